@@ -1,0 +1,50 @@
+"""What the management API shows of an archive: `GET /models/{model}?customized=true`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import PIL
+import torch
+import torchvision
+
+from camserve import __version__
+from camserve.capture.backend import Backend
+from camserve.config import COLORMAPS, METHODS, Config
+from camserve.labels import Labels
+from camserve.response import ModelInfo
+
+LIMITS = ("max_pixels", "max_picture_side", "max_response_bytes", "max_targets", "max_instances", "max_batch")
+
+
+def metadata(config: Config, backend: Backend, labels: Labels, model: ModelInfo, size: tuple[int, int]) -> dict[str, Any]:
+    """`customizedMetadata`. Shown only once the self-test has passed, because a worker that fails it never gets ready."""
+    return {
+        "camserve": __version__,
+        "model": model.name,
+        "version": model.version,
+        "weights": model.weights,
+        "method": config.method,
+        "methods": list(METHODS),
+        "layer": backend.layers[0],
+        "layers": list(backend.layers),
+        "closed_form": list(backend.closed_form),
+        "labels": len(labels),
+        "labelled": labels.given,
+        "input_size": list(size),
+        "formats": list(config.formats),
+        "colormaps": list(COLORMAPS),
+        "precision": config.precision,
+        "channels_last": backend.channels_last,
+        "limits": {name: getattr(config, name) for name in LIMITS},
+        "versions": {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            "pillow": PIL.__version__,
+        },
+        "self_test": "ok",
+    }

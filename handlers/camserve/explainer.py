@@ -1,0 +1,135 @@
+"""One chunk of pictures through the model: class scores for all, heatmaps for those that ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from camserve.cam import METHODS, RIVALS, heatmaps
+from camserve.capture import Captured
+from camserve.capture.backend import Backend
+from camserve.errors import RequestError
+
+TOP_CLASSES = 5
+"""How many classes a prediction lists, as the stock handler."""
+
+
+@dataclass(frozen=True)
+class Want:
+    """What is to be explained of one picture: `targets`, or where there are none the `top_k` most probable classes."""
+
+    layer: str
+    method: str
+    targets: tuple[int, ...] = ()
+    top_k: int = 1
+
+
+@dataclass(frozen=True)
+class Map:
+    """One target's heatmap `[h, w]` in [0, 1], float32; `range` is the map's own (min, max), None if it was not finite."""
+
+    target: int
+    probability: float
+    heatmap: NDArray[np.float32]
+    range: tuple[float, float] | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the model says of one picture: (index, probability) of its top classes, most probable first, and the maps."""
+
+    classes: tuple[tuple[int, float], ...]
+    maps: tuple[Map, ...]
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """The `turn`-th target of the picture in one row of the chunk."""
+
+    row: int
+    turn: int
+    target: int
+    layer: str
+    method: str
+
+
+class Explainer:
+    """Runs a model over chunks of pictures of one size."""
+
+    def __init__(self, backend: Backend, device: torch.device) -> None:
+        self._backend = backend
+        self._device = device
+
+    def explain(self, pictures: Sequence[Tensor], wants: Sequence[Want | None]) -> list[Seen | RequestError]:
+        """One forward pass over `pictures` (each `[3, H, W]`, float32, normalised); None wants no explanation.
+
+        Returns:
+            For each picture what was seen, or a 500 where its scores are not finite. No tensor of it has a graph.
+        """
+        layers = list(dict.fromkeys(want.layer for want in wants if want))
+        captured = self._backend.capture.forward(self._stacked(pictures), layers)
+        logits = captured.logits
+        probabilities = torch.softmax(logits, 1)
+        depth = min(max(TOP_CLASSES, *(want.top_k if want else 1 for want in wants)), logits.shape[1])
+        top = torch.topk(probabilities, depth, dim=1)
+        values, indices = top.values.tolist(), top.indices.tolist()
+        finite = torch.isfinite(logits).all(1).tolist()
+        asks = [
+            _Ask(row, turn, target, want.layer, want.method)
+            for row, want in enumerate(wants)
+            if want and finite[row]
+            for turn, target in enumerate(want.targets or indices[row][: want.top_k])
+        ]
+        maps = self._maps(captured, asks, probabilities.cpu())
+        scores = logits.cpu()
+        return [
+            Seen(tuple(zip(indices[row], values[row], strict=True))[:TOP_CLASSES], tuple(maps.get(row, ())), scores[row])
+            if good
+            else RequestError(500, "InternalError", "the model's scores of this picture are not finite")
+            for row, good in enumerate(finite)
+        ]
+
+    def _stacked(self, pictures: Sequence[Tensor]) -> Tensor:
+        stacked = torch.stack(list(pictures)).to(self._device)
+        return stacked.contiguous(memory_format=torch.channels_last) if self._backend.channels_last else stacked
+
+    def _maps(self, captured: Captured, asks: Sequence[_Ask], probabilities: Tensor) -> dict[int, list[Map]]:
+        """Each picture's maps, in the order of its targets. The t-th targets of all pictures share a backward pass."""
+        rounds: dict[tuple[str, str, int], list[_Ask]] = {}
+        for ask in asks:
+            rounds.setdefault((ask.layer, ask.method, ask.turn), []).append(ask)
+        found: dict[int, list[Map]] = {}
+        for (layer, method, _), part in rounds.items():
+            maps = self._round(captured, layer, method, [ask.row for ask in part], [ask.target for ask in part])
+            for ask, heatmap, limits, warnings in zip(part, *heatmaps(maps), strict=True):
+                probability = float(probabilities[ask.row, ask.target])
+                found.setdefault(ask.row, []).append(Map(ask.target, probability, heatmap, limits, warnings))
+        return found
+
+    def _round(self, captured: Captured, layer: str, method: str, rows: list[int], targets: list[int]) -> Tensor:
+        """The maps `[M, h, w]` of one target for each of M pictures."""
+        row_index = torch.tensor(rows, device=self._device)
+        target_index = torch.tensor(targets, device=self._device)
+        activation = captured.activation(layer)
+        if len(rows) < len(activation):
+            activation = activation[row_index]
+        gradients = captured.gradients(layer, row_index, target_index)
+        if not METHODS[method].rivals:
+            return METHODS[method].function(activation, gradients)
+        rivals = _rivals(captured.logits[row_index], target_index)
+        rival_gradients = [captured.gradients(layer, row_index, rival) for rival in rivals.unbind(1)]
+        stacked = torch.stack(rival_gradients, 1) if rival_gradients else torch.zeros_like(gradients)[:, None]
+        return METHODS[method].function(activation, gradients, stacked)
+
+
+def _rivals(logits: Tensor, targets: Tensor) -> Tensor:
+    """The `RIVALS` most probable other classes `[M, R]` of each picture; R is smaller where there are fewer classes."""
+    others = logits.scatter(1, targets[:, None], -torch.inf)
+    return torch.topk(others, min(RIVALS, logits.shape[1] - 1), dim=1).indices

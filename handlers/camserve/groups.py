@@ -1,0 +1,82 @@
+"""Pictures of one size go through the model together, in chunks, halved when a chunk fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+import torch
+
+from camserve.errors import RequestError
+
+logger = logging.getLogger(__name__)
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def chunks(sizes: Sequence[Hashable], limit: int) -> list[list[int]]:
+    """The positions of `sizes`, grouped by equal size in order of appearance, at most `limit` in a chunk."""
+    groups: dict[Hashable, list[int]] = {}
+    for position, size in enumerate(sizes):
+        groups.setdefault(size, []).append(position)
+    return [group[start : start + limit] for group in groups.values() for start in range(0, len(group), limit)]
+
+
+def run_halving(items: Sequence[S], attempt: Callable[[Sequence[S]], Sequence[T]]) -> list[T | RequestError]:
+    """`attempt(items)`, or, when that raises, both halves by themselves, down to single items.
+
+    A single item that fails is a 507 `OutOfMemory` if memory ran out, else a 500 `InternalError`, logged with its traceback.
+
+    Raises:
+        SystemExit: the GPU's context is broken for good; the server starts a new worker.
+    """
+    try:
+        return list(attempt(items))
+    except Exception as error:
+        out_of_memory = is_out_of_memory(error)
+        if len(items) == 1 and not out_of_memory:
+            logger.exception("one picture failed")
+        if is_poisoned(error):
+            raise SystemExit("the CUDA context is broken: this worker ends, the server starts another") from error
+        # The error itself is let go of here: its traceback holds the failed chunk's tensors.
+        kind = type(error).__name__
+    if out_of_memory:
+        release_memory()
+    if len(items) == 1:
+        return [_lone_failure(out_of_memory)]
+    logger.warning("a chunk of %d pictures failed (%s): trying its halves", len(items), kind)
+    middle = len(items) // 2
+    return run_halving(items[:middle], attempt) + run_halving(items[middle:], attempt)
+
+
+def _lone_failure(out_of_memory: bool) -> RequestError:
+    if out_of_memory:
+        return RequestError(507, "OutOfMemory", "this picture does not fit into the worker's memory, even by itself")
+    return RequestError(500, "InternalError", "the model failed on this picture; the server's log says more")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, the CPU allocator's, or a GPU's."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def release_memory() -> None:
+    """Gives what torch caches on a GPU back before the next, smaller attempt."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_poisoned(error: BaseException) -> bool:
+    """Whether a CUDA context is broken for good: after an illegal access every later call fails as well."""
+    if is_out_of_memory(error) or not torch.cuda.is_available():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False

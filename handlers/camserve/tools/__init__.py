@@ -1,0 +1,1 @@
+"""What users run and no archive holds: packaging, serving, clients, and the `camserve` command."""

@@ -1,0 +1,47 @@
+"""The `camserve` command: `camserve package`, `serve`, `demo`, each of which lives in a module of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import camserve
+from camserve.errors import listed, nearest
+
+COMMANDS = {
+    "package": "make an archive (.mar) of a model",
+    "serve": "serve the archives of a model store",
+    "demo": "package a real classifier, serve it, and explain a photograph",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `argv` (by default the process's own arguments); the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"camserve {camserve.__version__}")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        near = nearest(command, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {listed(COMMANDS)}"
+        print(f"error: no command {command}; {hint}", file=sys.stderr)
+        return 2
+    try:
+        return int(import_module(f"camserve.tools.{command}").main(rest))
+    except KeyboardInterrupt:
+        return 130
+
+
+def usage() -> str:
+    """The commands, one a line."""
+    lines = [f"  {name:<10}{meaning}" for name, meaning in COMMANDS.items()]
+    return "\n".join(["usage: camserve COMMAND ...", "", *lines, "", "camserve COMMAND --help says more."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

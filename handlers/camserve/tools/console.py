@@ -1,0 +1,48 @@
+"""What the tools print: steps while they work, and errors that a user can act on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+
+class ToolError(Exception):
+    """A tool cannot do what it was asked; the message says what is wrong and what would do."""
+
+
+class Progress:
+    """Steps, one line each when done; on anything but a terminal only notes are printed."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """Shows that `text` is being done, and when it is done, in how many seconds."""
+        if not self.console.is_terminal:
+            yield
+            return
+        start = time.perf_counter()
+        with self.console.status(f"{text} ..."):
+            yield
+        self.console.print(f"[green]✓[/] {text} [dim]({time.perf_counter() - start:.1f} s)[/]")
+
+    def note(self, text: str) -> None:
+        """Says something that was decided or found; `text` is printed as it is."""
+        self.console.print(text, markup=False)
+
+
+def command_of(name: str) -> str:
+    """How a command is called here: `scripts/serve.py` in the repository, `camserve serve` where the package is installed."""
+    script = Path(__file__).resolve().parents[3] / "scripts" / f"{name}.py"
+    return f"scripts/{name}.py" if script.is_file() else f"camserve {name}"
+
+
+def fail(message: object) -> int:
+    """Prints an error to standard error; the exit status to return."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="red", markup=False)
+    return 1

@@ -1,0 +1,133 @@
+"""Serves the archives of a model store: starts TorchServe, says when it is ready, and ends it without losing a request."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from camserve.tools.console import Progress, ToolError, fail
+from camserve.tools.server.errors import Interrupted
+from camserve.tools.server.process import log_file
+from camserve.tools.server.server import CONFIG, Server
+
+__all__ = ["Server", "main", "parser"]
+
+DESCRIPTION = """
+Serves the archives of a model store with TorchServe, in the foreground. Prints `ready URL` on standard output once every
+worker has loaded its model. Management and metrics are on PORT+1 and PORT+2. Ctrl-C or SIGTERM ends it after the requests
+in flight and in the queue are answered (requests that arrive meanwhile are answered too, and prolong that, up to --drain
+seconds); a second one ends it at once.
+"""
+EPILOG = """
+environment: OMP_NUM_THREADS, threads of each worker (default: cores divided by the workers of all models); JAVA_HOME, where
+Java is. PYTHONPATH is not passed on, so that each archive runs its own code.
+exit status: 0 after a stop in which every request was answered, 1 when a model does not load, the server ends by itself,
+or the time of --drain ran out, 128 + the signal's number after a second signal or one before the server was ready.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="serve", description=DESCRIPTION, epilog=EPILOG)
+    add = made.add_argument
+    add("--models", nargs="+", default=[], metavar="NAME", help="NAME, NAME.mar or ALIAS=NAME.mar (default: every archive)")
+    add("--model-store", type=Path, metavar="DIR", help="folder of the archives (default: the configuration's, or model_store)")
+    add("--port", type=int, help="port of the inference address; 0 picks free ports (default: the configuration's, or 8080)")
+    add("--config", type=Path, metavar="FILE", help=f"TorchServe's configuration (default: {CONFIG}, where there is one)")
+    add("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="longest wait for requests when stopping (default: 30)")
+    add("--log-dir", default="logs", metavar="DIR", help="where TorchServe's log goes; - is standard output (default: logs)")
+    add("--log-config", type=Path, metavar="FILE", help="a log4j2 configuration in place of the built-in one")
+    add("--verbose", action="store_true", help="TorchServe's log to standard error too")
+    return made
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until a signal; the exit status (see `--help`)."""
+    options = parser().parse_args(argv)
+    progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
+    signals: list[int] = []
+    try:
+        server = _server(options)
+        with _signals(signals, server), server.opened():
+            return _serve(server, options.drain, signals, progress)
+    except Interrupted:
+        return 128 + signals[0]
+    except ToolError as error:
+        return fail(error)
+
+
+def _server(options: argparse.Namespace) -> Server:
+    return Server(
+        options.model_store,
+        options.models,
+        config=options.config,
+        port=options.port,
+        log_config=options.log_config,
+        sinks=lambda port: _sinks(options, port),
+    )
+
+
+def _sinks(options: argparse.Namespace, port: int) -> tuple[str, list[Callable[[str], None]]]:
+    """Where the log of the server on `port` goes: in words, and as functions that take a line."""
+    echo: list[Callable[[str], None]] = [lambda line: print(line, file=sys.stderr, flush=True)] if options.verbose else []
+    if options.log_dir == "-":
+        return "standard output", [lambda line: print(line, flush=True), *echo]
+    path = Path(options.log_dir, f"serve-{port}.log")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise ToolError(f"cannot write the log {path}: {error.strerror}; choose another folder with --log-dir") from error
+    return str(path), [log_file(path), *echo]
+
+
+def _serve(server: Server, drain: float, signals: list[int], progress: Progress) -> int:
+    progress.note(f"starting TorchServe with {server.described}; its log: {server.log_place}")
+    with progress.step("loading"):
+        server.wait_ready()
+    print(f"ready {server.url}", flush=True)
+    server.wait_asked()
+    progress.note(f"stopping: requests in flight are finished first, in at most {drain:g} s; once more stops at once")
+    drained = server.stop(drain)
+    if drained or drain == 0:
+        progress.note("stopped")
+        return 0
+    if len(signals) > 1:
+        return 128 + signals[-1]
+    return fail(f"stopped after {drain:g} s before every request was answered; --drain gives more time")
+
+
+@contextmanager
+def _signals(received: list[int], server: Server) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP ask the server to stop, the second one at once."""
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        server.ask(at_once=len(received) > 1)
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before: list[Any] = [signal.signal(number, note) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Finds out when a server has nothing left to do. TorchServe keeps no count of requests in progress.
+
+A request waits in the model's queue (`pendingRequests`), then in Java's hands while a batch fills (at most
+`maxBatchDelay`), then in the worker, then in the socket back to the client. So a server is idle when, for longer than a
+batch may fill, no queue holds a request, every worker's main thread sleeps in the read of its next command and has not
+woken, and no reply lies unsent.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import psutil
+
+from camserve.tools.server.management import Management
+
+INTERVAL = 0.05
+SLACK = 0.3
+BLIND_SLACK = 2.0
+Mark = tuple[bool, object]
+
+
+class Drain:
+    """Waits until the server behind `management`, whose inference port is `port`, is idle."""
+
+    def __init__(self, management: Management, port: int) -> None:
+        self._management = management
+        self._port = port
+
+    def wait(self, limit: float, hurry: Event) -> bool:
+        """True once the server is idle; False after `limit` seconds, when `hurry` is set, or when it does not answer."""
+        end = time.monotonic() + limit
+        marks: dict[int, Mark] = {}
+        quiet_since = time.monotonic()
+        while time.monotonic() < end and not hurry.is_set():
+            models = self._management.models()
+            if models is None:
+                return False
+            before, marks = marks, {pid: mark(pid) for pid in _worker_pids(models)}
+            if marks != before or any(busy for busy, _ in marks.values()) or _pending(models) or unsent(self._port):
+                quiet_since = time.monotonic()
+            elif time.monotonic() - quiet_since > _longest_wait(models):
+                return True
+            hurry.wait(INTERVAL)
+        return False
+
+
+def _worker_pids(models: list[dict[str, Any]]) -> list[int]:
+    return [worker["pid"] for model in models for worker in model["workers"] if worker["pid"] > 0]
+
+
+def _pending(models: list[dict[str, Any]]) -> int:
+    return sum(model["jobQueueStatus"]["pendingRequests"] for model in models)
+
+
+def _longest_wait(models: list[dict[str, Any]]) -> float:
+    """Seconds of silence after which no batch can still be filling."""
+    slack = SLACK if Path("/proc/self/wchan").exists() else BLIND_SLACK
+    return max((model["maxBatchDelay"] for model in models), default=0) / 1000 + slack
+
+
+def mark(pid: int) -> Mark:
+    """Whether a worker is seen at work, and a value that changes when it has worked since.
+
+    On Linux its main thread is at work unless it sleeps in the read of a Unix socket, by which TorchServe sends
+    commands; whatever wakes it is counted as a context switch. Where the kernel does not tell, the processor time that
+    it has used must do, and a worker that waits for something else without using any is taken for idle.
+    """
+    try:
+        process = psutil.Process(pid)
+        place = _sleeps_in(pid)
+        if place:
+            return not place.startswith("unix_stream"), process.num_ctx_switches()
+        return process.status() == psutil.STATUS_RUNNING, (process.num_ctx_switches(), process.cpu_times()[:2])
+    except psutil.Error:
+        return False, None
+
+
+def _sleeps_in(pid: int) -> str:
+    """The kernel function in which the main thread of `pid` sleeps (Linux); empty when it runs or nobody tells."""
+    try:
+        return Path(f"/proc/{pid}/wchan").read_text("ascii").strip("0\n")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def unsent(port: int) -> int:
+    """Bytes that clients of `port` have not taken yet, or that the server has not read (Linux; elsewhere 0)."""
+    if sys.platform != "linux":
+        return 0
+    total = 0
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            rows = Path(table).read_text("ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for row in rows:
+            _, local, _, state, queues, *_ = row.split()
+            if state != "0A" and int(local.rpartition(":")[2], 16) == port:  # 0A: listening
+                total += sum(int(queue, 16) for queue in queues.split(":"))
+    return total

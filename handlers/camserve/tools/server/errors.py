@@ -1,0 +1,13 @@
+"""Why a server does not start, or ended."""
+
+from __future__ import annotations
+
+from camserve.tools.console import ToolError
+
+
+class ServeError(ToolError):
+    """A server that cannot start or has ended by itself: the message says why, and what would help."""
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The start was called off."""

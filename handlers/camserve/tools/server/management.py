@@ -1,0 +1,46 @@
+"""What TorchServe's management address tells about its models."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import requests
+
+
+class Management:
+    """Asks the management address at `url`; with the key from `key_file` where the server wants tokens."""
+
+    def __init__(self, url: str, key_file: Path | None = None) -> None:
+        self._url = url
+        self._key_file = key_file
+        self._since = time.time()
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxy stands between a process and its own child
+
+    def models(self) -> list[dict[str, Any]] | None:
+        """Every version of every model, as `GET /models/{name}/all` describes it; None while nobody answers."""
+        try:
+            listed = self._get("/models?limit=1000")["models"]
+            names = dict.fromkeys(model["modelName"] for model in listed)
+            return [version for name in names for version in self._get(f"/models/{quote(name, safe='')}/all")]
+        except (requests.RequestException, ValueError, KeyError):
+            return None
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._session.close()
+
+    def _get(self, path: str) -> Any:
+        answer = self._session.get(self._url + path, headers=self._headers(), timeout=10)
+        answer.raise_for_status()
+        return answer.json()
+
+    def _headers(self) -> dict[str, str]:
+        if self._key_file is None or self._key_file.stat().st_mtime < self._since - 1:
+            return {}
+        key = json.loads(self._key_file.read_text("utf-8"))["management"]["key"]
+        return {"Authorization": f"Bearer {key}"}

@@ -1,0 +1,91 @@
+"""One process with all its descendants: started apart from the terminal, its output kept, ended without a rest."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from threading import Thread
+
+import psutil
+
+# Runs as a program of its own, because it must act between fork and exec, where Python code is unsafe in a process with
+# threads: asks Linux to kill this process when its parent dies (PR_SET_PDEATHSIG is kept by exec), then becomes argv[2:].
+_BECOME = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def log_file(path: Path) -> Callable[[str], None]:
+    """Writes lines to a file that is rolled over at 10 MB and kept three times."""
+    handler = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8", delay=True)
+    return lambda line: handler.emit(logging.makeLogRecord({"msg": line}))
+
+
+class OwnProcess:
+    """A child in a session and process group of its own, so that the terminal's Ctrl-C does not reach it.
+
+    On Linux the kernel kills it when the thread that made it ends, however that ends; so it is made on a thread that
+    lives as long. Each line that it or a descendant prints goes to every one of `sinks`; `lines` keeps the last thousand.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], sinks: Sequence[Callable[[str], None]]) -> None:
+        self.lines: deque[str] = deque(maxlen=1000)
+        self._sinks = (self.lines.append, *sinks)
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), *command],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._reader = Thread(target=self._read, name="server output", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """The child's process id, and its group's."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether the child itself has ended."""
+        return self._process.poll() is not None
+
+    def children(self) -> set[psutil.Process]:
+        """The processes that the child started and that still run."""
+        try:
+            return set(psutil.Process(self.pid).children(recursive=True))
+        except psutil.NoSuchProcess:
+            return set()
+
+    def end(self) -> None:
+        """Ends the child and the rest of its group, by force; may be called again."""
+        # Asked to end, Java resets its connections just as quickly, and then waits two seconds for nothing.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        self._reader.join(timeout=5)
+
+    def _read(self) -> None:
+        stream = self._process.stdout
+        if stream is None:
+            return
+        with stream:
+            for raw in stream:
+                line = raw.decode("utf-8", "replace").rstrip("\r\n")
+                for sink in self._sinks:
+                    sink(line)

@@ -1,0 +1,230 @@
+"""A TorchServe of one's own, from the start of Java to the end of the last worker."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from threading import Event
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from camserve.errors import listed, shown
+from camserve.tools.server import faults
+from camserve.tools.server.addresses import Addresses, Settings
+from camserve.tools.server.cores import cores
+from camserve.tools.server.drain import Drain
+from camserve.tools.server.errors import Interrupted, ServeError
+from camserve.tools.server.folder import own_folder
+from camserve.tools.server.java import find_java, server_command
+from camserve.tools.server.management import Management
+from camserve.tools.server.process import OwnProcess
+from camserve.tools.server.store import Stored, select
+
+CONFIG = Path("config.properties")
+LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
+Sinks = Callable[[int], tuple[str, Sequence[Callable[[str], None]]]]
+
+
+class Server:
+    """TorchServe with the archives `models` of `model_store` (all of them for none), on `port` and the two above it.
+
+    `config` is TorchServe's configuration file: by default `config.properties` of the current folder, or safe settings
+    where there is none. `port` 0 picks free ports, None takes the configuration's. `sinks` is given the port and returns
+    where the log goes, in words, and the functions that take its lines. As a context manager it is ready inside, and
+    ended outside, whatever happened; a server whose process is killed is killed with it (Linux), so make it on a thread
+    that lives as long as it.
+    """
+
+    def __init__(
+        self,
+        model_store: Path | str | None = None,
+        models: Sequence[str] = (),
+        *,
+        config: Path | str | None = None,
+        port: int | None = 0,
+        log_config: Path | str | None = None,
+        sinks: Sinks = lambda _: ("memory", ()),
+    ) -> None:
+        chosen = Path(config) if config is not None else (CONFIG if CONFIG.is_file() else None)
+        self._settings = Settings.read(chosen)
+        self._store = Path(model_store or self._settings.values.get("model_store", "model_store")).resolve()
+        self._names = tuple(models)
+        self._port = port
+        self._log_config = Path(log_config or LOG_CONFIG)
+        self._sinks = sinks
+        self._asked, self._hurry = Event(), Event()
+        self._archives: list[Stored] = []
+        self._seen: set[psutil.Process] = set()
+        self.log_place = ""
+
+    def __enter__(self) -> Server:
+        self._exit = contextlib.ExitStack()
+        self._exit.enter_context(self.opened())
+        with self._exit:
+            self.wait_ready()
+            self._exit = self._exit.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._exit.close()
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Starts TorchServe, without waiting for it, and ends it and removes its folder on leaving."""
+        self._archives = select(self._store, self._names)
+        java = find_java()
+        self._addresses = Addresses.choose(self._settings, self._port)
+        self.log_place, sinks = self._sinks(self._addresses.http[0][2])
+        with own_folder() as folder:
+            command = server_command(
+                java,
+                config=self._write_config(folder),
+                vmargs=self._settings.values.get("vmargs", "").split(),
+                folder=folder,
+                log_config=self._log_config,
+                store=self._store,
+                models=[archive.argument for archive in self._archives],
+            )
+            self._management = Management(self.management_url, self._key_file())
+            self._process = OwnProcess(command, self._environment(folder), sinks)
+            try:
+                yield
+            finally:
+                self.stop()
+
+    @property
+    def url(self) -> str:
+        """Of predictions and explanations."""
+        return self._addresses.url(0)
+
+    @property
+    def management_url(self) -> str:
+        """Of the management address."""
+        return self._addresses.url(1)
+
+    @property
+    def metrics_url(self) -> str:
+        """Of the metrics address."""
+        return self._addresses.url(2)
+
+    @property
+    def pids(self) -> list[int]:
+        """Java's process id, then those of the processes that it started and that still run."""
+        return [self._process.pid, *sorted(child.pid for child in self._process.children())]
+
+    @property
+    def lines(self) -> list[str]:
+        """The last lines of the log."""
+        return list(self._process.lines)
+
+    @property
+    def described(self) -> str:
+        """The models, in words."""
+        return listed(f"{archive.name} ({archive.file})" for archive in self._archives).replace(" or ", " and ")
+
+    def ask(self, at_once: bool = False) -> None:
+        """Ends `wait_ready` and `wait_asked`, and with `at_once` a drain that goes on; may be called by a signal's handler."""
+        self._asked.set()
+        if at_once:
+            self._hurry.set()
+
+    def wait_ready(self) -> None:
+        """Returns once every worker of every model has loaded it.
+
+        Raises `ServeError` with the worker's own reason when a model does not load, `Interrupted` when asked to stop.
+        """
+        while not self._asked.wait(0.1):
+            models = self._management.models()
+            self._check_alive()
+            if self._is_ready(models):
+                return
+            self._check_workers(models)
+        raise Interrupted
+
+    def wait_asked(self) -> None:
+        """Returns when asked to stop; raises `ServeError` when the server ends by itself."""
+        while not self._asked.wait(0.2):
+            self._check_alive()
+
+    def stop(self, drain: float = 0) -> bool:
+        """Ends Java and every worker, first letting requests finish for up to `drain` seconds; whether all had finished."""
+        drained = False
+        if drain > 0 and not self._process.ended:
+            drained = Drain(self._management, self._addresses.http[0][2]).wait(drain, self._hurry)
+        self._process.end()
+        self._management.close()
+        return drained
+
+    def _is_ready(self, models: list[dict[str, Any]] | None) -> bool:
+        if models is None:
+            return False
+        loaded = {(model["modelName"], model["modelVersion"]) for model in models}
+        for archive in self._archives:
+            if (archive.name, archive.version) not in loaded:
+                raise ServeError(f"TorchServe does not take {archive.file}: {self._last(3)}")
+        return all(_all_ready(model) for model in models)
+
+    def _check_alive(self) -> None:
+        if self._process.ended:
+            raise ServeError(f"TorchServe ended by itself: {self._last(6)}")
+
+    def _check_workers(self, models: list[dict[str, Any]] | None) -> None:
+        """A worker that has ended before it was ready could not load its model: TorchServe would try on for minutes."""
+        now = {child for child in self._process.children() if _is_worker(child)}
+        gone, self._seen = self._seen - now, now
+        if not gone:
+            return
+        waiting = [model["modelName"] for model in models or [] if not _all_ready(model)]
+        names = waiting or [archive.name for archive in self._archives]
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            for name in names:
+                why = faults.reason(self.lines, name)
+                if why and time.monotonic() > end - 1.5:  # the end of a traceback may still be on its way
+                    raise ServeError(f"the model {shown(name)} does not load: {why}")
+            time.sleep(0.1)
+        raise ServeError(f"the model {shown(names[0])} does not load: its worker ended and gave no reason: {self._last(4)}")
+
+    def _last(self, count: int) -> str:
+        lines = [line for line in self.lines if line.strip() and not line.lstrip().startswith(("at ", "..."))]
+        return "\n".join(["its last words were", *(f"  {line}" for line in lines[-count:])])
+
+    def _write_config(self, folder: Path) -> Path:
+        path = folder / "config.properties"
+        path.write_text(f"{self._settings.text}\n\n{self._addresses.properties()}", encoding="latin-1")
+        return path
+
+    def _key_file(self) -> Path | None:
+        if self._settings.values.get("disable_token_authorization", "").lower() == "true":
+            return None
+        return Path("key_file.json").resolve()
+
+    def _environment(self, folder: Path) -> dict[str, str]:
+        dropped = {"PYTHONPATH", "PYTHONHOME", "TS_CONFIG_FILE"}
+        dropped |= {"TS_" + line.partition("=")[0].upper() for line in self._addresses.properties().split()}
+        environment = {name: value for name, value in os.environ.items() if name not in dropped}
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self._workers())))
+        return environment | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
+
+    def _workers(self) -> int:
+        """Workers of all models together."""
+        default = self._settings.values.get("default_workers_per_model", "0")
+        each = int(default) if default.isdigit() and int(default) > 0 else cores()
+        return max(1, sum(archive.workers or each for archive in self._archives))
+
+
+def _all_ready(model: dict[str, Any]) -> bool:
+    workers = model["workers"]
+    return len(workers) >= max(1, model["minWorkers"]) and all(worker["status"] == "READY" for worker in workers)
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return any("model_service_worker" in word for word in process.cmdline())
+    except psutil.Error:
+        return False

@@ -1,0 +1,176 @@
+"""Puts an archive's files together, runs torch-model-archiver on them, and explains a picture from what comes out."""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from ts.utils.util import load_label_mapping
+
+import camserve
+from camserve.config import Config
+from camserve.tools import fresh
+from camserve.tools.archive import open_archive
+from camserve.tools.bundle import SKIPPED, in_fresh_process
+from camserve.tools.console import ToolError
+from camserve.tools.sources import Source, check_module_name
+
+WEIGHTS = "weights.pth"
+CONFIG = "model-config.yaml"
+LABELS = "index_to_name.json"
+OWN = ("camserve", "gradcam_handler.py", "licenses", "MAR-INF", WEIGHTS, CONFIG, LABELS)
+"""Names in an archive's root that packaging itself writes."""
+
+
+def copy_extra_files(patterns: Iterable[str], staging: Path) -> None:
+    """Copies files, wildcards' matches, and folders' contents into `staging`, as torch-model-archiver would.
+
+    Raises:
+        ToolError: nothing there, a name that packaging needs itself, or a module that would hide another in the worker.
+    """
+    for pattern in patterns:
+        matches = sorted(glob.glob(pattern))  # noqa: PTH207 patterns may be absolute
+        found = [Path(each) for each in matches or [pattern]]
+        for path in [item for each in found for item in (sorted(each.iterdir()) if each.is_dir() else [each])]:
+            if path.name in OWN:
+                hint = "; give labels with --labels" if path.name == LABELS else ""
+                raise ToolError(f"--extra-files {pattern}: packaging writes {path.name} itself{hint}")
+            if not path.exists():
+                raise ToolError(f"--extra-files {pattern}: there is nothing of that name")
+            if (staging / path.name).exists():
+                raise ToolError(f"--extra-files {pattern}: two of the files are named {path.name}")
+            if path.is_dir():
+                shutil.copytree(path, staging / path.name, ignore=SKIPPED, copy_function=shutil.copyfile)
+            else:
+                shutil.copyfile(path, staging / path.name)
+    for name in fresh.top_modules(staging):
+        check_module_name(name, staging / name)
+
+
+def copy_package(staging: Path) -> Path:
+    """Copies the package without its tools, and the project's licence, into `staging`; returns the handler's file."""
+    package = Path(camserve.__file__).parent
+    shutil.copytree(package, staging / "camserve", ignore=_without_tools(package), copy_function=shutil.copyfile)
+    repository = package.parents[1] / "LICENSE"
+    licences = [repository, *package.parent.glob("camserve-*.dist-info/licenses/LICENSE")]
+    folder = staging / "licenses" / f"camserve-{camserve.__version__}"
+    for licence in [each for each in licences if each.is_file()][:1]:
+        folder.mkdir(parents=True)
+        shutil.copyfile(licence, folder / "LICENSE")
+    handler = find_spec("gradcam_handler")
+    if handler is None or handler.origin is None:
+        raise ToolError("gradcam_handler.py is not beside the package camserve; install the project again")
+    return Path(handler.origin)
+
+
+def _without_tools(package: Path) -> Any:
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return set(SKIPPED(folder, names)) | ({"tools"} & set(names) if Path(folder) == package else set())
+
+    return ignored
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any], explain: Mapping[str, Any]) -> Path:
+    """Writes `model-config.yaml`: TorchServe's own settings, and the `explain:` section."""
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in explain.items()}
+    path = folder / CONFIG
+    path.write_text(yaml.safe_dump({**settings, "explain": plain}, sort_keys=False, allow_unicode=True), "utf-8")
+    return path
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Index and name of each class, in any of the forms that TorchServe's stock handlers take.
+
+    Raises:
+        ToolError: no such file, or not labels.
+    """
+    if not path.is_file():
+        raise ToolError(f"--labels: there is no file {path}")
+    try:
+        return {str(index): str(name) for index, name in load_label_mapping(str(path)).items()}
+    except Exception as error:  # that function raises bare exceptions
+        raise ToolError(f'--labels {path}: expected {{"0": "tench", ...}}: {error}') from error
+
+
+def write_labels(staging: Path, labels: Mapping[str, str]) -> None:
+    """Writes `index_to_name.json`."""
+    (staging / LABELS).write_text(json.dumps(dict(labels), ensure_ascii=False, indent=0) + "\n", "utf-8")
+
+
+def build(source: Source, *, staging: Path, handler: Path, settings: Path, name: str, version: str) -> Path:
+    """Runs torch-model-archiver with a temporary folder of its own (it deletes what it finds there); the archive's path.
+
+    `staging` holds what goes into the archive besides model, handler and settings; the archive lies beside it.
+
+    Raises:
+        ToolError: in the archiver's own words, why it failed.
+    """
+    weights, store, temporary = settings.with_name(WEIGHTS), staging.with_name("built"), staging.with_name("archiver")
+    if source.weights is None:
+        torch.save(source.model.state_dict(), weights)
+    else:
+        shutil.copyfile(source.weights, weights)
+    store.mkdir()
+    temporary.mkdir()
+    command = [sys.executable, "-m", "model_archiver.model_packaging"]
+    command += ["--model-name", name, "--version", version, "--model-file", str(source.model_file.resolve())]
+    command += ["--serialized-file", str(weights), "--handler", str(handler), "--extra-files", str(staging)]
+    command += ["--config-file", str(settings), "--export-path", str(store), "--archive-format", "zip-store"]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    done = subprocess.run(command, env=environment, cwd=temporary, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ToolError(f"torch-model-archiver failed: {' '.join(done.stderr.split()[-40:])}")
+    return store / f"{name}.mar"
+
+
+def explain_once(archive: Path, config: Config) -> dict[str, Any]:
+    """The answer to one explanation by the finished archive, in a fresh process that has only TorchServe's environment.
+
+    Raises:
+        ToolError: in the worker's own words, why there is none.
+    """
+    with open_archive(archive) as opened, tempfile.NamedTemporaryFile(prefix="camserve-") as picture:
+        picture.write(_picture(config))
+        picture.flush()
+        found = in_fresh_process("explain", str(opened.directory), picture.name)
+    if "error" in found:
+        raise ToolError(f"the archive does not work in a fresh process: {found['error']}")
+    answer = json.loads(found["body"]) if found["status"] == 200 else found["body"]
+    if not isinstance(answer, dict) or not answer.get("explanations"):
+        raise ToolError(f"the archive does not explain a picture in a fresh process: {found['status']} {found['body']}")
+    return answer
+
+
+def _picture(config: Config) -> bytes:
+    """A picture that the archive accepts: of one of its formats, and within its limit."""
+    side = min(256, math.isqrt(config.max_pixels))
+    across = np.linspace(0, 6, side)
+    waves = np.stack([np.sin(across[:, None] * k + across[None, :]) for k in (1, 2, 3)], axis=2)
+    file = io.BytesIO()
+    Image.fromarray((127.5 + 127.5 * waves).astype(np.uint8)).save(file, config.formats[0])
+    return file.getvalue()
+
+
+def put(archive: Path, target: Path) -> None:
+    """Writes the archive to its place in one step, so that no server ever sees half of it."""
+    part = target.with_suffix(f".{os.getpid()}.part")
+    try:
+        shutil.copyfile(archive, part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

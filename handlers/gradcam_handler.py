@@ -1,0 +1,175 @@
+"""The TorchServe handler: the stock image classifier, plus Grad-CAM++ explanations. The only module that knows TorchServe.
+
+An archive names this file as its handler. TorchServe wants exactly one class in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from ts.torch_handler.image_classifier import ImageClassifier
+
+from camserve import __version__, describe
+from camserve.batch import Hooks, Pipeline
+from camserve.capture import open_backend
+from camserve.config import Config
+from camserve.errors import ConfigError
+from camserve.explainer import Explainer
+from camserve.images import Preprocess
+from camserve.labels import Labels
+from camserve.request import Call, Parser
+from camserve.response import ModelInfo, Reply, Responder
+
+logger = logging.getLogger(__name__)
+
+PROBE = (256, 256)
+"""The picture, (width, height), whose tensor says how large the model's input is where it follows the picture's size."""
+
+
+class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
+    """Predictions as the stock handler gives them, and explanations, from one forward pass of a mixed batch.
+
+    A subclass may set `image_processing`, or override `preprocess` or `postprocess`: its predictions stay what they were,
+    and are explained. (Where the crop is its own, `view` is null and the heatmap is drawn over the whole picture.)
+    """
+
+    def initialize(self, context: Any) -> None:
+        """Loads the model as the stock handler does, checks the `explain:` section, and explains one synthetic picture.
+
+        Raises:
+            ConfigError: in one line, what in the archive's configuration is wrong and what is accepted.
+        """
+        super().initialize(context)
+        settings = getattr(self, "model_yaml_config", None) or {}
+        self.config = Config.from_mapping(settings.get("explain"))
+        started = time.perf_counter()
+        preprocess = self._preprocess_of(self.config)
+        height, width = preprocess(Image.new("RGB", PROBE)).shape[1:]
+        size = (height, width)
+        self.backend = open_backend(self.model, self.config, size, self.device)
+        labels = Labels(self.backend.outputs, self.mapping)
+        digest = _sha256(Path(self.model_pt_path)) if self.model_pt_path else ""
+        version = str(context.manifest["model"].get("modelVersion", ""))
+        self.info = ModelInfo(str(context.model_name), version, f"sha256:{digest[:12]}")
+        parser = Parser(self.config, labels, self.backend.layers)
+        responder = Responder(self.info, self.config.max_response_bytes)
+        explainer = Explainer(self.backend, self.device)
+        self.pipeline = Pipeline(
+            config=self.config,
+            labels=labels,
+            parser=parser,
+            explainer=explainer,
+            preprocess=preprocess,
+            responder=responder,
+            hooks=self._hooks(),
+        )
+        self.metadata = {
+            **describe.metadata(self.config, self.backend, labels, self.info, size),
+            "weights": f"sha256:{digest}",
+        }
+        self._self_test(size)
+        logger.info(
+            "camserve %s: layers %s%s, ready in %.1f s",
+            __version__,
+            ", ".join(self.backend.layers),
+            f" ({self.backend.why})" if self.backend.why else "",
+            time.perf_counter() - started,
+        )
+
+    def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> Sequence[bytes | dict[str, Any]]:
+        """Answers a batch that mixes predictions and explanations: for each row what it would have got alone."""
+        self.context = context
+        started = time.perf_counter()
+        if self._is_describe() and len(data) == 1 and not data[0]:
+            return [self.describe_handle()]
+        calls = [_call(row, context.get_all_request_header(index)) for index, row in enumerate(data)]
+        bodies = self._answered(calls)
+        context.metrics.add_time("HandlerTime", round((time.perf_counter() - started) * 1000, 2), None, "ms")
+        return bodies
+
+    def explain_handle(self, data_preprocess: Any, raw_data: Sequence[Mapping[str, Any]]) -> list[bytes]:  # noqa: ARG002
+        """Explains every row of `raw_data`, whatever its own mode; `data_preprocess` is not needed."""
+        headers = [self.context.get_all_request_header(index) for index in range(len(raw_data))] if self.context else []
+        headers = headers or [{}] * len(raw_data)
+        calls = [_call({**row}, {**header, "explain": "True"}) for row, header in zip(raw_data, headers, strict=True)]
+        return self._answered(calls)
+
+    def describe_handle(self) -> dict[str, Any]:
+        """What `GET /models/{model}?customized=true` shows as `customizedMetadata`."""
+        return self.metadata
+
+    def _answered(self, calls: Sequence[Call]) -> list[bytes]:
+        replies = self.pipeline.run(calls)
+        for index, reply in enumerate(replies):
+            self._write_head(index, reply)
+        return [reply.body for reply in replies]
+
+    def _write_head(self, index: int, reply: Reply) -> None:
+        if self.context is None:
+            return
+        if reply.status != 200:
+            self.context.set_response_status(code=reply.status, phrase="", idx=index)
+        self.context.set_response_content_type(index, reply.content_type)
+        for name, value in reply.headers.items():
+            self.context.set_response_header(index, name, value)
+
+    def _preprocess_of(self, config: Config) -> Preprocess:
+        """The archive's preprocessing, or a subclass's own `image_processing`."""
+        if type(self).image_processing is ImageClassifier.image_processing:
+            return Preprocess(config)
+        ours = sorted({"resize", "crop", "interpolation", "mean", "std"} & config.given)
+        if ours:
+            raise ConfigError(
+                f"explain: {', '.join(ours)}: the handler {type(self).__name__} brings its own image_processing; "
+                "give one or the other"
+            )
+        return Preprocess.from_callable(self.image_processing)
+
+    def _hooks(self) -> Hooks:
+        """The stock steps that a subclass overrides."""
+        own = type(self)
+        return Hooks(
+            tensor_of=self._own_tensor if own.preprocess is not ImageClassifier.preprocess else None,
+            predictions_of=self._own_predictions if own.postprocess is not ImageClassifier.postprocess else None,
+        )
+
+    def _own_tensor(self, image: Any) -> torch.Tensor:
+        batch = self.preprocess([{"data": bytearray(image) if isinstance(image, bytes) else image}])
+        return torch.as_tensor(batch)[0].float().cpu()
+
+    def _own_predictions(self, logits: torch.Tensor) -> Any:
+        return self.postprocess(logits[None])[0]
+
+    def _self_test(self, size: tuple[int, int]) -> None:
+        """Explains one synthetic picture at every layer before the worker reports ready.
+
+        Raises:
+            ConfigError: the answer is not a whole explanation.
+        """
+        picture = np.random.default_rng(0).normal(size=(3, *size)).astype(np.float32)
+        for layer in self.backend.layers:
+            fault = self.pipeline.self_test(picture, layer)
+            if fault:
+                raise ConfigError(f"explain: the self-test at layer {layer} failed: {fault}")
+
+
+def _call(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call:
+    """TorchServe's row and headers as a call; it keeps each parameter's content type among the headers, as a dict."""
+    plain = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+    return Call(explain=plain.get("explain") == "True", headers=plain, fields=row)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets everything up, then lints, checks types and runs the tests: scripts/test.sh [pytest's arguments]
+# CAMSERVE_SLOW=1 adds the slow tests. With CI set, a skipped test fails the run, unless it needs a GPU or is slow.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scripts/setup.sh test
+bin=.venv/bin
+echo "ruff check" && $bin/ruff check .
+echo "ruff format" && $bin/ruff format --check .
+echo "mypy" && $bin/mypy handlers
+echo "pytest" && exec $bin/python -m pytest --durations=15 --durations-min=1 "$@"

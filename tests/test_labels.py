@@ -1,0 +1,62 @@
+"""Index and name of a class."""
+
+from __future__ import annotations
+
+import pytest
+from camserve.errors import ConfigError, RequestError
+from camserve.labels import Labels
+
+BIRDS = Labels(5, {"0": "crane", "1": "Tabby cat", "2": "tabby", "3": "crane", "4": "Weiß"})
+
+
+def test_without_a_mapping_the_index_is_the_name() -> None:
+    """As the stock handler answers without `index_to_name.json`."""
+    labels = Labels(3)
+
+    assert labels.names == ("0", "1", "2")
+    assert not labels.given
+    assert labels.index("2") == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "index"), [(0, 0), (4, 4), ("Tabby cat", 1), ("tabby", 2), ("TABBY", 2), ("tabby CAT", 1), ("WEISS", 4)]
+)
+def test_a_label_matches_exactly_then_whatever_its_case(target: int | str, index: int) -> None:
+    """Exact matches come first; case folding is Unicode's."""
+    assert BIRDS.index(target) == index
+
+
+@pytest.mark.parametrize("target", [-1, 5, 10**30])
+def test_an_index_out_of_range_says_the_range(target: int) -> None:
+    """Never class -1, which Python would take for the last."""
+    with pytest.raises(RequestError, match="from 0 to 4") as caught:
+        BIRDS.index(target)
+    assert (caught.value.status, caught.value.kind) == (400, "InvalidOption")
+
+
+def test_an_unknown_label_names_the_nearest() -> None:
+    """A typing mistake is mended by reading the error."""
+    with pytest.raises(RequestError, match='no class has the label "taby".*"tabby"') as caught:
+        BIRDS.index("taby")
+    assert (caught.value.status, caught.value.kind) == (400, "UnknownLabel")
+
+
+def test_an_ambiguous_label_names_its_indices() -> None:
+    """ImageNet has two cranes."""
+    with pytest.raises(RequestError, match="ambiguous; give its index: 0 or 3"):
+        BIRDS.index("crane")
+
+
+def test_a_hostile_label_is_repeated_escaped_and_short() -> None:
+    """What came is shown, never as a line of its own."""
+    with pytest.raises(RequestError) as caught:
+        BIRDS.index("x\r\n" * 5000)
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize("mapping", [{"0": "a"}, {"0": "a", "1": "b", "2": "c"}, {"0": "a", "one": "b"}])
+def test_labels_that_do_not_match_the_outputs_are_refused(mapping: dict[str, str]) -> None:
+    """Both counts are named, and what is missing or too much."""
+    with pytest.raises(ConfigError, match=f"2 outputs and the labels file {len(mapping)} entries; no (label|output) for"):
+        Labels(2, mapping)

