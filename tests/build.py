@@ -43,11 +43,11 @@ PLAIN = {"resize": 64, "crop": 64, "mean": [0, 0, 0], "std": [1, 1, 1], "layers"
 
 
 def weights(classes: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Channel 0 is a cell's brightness above a half; class 0 reads that channel alone."""
+    """Channel 0 is a cell's brightness above a tenth; class 0 reads that channel alone."""
     generator = torch.Generator().manual_seed(seed)
     conv = 0.05 * torch.randn(6, 3, 8, 8, generator=generator)
     bias = 0.1 * torch.randn(6, generator=generator)
-    conv[0], bias[0] = 1 / 192, -0.5
+    conv[0], bias[0] = 1 / 192, -0.1
     head = torch.randn(classes, 6, generator=generator)
     head[0] = torch.tensor([6.0, 0, 0, 0, 0, 0])
     return {"features.0.weight": conv, "features.0.bias": bias, "fc.weight": head, "fc.bias": torch.zeros(classes)}

@@ -3,10 +3,11 @@
 import json
 
 import numpy as np
-from camserve.decimals import shortest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+
+from camserve.decimals import shortest
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

@@ -1,11 +1,11 @@
 """`Accept`, by RFC 9110."""
 
 import pytest
-from camserve.errors import RequestError
-from camserve.negotiate import CONTENT_TYPES, negotiate, wants_page
 from hypothesis import given
 from hypothesis import strategies as st
 
+from camserve.errors import RequestError
+from camserve.negotiate import CONTENT_TYPES, negotiate, wants_page
 
 
 def negotiated(accept: str) -> str:
@@ -81,7 +81,7 @@ def test_a_tensor_is_offered_no_picture() -> None:
     with pytest.raises(RequestError, match="the input is a tensor") as caught:
         negotiate("image/webp", tensor=True)
     assert (caught.value.status, caught.value.kind) == (400, "NoPicture")
-    with pytest.raises(RequestError, match="application/json or application/x-npy$") as caught:
+    with pytest.raises(RequestError, match="are application/json or application/x-npy") as caught:
         negotiate("text/html", tensor=True)
     assert caught.value.status == 406
 
@@ -99,13 +99,10 @@ def test_wants_page(accept: str | None, page: bool) -> None:
     assert wants_page(accept) is page
 
 
-@given(st.text() | st.text("abc/*;,=q.01\" \t\\", max_size=60))
+@given(st.text() | st.text('abc/*;,=q.01" \t\\', max_size=60))
 def test_any_text(accept: str) -> None:
     """Whatever the header holds, it is a media or a `RequestError`."""
-    try:
-        assert negotiate(accept) in CONTENT_TYPES
-    except RequestError as error:
-        assert error.kind == "NotAcceptable"
+    assert negotiated(accept) in {*CONTENT_TYPES, "NotAcceptable"}
     assert wants_page(accept) in {True, False}
 
 

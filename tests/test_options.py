@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from camserve.config import COLORMAPS, METHODS, Config
 from camserve.errors import RequestError
 from camserve.labels import Labels

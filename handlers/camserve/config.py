@@ -105,6 +105,16 @@ def _read_optional_flag(value: Any) -> bool | None:
     return None if value is None else _read_flag(value)
 
 
+def _read_monitor(value: Any) -> bool | dict[str, float]:
+    """The value as it stands, checked: YAML and JSON write it again."""
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, Mapping) or not set(value) <= set(_MONITOR):
+        raise ValueError
+    return {name: _MONITOR[name][1](given) for name, given in value.items()}
+
+
+_MONITOR = {"rate": _number(0, 1), "interval": _number(0.1, 3600)}
 _SIZE = "a whole number of pixels from 1 to 8192, [height, width], or null for none"
 
 KEYS: Mapping[str, Key] = MappingProxyType(
@@ -130,8 +140,21 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "channels_last": Key(
             "memory format; null: the faster one, where both are equal", "true, false or null", _read_optional_flag
         ),
+        "monitor": Key(
+            "metrics, and what the model looks at in this share of the predictions, told every interval of seconds",
+            "true, false or {rate: a number from 0 to 1, interval: a number from 0.1 to 3600}",
+            _read_monitor,
+        ),
     }
 )
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """Which share of the predictions is measured, and how many seconds lie between two reports."""
+
+    rate: float = 1.0
+    interval: float = 15.0
 
 
 @dataclass(frozen=True)
@@ -157,6 +180,7 @@ class Config:
     max_batch: int = 32
     precision: str = "float32"
     channels_last: bool | None = None
+    monitor: bool | Mapping[str, float] = field(default=True, hash=False)
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
     @classmethod
@@ -180,6 +204,13 @@ class Config:
         if faults:
             raise ConfigError("; ".join(faults))
         return cls(**values, given=frozenset(values))
+
+    @property
+    def monitoring(self) -> Monitoring | None:
+        """What `monitor` asks for; None: nothing."""
+        if isinstance(self.monitor, bool):
+            return Monitoring() if self.monitor else None
+        return Monitoring(**self.monitor)
 
 
 def read_value(name: object, value: object) -> Any:

@@ -60,7 +60,8 @@ class Parser:
             raw = as_bytes(body)
             if starts_json(raw) and JSON_LENGTH in call.headers:
                 raw, tail = _split(raw, call.headers[JSON_LENGTH])
-            if starts_json(raw) or (_says_json(call) and not is_picture(raw)):
+            is_undecoded = not isinstance(body, str) and _says_json(call)
+            if starts_json(raw) or (is_undecoded and not is_picture(raw)):
                 body = read_json(raw)
         if not isinstance(body, dict):
             return self._plain(call, read_image(body, self._config, "the body", stock=True), {}, "json")

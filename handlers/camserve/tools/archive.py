@@ -7,7 +7,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -50,17 +50,13 @@ def open_archive(path: Path | str) -> Iterator[Archive]:
     Raises:
         ToolError: no archive, a damaged one, or one that would write outside its folder.
     """
-    path = Path(path)
-    if path.is_dir():
-        yield _opened(path)
-        return
-    with tempfile.TemporaryDirectory(prefix="camserve-") as folder:
-        directory = Path(folder).resolve()
-        _unpack(path, directory)
-        try:
-            yield _opened(directory)
-        finally:
-            _forget(directory)
+    with ExitStack() as stack:
+        directory = Path(path).resolve()
+        if not directory.is_dir():
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="camserve-"))).resolve()
+            _unpack(Path(path), directory)
+        stack.callback(_forget, directory)
+        yield _opened(directory)
 
 
 def load_service(directory: Path | str) -> Any:

@@ -58,7 +58,8 @@ def server_modules() -> frozenset[str]:
     brought = {name for name, _ in seen}
     packages = metadata.packages_distributions().items()
     modules = {module for module, names in packages if brought & {canonical(name) for name in names}}
-    return frozenset(modules | set(sys.stdlib_module_names) | {"__main__"})
+    library = top_modules(Path(json.__file__).parents[1])  # more than sys.stdlib_module_names: sysconfig's data
+    return frozenset(modules | library | set(sys.stdlib_module_names) | {"__main__"})
 
 
 class Hiding(MetaPathFinder):
@@ -219,6 +220,8 @@ def load_service(directory: Path) -> Any:
     model = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_text())["model"]
     metrics = MetricsCacheYamlImpl(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
     metrics.initialize_cache()
+    if (directory / model["handler"]).is_file():
+        importlib.import_module(Path(model["handler"]).stem)  # the loader would hide why this fails
     service = ModelLoaderFactory.get_model_loader().load(
         model["modelName"], str(directory), model["handler"], None, 1, metrics_cache=metrics
     )

@@ -86,9 +86,7 @@ def from_torchvision(arch: str, workdir: Path, weights: Path | None, random: boo
     elif not random:
         model.load_state_dict(_downloaded(arch, published, progress))
     labels = categories if options.get("num_classes", len(categories)) == len(categories) else None
-    return Source(
-        model_file, model.eval(), _preprocessing(published), labels, plain(weights, notes), generated=True, notes=tuple(notes)
-    )
+    return Source(model_file, model.eval(), _preprocessing(published), labels, plain(weights, notes), (), True, tuple(notes))
 
 
 def plain(weights: Path | None, notes: Sequence[str]) -> Path | None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from logging.handlers import RotatingFileHandler
@@ -73,11 +74,15 @@ class OwnProcess:
             return set()
 
     def end(self) -> None:
-        """Ends the child and the rest of its group, by force; may be called again."""
+        """Ends the child and the rest of its group by force, and waits until they are gone; may be called again."""
+        rest = self.children()
         # Asked to end, Java resets its connections just as quickly, and then waits two seconds for nothing.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+        deadline = time.monotonic() + 5
+        while any(is_running(process) for process in rest) and time.monotonic() < deadline:
+            time.sleep(0.01)
         self._reader.join(timeout=5)
 
     def _read(self) -> None:
@@ -89,3 +94,11 @@ class OwnProcess:
                 line = raw.decode("utf-8", "replace").rstrip("\r\n")
                 for sink in self._sinks:
                     sink(line)
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether a process has not ended; one that has, and that nobody has asked about yet, is not running."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,265 @@
+"use strict";
+// The page's state, and what each control does to it.
+
+const $ = (id) => document.getElementById(id);
+const FIRST = Math.min(5, facts.max_targets, facts.classes); // classes explained with the first request
+const state = { answer: null, found: new Map(), classes: [], wants: [], active: 0, compare: "", beside: false, job: null };
+const hands = { changed: (pane, change) => want(pane.index, change), pointed: point, touched: (pane) => choose(pane.index) };
+const [original, ...explained] = [null, 0, 1].map((index) => new Pane(index, hands));
+
+// ---- A picture arrives
+
+/** Explains a picture's most probable classes, and shows the first. */
+async function open(blob, name) {
+  const picture = { blob, name, source: null, info: null, dimmed: false };
+  const defaults = { method: facts.method, layer: facts.layer };
+  await working(`Explaining ${name}`, async (signal) => {
+    const [source, { answer, seconds }] = await Promise.all([decoded(blob), explain(picture, { top_k: String(FIRST) }, signal)]);
+    await complete(picture, source, answer, signal);
+    Object.assign(state, { answer, found: new Map(), classes: [...answer.classes], compare: "", active: 0 });
+    keep(answer, defaults, seconds);
+    look.picture = picture;
+    look.at = null;
+    state.wants = [{ ...defaults, target: answer.explanations[0].target }];
+    document.querySelector('input[name="compare"][value=""]').checked = true;
+    reveal();
+  });
+}
+
+/** Adds what the answer says about the picture, and the server's rendering of it where the browser has none. */
+async function complete(picture, source, answer, signal) {
+  picture.info = answer.image;
+  picture.width = answer.image.width;
+  picture.height = answer.image.height;
+  const same = source && source.width === picture.width && source.height === picture.height;
+  picture.source = same ? source : await seenByServer(picture, signal);
+  picture.dimmed = !same;
+}
+
+function reveal() {
+  const first = $("work").hidden;
+  $("welcome").hidden = true;
+  $("work").hidden = false;
+  $("another").hidden = false;
+  arrange();
+  const { label, probability } = state.answer.classes[0];
+  say(`The model says ${label}, ${percent(probability)}.`);
+  if (first) $("main").focus({ preventScroll: true });
+}
+
+/** Accepts the first file of a drop, a paste or a choice. */
+function take(files) {
+  const [file] = files;
+  if (file) open(file, file.name || "pasted picture");
+  else fail(new Failure("Unreadable", "Only picture files can be dropped or pasted here, no links or text."));
+}
+
+// ---- Explanations
+
+const keyOf = ({ target, method, layer }) => JSON.stringify([target, method, layer]);
+
+function keep(answer, { method, layer }, seconds) {
+  for (const explanation of answer.explanations) {
+    state.found.set(keyOf({ target: explanation.target, method, layer }), { explanation, method, layer, seconds });
+  }
+  $("took").textContent = `${Math.max(1, Math.round(1000 * seconds))} ms`;
+  $("took").title = "From sending the picture to the whole answer";
+}
+
+/** Changes what a pane shows, asking the server where it has not been asked yet. */
+async function want(index, change) {
+  const next = { ...state.wants[index], ...change };
+  if (!state.found.has(keyOf(next))) {
+    const others = state.classes.map((row) => row.index).filter((target) => target !== next.target);
+    const targets = [next.target, ...others].slice(0, facts.max_targets);
+    if (!(await request(JSON.stringify(targets), next, explained[index]))) return arrange();
+  }
+  state.wants[index] = next;
+  arrange();
+  announce(index);
+}
+
+/** Asks for targets with a pane's method and layer, and keeps the answer; undefined when it failed. */
+function request(target, { method, layer }, pane) {
+  return working(
+    "Explaining",
+    async (signal) => {
+      const { answer, seconds } = await explain(look.picture, { target, method, layer }, signal);
+      keep(answer, { method, layer }, seconds);
+      return answer;
+    },
+    pane,
+  );
+}
+
+/** Explains a class that was typed, and lists it with the others. */
+async function ask(typed) {
+  const index = state.active;
+  const answer = await request(targetOf(typed), state.wants[index], explained[index]);
+  if (!answer) return;
+  const [{ target, label, probability }] = answer.explanations;
+  if (!state.classes.some((row) => row.index === target)) state.classes.push({ index: target, label, probability });
+  $("label").value = "";
+  want(index, { target });
+}
+
+/** Runs one job at a time; a new one ends the one before. Its errors are shown. */
+async function working(what, job, pane) {
+  state.job?.abort();
+  const controller = new AbortController();
+  state.job = controller;
+  const busy = setTimeout(() => show(true), 150);
+  const show = (on) => {
+    document.body.setAttribute("aria-busy", String(on));
+    for (const each of pane ? [pane] : explained) each.parts.busy.hidden = !on;
+    if (on) say(`${what} …`);
+  };
+  try {
+    const result = await job(controller.signal);
+    $("failure").hidden = true;
+    return result;
+  } catch (error) {
+    if (error.name === "AbortError") return undefined;
+    fail(error instanceof Failure ? error : new Failure("InternalError", "The page could not show the answer."), () => working(what, job, pane));
+    return undefined;
+  } finally {
+    clearTimeout(busy);
+    if (state.job === controller) show(false);
+  }
+}
+
+// ---- Showing
+
+/** Lays out the panes and everything beside them, as the state says. */
+function arrange() {
+  const two = Boolean(state.compare);
+  const panes = [...(state.beside ? [original] : []), ...explained.slice(0, state.wants.length)];
+  const columns = panes.length;
+  $("panes").style.setProperty("--columns", columns);
+  if (panes.length !== $("panes").children.length || panes.some((pane, at) => pane.root !== $("panes").children[at])) {
+    $("panes").replaceChildren(...panes.map((pane) => pane.root));
+  }
+  if (state.beside) original.show(null);
+  state.wants.forEach((wanted, index) => explained[index].show(state.found.get(keyOf(wanted)), two ? "AB"[index] : ""));
+  $("chosen").hidden = !two;
+  $("chosen").querySelectorAll("input").forEach((input, index) => (input.checked = index === state.active));
+  listClasses();
+  describeTogether();
+  tellCurl();
+}
+
+function listClasses() {
+  const rows = state.classes.map((row) => {
+    const item = $("class").content.firstElementChild.cloneNode(true);
+    const button = item.querySelector("button");
+    const shown = state.wants.flatMap((wanted, index) => (wanted.target === row.index ? [index] : []));
+    button.querySelector(".label").textContent = row.label;
+    button.querySelector(".share").textContent = percent(row.probability);
+    button.style.setProperty("--share", `${100 * row.probability}%`);
+    button.setAttribute("aria-pressed", String(shown.includes(state.active)));
+    button.classList.toggle("b", state.active === 1);
+    button.dataset.target = row.index;
+    if (state.compare) button.querySelector(".badges").append(...shown.map(badge));
+    button.addEventListener("click", () => want(state.active, { target: row.index }));
+    return item;
+  });
+  const held = document.activeElement?.dataset?.target;
+  $("classes").replaceChildren(...rows);
+  if (held !== undefined) $("classes").querySelector(`[data-target="${held}"]`)?.focus();
+}
+
+function badge(index) {
+  const mark = document.createElement("span");
+  mark.className = index ? "badge b" : "badge";
+  mark.textContent = "AB"[index];
+  return mark;
+}
+
+function describeTogether() {
+  const [a, b] = state.wants.map((wanted) => state.found.get(keyOf(wanted))?.explanation);
+  const shared = b ? overlap(a.heatmap, b.heatmap) : null;
+  $("agreement").hidden = shared === null;
+  if (shared !== null) $("agreement").textContent = `A and B share ${Math.round(100 * shared)} % of their brightest cells.`;
+}
+
+function tellCurl() {
+  $("curl").textContent = groups().map(([options]) => curlCommand(look.picture.name, options)).join("\n\n");
+}
+
+/** The requests that would give what is shown, one for each method and layer: [options, targets]. */
+function groups() {
+  const found = new Map();
+  for (const { target, method, layer } of state.wants) {
+    const key = JSON.stringify([method, layer]);
+    found.set(key, { method, layer, targets: [...new Set([...(found.get(key)?.targets || []), target])] });
+  }
+  return [...found.values()].map(({ method, layer, targets }) => {
+    const options = { target: targets.length > 1 ? JSON.stringify(targets) : String(targets[0]) };
+    if (method !== facts.method) options.method = method;
+    if (layer !== facts.layer) options.layer = layer;
+    return [options, { method, layer, targets }];
+  });
+}
+
+/** The answers to `groups`, as the server gives them. */
+function answers() {
+  return groups().map(([, { method, layer, targets }]) => {
+    const explanations = targets.map((target) => state.found.get(keyOf({ target, method, layer })).explanation);
+    return { ...state.answer, explanations, method, layer };
+  });
+}
+
+// ---- Small talk
+
+function say(text) {
+  $("status").textContent = text;
+}
+
+function announce(index) {
+  const found = state.found.get(keyOf(state.wants[index]));
+  say(`${found.explanation.label}, ${percent(found.explanation.probability)}. ${sentence(found)}`);
+}
+
+/** Shows the value under a point in every pane; `aloud` for a keyboard's user. */
+function point(at, aloud = false) {
+  look.at = at;
+  const values = explained.slice(0, state.wants.length).map((pane) => pane.point(at));
+  if (state.beside) original.point(at);
+  if (!at) {
+    $("readout").textContent = "Point at the picture to read its heatmap";
+    return;
+  }
+  const words = values.map((value, index) => `${state.compare ? `${"AB"[index]} ` : ""}${value === null ? "not seen" : value.toFixed(2)}`);
+  $("readout").textContent = `x ${Math.floor(at.x)}, y ${Math.floor(at.y)}: ${words.join(", ")}`;
+  if (aloud) $("spoken").textContent = words.join(", ");
+}
+
+function fail(failure, again) {
+  const box = $("failure");
+  box.querySelector("h2").textContent = HEADINGS[failure.kind] || "That did not work";
+  box.querySelector("p").textContent = failure.message;
+  const ways = suggestions(failure).map((label) => way(typeof label === "number" ? `class ${label}` : label, () => ask(String(label))));
+  if (again && ["Unreachable", "Busy", "OutOfMemory"].includes(failure.kind)) ways.push(way("Try again", again));
+  box.querySelector(".ways").replaceChildren(...ways);
+  box.hidden = false;
+  box.scrollIntoView({ block: "nearest" });
+}
+
+function way(text, action) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "button";
+  button.textContent = text;
+  button.addEventListener("click", () => {
+    $("failure").hidden = true;
+    action();
+  });
+  return button;
+}
+
+function choose(index) {
+  if (index === null || index === state.active || index >= state.wants.length) return;
+  state.active = index;
+  $("chosen").querySelectorAll("input")[index].checked = true;
+  listClasses();
+}

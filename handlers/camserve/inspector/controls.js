@@ -1,0 +1,198 @@
+"use strict";
+// What the controls do, and what the page shows before there is a picture.
+
+/** Starts or ends a comparison: of the next class, or of another method. */
+function compare(kind) {
+  const [a] = state.wants;
+  state.compare = kind;
+  state.active = 0;
+  state.wants = [a];
+  if (!kind) return arrange();
+  state.active = 1;
+  const b = { ...a };
+  if (kind === "class") b.target = (state.classes.find((row) => row.index !== a.target) || a).target;
+  else b.method = (facts.methods.find((method) => method.name !== a.method) || a).name;
+  state.wants.push(a);
+  explained[1].show(state.found.get(keyOf(a)), "B");
+  return want(1, b);
+}
+
+/** The panes as one PNG at the picture's own size, with captions where there are several. */
+async function picture() {
+  const { size, scale } = drawn(look.picture, 4096);
+  const panes = [...(state.beside ? [original] : []), ...explained.slice(0, state.wants.length)];
+  const strip = panes.length > 1 ? Math.round(Math.max(24, size.width / 18)) : 0;
+  const canvas = new OffscreenCanvas(size.width * panes.length, size.height + strip);
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#12161c";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  panes.forEach((pane, index) => {
+    const { found } = pane;
+    const tile = new OffscreenCanvas(size.width, size.height);
+    const heat = found && coloured(steps(found.explanation.heatmap, viewOf(look.picture), size, scale), look.colours, size);
+    paint(tile.getContext("2d"), size, scale, look.picture, found && look.picture.info.view, heat, look.opacity);
+    context.drawImage(tile, index * size.width, strip);
+    if (strip) caption(context, found, index * size.width, strip, size.width);
+  });
+  return canvas.convertToBlob({ type: "image/png" });
+}
+
+function caption(context, found, left, height, width) {
+  context.fillStyle = "#ffffff";
+  context.font = `${Math.round(height * 0.5)}px Inter, system-ui, sans-serif`;
+  context.textBaseline = "middle";
+  const text = found ? `${found.explanation.label}, ${percent(found.explanation.probability)}, ${found.method}` : "Original";
+  context.fillText(text, left + height / 3, height / 2, width - (2 * height) / 3);
+}
+
+function setOpacity(value) {
+  look.opacity = value / 100;
+  $("opacity").value = String(value);
+  $("percent").textContent = `${value} %`;
+  $("opacity").setAttribute("aria-valuetext", `${value} percent`);
+}
+
+function setColours(name) {
+  look.colours = palette(facts.colormaps[name]);
+  const stops = Array.from({ length: 18 }, (_, index) => `rgb(${look.colours.subarray(3 * 240 * index, 3 * 240 * index + 3).join(" ")})`);
+  $("ramp").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
+}
+
+const redraw = () => explained.slice(0, state.wants.length).forEach((pane) => pane.draw());
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  $("theme").setAttribute("aria-label", theme === "dark" ? "Switch to light colours" : "Switch to dark colours");
+}
+
+/** The theme that was chosen here before, else the system's. */
+function startTheme() {
+  let chosen = null;
+  try {
+    chosen = localStorage.getItem("camserve-theme");
+  } catch {
+    // storage may be forbidden; the choice then lasts as long as the page
+  }
+  setTheme(["light", "dark"].includes(chosen) ? chosen : matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+}
+
+function changeTheme() {
+  setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+  try {
+    localStorage.setItem("camserve-theme", document.documentElement.dataset.theme);
+  } catch {
+    // as above
+  }
+}
+
+function showFacts() {
+  const classes = `${facts.classes.toLocaleString("en")} class${facts.classes === 1 ? "" : "es"}`;
+  $("model").textContent = facts.model;
+  $("about").textContent = [facts.version && `version ${facts.version}`, classes].filter(Boolean).join(" · ");
+  $("foot").textContent = [`camserve ${facts.camserve}`, facts.weights && `weights ${facts.weights}`].filter(Boolean).join(" · ");
+  fill($("colormap"), Object.keys(facts.colormaps).map((name) => [name, name[0].toUpperCase() + name.slice(1), ""]));
+  $("colormap").value = facts.colormap;
+  $("labels").replaceChildren(...(facts.labels || []).map((label) => new Option("", label)));
+  $("samples").hidden = !facts.samples.length;
+  $("samples").querySelector("ul").append(...facts.samples.map(sample));
+}
+
+function sample({ name, data }) {
+  const item = document.createElement("li");
+  const button = document.createElement("button");
+  const image = new Image();
+  image.src = data;
+  image.alt = name.replace(/\..*$/, "");
+  button.type = "button";
+  button.append(image);
+  button.addEventListener("click", () => open(new Blob([Uint8Array.from(atob(data.split(",")[1]), (c) => c.charCodeAt(0))]), name));
+  item.append(button);
+  return item;
+}
+
+function listen() {
+  document.querySelectorAll("input.file").forEach((input) =>
+    input.addEventListener("change", () => {
+      if (input.files.length) take([...input.files]);
+      input.value = "";
+    }),
+  );
+  $("dismiss").addEventListener("click", () => ($("failure").hidden = true));
+  $("theme").addEventListener("click", changeTheme);
+  $("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const typed = $("label").value.trim();
+    if (typed) ask(typed);
+  });
+  $("layout").addEventListener("change", (event) => {
+    state.beside = event.target.value === "beside";
+    arrange();
+  });
+  $("compare").addEventListener("change", (event) => compare(event.target.value));
+  $("chosen").addEventListener("change", (event) => choose(Number(event.target.value)));
+  $("opacity").addEventListener("input", () => {
+    setOpacity(Number($("opacity").value));
+    redraw();
+  });
+  $("colormap").addEventListener("change", () => {
+    setColours($("colormap").value);
+    redraw();
+  });
+  for (const name of ["view", "region"]) {
+    $(name).addEventListener("change", () => {
+      look[name] = $(name).checked;
+      [original, ...explained].filter((pane) => pane.root.isConnected).forEach((pane) => pane.drawBoxes());
+    });
+  }
+  $("png").addEventListener("click", async () => download(await picture(), fileName(look.picture.name, "-heatmap.png")));
+  $("json").addEventListener("click", () => {
+    const all = answers();
+    download(new Blob([JSON.stringify(all.length > 1 ? all : all[0])], { type: "application/json" }), fileName(look.picture.name, "-heatmap.json"));
+  });
+  $("copy").addEventListener("click", copyCurl);
+}
+
+/** Copies the command, or selects it where the browser does not let a page copy. */
+async function copyCurl() {
+  try {
+    await navigator.clipboard.writeText($("curl").textContent);
+    $("copy").textContent = "Copied";
+    setTimeout(() => ($("copy").textContent = "Copy"), 2000);
+    say("Copied");
+  } catch {
+    getSelection().selectAllChildren($("curl"));
+    say("Selected; copy it with the keyboard");
+  }
+}
+
+function listenForPictures() {
+  let depth = 0;
+  const land = (on) => ($("landing").hidden = !on);
+  addEventListener("dragenter", (event) => {
+    event.preventDefault();
+    depth += 1;
+    land(true);
+  });
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("dragleave", () => {
+    depth -= 1;
+    if (depth <= 0) land(false);
+  });
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    depth = 0;
+    land(false);
+    take([...event.dataTransfer.files]);
+  });
+  addEventListener("paste", (event) => {
+    const files = [...event.clipboardData.files];
+    if (files.length || !event.target.closest?.("input")) take(files);
+  });
+}
+
+startTheme();
+showFacts();
+setOpacity(Math.round(100 * facts.opacity));
+setColours(facts.colormap);
+listen();
+listenForPictures();

@@ -1,0 +1,127 @@
+"use strict";
+// Drawing: small maps become colours over a picture. Nothing here knows the page or the server.
+
+const BETWEEN = 16; // colours are interpolated this finely between the 256 of a table
+const LAST = 255 * BETWEEN; // the colour of 1
+const OUTSIDE = 65535; // a pixel that the model did not see
+
+/** The LAST + 1 colours of a table "rrggbbrrggbb...", three bytes each. */
+function palette(hex) {
+  const table = Array.from({ length: hex.length / 2 }, (_, index) => parseInt(hex.slice(2 * index, 2 * index + 2), 16));
+  return Uint8ClampedArray.from({ length: 3 * (LAST + 1) }, (_, index) => {
+    const step = Math.floor(index / 3) / BETWEEN;
+    const at = 3 * Math.min(Math.floor(step), 254) + (index % 3);
+    return table[at] + (step - (at - (index % 3)) / 3) * (table[at + 3] - table[at]);
+  });
+}
+
+/**
+ * For each of `pixels` pixel centres along one axis, which two cells it lies between and how near it is to the second.
+ * The cells divide [low, high] (in pixels of the original picture) evenly; `scale` is drawn pixels per original pixel.
+ */
+function placed(pixels, scale, low, high, cells) {
+  return Array.from({ length: pixels }, (_, pixel) => {
+    const edge = (pixel + 0.5) / scale;
+    if (edge < low || edge >= high) return null;
+    const at = Math.min(Math.max(((edge - low) / (high - low)) * cells - 0.5, 0), cells - 1);
+    const first = Math.min(Math.floor(at), Math.max(cells - 2, 0));
+    return { first, second: Math.min(first + 1, cells - 1), share: at - first };
+  });
+}
+
+/** Bilinear interpolation between four cells; `across` and `down` come from `placed`. */
+function between(heatmap, across, down) {
+  const mix = (row) => row[across.first] * (1 - across.share) + row[across.second] * across.share;
+  return mix(heatmap[down.first]) * (1 - down.share) + mix(heatmap[down.second]) * down.share;
+}
+
+/** The heatmap's value at a point of the original picture, or null where the model did not see. */
+function valueAt(heatmap, view, x, y) {
+  const [left, top, right, bottom] = view;
+  const across = placed(1, 1, left + 0.5 - x, right + 0.5 - x, heatmap[0].length)[0];
+  const down = placed(1, 1, top + 0.5 - y, bottom + 0.5 - y, heatmap.length)[0];
+  return across && down ? between(heatmap, across, down) : null;
+}
+
+/** Each drawn pixel's colour in a palette, 0 to LAST, or OUTSIDE. */
+function steps(heatmap, view, size, scale) {
+  const [left, top, right, bottom] = view;
+  const across = placed(size.width, scale, left, right, heatmap[0].length);
+  const down = placed(size.height, scale, top, bottom, heatmap.length);
+  const found = new Uint16Array(size.width * size.height).fill(OUTSIDE);
+  down.forEach((row, y) => {
+    if (!row) return;
+    const line = heatmap[row.first].map((value, cell) => value * (1 - row.share) + heatmap[row.second][cell] * row.share);
+    across.forEach((column, x) => {
+      if (!column) return;
+      const value = line[column.first] * (1 - column.share) + line[column.second] * column.share;
+      found[y * size.width + x] = Math.round(LAST * value);
+    });
+  });
+  return found;
+}
+
+/** A canvas of the heatmap's colours, transparent where the model did not see. */
+function coloured(levels, colours, size) {
+  const canvas = new OffscreenCanvas(size.width, size.height);
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(size.width, size.height);
+  levels.forEach((level, pixel) => {
+    if (level === OUTSIDE) return;
+    image.data.set(colours.subarray(3 * level, 3 * level + 3), 4 * pixel);
+    image.data[4 * pixel + 3] = 255;
+  });
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+
+/** Draws the picture, at half brightness where the model did not see, and the heatmap over it. */
+function paint(context, size, scale, picture, view, heat, opacity) {
+  context.drawImage(picture.source, 0, 0, size.width, size.height);
+  if (view && !picture.dimmed) {
+    const [left, top, right, bottom] = view.map((edge) => Math.ceil(edge * scale - 0.5));
+    context.fillStyle = "rgb(0 0 0 / 50%)";
+    context.beginPath();
+    context.rect(0, 0, size.width, size.height);
+    context.rect(left, top, right - left, bottom - top);
+    context.fill("evenodd");
+  }
+  if (!heat) return;
+  context.globalAlpha = opacity;
+  context.drawImage(heat, 0, 0);
+  context.globalAlpha = 1;
+}
+
+/** Width and height at which a picture is drawn, and drawn pixels per original pixel. */
+function drawn(picture, most, least = 0) {
+  const longest = Math.max(picture.width, picture.height);
+  const scale = Math.min(most, Math.max(least, longest)) / longest;
+  const size = { width: Math.max(1, Math.round(picture.width * scale)), height: Math.max(1, Math.round(picture.height * scale)) };
+  return { size, scale };
+}
+
+/** Where a box lies in a picture, in words. */
+function whereabouts(box, width, height) {
+  const third = (middle, whole) => Math.min(2, Math.floor((3 * middle) / whole));
+  const across = third((box[0] + box[2]) / 2, width);
+  const down = third((box[1] + box[3]) / 2, height);
+  const rows = ["at the top", "", "at the bottom"];
+  const columns = ["left", "", "right"];
+  if (across === 1 && down === 1) return "in the middle";
+  if (down === 1) return `on the ${columns[across]}`;
+  return across === 1 ? rows[down] : `${rows[down]} ${columns[across]}`;
+}
+
+/** The cells of at least half the maximum that two maps share, as a share of those that either has; null if not comparable. */
+function overlap(one, other) {
+  if (one.length !== other.length || one[0].length !== other[0].length) return null;
+  const bright = (map) => {
+    const values = map.flat();
+    const half = Math.max(...values) / 2;
+    return half > 0 ? values.map((value) => value >= half) : null;
+  };
+  const [a, b] = [bright(one), bright(other)];
+  if (!a || !b) return null;
+  const count = (test) => a.filter((_, cell) => test(a[cell], b[cell])).length;
+  return count((x, y) => x && y) / count((x, y) => x || y);
+}

@@ -1,0 +1,190 @@
+"use strict";
+// One pane shows one explanation over the picture. What all panes share is in `look`.
+
+const FINE = 1600; // longest side drawn on screen, in pixels
+const COARSE = 960; // small pictures are drawn this large, so that heatmaps stay smooth
+const look = { picture: null, view: true, region: true, opacity: 0.5, colours: null, at: null };
+
+const percent = (share) => {
+  const value = 100 * share;
+  if (value > 0 && value < 0.1) return "< 0.1 %";
+  return `${value.toFixed(1)} %`;
+};
+const short = (value) => (value === 0 ? "0" : Math.abs(value) >= 0.01 && Math.abs(value) < 1000 ? value.toPrecision(3) : value.toExponential(1));
+
+const WARNINGS = {
+  zero: "Nothing at this layer speaks for this class: the map is zero everywhere.",
+  constant: "The map is the same everywhere: it points at no part of the picture.",
+  not_finite: "The model's numbers overflowed at this layer; there is no map to show.",
+};
+
+class Pane {
+  /** `index` 0 is A, 1 is B; null is the bare picture. `changed` is told a new method or layer; `pointed` a new point. */
+  constructor(index, { changed, pointed, touched }) {
+    this.index = index;
+    this.root = document.getElementById("pane").content.firstElementChild.cloneNode(true);
+    this.canvas = this.root.querySelector("canvas");
+    this.parts = Object.fromEntries(["badge", "label", "share", "how", "boxes", "cursor", "busy", "says", "fine"].map((name) => [name, this.root.querySelector(`.${name}`)]));
+    this.method = this.root.querySelector("select.method");
+    this.layer = this.root.querySelector("select.layer");
+    fill(this.method, facts.methods.map((method) => [method.name, method.name, method.use]));
+    fill(this.layer, facts.layers.map((layer) => [layer, layer, layer]));
+    this.method.addEventListener("change", () => changed(this, { method: this.method.value }));
+    this.layer.addEventListener("change", () => changed(this, { layer: this.layer.value }));
+    this.root.addEventListener("pointerdown", () => touched(this));
+    this.root.addEventListener("focusin", () => touched(this));
+    this.listen(pointed);
+    this.parts.how.hidden = index === null;
+    this.found = null;
+  }
+
+  listen(pointed) {
+    const place = (event) => {
+      const box = this.canvas.getBoundingClientRect();
+      pointed({ x: ((event.clientX - box.left) / box.width) * look.picture.width, y: ((event.clientY - box.top) / box.height) * look.picture.height });
+    };
+    this.canvas.addEventListener("pointermove", place);
+    this.canvas.addEventListener("pointerdown", place);
+    this.canvas.addEventListener("pointerleave", () => pointed(null));
+    this.canvas.addEventListener("blur", () => pointed(null));
+    this.canvas.addEventListener("keydown", (event) => {
+      const at = moved(event);
+      if (at === undefined) return;
+      event.preventDefault();
+      pointed(at, true);
+    });
+  }
+
+  /** Shows `found` (null: the bare picture), as pane `letter` where there are two. */
+  show(found, letter) {
+    this.found = found;
+    const { picture } = look;
+    this.root.style.setProperty("--ratio", picture.width / picture.height);
+    this.parts.badge.hidden = !letter;
+    this.parts.badge.textContent = letter || "";
+    this.parts.badge.classList.toggle("b", letter === "B");
+    this.parts.label.textContent = found ? found.explanation.label : "Original";
+    this.parts.share.textContent = found ? percent(found.explanation.probability) : "";
+    if (found) this.method.value = found.method;
+    if (found) this.layer.value = found.layer;
+    this.describe();
+    this.draw();
+  }
+
+  describe() {
+    const { found } = this;
+    const name = found ? `Heatmap of ${found.explanation.label}, ${found.method}` : "The picture without a heatmap";
+    this.canvas.setAttribute("aria-label", `${name}. Arrow keys move a cursor that reads its values.`);
+    this.parts.says.textContent = found ? sentence(found) : "";
+    this.root.classList.toggle("flat", Boolean(found && found.explanation.warnings.length));
+    this.parts.fine.textContent = found ? details(found) : `${look.picture.width} × ${look.picture.height} pixels`;
+  }
+
+  draw() {
+    const { size, scale } = drawn(look.picture, FINE, COARSE);
+    Object.assign(this.canvas, size);
+    const heat = this.found && this.heat(size, scale);
+    const view = this.found && look.picture.info.view;
+    paint(this.canvas.getContext("2d"), size, scale, look.picture, view, heat, look.opacity);
+    this.drawBoxes();
+  }
+
+  /** The heatmap's colours, kept until the colours or the explanation change. */
+  heat(size, scale) {
+    const { found } = this;
+    if (found.heat?.colours !== look.colours) {
+      found.levels ??= steps(found.explanation.heatmap, viewOf(look.picture), size, scale);
+      found.heat = { colours: look.colours, canvas: coloured(found.levels, look.colours, size) };
+    }
+    return found.heat.canvas;
+  }
+
+  drawBoxes() {
+    this.parts.boxes.setAttribute("viewBox", `0 0 ${look.picture.width} ${look.picture.height}`);
+    this.parts.boxes.setAttribute("preserveAspectRatio", "none");
+    this.parts.boxes.replaceChildren();
+    for (const [kind, box] of boxesOf(this.found)) {
+      for (const style of ["halo", kind]) this.parts.boxes.append(rectangle(box, style));
+    }
+  }
+
+  /** Moves the cursor to a point of the picture (null: away); the value there, null outside of what the model saw. */
+  point(at) {
+    const value = at && this.found ? valueAt(this.found.explanation.heatmap, viewOf(look.picture), at.x, at.y) : null;
+    const { cursor } = this.parts;
+    cursor.hidden = !at;
+    if (!at) return value;
+    cursor.style.left = `${(100 * at.x) / look.picture.width}%`;
+    cursor.style.top = `${(100 * at.y) / look.picture.height}%`;
+    cursor.classList.toggle("left", at.x > 0.75 * look.picture.width);
+    cursor.classList.toggle("up", at.y > 0.85 * look.picture.height);
+    cursor.dataset.value = !this.found ? "original" : value === null ? "not seen" : value.toFixed(2);
+    return value;
+  }
+}
+
+/** What the heatmap covers: the whole picture where the server does not know. */
+function viewOf(picture) {
+  return picture.info.view || [0, 0, picture.width, picture.height];
+}
+
+/** The boxes that are switched on, as [kind, [left, top, right, bottom]]. */
+function boxesOf(found) {
+  const { view } = look.picture.info;
+  const region = found && found.explanation.region;
+  return [...(look.view && view ? [["view", view]] : []), ...(look.region && region ? [["region", region]] : [])];
+}
+
+function rectangle([left, top, right, bottom], style) {
+  const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+  const { width, height } = look.picture;
+  const inset = Math.max(width, height) / 500; // so that a box on the picture's edge is seen whole
+  const [x, y] = [Math.max(left, inset), Math.max(top, inset)];
+  rect.setAttribute("x", x);
+  rect.setAttribute("y", y);
+  rect.setAttribute("width", Math.max(0, Math.min(right, width - inset) - x));
+  rect.setAttribute("height", Math.max(0, Math.min(bottom, height - inset) - y));
+  rect.classList.add(style);
+  return rect;
+}
+
+/** Where an arrow key moves the cursor: 2 % of the picture, 10 % with Shift; null on Escape, undefined for other keys. */
+function moved(event) {
+  const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  if (event.key === "Escape" && look.at) return null;
+  if (!steps[event.key] || event.altKey || event.ctrlKey || event.metaKey) return undefined;
+  const { width, height } = look.picture;
+  if (!look.at) return { x: width / 2, y: height / 2 };
+  const share = event.shiftKey ? 0.1 : 0.02;
+  const within = (value, most) => Math.min(Math.max(value, 0.5), most - 0.5);
+  const [across, down] = steps[event.key];
+  return { x: within(look.at.x + across * share * width, width), y: within(look.at.y + down * share * height, height) };
+}
+
+/** The explanation in one sentence. */
+function sentence(found) {
+  const { region, warnings } = found.explanation;
+  if (warnings.length) return warnings.map((warning) => WARNINGS[warning] || warning).join(" ");
+  if (!region) return "The brightest parts speak most for this class.";
+  const { picture } = look;
+  const share = ((region[2] - region[0]) * (region[3] - region[1])) / (picture.width * picture.height);
+  const size = share < 0.005 ? "less than 1 %" : `${Math.round(100 * share)} %`;
+  return `What speaks most for this class lies ${whereabouts(region, picture.width, picture.height)}, within ${size} of the picture.`;
+}
+
+function details({ explanation, layer }) {
+  const cells = `${explanation.heatmap[0].length} × ${explanation.heatmap.length} cells`;
+  const range = explanation.range ? `, map from ${short(explanation.range[0])} to ${short(explanation.range[1])}` : "";
+  return `class ${explanation.target}, ${cells} at ${layer}${range}`;
+}
+
+/** Fills a select with [value, text, title] rows. */
+function fill(select, rows) {
+  select.replaceChildren(
+    ...rows.map(([value, text, title]) => {
+      const option = new Option(text, value);
+      option.title = title;
+      return option;
+    }),
+  );
+}

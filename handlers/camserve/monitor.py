@@ -1,0 +1,232 @@
+"""What the model looks at, on every prediction: measured in a thread of its own, and told once an interval. No torch."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from camserve import metrics
+from camserve.config import Monitoring
+from camserve.looks import Look, Measured, measure
+from camserve.mapstats import REASONS, Scale
+from camserve.metrics import Exporter, StageTimes
+from camserve.reference import BINS, CLASS, UNSEEN, Counts, Reference
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MODES = ("predict", "explain", "page")
+OUTCOMES = ("ok", "client_error", "server_error")
+CHUNK = 64
+"""After how many pictures the thread measures what has come: it bounds the memory that waiting pictures take."""
+
+
+class Watcher(Protocol):
+    """What the pipeline tells whoever watches it."""
+
+    def samples(self) -> bool:
+        """Whether the next picture is to be measured."""
+        ...
+
+    def saw(self, look: Look) -> None:
+        """One picture that is to be measured."""
+        ...
+
+    def stage(self, name: str) -> AbstractContextManager[object]:
+        """Times one of `metrics.STAGES`."""
+        ...
+
+    def replied(self, mode: str, status: int, size: int) -> None:
+        """One answer of `size` bytes to a request of one of `MODES`."""
+        ...
+
+
+class Unwatched:
+    """A watcher that looks away."""
+
+    def samples(self) -> bool:
+        """Never."""
+        return False
+
+    def saw(self, look: Look) -> None:
+        """Nothing is kept."""
+
+    def stage(self, name: str) -> AbstractContextManager[object]:  # noqa: ARG002
+        """Nothing is timed."""
+        return nullcontext()
+
+    def replied(self, mode: str, status: int, size: int) -> None:
+        """Nothing is counted."""
+
+
+class Monitor:
+    """Counts, times and measures; a thread of its own does the work, and exports once an interval.
+
+    Args:
+        settings: rate and interval.
+        reference: the bins; None: maps are counted, not binned.
+    """
+
+    def __init__(self, settings: Monitoring, exporter: Exporter, scale: Scale | None, reference: Reference | None = None) -> None:
+        self._settings = settings
+        self._exporter = exporter
+        self._scale = scale
+        self._reference = reference
+        self._looks: deque[Look] = deque()
+        self._times: deque[tuple[str, float]] = deque()
+        self._stages = StageTimes(exporter)
+        self._work = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="camserve monitor", daemon=True)
+        self._export_zeros()
+        if reference is not None:
+            export_reference(reference, exporter)
+
+    def start(self) -> None:
+        """Exports what is known already, and starts the thread."""
+        self._exporter.flush()
+        self._thread.start()
+        atexit.register(self.close)
+
+    def samples(self) -> bool:
+        """Whether the next picture is to be measured."""
+        return self._settings.rate >= 1 or random.random() < self._settings.rate  # noqa: S311 no secret
+
+    def saw(self, look: Look) -> None:
+        """Keeps a picture until it is measured."""
+        self._looks.append(look)
+        if len(self._looks) >= CHUNK:
+            self._wake.set()
+
+    def stage(self, name: str) -> AbstractContextManager[object]:
+        """Times a stage that ends without an exception."""
+        return _Timed(name, self._times)
+
+    def replied(self, mode: str, status: int, size: int) -> None:
+        """Counts one answer and its bytes."""
+        outcome = OUTCOMES[0] if status < 400 else OUTCOMES[1] if status < 500 else OUTCOMES[2]
+        self._exporter.add(metrics.REQUESTS, (mode, outcome))
+        self._exporter.add(metrics.RESPONSE_BYTES, (mode,), size)
+
+    def flush(self) -> None:
+        """Measures what has come, and exports all that has changed."""
+        self._digest()
+        self._exporter.flush()
+
+    def close(self) -> None:
+        """Exports for the last time."""
+        if not self._closed:
+            self._closed = True
+            self._wake.set()
+            atexit.unregister(self.close)
+            self.flush()
+
+    def _run(self) -> None:
+        due = time.monotonic() + self._settings.interval
+        while not self._closed:
+            self._wake.wait(max(0.0, due - time.monotonic()))
+            self._wake.clear()
+            try:
+                self._digest()
+                if time.monotonic() >= due:
+                    due = time.monotonic() + self._settings.interval
+                    self._exporter.flush()
+            except Exception:  # whatever is wrong with one interval, the next one is still to be told
+                logger.exception("monitoring failed")
+
+    def _digest(self) -> None:
+        with self._work:
+            self._stages.add(_taken(self._times))
+            looks = _taken(self._looks)
+            if looks:
+                self._count(measure(looks, self._scale))
+
+    def _count(self, found: Measured) -> None:
+        self._exporter.add(metrics.MAPS, (), len(found.targets))
+        for reason in filter(None, found.reasons):
+            self._exporter.add(metrics.DEGENERATE, (reason,))
+        if self._reference is None:
+            return
+        for name, values in found.values.items():
+            self._add_bins(name, self._reference.bins(name, values[~np.isnan(values)]))
+        self._add_bins(CLASS, [self._reference.group(target) for target in found.targets])
+
+    def _add_bins(self, statistic: str, bins: Iterable[int]) -> None:
+        counts = np.bincount(np.fromiter(bins, dtype=np.int64), minlength=BINS)
+        for place in np.flatnonzero(counts):
+            self._exporter.add(metrics.MAP_BIN, (statistic, str(place)), int(counts[place]))
+
+    def _export_zeros(self) -> None:
+        """Makes every series appear before there is anything to count: Prometheus cannot see an increase from nothing."""
+        add = self._exporter.add
+        for mode in MODES:
+            add(metrics.RESPONSE_BYTES, (mode,), 0)
+            for outcome in OUTCOMES:
+                add(metrics.REQUESTS, (mode, outcome), 0)
+        add(metrics.MAPS, (), 0)
+        for reason in REASONS:
+            add(metrics.DEGENERATE, (reason,), 0)
+        self._exporter.set(metrics.MONITORED, (), self._settings.rate)
+
+
+@dataclass
+class _Timed:
+    """Appends (name, seconds) of a block that ends without an exception."""
+
+    name: str
+    times: deque[tuple[str, float]]
+    start: float = field(default=0.0)
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.times.append((self.name, time.perf_counter() - self.start))
+
+
+def _taken(waiting: deque[T]) -> list[T]:
+    """All that waits now; others may append meanwhile."""
+    return [waiting.popleft() for _ in range(len(waiting))]
+
+
+def export_reference(reference: Reference, exporter: Exporter) -> None:
+    """Exports the shares of the reference as gauges, and its bins as counters at 0.
+
+    The class mix has the statistic `class`, whose bins are groups of classes. Pictures of a class that the reference has not
+    seen are compared with all its pictures.
+    """
+    sizes = reference.group_images
+    groups = [*np.flatnonzero(sizes), UNSEEN]
+    for name, counts in reference.counts.items():
+        _export_shares(exporter, name, counts.sum(0))
+        for group in groups:
+            some = counts[group] if counts[group].any() else counts.sum(0)
+            for place, share in enumerate(_shares(some)):
+                exporter.set(metrics.GROUP_REFERENCE, (name, str(place), str(group)), share)
+    _export_shares(exporter, CLASS, sizes)
+    for group in groups:
+        exporter.set(metrics.GROUP_IMAGES, (str(group),), int(sizes[group]) or reference.images)
+
+
+def _export_shares(exporter: Exporter, name: str, counts: Counts) -> None:
+    exporter.set(metrics.REFERENCE_IMAGES, (name,), int(counts.sum()))
+    for place, share in enumerate(_shares(counts)):
+        exporter.set(metrics.REFERENCE, (name, str(place)), share)
+        exporter.add(metrics.MAP_BIN, (name, str(place)), 0)
+
+
+def _shares(counts: Counts) -> list[float]:
+    return [float(share) for share in counts / max(1, counts.sum())]

@@ -1,0 +1,126 @@
+"""The inspector page: one HTML document with everything in it, which the handler serves to browsers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from camserve import __version__
+from camserve.cam import METHODS
+from camserve.config import COLORMAPS, Config
+from camserve.labels import Labels
+from camserve.messages import ModelInfo, Reply
+from camserve.render import colour
+
+TEMPLATE = Path(__file__).with_name("inspector.html")
+PARTS = Path(__file__).with_name("inspector")
+SCRIPTS = ("heat.js", "server.js", "panes.js", "app.js", "controls.js")
+"""In the order in which they run."""
+
+LABELS_LIMIT = 100_000
+"""Labels that take more characters of JSON are not sent along for completion; the server still knows them."""
+
+
+def page(config: Config, labels: Labels, layers: Sequence[str], model: ModelInfo) -> Reply:
+    """The reply to a browser: the page, and a Content-Security-Policy that allows exactly what is in it.
+
+    Args:
+        layers: that may be asked for; the first is the default.
+    """
+    facts = {
+        "camserve": __version__,
+        "model": model.name,
+        "version": model.version,
+        "weights": model.weights,
+        "classes": len(labels),
+        "labels": _completions(labels),
+        "methods": [{"name": method.name, "use": method.use} for method in METHODS.values()],
+        "method": config.method,
+        "layers": list(layers),
+        "layer": layers[0],
+        "colormaps": {name: _table(name) for name in COLORMAPS},
+        "colormap": config.colormap,
+        "opacity": config.opacity,
+        "exif": config.exif,
+        "max_targets": config.max_targets,
+        "samples": _samples(),
+    }
+    return document(f"{model.name}: camserve inspector", facts)
+
+
+def document(title: str, facts: dict[str, Any]) -> Reply:
+    """Puts the page's parts together around `facts`, which its scripts read as JSON."""
+    style = (PARTS / "style.css").read_text("utf-8")
+    scripts = [(PARTS / name).read_text("utf-8") for name in SCRIPTS]
+    parts = {
+        "title": html.escape(title),
+        "style": style,
+        "facts": script_json(facts),
+        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
+    }
+    body = fill(TEMPLATE.read_text("utf-8"), parts)
+    headers = {
+        "content-security-policy": policy(style, scripts, connect="'self'"),
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+    }
+    return Reply(200, "text/html; charset=utf-8", body.encode(), headers)
+
+
+def fill(template: str, parts: dict[str, str]) -> str:
+    """`template` with each `{{name}}` replaced, in one pass, so that no part is searched for the others' names."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+
+
+def policy(style: str, scripts: Sequence[str], connect: str = "'none'") -> str:
+    """A Content-Security-Policy for a document with this one style sheet and these scripts, and nothing from elsewhere."""
+    rules = {
+        "default-src": "'none'",
+        "script-src": " ".join(_hash(script) for script in scripts),
+        "style-src": _hash(style),
+        "img-src": "data: blob:",
+        "connect-src": connect,
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in rules.items())
+
+
+def script_json(value: object) -> str:
+    """JSON in ASCII that cannot end the script element it stands in, nor open a comment or a tag there."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _completions(labels: Labels) -> list[str] | None:
+    names = list(labels.names) if labels.given else []
+    return names if names and len(json.dumps(names)) <= LABELS_LIMIT else None
+
+
+def _table(name: str) -> str:
+    """A colour map's 256 colours as `rrggbb` in hexadecimal."""
+    return colour(np.arange(256)[None] / 255, name).tobytes().hex()
+
+
+def _samples() -> list[dict[str, str]]:
+    pictures = sorted((PARTS / "samples").glob("*.jpg"))
+    encoded = [base64.b64encode(picture.read_bytes()).decode() for picture in pictures]
+    return [
+        {"name": picture.name, "data": f"data:image/jpeg;base64,{text}"} for picture, text in zip(pictures, encoded, strict=True)
+    ]
