@@ -25,6 +25,11 @@ from camserve.errors import ConfigError
 from camserve.explainer import Explainer
 from camserve.images import Preprocess
 from camserve.labels import Labels
+from camserve.mapstats import Scale
+from camserve.metrics import undeclared
+from camserve.monitor import Monitor, open_monitor
+from camserve.page import page
+from camserve.reference import Made
 from camserve.request import Call, Parser
 from camserve.response import ModelInfo, Reply, Responder
 
@@ -55,13 +60,17 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         height, width = preprocess(Image.new("RGB", PROBE)).shape[1:]
         size = (height, width)
         self.backend = open_backend(self.model, self.config, size, self.device)
-        labels = Labels(self.backend.outputs, self.mapping)
+        self.labels = labels = Labels(self.backend.outputs, self.mapping)
         digest = _sha256(Path(self.model_pt_path)) if self.model_pt_path else ""
         version = str(context.manifest["model"].get("modelVersion", ""))
         self.info = ModelInfo(str(context.model_name), version, f"sha256:{digest[:12]}")
         parser = Parser(self.config, labels, self.backend.layers)
         responder = Responder(self.info, self.config.max_response_bytes)
-        explainer = Explainer(self.backend, self.device)
+        own = type(self).image_processing is not ImageClassifier.image_processing or self._hooks().tensor_of
+        self.scale = None if own else Scale(self.config.mean, self.config.std)
+        self.made = Made(self.backend.layers[0], self.config.method, self.info.weights)
+        monitor = self._monitor(context)
+        explainer = Explainer(self.backend, self.device, self.config.method, monitor)
         self.pipeline = Pipeline(
             config=self.config,
             labels=labels,
@@ -70,12 +79,17 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             preprocess=preprocess,
             responder=responder,
             hooks=self._hooks(),
+            watcher=monitor,
+            page=page(self.config, labels, self.backend.layers, self.info),
         )
         self.metadata = {
             **describe.metadata(self.config, self.backend, labels, self.info, size),
             "weights": f"sha256:{digest}",
+            "monitor": monitor.described() if monitor else None,
         }
         self._self_test(size)
+        if monitor:
+            monitor.start()
         logger.info(
             "camserve %s: layers %s%s, ready in %.1f s",
             __version__,
@@ -132,6 +146,24 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
                 "give one or the other"
             )
         return Preprocess.from_callable(self.image_processing)
+
+    def _monitor(self, context: Any) -> Monitor | None:
+        """The monitor, where the archive asks for one and the server exports what it tells."""
+        settings = self.config.monitoring
+        if settings is None:
+            return None
+        missing = undeclared(context.metrics.cache)
+        if missing:
+            logger.info("camserve: nothing is monitored: the server's metrics_config does not declare %s", missing[0])
+            return None
+        return open_monitor(
+            settings,
+            name=self.info.name,
+            version=self.info.version,
+            scale=self.scale,
+            directory=context.system_properties.get("model_dir"),
+            made=self.made,
+        )
 
     def _hooks(self) -> Hooks:
         """The stock steps that a subclass overrides."""

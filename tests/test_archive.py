@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.build import archive, encoded, module_of, noise
+
 from camserve.tools.archive import Row, ask, load_service, open_archive
 from camserve.tools.console import ToolError
-
-from tests.build import archive, encoded, module_of, noise
 
 
 def zipped(path: Path, members: dict[str, str], mode: int = 0o644) -> Path:

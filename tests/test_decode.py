@@ -89,7 +89,7 @@ def refusal(data: bytes | bytearray, config: Config = CONFIG) -> RequestError:
     assert not re.search(r"0x[0-9a-f]{6}|<|/|Traceback", error.message)
     assert error.message.isascii()
     assert error.message.isprintable()
-    assert error.__cause__ is None
+    assert error.__context__ is None or error.__suppress_context__
     return error
 
 
@@ -211,9 +211,10 @@ def test_exif_orientation_survives_the_conversion_to_rgb(kind: str) -> None:
         b"Exif\0\0" + bytes(range(256)),
     ],
 )
-def test_an_absurd_exif_block_does_not_fail_the_picture(block: bytes) -> None:
-    """Empty, cut off, circular, of the wrong type, out of range: the picture is shown as stored."""
-    assert open_picture(encoded(scene(), "JPEG", exif=block), Config(exif=True)).size == (40, 30)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_absurd_exif_block_does_not_fail_the_picture(kind: str, block: bytes) -> None:
+    """Empty, cut off, circular, of the wrong type, out of range, no EXIF at all: the picture is shown as stored."""
+    assert open_picture(encoded(scene(), kind, exif=block), Config(exif=True)).size == (40, 30)
 
 
 @pytest.mark.parametrize("kind", MODES)
@@ -351,7 +352,7 @@ def test_a_jpeg_that_redraws_itself_is_refused() -> None:
 
 def test_bytes_that_only_look_like_scans_do_not_count() -> None:
     """A comment, and a film behind the picture's end as some cameras leave there, may hold the marker's bytes."""
-    data = encoded(scene(), "JPEG", comment=b"\xff\xda" * 200) + b"\xff\xda" * 200
+    data = encoded(scene(), "JPEG", comment=b"\xff\xda" * 200) + b"\0\x02" + b"\xff\xda\0\x02" * 200
     assert open_picture(data, CONFIG).size == (40, 30)
 
 
@@ -363,6 +364,13 @@ def test_other_formats_are_refused_unopened(kind: str, monkeypatch: pytest.Monke
     error = refusal(data)
     assert (error.status, error.kind) == (400, "UnsupportedFormat")
     assert "a picture in JPEG, PNG, WebP, GIF, TIFF or BMP, got " in error.message
+
+
+def test_no_other_decoder_gets_a_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken PNG is not passed on to decoders that would take anything."""
+    monkeypatch.setitem(Image.OPEN, "TRAP", (lambda *_: pytest.fail("tried"), None))
+    monkeypatch.setattr(Image, "ID", [*Image.ID, "TRAP"])
+    assert refusal(png(0, 5)).kind == "InvalidImage"
 
 
 @pytest.mark.parametrize(
@@ -426,9 +434,10 @@ def test_running_out_of_memory_is_not_the_pictures_fault(monkeypatch: pytest.Mon
 
     filters = list(warnings.filters)
     limit = Image.MAX_IMAGE_PIXELS
+    data = encoded(scene(), "PNG")
     monkeypatch.setattr(Image.Image, "load", fail)
     with pytest.raises(MemoryError):
-        open_picture(encoded(scene(), "PNG"), CONFIG)
+        open_picture(data, CONFIG)
     assert warnings.filters == filters
     assert limit == Image.MAX_IMAGE_PIXELS
 

@@ -19,9 +19,13 @@ NO_TORCH = (
 
 
 def imported(path: Path) -> set[str]:
-    """Every module that a file imports, wherever in it the import stands."""
+    """Every module that a file imports, wherever in it the import stands, but not those for type checkers only."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

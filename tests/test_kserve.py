@@ -251,6 +251,8 @@ def test_v2_outputs() -> None:
         (v2([1e300] * 3, input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "instance 0: data: "),
         (v2([[1], [2, 3]], input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "ragged lists"),
         (v2([float("nan")] * 3, input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "finite"),
+        (v2(TENSOR, input_={"datatype": "FP32", "shape": [1, 3, 2, 1]}), "InvalidTensor", "got shape [3, 1, 2]"),
+        (v2(input_={"parameters": {"binary_data_size": 0}}), "InvalidTensor", "and no data"),
         (v2(input_={"parameters": {"binary_data_size": 3}}), "InvalidTensor", "binary_data_size: expected 0"),
     ],
 )
@@ -379,7 +381,7 @@ def test_v2_explain_reply() -> None:
 
 def test_v2_binary_reply() -> None:
     """In the binary extension the tensors follow the JSON in the outputs' order, and the header says where they start."""
-    names = ("range", "label", "heatmap", "index")
+    names = ("range", "label", "heatmap", "index", "target")
     asked = [{"name": name, "parameters": {"binary_data": False} if name == "index" else {}} for name in names]
     reply = RESPONDER.reply(parse(v2(outputs=asked, parameters={"binary_data_output": True})), [answer()])
     assert reply.content_type == "application/octet-stream"
@@ -389,10 +391,17 @@ def test_v2_binary_reply() -> None:
     assert body["outputs"][3]["data"] == [3, 1]
     labels = prefixed(b"285", 'b, "é"'.encode())
     sizes = [output.get("parameters") for output in body["outputs"]]
-    assert sizes == [{"binary_data_size": 16}, {"binary_data_size": len(labels)}, {"binary_data_size": 48}, None]
+    assert sizes == [
+        {"binary_data_size": 16},
+        {"binary_data_size": len(labels)},
+        {"binary_data_size": 48},
+        None,
+        {"binary_data_size": 16},
+    ]
     np.testing.assert_array_equal(np.frombuffer(tail[:16], "<f4"), np.array([0, 0.1, np.nan, np.nan], "<f4"))
     assert tail[16 : 16 + len(labels)] == labels
-    heatmap = np.frombuffer(tail[16 + len(labels) :], "<f4").reshape(1, 2, 2, 3)
+    heatmap = np.frombuffer(tail[16 + len(labels) : -16], "<f4").reshape(1, 2, 2, 3)
+    assert np.frombuffer(tail[-16:], "<i8").tolist() == [3, 1]
     np.testing.assert_array_equal(heatmap[0, 0], answer().explanations[0].heatmap)
 
 

@@ -48,6 +48,7 @@ FIREFOX = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
         ("text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2", "jpeg"),
         ('image/png;profile="a,b;q=0";Q=1.000, application/json;q=0.999', "png"),
         ("application/json;version=2;q=0, application/json;q=0.3, image/png;q=0.2", "json"),
+        ("application/json;q=0.3, application/json;version=2;q=0, image/png;q=0.2", "json"),
         (CHROME, "webp"),
         (FIREFOX, "json"),
     ],
@@ -61,7 +62,7 @@ def test_accept_chooses(accept: str | None, media: str) -> None:
     "accept",
     [
         *("text/html", "image/gif", "*/*;q=0", "application/json;q=0", "image/png;q=0.000"),
-        *("json", "*/json", "image/", "/png", "image/png;q=2", "image/png;q=-1", "image/png;q=x", "image/png;q="),
+        *("json", "*/json", "*/json, */*", "image/", "/png", "image/png;q=2", "image/png;q=-1", "image/png;q=x", "image/png;q="),
         *("image/png;q=0.5.5", "image/png q=1", "image/pñg", 'image/png;a="', "a b/c", "image/png;;q", "\x00", "a/b" * 2000),
     ],
 )

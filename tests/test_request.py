@@ -4,7 +4,6 @@ import base64
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +70,7 @@ PICTURES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "multipart, empty data and body": ({"data": bytearray(), "body": bytearray(JPEG)}, {}),
     "multipart base64": ({"data": bytearray(TEXT.encode())}, {}),
     "multipart text part": ({"data": TEXT}, {}),
+    "multipart text part with quotes": ({"data": f'"{TEXT}"'}, {}),
     "gRPC": ({"data": JPEG}, {}),
     "text of base64": ({"body": TEXT}, {"content-type": "text/plain"}),
     "text of quoted base64": ({"body": f'"{TEXT}"'}, {"content-type": "text/plain"}),
@@ -83,7 +83,7 @@ PICTURES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "JSON in a text body": ({"body": json.dumps({"data": TEXT})}, {"content-type": "text/plain"}),
     "JSON string undecoded": ({"body": json.dumps(TEXT).encode()}, {"content-type": "application/vnd.x+json; charset=utf-8"}),
     "urlencoded base64": ({"data": bytearray(TEXT.replace("+", " ").encode())}, TYPE_FORM),
-    "garbage in a header of KServe's": ({"body": bytearray(JPEG)}, {"inference-header-content-length": "99"}),
+    "garbage in a header of KServe's": ({"body": bytearray(JPEG)}, {"inference-header-content-length": "99999"}),
 }
 
 

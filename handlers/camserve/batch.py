@@ -23,9 +23,11 @@ from camserve.geometry import Rect
 from camserve.groups import chunks, is_out_of_memory, run_halving
 from camserve.images import Preprocess, open_picture
 from camserve.labels import Labels
+from camserve.looks import Look, rows_of
 from camserve.negotiate import PICTURES
 from camserve.request import Call, Item, Page, Parser, Request
 from camserve.response import Answer, Explanation, ImageInfo, Reply, Responder, Score, failure
+from camserve.watcher import Unwatched, Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +61,11 @@ class Hooks:
 
 
 class Pipeline:
-    """Answers batches of calls; each call gets what it would have got alone."""
+    """Answers batches of calls; each call gets what it would have got alone.
+
+    Args:
+        page: what a browser gets; None: the error of an empty body.
+    """
 
     def __init__(
         self,
@@ -71,6 +77,8 @@ class Pipeline:
         preprocess: Preprocess,
         responder: Responder,
         hooks: Hooks | None = None,
+        watcher: Watcher | None = None,
+        page: Reply | None = None,
     ) -> None:
         self._config = config
         self._labels = labels
@@ -79,10 +87,19 @@ class Pipeline:
         self._preprocess = preprocess
         self._responder = responder
         self._hooks = hooks or Hooks()
+        self._page = page or failure(RequestError(400, "NoImage", "the body is empty"))
+        self.watcher = watcher or Unwatched()
         self._threads = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)), thread_name_prefix="camserve")
 
     def run(self, calls: Sequence[Call]) -> list[Reply]:
         """One reply for each call, in order. Never raises for what a call holds."""
+        with self.watcher.stage("batch"):
+            replies = self._replies(calls)
+        for call, reply in zip(calls, replies, strict=True):
+            self.watcher.replied(_mode(call, reply), reply.status, len(reply.body))
+        return replies
+
+    def _replies(self, calls: Sequence[Call]) -> list[Reply]:
         requests = [guarded(self._parser.parse, call) for call in calls]
         entries = [
             (position, request.explain, item)
@@ -116,6 +133,10 @@ class Pipeline:
         return list(self._threads.map(lambda entry: guarded(work, entry), entries))
 
     def _prepare(self, item: Item, *, explain: bool) -> Prepared:
+        with self.watcher.stage("decode"):
+            return self._decoded(item, explain=explain)
+
+    def _decoded(self, item: Item, *, explain: bool) -> Prepared:
         if isinstance(item.image, np.ndarray):
             return Prepared(item, explain, torch.from_numpy(item.image))
         if self._hooks.tensor_of is None:
@@ -135,7 +156,18 @@ class Pipeline:
         return seen
 
     def _explain(self, part: Sequence[tuple[int, Prepared]]) -> list[Seen | RequestError]:
-        return self._explainer.explain([entry.tensor for _, entry in part], [_want(entry) for _, entry in part])
+        entries = [entry for _, entry in part]
+        watched = [place for place in range(len(entries)) if self.watcher.samples()]
+        seen = self._explainer.explain([entry.tensor for entry in entries], [_want(entry) for entry in entries], watched)
+        for place in watched:
+            self._watch(entries[place], seen[place])
+        return seen
+
+    def _watch(self, entry: Prepared, seen: Seen | RequestError) -> None:
+        if isinstance(seen, RequestError):
+            return
+        size = entry.picture.size if entry.picture else (entry.tensor.shape[2], entry.tensor.shape[1])
+        self.watcher.saw(Look(seen.raw, rows_of(entry.tensor.numpy()), seen.classes[:2], size))
 
     def _answer(self, entry: Prepared | RequestError, seen: Seen | RequestError) -> Answer:
         if isinstance(entry, RequestError):
@@ -161,16 +193,20 @@ class Pipeline:
     def _drawn(self, answer: Answer, entry: Prepared) -> Answer:
         """The answer with its picture, or with an overlay in each explanation, where that is asked for."""
         options = entry.item.options
-        wants_picture = options.media in PICTURES
-        if entry.picture is None or not (wants_picture or options.overlay):
+        if entry.picture is None or not (options.media in PICTURES or options.overlay):
             return answer
-        pixels, scale = render.fit(np.asarray(entry.picture), self._config.max_picture_side)
-        view = _scaled(entry.view, entry.picture.size, pixels.shape)
+        with self.watcher.stage("render"):
+            return self._rendered(answer, entry, entry.picture)
+
+    def _rendered(self, answer: Answer, entry: Prepared, original: Image.Image) -> Answer:
+        options = entry.item.options
+        pixels, scale = render.fit(np.asarray(original), self._config.max_picture_side)
+        view = _scaled(entry.view, original.size, pixels.shape)
         drawn = [
             render.overlay(pixels, explanation.heatmap, view, options.colormap, options.opacity)
             for explanation in answer.explanations
         ]
-        if wants_picture:
+        if options.media in PICTURES:
             whole = drawn[0]
             if len(drawn) > 1:
                 whole = render.side_by_side(drawn, [explanation.label for explanation in answer.explanations])
@@ -185,7 +221,7 @@ class Pipeline:
         if isinstance(request, RequestError):
             return failure(request)
         if isinstance(request, Page):
-            return failure(RequestError(400, "NoImage", "the body is empty"))
+            return self._page
         good: list[Answer] = []
         for place, answer in enumerate(answers):
             if isinstance(answer, RequestError):
@@ -206,6 +242,12 @@ def guarded(work: Callable[[A], B], entry: A) -> B | RequestError:
             return RequestError(507, "OutOfMemory", "this picture does not fit into the worker's memory, even by itself")
         logger.exception("one request failed")
         return RequestError(500, "InternalError", "an unforeseen fault; the server's log says more")
+
+
+def _mode(call: Call, reply: Reply) -> str:
+    if reply.content_type.startswith("text/html"):
+        return "page"
+    return "explain" if call.explain else "predict"
 
 
 def _want(entry: Prepared) -> Want | None:

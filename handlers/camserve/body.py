@@ -131,17 +131,10 @@ def read_image(value: object, config: Config, place: str = "data", stock: bool =
         raise RequestError(400, "NoImage", message)
     raw = _filled(as_bytes(value), place)
     if starts_json(raw):
-        return read_image(_list_only(read_json(raw, place), place), config, place)
+        return read_image(read_json(raw, place), config, place)  # a list or an object, so this is not repeated
     if isinstance(value, str) or _is_text(raw):
         return _read_text(raw, place, stock and isinstance(value, str))
     return raw
-
-
-def _list_only(value: object, place: str) -> object:
-    """A JSON text inside a field is a tensor; anything else in it could nest without end."""
-    if isinstance(value, list):
-        return value
-    raise RequestError(400, "NoImage", f"{place}: expected an image, got JSON with {shown(value)}; {HOW_TO_SEND}")
 
 
 def _is_text(raw: bytes) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from camserve.cam import METHODS, RIVALS, heatmaps
 from camserve.capture import Captured
 from camserve.capture.backend import Backend
 from camserve.errors import RequestError
+from camserve.watcher import Unwatched, Watcher
 
 TOP_CLASSES = 5
 """How many classes a prediction lists, as the stock handler."""
@@ -42,11 +43,15 @@ class Map:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the model says of one picture: (index, probability) of its top classes, most probable first, and the maps."""
+    """What the model says of one picture: (index, probability) of its top classes, most probable first, and the maps.
+
+    `raw`: where the picture is watched, the unscaled maps `[h, w]` of its two most probable classes, or of the only one.
+    """
 
     classes: tuple[tuple[int, float], ...]
     maps: tuple[Map, ...]
     logits: Tensor
+    raw: tuple[NDArray[np.float32], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,36 +66,56 @@ class _Ask:
 
 
 class Explainer:
-    """Runs a model over chunks of pictures of one size."""
+    """Runs a model over chunks of pictures of one size.
 
-    def __init__(self, backend: Backend, device: torch.device) -> None:
+    Args:
+        method: of the maps of watched pictures; one that compares classes is replaced, for it takes a pass for each.
+        watcher: times the passes.
+    """
+
+    def __init__(self, backend: Backend, device: torch.device, method: str = "gradcam++", watcher: Watcher | None = None) -> None:
         self._backend = backend
         self._device = device
+        self._method = "gradcam++" if METHODS[method].rivals else method
+        self._watcher = watcher or Unwatched()
 
-    def explain(self, pictures: Sequence[Tensor], wants: Sequence[Want | None]) -> list[Seen | RequestError]:
+    def explain(
+        self, pictures: Sequence[Tensor], wants: Sequence[Want | None], watched: Collection[int] = ()
+    ) -> list[Seen | RequestError]:
         """One forward pass over `pictures` (each `[3, H, W]`, float32, normalised); None wants no explanation.
+
+        Args:
+            watched: the places of those pictures whose raw maps are to be returned, at the default layer.
 
         Returns:
             For each picture what was seen, or a 500 where its scores are not finite. No tensor of it has a graph.
         """
-        layers = list(dict.fromkeys(want.layer for want in wants if want))
-        captured = self._backend.capture.forward(self._stacked(pictures), layers)
-        logits = captured.logits
-        probabilities = torch.softmax(logits, 1)
-        depth = min(max(TOP_CLASSES, *(want.top_k if want else 1 for want in wants)), logits.shape[1])
-        top = torch.topk(probabilities, depth, dim=1)
-        values, indices = top.values.tolist(), top.indices.tolist()
-        finite = torch.isfinite(logits).all(1).tolist()
+        asked = [want.layer for want in wants if want] + [self._backend.layers[0]] * bool(watched)
+        with self._watcher.stage("forward"):
+            captured = self._backend.capture.forward(self._stacked(pictures), list(dict.fromkeys(asked)))
+            logits = captured.logits
+            probabilities = torch.softmax(logits, 1)
+            depth = min(max(TOP_CLASSES, *(want.top_k if want else 1 for want in wants)), logits.shape[1])
+            top = torch.topk(probabilities, depth, dim=1)
+            values, indices = top.values.tolist(), top.indices.tolist()
+            finite = torch.isfinite(logits).all(1).tolist()
         asks = [
             _Ask(row, turn, target, want.layer, want.method)
             for row, want in enumerate(wants)
             if want and finite[row]
             for turn, target in enumerate(want.targets or indices[row][: want.top_k])
         ]
-        maps = self._maps(captured, asks, probabilities.cpu())
+        looks = {row: self._pair(row, indices[row], wants[row]) for row in watched if finite[row]}
+        raw = self._raw(captured, [*asks, *(ask for pair in looks.values() for ask in pair)])
+        maps = _scaled(asks, raw, probabilities.cpu())
         scores = logits.cpu()
         return [
-            Seen(tuple(zip(indices[row], values[row], strict=True))[:TOP_CLASSES], tuple(maps.get(row, ())), scores[row])
+            Seen(
+                tuple(zip(indices[row], values[row], strict=True))[:TOP_CLASSES],
+                tuple(maps.get(row, ())),
+                scores[row],
+                tuple(raw[ask].numpy() for ask in looks.get(row, ())),
+            )
             if good
             else RequestError(500, "InternalError", "the model's scores of this picture are not finite")
             for row, good in enumerate(finite)
@@ -100,17 +125,23 @@ class Explainer:
         stacked = torch.stack(list(pictures)).to(self._device)
         return stacked.contiguous(memory_format=torch.channels_last) if self._backend.channels_last else stacked
 
-    def _maps(self, captured: Captured, asks: Sequence[_Ask], probabilities: Tensor) -> dict[int, list[Map]]:
-        """Each picture's maps, in the order of its targets. The t-th targets of all pictures share a backward pass."""
+    def _pair(self, row: int, order: Sequence[int], want: Want | None) -> list[_Ask]:
+        """The maps of the two most probable classes; a want without targets of its own asks for the same ones."""
+        own = want is not None and want.targets
+        layer = self._backend.layers[0]
+        return [_Ask(row, -1 - turn if own else turn, target, layer, self._method) for turn, target in enumerate(order[:2])]
+
+    def _raw(self, captured: Captured, asks: Sequence[_Ask]) -> dict[_Ask, Tensor]:
+        """The maps `[h, w]`, on the CPU. The t-th targets of all pictures share a backward pass."""
         rounds: dict[tuple[str, str, int], list[_Ask]] = {}
-        for ask in asks:
+        for ask in dict.fromkeys(asks):
             rounds.setdefault((ask.layer, ask.method, ask.turn), []).append(ask)
-        found: dict[int, list[Map]] = {}
-        for (layer, method, _), part in rounds.items():
-            maps = self._round(captured, layer, method, [ask.row for ask in part], [ask.target for ask in part])
-            for ask, heatmap, limits, warnings in zip(part, *heatmaps(maps), strict=True):
-                probability = float(probabilities[ask.row, ask.target])
-                found.setdefault(ask.row, []).append(Map(ask.target, probability, heatmap, limits, warnings))
+        found: dict[_Ask, Tensor] = {}
+        if rounds:
+            with self._watcher.stage("backward"):
+                for (layer, method, _), part in rounds.items():
+                    maps = self._round(captured, layer, method, [ask.row for ask in part], [ask.target for ask in part])
+                    found.update(zip(part, maps.detach().cpu().unbind(), strict=True))
         return found
 
     def _round(self, captured: Captured, layer: str, method: str, rows: list[int], targets: list[int]) -> Tensor:
@@ -127,6 +158,21 @@ class Explainer:
         rival_gradients = [captured.gradients(layer, row_index, rival) for rival in rivals.unbind(1)]
         stacked = torch.stack(rival_gradients, 1) if rival_gradients else torch.zeros_like(gradients)[:, None]
         return METHODS[method].function(activation, gradients, stacked)
+
+
+def _scaled(asks: Sequence[_Ask], raw: Mapping[_Ask, Tensor], probabilities: Tensor) -> dict[int, list[Map]]:
+    """Each picture's maps, in the order of its targets; those of one size are scaled together."""
+    alike: dict[torch.Size, list[_Ask]] = {}
+    for ask in asks:
+        alike.setdefault(raw[ask].shape, []).append(ask)
+    found: dict[_Ask, Map] = {}
+    for part in alike.values():
+        for ask, *scaled in zip(part, *heatmaps(torch.stack([raw[ask] for ask in part])), strict=True):
+            found[ask] = Map(ask.target, float(probabilities[ask.row, ask.target]), *scaled)
+    maps: dict[int, list[Map]] = {}
+    for ask in asks:
+        maps.setdefault(ask.row, []).append(found[ask])
+    return maps
 
 
 def _rivals(logits: Tensor, targets: Tensor) -> Tensor:

@@ -221,8 +221,6 @@ def _binary_elements(tail: bytes, count: int) -> list[bytes]:
     start = 0
     while start + 4 <= len(tail) and len(elements) < count:
         end = start + 4 + int.from_bytes(tail[start : start + 4], "little")
-        if end > len(tail):
-            break
         elements.append(tail[start + 4 : end])
         start = end
     if len(elements) != count or start != len(tail):

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from camserve.mapstats import STATISTICS, Scale, degenerate, input_statistics, map_statistics, score_statistics
 
-
 ROWS = 16
 """Of about how many rows of the input, evenly spread, its statistics are taken."""
 
@@ -19,19 +18,17 @@ ROWS = 16
 class Look:
     """What is kept of one picture until it is measured.
 
-    `map` and `rival` are the raw maps `[h, w]` of the most probable class, `target`, and of the next (None: not computed), and
-    `confidence` and `runner_up` their probabilities. `rows` is `[C, r, W]` of the model's input; `width` and `height` are the
-    picture's.
+    Attributes:
+        maps: the raw maps `[h, w]` of the most probable class and of the next, where it was made.
+        rows: some rows of the model's input, see `rows_of`.
+        scores: (class index, probability) of the most probable class and of the next, where there is one.
+        size: (width, height) of the picture.
     """
 
-    map: NDArray[np.float32]
-    rival: NDArray[np.float32] | None
+    maps: tuple[NDArray[np.float32], ...]
     rows: NDArray[np.float32]
-    target: int
-    confidence: float
-    runner_up: float
-    width: int
-    height: int
+    scores: tuple[tuple[int, float], ...]
+    size: tuple[int, int]
 
 
 def rows_of(picture: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -51,27 +48,27 @@ class Measured:
 def measure(looks: Sequence[Look], scale: Scale | None) -> Measured:
     """The statistics of pictures, those of equal sizes together."""
     values = {name: np.full(len(looks), np.nan) for name in STATISTICS}
-    values |= score_statistics([look.confidence for look in looks], [look.runner_up for look in looks])
-    values["width"] = np.array([look.width for look in looks], dtype=np.float64)
-    values["height"] = np.array([look.height for look in looks], dtype=np.float64)
+    confidences = [look.scores[0][1] for look in looks]
+    values |= score_statistics(confidences, [look.scores[1][1] if len(look.scores) > 1 else 0.0 for look in looks])
+    sizes = np.array([look.size for look in looks], dtype=np.float64).reshape(-1, 2)
+    values["width"], values["height"] = sizes[:, 0], sizes[:, 1]
     reasons = [""] * len(looks)
     with np.errstate(all="ignore"):
         for places in _alike(look.rows.shape for look in looks):
-            rows = np.stack([looks[place].rows for place in places])
-            _put(values, input_statistics(rows, scale), places)
-        for places in _alike(look.map.shape for look in looks):
-            found = degenerate(np.stack([looks[place].map for place in places]))
+            _put(values, input_statistics(np.stack([looks[place].rows for place in places]), scale), places)
+        for places in _alike(look.maps[0].shape for look in looks):
+            found = degenerate(np.stack([looks[place].maps[0] for place in places]))
             for place, reason in zip(places, found, strict=True):
                 reasons[place] = reason
-            good = [place for place, reason in zip(places, found, strict=True) if not reason]
+            good = [place for place in places if not reasons[place]]
             if good:
-                maps = np.stack([looks[place].map for place in good])
+                maps = np.stack([looks[place].maps[0] for place in good])
                 _put(values, map_statistics(maps, np.stack([_rival(looks[place]) for place in good])), good)
-    return Measured(values, [look.target for look in looks], reasons)
+    return Measured(values, [look.scores[0][0] for look in looks], reasons)
 
 
 def _rival(look: Look) -> NDArray[np.float32]:
-    return look.rival if look.rival is not None else np.full_like(look.map, np.nan)
+    return look.maps[1] if len(look.maps) > 1 else np.full_like(look.maps[0], np.nan)
 
 
 def _alike(shapes: Iterable[tuple[int, ...]]) -> list[list[int]]:

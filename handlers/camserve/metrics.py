@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +51,12 @@ METRICS = (
 STAGES = ("batch", "decode", "forward", "backward", "render")
 EDGES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 """Upper edges of the stages' buckets, in seconds: a map takes a tenth of a millisecond, a large batch seconds."""
+
+
+def undeclared(cache: Mapping[object, Collection[str]]) -> list[str]:
+    """Those metrics that a server does not export, by what its `metrics_config` declares: names by kind."""
+    declared = {name for names in cache.values() for name in names}
+    return [metric.name for metric in METRICS if metric.name not in declared]
 
 
 def write_stdout(block: bytes) -> None:

@@ -9,9 +9,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,54 +21,16 @@ from camserve.config import Monitoring
 from camserve.looks import Look, Measured, measure
 from camserve.mapstats import REASONS, Scale
 from camserve.metrics import Exporter, StageTimes
-from camserve.reference import BINS, CLASS, UNSEEN, Counts, Reference
+from camserve.reference import BINS, CLASS, FILE, UNSEEN, Counts, Made, Reference, StaleReference, load
+from camserve.watcher import MODES
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MODES = ("predict", "explain", "page")
 OUTCOMES = ("ok", "client_error", "server_error")
 CHUNK = 64
 """After how many pictures the thread measures what has come: it bounds the memory that waiting pictures take."""
-
-
-class Watcher(Protocol):
-    """What the pipeline tells whoever watches it."""
-
-    def samples(self) -> bool:
-        """Whether the next picture is to be measured."""
-        ...
-
-    def saw(self, look: Look) -> None:
-        """One picture that is to be measured."""
-        ...
-
-    def stage(self, name: str) -> AbstractContextManager[object]:
-        """Times one of `metrics.STAGES`."""
-        ...
-
-    def replied(self, mode: str, status: int, size: int) -> None:
-        """One answer of `size` bytes to a request of one of `MODES`."""
-        ...
-
-
-class Unwatched:
-    """A watcher that looks away."""
-
-    def samples(self) -> bool:
-        """Never."""
-        return False
-
-    def saw(self, look: Look) -> None:
-        """Nothing is kept."""
-
-    def stage(self, name: str) -> AbstractContextManager[object]:  # noqa: ARG002
-        """Nothing is timed."""
-        return nullcontext()
-
-    def replied(self, mode: str, status: int, size: int) -> None:
-        """Nothing is counted."""
 
 
 class Monitor:
@@ -75,14 +38,23 @@ class Monitor:
 
     Args:
         settings: rate and interval.
-        reference: the bins; None: maps are counted, not binned.
+        scale: how the model's input was normalised; None: not known.
+        reference: the bins; None: maps are counted, not binned, and `why` says why there is none.
     """
 
-    def __init__(self, settings: Monitoring, exporter: Exporter, scale: Scale | None, reference: Reference | None = None) -> None:
+    def __init__(
+        self,
+        settings: Monitoring,
+        exporter: Exporter,
+        scale: Scale | None,
+        reference: Reference | None = None,
+        why: str = "",
+    ) -> None:
         self._settings = settings
         self._exporter = exporter
         self._scale = scale
         self._reference = reference
+        self._why = why
         self._looks: deque[Look] = deque()
         self._times: deque[tuple[str, float]] = deque()
         self._stages = StageTimes(exporter)
@@ -94,8 +66,16 @@ class Monitor:
         if reference is not None:
             export_reference(reference, exporter)
 
+    def described(self) -> dict[str, Any]:
+        """What the model's metadata say: rate, interval, and of how many pictures the reference is, or why there is none."""
+        found = {"rate": self._settings.rate, "interval": self._settings.interval}
+        if self._reference is None:
+            return {**found, "reference": None, "why": self._why}
+        return {**found, "reference": {"images": self._reference.images, "classes": len(self._reference.groups)}}
+
     def start(self) -> None:
-        """Exports what is known already, and starts the thread."""
+        """Exports what is known already, forgets what the self-test took, and starts the thread."""
+        self._times.clear()
         self._exporter.flush()
         self._thread.start()
         atexit.register(self.close)
@@ -160,7 +140,8 @@ class Monitor:
         if self._reference is None:
             return
         for name, values in found.values.items():
-            self._add_bins(name, self._reference.bins(name, values[~np.isnan(values)]))
+            if self._reference.counts[name].any():
+                self._add_bins(name, self._reference.bins(name, values[~np.isnan(values)]))
         self._add_bins(CLASS, [self._reference.group(target) for target in found.targets])
 
     def _add_bins(self, statistic: str, bins: Iterable[int]) -> None:
@@ -202,6 +183,19 @@ def _taken(waiting: deque[T]) -> list[T]:
     return [waiting.popleft() for _ in range(len(waiting))]
 
 
+def open_monitor(
+    settings: Monitoring, *, name: str, version: str, scale: Scale | None, directory: Path | str, made: Made
+) -> Monitor:
+    """A monitor, not yet started, of a model whose unpacked archive is in `directory`, with the reference that it holds."""
+    try:
+        reference = load(directory, made)
+        why = "" if reference else f"the archive holds no {FILE}; scripts/reference.py makes one"
+    except StaleReference as error:
+        reference, why = None, str(error)
+        logger.warning("camserve: the drift of the maps cannot be watched: %s", why)
+    return Monitor(settings, Exporter(name, version), scale, reference, why)
+
+
 def export_reference(reference: Reference, exporter: Exporter) -> None:
     """Exports the shares of the reference as gauges, and its bins as counters at 0.
 
@@ -211,6 +205,8 @@ def export_reference(reference: Reference, exporter: Exporter) -> None:
     sizes = reference.group_images
     groups = [*np.flatnonzero(sizes), UNSEEN]
     for name, counts in reference.counts.items():
+        if not counts.any():
+            continue
         _export_shares(exporter, name, counts.sum(0))
         for group in groups:
             some = counts[group] if counts[group].any() else counts.sum(0)

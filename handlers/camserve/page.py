@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 from camserve import __version__
 from camserve.cam import METHODS
 from camserve.config import COLORMAPS, Config
+from camserve.document import fill, policy, script_json
 from camserve.labels import Labels
 from camserve.messages import ModelInfo, Reply
 from camserve.render import colour
@@ -68,44 +67,12 @@ def document(title: str, facts: dict[str, Any]) -> Reply:
     }
     body = fill(TEMPLATE.read_text("utf-8"), parts)
     headers = {
-        "content-security-policy": policy(style, scripts, connect="'self'"),
+        "content-security-policy": policy(style, scripts, connect="'self'") + "; frame-ancestors 'none'",
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
         "cross-origin-opener-policy": "same-origin",
     }
     return Reply(200, "text/html; charset=utf-8", body.encode(), headers)
-
-
-def fill(template: str, parts: dict[str, str]) -> str:
-    """`template` with each `{{name}}` replaced, in one pass, so that no part is searched for the others' names."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
-
-
-def policy(style: str, scripts: Sequence[str], connect: str = "'none'") -> str:
-    """A Content-Security-Policy for a document with this one style sheet and these scripts, and nothing from elsewhere."""
-    rules = {
-        "default-src": "'none'",
-        "script-src": " ".join(_hash(script) for script in scripts),
-        "style-src": _hash(style),
-        "img-src": "data: blob:",
-        "connect-src": connect,
-        "base-uri": "'none'",
-        "form-action": "'none'",
-        "frame-ancestors": "'none'",
-        "require-trusted-types-for": "'script'",
-        "trusted-types": "'none'",
-    }
-    return "; ".join(f"{name} {value}" for name, value in rules.items())
-
-
-def script_json(value: object) -> str:
-    """JSON in ASCII that cannot end the script element it stands in, nor open a comment or a tag there."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _completions(labels: Labels) -> list[str] | None:

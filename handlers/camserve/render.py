@@ -73,16 +73,20 @@ def overlay(picture: Picture, heatmap: Floats, view: Rect, colormap: str, opacit
         colormap: one of `config.COLORMAPS`.
         opacity: 0 (the picture alone) to 1 (the colours alone).
     """
-    drawn = _shaped(cv2.convertScaleAbs(picture, alpha=0.5), picture.shape)
     rows, columns = _inside(view.top, view.bottom, picture.shape[0]), _inside(view.left, view.right, picture.shape[1])
+    drawn = _shaped(cv2.convertScaleAbs(picture, alpha=0.5), picture.shape)
     if not (rows.size and columns.size):
         return drawn
-    down = _interpolation(rows, view.top, view.bottom, heatmap.shape[0])
-    across = _interpolation(columns, view.left, view.right, heatmap.shape[1])
-    colours = _looked_up(down @ ((heatmap * _LAST) @ across.T), colormap)
-    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    seen = picture[window]
-    drawn[window] = _shaped(cv2.addWeighted(seen, 1 - opacity, colours, opacity, 0), seen.shape)
+    cells = _between(heatmap.T * np.float32(_LAST), _places(columns, view.left, view.right, heatmap.shape[1]))
+    cells = np.ascontiguousarray(cells.T)
+    places = _places(rows, view.top, view.bottom, heatmap.shape[0])
+    across = slice(columns[0], columns[-1] + 1)
+    step = max(1, _STRIP // columns.size)
+    for start in range(0, rows.size, step):
+        colours = _looked_up(_between(cells, places[start : start + step]), colormap)
+        window = slice(rows[start], rows[start] + len(colours)), across
+        seen = picture[window]
+        drawn[window] = _shaped(cv2.addWeighted(seen, 1 - opacity, colours, opacity, 0), seen.shape)
     return drawn
 
 
@@ -136,6 +140,9 @@ def side_by_side(pictures: Sequence[Picture], labels: Sequence[str]) -> Picture:
 
 _LAST = 255 * BETWEEN
 
+_STRIP = 32_768
+"""Pixels that are drawn at a time: what is computed on the way stays in the processor's cache."""
+
 
 @lru_cache(maxsize=8)
 def _table(colormap: str) -> NDArray[np.uint32]:
@@ -144,7 +151,7 @@ def _table(colormap: str) -> NDArray[np.uint32]:
     if colormap == "gray":
         colours = np.stack([steps] * 3, 1)
     else:
-        colours = cv2.applyColorMap(steps, SCALES[colormap]).reshape(256, 3)[:, ::-1]
+        colours = _shaped(cv2.applyColorMap(steps, SCALES[colormap]), (256, 3))[:, ::-1]
     places = np.arange(_LAST + 1) / BETWEEN
     table = np.zeros((_LAST + 1, 4), np.uint8)
     for channel in range(3):
@@ -169,11 +176,20 @@ def _inside(low: float, high: float, count: int) -> NDArray[np.intp]:
     return np.arange(max(0, math.ceil(low - 0.5)), min(count, math.ceil(high - 0.5)))
 
 
-def _interpolation(pixels: NDArray[np.intp], low: float, high: float, count: int) -> Floats:
-    """Bilinear weights `[pixels, count]` of `count` equal cells between the edges `low` and `high`."""
-    places = ((pixels + 0.5 - low) * (count / (high - low)) - 0.5).clip(0, count - 1)
-    weights: Floats = (1 - np.abs(places[:, None] - np.arange(count))).clip(0).astype(np.float32)
-    return weights
+def _places(pixels: NDArray[np.intp], low: float, high: float, count: int) -> NDArray[np.float64]:
+    """Where the pixels' centres lie among `count` equal cells between two edges, in cells: 0 is the first cell's centre."""
+    places: NDArray[np.float64] = ((pixels + 0.5 - low) * (count / (high - low)) - 0.5).clip(0, count - 1)
+    return places
+
+
+def _between(values: Floats, places: NDArray[np.float64]) -> Floats:
+    """Rows of `values` `[n, m]` at fractional places (0 to n - 1), interpolated linearly: `[places, m]`."""
+    below = places.astype(np.intp)
+    found = values[np.minimum(below + 1, len(values) - 1)]
+    found -= values[below]
+    found *= (places - below).astype(np.float32)[:, None]
+    found += values[below]
+    return found
 
 
 @lru_cache(maxsize=40)
@@ -183,9 +199,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _drawable(text: str) -> str:
     """`text` on one line, without accents and invisible characters, `?` for what the font lacks."""
-    plain = unicodedata.normalize("NFKD", " ".join(text.split()))
-    kept = (character for character in plain if unicodedata.category(character) not in ("Mn", "Me", "Cf"))
-    return "".join(character if _has_glyph(character) else "?" for character in kept)
+    return "".join(character if _has_glyph(character) else _replaced(character) for character in " ".join(text.split()))
+
+
+def _replaced(character: str) -> str:
+    parts = unicodedata.normalize("NFKD", character)
+    kept = [part for part in parts if unicodedata.category(part) not in ("Mn", "Me", "Cf")]
+    return "".join(part if _has_glyph(part) else "?" for part in kept)
 
 
 @lru_cache(maxsize=4096)

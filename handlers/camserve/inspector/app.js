@@ -13,7 +13,7 @@ const [original, ...explained] = [null, 0, 1].map((index) => new Pane(index, han
 async function open(blob, name) {
   const picture = { blob, name, source: null, info: null, dimmed: false };
   const defaults = { method: facts.method, layer: facts.layer };
-  await working(`Explaining ${name}`, async (signal) => {
+  const job = async (signal) => {
     const [source, { answer, seconds }] = await Promise.all([decoded(blob), explain(picture, { top_k: String(FIRST) }, signal)]);
     await complete(picture, source, answer, signal);
     Object.assign(state, { answer, found: new Map(), classes: [...answer.classes], compare: "", active: 0 });
@@ -23,7 +23,8 @@ async function open(blob, name) {
     state.wants = [{ ...defaults, target: answer.explanations[0].target }];
     document.querySelector('input[name="compare"][value=""]').checked = true;
     reveal();
-  });
+  };
+  await working(job, `Explaining ${name}`, () => open(blob, name));
 }
 
 /** Adds what the answer says about the picture, and the server's rendering of it where the browser has none. */
@@ -62,7 +63,7 @@ function keep(answer, { method, layer }, seconds) {
   for (const explanation of answer.explanations) {
     state.found.set(keyOf({ target: explanation.target, method, layer }), { explanation, method, layer, seconds });
   }
-  $("took").textContent = `${Math.max(1, Math.round(1000 * seconds))} ms`;
+  $("took").textContent = seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
   $("took").title = "From sending the picture to the whole answer";
 }
 
@@ -72,30 +73,28 @@ async function want(index, change) {
   if (!state.found.has(keyOf(next))) {
     const others = state.classes.map((row) => row.index).filter((target) => target !== next.target);
     const targets = [next.target, ...others].slice(0, facts.max_targets);
-    if (!(await request(JSON.stringify(targets), next, explained[index]))) return arrange();
+    const again = () => want(index, change);
+    if (!(await request(JSON.stringify(targets), next, again, explained[index]))) return arrange();
   }
   state.wants[index] = next;
   arrange();
   announce(index);
 }
 
-/** Asks for targets with a pane's method and layer, and keeps the answer; undefined when it failed. */
-function request(target, { method, layer }, pane) {
-  return working(
-    "Explaining",
-    async (signal) => {
-      const { answer, seconds } = await explain(look.picture, { target, method, layer }, signal);
-      keep(answer, { method, layer }, seconds);
-      return answer;
-    },
-    pane,
-  );
+/** Asks for targets with one method and layer, and keeps the answer; undefined when it failed. */
+function request(target, { method, layer }, again, pane) {
+  const job = async (signal) => {
+    const { answer, seconds } = await explain(look.picture, { target, method, layer }, signal);
+    keep(answer, { method, layer }, seconds);
+    return answer;
+  };
+  return working(job, "Explaining", again, pane);
 }
 
 /** Explains a class that was typed, and lists it with the others. */
 async function ask(typed) {
   const index = state.active;
-  const answer = await request(targetOf(typed), state.wants[index], explained[index]);
+  const answer = await request(targetOf(typed), state.wants[index], () => ask(typed), explained[index]);
   if (!answer) return;
   const [{ target, label, probability }] = answer.explanations;
   if (!state.classes.some((row) => row.index === target)) state.classes.push({ index: target, label, probability });
@@ -103,29 +102,32 @@ async function ask(typed) {
   want(index, { target });
 }
 
-/** Runs one job at a time; a new one ends the one before. Its errors are shown. */
-async function working(what, job, pane) {
+/** Runs one job at a time; a new one ends the one before. Errors are shown, with `again` as the way to try once more. */
+async function working(job, what, again, pane) {
   state.job?.abort();
   const controller = new AbortController();
   state.job = controller;
-  const busy = setTimeout(() => show(true), 150);
-  const show = (on) => {
-    document.body.setAttribute("aria-busy", String(on));
-    for (const each of pane ? [pane] : explained) each.parts.busy.hidden = !on;
-    if (on) say(`${what} …`);
-  };
+  busy(false);
+  const timer = setTimeout(() => busy(true, what, pane), 150);
   try {
     const result = await job(controller.signal);
     $("failure").hidden = true;
     return result;
   } catch (error) {
     if (error.name === "AbortError") return undefined;
-    fail(error instanceof Failure ? error : new Failure("InternalError", "The page could not show the answer."), () => working(what, job, pane));
+    fail(error instanceof Failure ? error : new Failure("InternalError", "The page could not show the answer."), again);
     return undefined;
   } finally {
-    clearTimeout(busy);
-    if (state.job === controller) show(false);
+    clearTimeout(timer);
+    if (state.job === controller) busy(false);
   }
+}
+
+function busy(on, what = "", pane = null) {
+  document.body.setAttribute("aria-busy", String(on));
+  $("working").hidden = !on;
+  for (const each of explained) each.parts.busy.hidden = !(on && each === pane);
+  if (on) say(`${what} …`);
 }
 
 // ---- Showing

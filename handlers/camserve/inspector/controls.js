@@ -10,8 +10,8 @@ function compare(kind) {
   if (!kind) return arrange();
   state.active = 1;
   const b = { ...a };
-  if (kind === "class") b.target = (state.classes.find((row) => row.index !== a.target) || a).target;
-  else b.method = (facts.methods.find((method) => method.name !== a.method) || a).name;
+  if (kind === "class") b.target = state.classes.find((row) => row.index !== a.target)?.index ?? a.target;
+  else b.method = facts.methods.find((method) => method.name !== a.method)?.name ?? a.method;
   state.wants.push(a);
   explained[1].show(state.found.get(keyOf(a)), "B");
   return want(1, b);
@@ -48,6 +48,7 @@ function caption(context, found, left, height, width) {
 function setOpacity(value) {
   look.opacity = value / 100;
   $("opacity").value = String(value);
+  $("opacity").style.setProperty("--at", `${value}%`);
   $("percent").textContent = `${value} %`;
   $("opacity").setAttribute("aria-valuetext", `${value} percent`);
 }

@@ -35,6 +35,7 @@ class Pane {
     this.root.addEventListener("focusin", () => touched(this));
     this.listen(pointed);
     this.parts.how.hidden = index === null;
+    this.layer.parentElement.hidden = facts.layers.length < 2;
     this.found = null;
   }
 
@@ -75,9 +76,9 @@ class Pane {
     const { found } = this;
     const name = found ? `Heatmap of ${found.explanation.label}, ${found.method}` : "The picture without a heatmap";
     this.canvas.setAttribute("aria-label", `${name}. Arrow keys move a cursor that reads its values.`);
-    this.parts.says.textContent = found ? sentence(found) : "";
+    this.parts.says.textContent = found ? sentence(found) : `${look.picture.width} × ${look.picture.height} pixels`;
     this.root.classList.toggle("flat", Boolean(found && found.explanation.warnings.length));
-    this.parts.fine.textContent = found ? details(found) : `${look.picture.width} × ${look.picture.height} pixels`;
+    this.parts.fine.textContent = found ? details(found) : "";
   }
 
   draw() {
@@ -163,13 +164,13 @@ function moved(event) {
 
 /** The explanation in one sentence. */
 function sentence(found) {
-  const { region, warnings } = found.explanation;
+  const { label, region, warnings } = found.explanation;
   if (warnings.length) return warnings.map((warning) => WARNINGS[warning] || warning).join(" ");
-  if (!region) return "The brightest parts speak most for this class.";
+  if (!region) return `The brightest parts are the strongest evidence for ${label}.`;
   const { picture } = look;
   const share = ((region[2] - region[0]) * (region[3] - region[1])) / (picture.width * picture.height);
   const size = share < 0.005 ? "less than 1 %" : `${Math.round(100 * share)} %`;
-  return `What speaks most for this class lies ${whereabouts(region, picture.width, picture.height)}, within ${size} of the picture.`;
+  return `The evidence for ${label} lies mostly ${whereabouts(region, picture.width, picture.height)}; its brightest region takes ${size} of the picture.`;
 }
 
 function details({ explanation, layer }) {

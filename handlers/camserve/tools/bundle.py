@@ -48,6 +48,7 @@ def in_fresh_process(program: str, *arguments: str) -> Any:
         ToolError: the process ended without a result; its last words are repeated.
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment.setdefault("OMP_NUM_THREADS", "1")  # one picture gains nothing by more, and loses much on a busy machine
     with tempfile.TemporaryDirectory(prefix="camserve-") as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, fresh.__file__, program, str(result), *arguments]

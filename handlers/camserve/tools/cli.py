@@ -12,6 +12,7 @@ from camserve.errors import listed, nearest
 COMMANDS = {
     "package": "make an archive (.mar) of a model",
     "serve": "serve the archives of a model store",
+    "reference": "measure good pictures, and write what is normal into an archive",
     "demo": "package a real classifier, serve it, and explain a photograph",
 }
 

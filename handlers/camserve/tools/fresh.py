@@ -18,6 +18,7 @@ import struct
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from importlib.abc import MetaPathFinder
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
@@ -37,6 +38,7 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@cache
 def server_modules() -> frozenset[str]:
     """Top-level modules that TorchServe's own environment brings, the standard library included."""
     from packaging.requirements import Requirement  # itself one of them

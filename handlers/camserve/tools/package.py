@@ -145,7 +145,12 @@ def _settled(source: sources.Source, explain: Mapping[str, Any]) -> tuple[Config
     config = Config.from_mapping(explain)
     quick = replace(config, channels_last=False)  # the worker itself measures which format is faster
     size = input_size(224, 224, config.resize, config.crop)
-    return config, open_backend(source.model, quick, size, torch.device("cpu"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine a few small runs wait longer for threads than they gain by them
+    try:
+        return config, open_backend(source.model, quick, size, torch.device("cpu"))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _say_layers(backend: Backend, progress: Progress) -> None:

@@ -109,7 +109,7 @@ def _serve(server: Server, drain: float, signals: list[int], progress: Progress)
         return 0
     if len(signals) > 1:
         return 128 + signals[-1]
-    return fail(f"stopped after {drain:g} s before every request was answered; --drain gives more time")
+    return fail(f"stopped before every request was answered: --drain gave {drain:g} s")
 
 
 @contextmanager

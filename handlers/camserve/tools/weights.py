@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ def read_state_dict(path: Path) -> tuple[StateDict, list[str]]:
 
 
 def _load(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as opened:
+            if any(name.endswith("/constants.pkl") for name in opened.namelist()):
+                raise ToolError(f"{path} is a TorchScript archive; {WAY_OUT}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -63,9 +68,8 @@ def _load(path: Path) -> Any:
             f"{path} holds Python objects besides tensors (the first is a {found[1]}), and loading those would run code from "
             f"the file; {WAY_OUT}"
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        kind = "a TorchScript archive" if "TorchScript" in str(error) else "not a file of weights that torch can read"
-        raise ToolError(f"{path} is {kind}; {WAY_OUT}") from error
+    except Exception as error:  # a damaged file makes torch raise anything
+        raise ToolError(f"{path} is not a file of weights that torch can read; {WAY_OUT}") from error
 
 
 def _is_state_dict(value: object) -> bool:

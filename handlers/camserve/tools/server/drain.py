@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -25,28 +26,30 @@ Mark = tuple[bool, object]
 
 
 class Drain:
-    """Waits until the server behind `management`, whose inference port is `port`, is idle."""
+    """Waits until the server behind `management`, whose inference port is `port`, is idle; `ended` tells that it is no more."""
 
-    def __init__(self, management: Management, port: int) -> None:
+    def __init__(self, management: Management, port: int, ended: Callable[[], bool]) -> None:
         self._management = management
         self._port = port
+        self._ended = ended
 
     def wait(self, limit: float, hurry: Event) -> bool:
-        """True once the server is idle; False after `limit` seconds, when `hurry` is set, or when it does not answer."""
+        """True once the server is idle; False after `limit` seconds, when `hurry` is set, or when the server has ended."""
         end = time.monotonic() + limit
         marks: dict[int, Mark] = {}
         quiet_since = time.monotonic()
-        while time.monotonic() < end and not hurry.is_set():
+        while time.monotonic() < end and not hurry.is_set() and not self._ended():
             models = self._management.models()
-            if models is None:
-                return False
-            before, marks = marks, {pid: mark(pid) for pid in _worker_pids(models)}
-            if marks != before or any(busy for busy, _ in marks.values()) or _pending(models) or unsent(self._port):
+            before, marks = marks, {pid: mark(pid) for pid in _worker_pids(models or [])}
+            if models is None or marks != before or self._is_busy(models, marks):
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > _longest_wait(models):
                 return True
             hurry.wait(INTERVAL)
         return False
+
+    def _is_busy(self, models: list[dict[str, Any]], marks: dict[int, Mark]) -> bool:
+        return any(busy for busy, _ in marks.values()) or _pending(models) > 0 or unsent(self._port) > 0
 
 
 def _worker_pids(models: list[dict[str, Any]]) -> list[int]:

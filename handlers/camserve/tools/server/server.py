@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+import camserve
 from camserve.errors import listed, shown
 from camserve.tools.server import faults
 from camserve.tools.server.addresses import Addresses, Settings
@@ -27,6 +28,7 @@ from camserve.tools.server.store import Stored, select
 
 CONFIG = Path("config.properties")
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
+METRICS_CONFIG = Path(camserve.__file__).with_name("metrics.yaml")
 Sinks = Callable[[int], tuple[str, Sequence[Callable[[str], None]]]]
 
 
@@ -52,6 +54,7 @@ class Server:
     ) -> None:
         chosen = Path(config) if config is not None else (CONFIG if CONFIG.is_file() else None)
         self._settings = Settings.read(chosen)
+        self._metrics_config = _beside(chosen, self._settings.values.get("metrics_config"))
         self._store = Path(model_store or self._settings.values.get("model_store", "model_store")).resolve()
         self._names = tuple(models)
         self._port = port
@@ -155,7 +158,8 @@ class Server:
         """Ends Java and every worker, first letting requests finish for up to `drain` seconds; whether all had finished."""
         drained = False
         if drain > 0 and not self._process.ended:
-            drained = Drain(self._management, self._addresses.http[0][2]).wait(drain, self._hurry)
+            watch = Drain(self._management, self._addresses.http[0][2], lambda: self._process.ended)
+            drained = watch.wait(drain, self._hurry)
         self._process.end()
         self._management.close()
         return drained
@@ -196,7 +200,8 @@ class Server:
 
     def _write_config(self, folder: Path) -> Path:
         path = folder / "config.properties"
-        path.write_text(f"{self._settings.text}\n\n{self._addresses.properties()}", encoding="latin-1")
+        lines = f"{self._addresses.properties()}metrics_config={self._metrics_config}\n"
+        path.write_text(f"{self._settings.text}\n\n{lines}", encoding="latin-1")
         return path
 
     def _key_file(self) -> Path | None:
@@ -216,6 +221,14 @@ class Server:
         default = self._settings.values.get("default_workers_per_model", "0")
         each = int(default) if default.isdigit() and int(default) > 0 else cores()
         return max(1, sum(archive.workers or each for archive in self._archives))
+
+
+def _beside(config: Path | None, metrics_config: str | None) -> Path:
+    """The file that declares the metrics: the configuration's, whose path counts from there or from here, or our own."""
+    if config is None or not metrics_config:
+        return METRICS_CONFIG
+    beside = config.parent / metrics_config
+    return (beside if beside.is_file() else Path(metrics_config)).resolve()
 
 
 def _all_ready(model: dict[str, Any]) -> bool:

@@ -1,0 +1,117 @@
+"""Traffic to try monitoring on: varied crops of real photographs, as a fixed camera would take them, and ways to spoil them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+SIDE = 256
+
+# Where the thing is that a photograph shows, and how large a square around it is, as shares of width and height.
+SUBJECTS = {
+    "cat": (0.52, 0.45, 0.72),
+    "coffee": (0.45, 0.50, 0.78),
+    "rocket": (0.50, 0.50, 0.80),
+    "china": (0.50, 0.55, 0.80),
+    "flower": (0.50, 0.50, 0.80),
+}
+NAMES = tuple(SUBJECTS)
+
+Spoil = Callable[[Image.Image], Image.Image]
+
+
+@cache
+def photograph(name: str) -> Image.Image:
+    """One of `NAMES`: three of ours, two that scikit-learn brings."""
+    path = EXAMPLES / f"{name}.jpg"
+    if not path.is_file():
+        import sklearn.datasets  # noqa: PLC0415 only two photographs need it
+
+        path = Path(sklearn.datasets.__file__).parent / "images" / f"{name}.jpg"
+    return Image.open(path).convert("RGB")
+
+
+def crop(name: str, random: np.random.Generator, shift: float = 0.0) -> Image.Image:
+    """A crop `SIDE` pixels square around the subject: of varied place, size, slant and light; half of them mirrored.
+
+    `shift` moves the window to the right by this share of its side, as when the camera was knocked.
+    """
+    whole = photograph(name)
+    x, y, size = SUBJECTS[name]
+    side = min(whole.size) * size * random.uniform(0.8, 1.15)
+    across = x * whole.width + side * (random.normal(0, 0.05) + shift)
+    down = y * whole.height + side * random.normal(0, 0.05)
+    mirrored = random.random() < 0.5
+    turned = whole.rotate(random.normal(0, 5), Image.Resampling.BILINEAR, center=(across, down))
+    box = tuple(round(each) for each in (across - side / 2, down - side / 2, across + side / 2, down + side / 2))
+    picture = _within(turned, box).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    if mirrored and not shift:
+        picture = ImageOps.mirror(picture)
+    picture = ImageEnhance.Brightness(picture).enhance(random.uniform(0.85, 1.15))
+    return ImageEnhance.Color(picture).enhance(random.uniform(0.8, 1.2))
+
+
+def _within(whole: Image.Image, box: tuple[int, ...]) -> Image.Image:
+    """The crop; what lies beyond the photograph repeats its border."""
+    left, top, right, bottom = box
+    pixels = np.asarray(whole)
+    rows = np.clip(np.arange(top, bottom), 0, whole.height - 1)
+    columns = np.clip(np.arange(left, right), 0, whole.width - 1)
+    return Image.fromarray(pixels[rows][:, columns])
+
+
+def blur(radius: float) -> Spoil:
+    """Out of focus: a Gaussian of this many pixels."""
+    return lambda picture: picture.filter(ImageFilter.GaussianBlur(radius))
+
+
+def dark(factor: float) -> Spoil:
+    """Too little light."""
+    return lambda picture: ImageEnhance.Brightness(picture).enhance(factor)
+
+
+def watermark(share: float) -> Spoil:
+    """A logo over this share of the side, in the lower right corner."""
+
+    def drawn(picture: Image.Image) -> Image.Image:
+        picture = picture.copy()
+        side = round(SIDE * share)
+        draw = ImageDraw.Draw(picture)
+        left = SIDE - side - 8
+        draw.rectangle((left, left, SIDE - 8, SIDE - 8), fill=(250, 250, 250))
+        for ring in range(3):
+            inset = side * (0.1 + 0.13 * ring)
+            colour = (200, 20, 30) if ring % 2 == 0 else (250, 250, 250)
+            draw.ellipse((left + inset, left + inset, SIDE - 8 - inset, SIDE - 8 - inset), fill=colour)
+        return picture
+
+    return drawn
+
+
+def encoded(picture: Image.Image, quality: int = 90) -> bytes:
+    """As JPEG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def traffic(
+    count: int,
+    mix: Mapping[str, float],
+    seed: int | Sequence[int],
+    *,
+    spoil: Spoil | None = None,
+    shift: float = 0.0,
+) -> Iterator[bytes]:
+    """`count` pictures, their subjects drawn by the weights of `mix`, spoiled or not; the same for the same seed."""
+    random = np.random.default_rng(seed)
+    names, weights = list(mix), np.array(list(mix.values()))
+    for name in random.choice(names, count, p=weights / weights.sum()):
+        picture = crop(str(name), random, shift)
+        yield encoded(spoil(picture) if spoil else picture)

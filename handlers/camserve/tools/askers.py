@@ -1,0 +1,74 @@
+"""Who explains a picture: a running server, or an archive in this process. Both answer with the contract's JSON."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from camserve.tools.archive import Row, ask, load_service, open_archive
+from camserve.tools.client import Client, error_of
+
+
+class Asker(Protocol):
+    """Explains encoded pictures, from any thread.
+
+    Attributes:
+        name: what is asked, as rows and messages name it.
+    """
+
+    name: str
+
+    def ask(self, picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to one explanation; raises `CamserveError` where there is none."""
+
+
+class OverServer:
+    """Asks a running server; each thread keeps a connection of its own open."""
+
+    def __init__(self, url: str, model: str | None, token: Callable[[], str] | None, timeout: float) -> None:
+        self.name = f"{url.rstrip('/')}{f'/explanations/{model}' if model else ''}"
+        self._own = threading.local()
+        self._open = lambda: Client(self.name, token, timeout)
+        self._open().close()  # a URL that is none is told at once
+
+    def ask(self, picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
+        """As `Asker` says."""
+        if not hasattr(self._own, "client"):
+            self._own.client = self._open()
+        client: Client = self._own.client
+        return client.ask(picture, None, options)
+
+
+class InProcess:
+    """Asks an archive that is loaded here, on the CPU, one picture at a time."""
+
+    def __init__(self, name: str, service: Any) -> None:
+        self.name = name
+        self._service = service
+        self._turn = threading.Lock()
+
+    def ask(self, picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
+        """As `Asker` says."""
+        headers = {f"x-explain-{name.replace('_', '-')}": _text(value) for name, value in options.items()}
+        with self._turn:
+            (response,) = ask(self._service, [Row({"body": bytearray(picture)}, headers, explain=True)])
+        if response.status != 200:
+            raise error_of(response.status, response.body)
+        answer: dict[str, Any] = json.loads(response.body)
+        return answer
+
+
+@contextmanager
+def in_process(archive: Path) -> Iterator[InProcess]:
+    """Unpacks and loads an archive, and forgets it afterwards."""
+    with open_archive(archive) as opened:
+        yield InProcess(f"{opened.name} {opened.version}", load_service(opened.directory))
+
+
+def _text(value: Any) -> str:
+    """An option's value as a header spells it."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,39 @@
+"""Reads a server's token from a file, never from the command line, where every user of the machine could see it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from camserve.tools.console import ToolError
+
+
+def token_from(path: Path | None) -> Callable[[], str] | None:
+    """A function that gives the present token; None for no file.
+
+    The file holds the token, or is TorchServe's own `key_file.json`. It is read anew each time, because TorchServe's tokens
+    expire and are replaced there.
+
+    Raises:
+        ToolError: there is no token in the file now.
+    """
+    if path is None:
+        return None
+    _read(path)
+    return lambda: _read(path)
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ToolError(f"cannot read the token file {path} ({type(error).__name__})") from None
+    if text.startswith("{"):
+        try:
+            text = str(json.loads(text)["inference"]["key"])
+        except (ValueError, KeyError, TypeError):
+            raise ToolError(f"{path} is neither a token nor TorchServe's key_file.json") from None
+    if not text.isascii() or not text.isprintable() or " " in text or not text:
+        raise ToolError(f"{path} does not hold a token: one word of printable ASCII")
+    return text
