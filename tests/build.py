@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
+
+from camserve.tools import staging
 
 HANDLERS = Path(__file__).resolve().parent.parent / "handlers"
 
@@ -37,6 +40,9 @@ class Bright(nn.Module):
         x = self.features(x)
         return self.fc(x.mean((2, 3)))
 '''
+
+HOSTILE = {"0": "</script><script>alert(1)</script>", "1": "<img src=x onerror=alert(2)>", "2": 'line\nbreak \u202e "{{facts}}"'}
+"""Labels that attack whoever shows them."""
 
 PLAIN = {"resize": 64, "crop": 64, "mean": [0, 0, 0], "std": [1, 1, 1], "layers": ["features"]}
 """The tests' preprocessing: the shorter side to 64 pixels, the middle square, values in [0, 1]."""
@@ -87,6 +93,14 @@ def archive(
     if labels is not None:
         (directory / "index_to_name.json").write_text(json.dumps(labels))
     return directory
+
+
+def mar(store: Path, name: str, **options: Any) -> Path:
+    """The model above as an archive file (.mar) that carries the package, as packaging makes them; options as `archive`'s."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = archive(Path(folder) / name, **options)
+        staging.copy_package(directory)
+        return Path(shutil.make_archive(str(store / name), "zip", directory)).rename(store / f"{name}.mar")
 
 
 def encoded(pixels: NDArray[np.uint8] | Image.Image, form: str = "PNG", **options: Any) -> bytearray:

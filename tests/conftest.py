@@ -1,14 +1,21 @@
-"""Which tests are skipped, and what that means: a table at the end, and a failed run in CI where a skip has no good reason."""
+"""What the tests share: a live server, and a table of what was skipped and why, which in CI can fail the run."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests import build
+
+from camserve.tools import package
+from camserve.tools.serve import Server
+
+ROOT = Path(__file__).resolve().parent.parent
 
 NO_GPU = "needs a CUDA device"
 SLOW = "slow: CAMSERVE_SLOW=1 runs it"
@@ -54,3 +61,22 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"{count:>4}  {file:<32} {reason}")
     for file, reason in failing(found):
         terminalreporter.write_line(f"CI fails: {file} was skipped: {reason}", red=True)
+
+
+@pytest.fixture(scope="session")
+def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with the demo's classifier, a ResNet-50 of random weights that may be explained at two layers, and a small
+    model with hostile labels."""
+    store = tmp_path_factory.mktemp("store")
+    common = ["--export-path", str(store), "--batch-size", "8", "--max-batch-delay", "20"]
+    assert package.main(["--demo", *common]) == 0
+    assert package.main(["--torchvision", "resnet50", "--random-weights", "--layer", "layer4", "--layer", "layer3", *common]) == 0
+    build.mar(store, "hostile", labels=build.HOSTILE)
+    return store
+
+
+@pytest.fixture(scope="session")
+def live(demo_store: Path) -> Iterator[Server]:
+    """A real TorchServe with the archives of `demo_store` and the repository's config.properties, on free ports."""
+    with Server(demo_store, config=ROOT / "config.properties", port=0) as server:
+        yield server

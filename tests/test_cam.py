@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from camserve import cam, config
 from camserve.cam import METHODS, RIVALS, heatmaps
 
 NAMES = pytest.mark.parametrize("name", list(METHODS))
+NONE: Mapping[str, bool] = MappingProxyType({})
 SEEDS = pytest.mark.parametrize("seed", range(5))
 
 
@@ -36,7 +39,7 @@ def mapped(name: str, activations: Tensor, gradients: Tensor, rivals: Tensor) ->
     return method.function(activations, gradients, rivals) if method.rivals else method.function(activations, gradients)
 
 
-def expected(name: str, activations: Tensor, gradients: Tensor, rivals: Tensor, **options: bool) -> Tensor:
+def expected(name: str, activations: Tensor, gradients: Tensor, rivals: Tensor, options: Mapping[str, bool] = NONE) -> Tensor:
     """The oracle's maps."""
     rows = zip(activations.double().numpy(), gradients.double().numpy(), rivals.double().numpy(), strict=True)
     function = oracle.MAPS[name]
@@ -65,7 +68,7 @@ def test_equals_its_equation_for_signed_activations(name: str, seed: int) -> Non
     """Signed activations: the paper's map too, Grad-CAM++ with the rectified sum."""
     given = scene(seed, signed=True)
     options = {"rectify_sum": True} if name == "gradcam++" else {}
-    assert_close(mapped(name, *given), expected(name, *given, **options), 1e-4 if name == "xgradcam" else 1e-5)
+    assert_close(mapped(name, *given), expected(name, *given, options=options), 1e-4 if name == "xgradcam" else 1e-5)
 
 
 def test_gradcam_plus_plus_has_no_pole() -> None:

@@ -136,7 +136,6 @@ def test_the_picked_layer_is_said_with_its_reason(tiny: tuple[Path, str]) -> Non
     assert "Layer features: the last of" in tiny[1]
     assert "4 channels, 8x8 cells" in tiny[1]
     assert f"Packaged {tiny[0]}" in tiny[1]
-    assert "--models tiny" in tiny[1]
 
 
 def test_a_plain_state_dict_keeps_its_bytes(tiny: tuple[Path, str]) -> None:

@@ -102,9 +102,9 @@ def test_overlay_anywhere(seed: int) -> None:
     height, width = (int(side) for side in random.integers(1, 40, 2))
     left, right = np.sort(random.uniform(-10, 50, 2))
     top, bottom = np.sort(random.uniform(-10, 50, 2))
-    cells = heat(*(int(side) for side in random.integers(1, 15, 2)), seed=seed)
+    rows, columns = (int(side) for side in random.integers(1, 15, 2))
     view = Rect(float(left), float(top), float(right) + 0.1, float(bottom) + 0.1)
-    assert_overlay(photograph(height, width, seed), cells, view, COLORMAPS[seed % 5], float(random.random()))
+    assert_overlay(photograph(height, width, seed), heat(rows, columns, seed), view, COLORMAPS[seed % 5], float(random.random()))
 
 
 def test_overlay_is_seamless_in_a_picture_of_many_strips(monkeypatch: pytest.MonkeyPatch) -> None:

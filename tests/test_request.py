@@ -4,6 +4,7 @@ import base64
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -362,7 +363,6 @@ def test_imports_no_torch() -> None:
     code = (
         "import sys, camserve.request, camserve.response; print([m for m in ('torch', 'ts', 'cv2', 'PIL') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": "handlers"}
-    )
+    path = str(Path(__file__).resolve().parent.parent / "handlers")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": path})
     assert done.stdout.strip() == "[]"

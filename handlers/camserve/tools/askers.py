@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from camserve.tools.archive import Row, ask, load_service, open_archive
 from camserve.tools.client import Client, error_of
+from camserve.tools.console import ToolError
+from camserve.tools.fresh import words
 
 
 class Asker(Protocol):
@@ -31,8 +33,9 @@ class OverServer:
 
     def __init__(self, url: str, model: str | None, token: Callable[[], str] | None, timeout: float) -> None:
         self.name = f"{url.rstrip('/')}{f'/explanations/{model}' if model else ''}"
+        self._token = token
+        self._timeout = timeout
         self._own = threading.local()
-        self._open = lambda: Client(self.name, token, timeout)
         self._open().close()  # a URL that is none is told at once
 
     def ask(self, picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,6 +44,9 @@ class OverServer:
             self._own.client = self._open()
         client: Client = self._own.client
         return client.ask(picture, None, options)
+
+    def _open(self) -> Client:
+        return Client(self.name, self._token, self._timeout)
 
 
 class InProcess:
@@ -64,9 +70,13 @@ class InProcess:
 
 @contextmanager
 def in_process(archive: Path) -> Iterator[InProcess]:
-    """Unpacks and loads an archive, and forgets it afterwards."""
+    """Unpacks and loads an archive, and forgets it afterwards; raises `ToolError` where that cannot be done."""
     with open_archive(archive) as opened:
-        yield InProcess(f"{opened.name} {opened.version}", load_service(opened.directory))
+        try:
+            service = load_service(opened.directory)
+        except Exception as error:  # the archive's handler may raise anything
+            raise ToolError(f"{archive} does not load: {words(error)}") from error
+        yield InProcess(f"{opened.name} {opened.version}", service)
 
 
 def _text(value: Any) -> str:

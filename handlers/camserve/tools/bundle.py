@@ -19,6 +19,9 @@ from camserve.tools.console import ToolError
 LICENCE_FILES = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "AUTHORS")
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
+START = "import sys; sys.path[:] = filter(None, sys.path); import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
+"""Runs a file without its folder on the path: our modules would hide Python's own of the same name."""
+
 
 def needed_modules(model_file: Path, staging: Path) -> dict[str, Path]:
     """Name and file of each module to bundle, found by loading the model's file in a process of its own.
@@ -51,7 +54,7 @@ def in_fresh_process(program: str, *arguments: str) -> Any:
     environment.setdefault("OMP_NUM_THREADS", "1")  # one picture gains nothing by more, and loses much on a busy machine
     with tempfile.TemporaryDirectory(prefix="camserve-") as folder:
         result = Path(folder) / "result.json"
-        command = [sys.executable, fresh.__file__, program, str(result), *arguments]
+        command = [sys.executable, "-c", START, fresh.__file__, program, str(result), *arguments]
         done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
         if not result.exists():
             last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:]

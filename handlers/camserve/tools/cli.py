@@ -12,6 +12,8 @@ from camserve.errors import listed, nearest
 COMMANDS = {
     "package": "make an archive (.mar) of a model",
     "serve": "serve the archives of a model store",
+    "explain": "explain many pictures, by a server or an archive",
+    "inspector": "the inspector page, for a server that wants a token",
     "reference": "measure good pictures, and write what is normal into an archive",
     "demo": "package a real classifier, serve it, and explain a photograph",
 }

@@ -6,6 +6,7 @@ import argparse
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,15 @@ def run(options: argparse.Namespace, progress: Progress) -> None:
     """
     if not options.picture.is_file():
         raise ToolError(f"--picture: there is no file {options.picture}")
-    progress.note("1. Package: EfficientNet-Lite0 with its ImageNet weights")
+    if options.picture.is_relative_to(Path.cwd()):
+        options.picture = options.picture.relative_to(Path.cwd())
+    progress.note("1. Package: EfficientNet-Lite0 with its ImageNet weights, into an archive for TorchServe")
     _package(options.model_store, progress)
     progress.note("2. Serve: TorchServe, on this machine only")
-    with Server(options.model_store, [f"{DEMO}.mar"], port=options.port) as server:
+    with ExitStack() as stack:
+        server = Server(options.model_store, [f"{DEMO}.mar"], port=options.port)
+        with progress.step("Start TorchServe and load the model"):
+            stack.enter_context(server)
         progress.note(f"   ready at {server.url}")
         try:
             progress.note(f"3. Ask: what is in {options.picture}, and where did the model look?")

@@ -14,8 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from camserve.config import COLORMAPS, METHODS
 from camserve.tools import gallery
 from camserve.tools.askers import Asker, OverServer, in_process
 from camserve.tools.client import CamserveError
-from camserve.tools.console import ToolError, command_of, fail
 from camserve.tools.console import Progress as Steps
+from camserve.tools.console import ToolError, command_of, fail
 from camserve.tools.journal import Journal, Row
 from camserve.tools.result import overlay_of
 from camserve.tools.token import token_from
@@ -91,13 +90,10 @@ def _asker(options: argparse.Namespace, steps: Steps) -> Iterator[Asker]:
     if options.archive is None:
         yield OverServer(options.url, options.model, token_from(options.token_file), options.timeout)
         return
-    with steps.step(f"Load {options.archive}"):
-        loaded = in_process(options.archive)
-        asker = loaded.__enter__()
-    try:
+    with ExitStack() as stack:
+        with steps.step(f"Load {options.archive}"):
+            asker = stack.enter_context(in_process(options.archive))
         yield asker
-    finally:
-        loaded.__exit__(None, None, None)
 
 
 def _asked(options: argparse.Namespace, asker: Asker) -> dict[str, Any]:
@@ -137,13 +133,6 @@ def found(names: Iterable[str], out: Path) -> list[Path]:
     return list(pictures)
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """One picture's turn: its row, None where it was done before."""
-
-    row: Row | None
-
-
 class Run:
     """Explains pictures into a folder.
 
@@ -168,48 +157,53 @@ class Run:
         with self.journal, ThreadPoolExecutor(jobs) as threads, _bar() as bar:
             task = bar.add_task("Explain", total=len(pictures), asked=0)
             turns = _in_flight(threads, (lambda path=path: self._turn(path, again) for path in pictures), 2 * jobs)
-            for turn in turns:
-                kind = "done" if turn.row is None else "failed" if "error" in turn.row else "explained"
-                counts[kind] += 1
-                if turn.row is not None:
-                    self.journal.add(turn.row)
-                if kind == "failed" and turn.row is not None:
-                    self.faults[f"{turn.row['error']['type']}: {turn.row['error']['message']}"] += 1
+            for row in turns:
+                counts[self._keep(row)] += 1
                 bar.update(task, advance=1, asked=counts["explained"] + counts["failed"])
         return counts
 
-    def _turn(self, path: Path, again: bool) -> _Turn:
+    def _keep(self, row: Row | None) -> str:
+        if row is None:
+            return "done"
+        self.journal.add(row)
+        if "error" not in row:
+            return "explained"
+        self.faults[f"{row['error']['type']}: {row['error']['message']}"] += 1
+        return "failed"
+
+    def _turn(self, path: Path, again: bool) -> Row | None:
+        """One picture's row; None where it was done before."""
         row: Row = {"file": _name(path), "sha256": None, "asked": self._asked}
         try:
             picture = path.read_bytes()
         except OSError as error:
-            return _Turn({**row, "error": _fault(None, "Unreadable", f"the file cannot be read: {error.strerror}")})
+            return {**row, "error": _fault(None, "Unreadable", f"the file cannot be read: {error.strerror}")}
         row["sha256"] = hashlib.sha256(picture).hexdigest()
         if not again and self.journal.done(row["file"], row["sha256"], self._asked):
-            return _Turn(None)
+            return None
         started = time.perf_counter()
         try:
             answer = self._asker.ask(picture, self._options)
         except CamserveError as error:
-            return _Turn({**row, "error": _fault(error.status, error.type, error.message)})
-        return _Turn({**row, "seconds": round(time.perf_counter() - started, 4), **self._kept(path, row["sha256"], answer)})
+            return {**row, "error": _fault(error.status, error.type, error.message)}
+        return {**row, "seconds": round(time.perf_counter() - started, 4), **self._kept(path, row["sha256"], answer)}
 
     def _kept(self, path: Path, digest: str, answer: dict[str, Any]) -> dict[str, Any]:
         """The answer, with its overlays written to files and named in it."""
         explanations = []
         for explanation in answer["explanations"]:
             picture = overlay_of(explanation)
+            place = Path("overlays", f"{_stem(path, digest)}.{explanation['target']}.png")
             if picture is not None:
-                place = Path("overlays", f"{_stem(path, digest)}.{explanation['target']}.png")
                 (self._out / place).write_bytes(picture)
-                explanation = {**explanation, "overlay": place.as_posix()}
-            explanations.append(explanation)
+            named = {} if picture is None else {"overlay": place.as_posix()}
+            explanations.append({**explanation, **named})
         return {**answer, "explanations": explanations}
 
 
-def _in_flight(threads: ThreadPoolExecutor, work: Iterator[Any], most: int) -> Iterator[_Turn]:
+def _in_flight(threads: ThreadPoolExecutor, work: Iterator[Any], most: int) -> Iterator[Row | None]:
     """Results as they come, with at most `most` pieces of work begun and not yet taken; what is left is dropped on an error."""
-    begun: set[Future[_Turn]] = {threads.submit(piece) for piece in islice(work, most)}
+    begun: set[Future[Row | None]] = {threads.submit(piece) for piece in islice(work, most)}
     try:
         while begun:
             ready, begun = wait(begun, return_when=FIRST_COMPLETED)

@@ -1,9 +1,10 @@
 """Loads an archive as TorchServe's worker does. As a program of its own it proves that the archive needs nothing else.
 
-    python fresh.py needs RESULT MODEL_FILE STAGING     which modules a model's file needs
-    python fresh.py explain RESULT DIRECTORY PICTURE    one explanation from an unpacked archive
+    needs RESULT MODEL_FILE STAGING     which modules a model's file needs
+    explain RESULT DIRECTORY PICTURE    one explanation from an unpacked archive
 
-Both hide every module that TorchServe's own environment does not bring, and write their findings as JSON to RESULT.
+`bundle.in_fresh_process` runs them. Both hide every module that TorchServe's own environment does not bring, and write their
+findings as JSON to RESULT.
 This file imports the standard library only: what it loads must come from the archive, never from beside this file.
 """
 
@@ -310,11 +311,9 @@ def explain(directory: str, picture: str) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> None:
     """Runs one of the two programs."""
     program, result, *rest = arguments
-    beside = Path(__file__).resolve().parent
-    sys.path[:] = [path for path in sys.path if Path(path).resolve() != beside]
     found = {"needs": needs, "explain": explain}[program](*rest)
     Path(result).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[2:])

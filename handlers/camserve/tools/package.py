@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,9 +27,9 @@ STORE = Path("model_store")
 
 def main(argv: Sequence[str]) -> int:
     """Packages what `argv` asks for; the exit status."""
-    options = parser().parse_args(argv)
+    options, progress = parser().parse_args(argv), Progress()
     try:
-        package(options, Progress())
+        _report(package(options, progress), options, progress)
     except (ToolError, ConfigError) as error:
         return fail(error)
     return 0
@@ -98,7 +99,10 @@ def package(options: argparse.Namespace, progress: Progress) -> Path:
         with progress.step("Explain a picture from the archive in a fresh process"):
             answer = staging.explain_once(archive, config)
         staging.put(archive, target)
-    _report(target, answer, options, progress)
+    for warning in answer["explanations"][0]["warnings"]:
+        progress.note(f"Warning: the test picture's heatmap is {warning}; another --layer may show more")
+    size = f"{target.stat().st_size / 1e6:.1f} MB"
+    progress.note(f"Packaged {target} ({size}); it explains a picture in a fresh process")
     return target
 
 
@@ -197,13 +201,9 @@ def _server_settings(options: argparse.Namespace) -> dict[str, int]:
     }
 
 
-def _report(target: Path, answer: Mapping[str, Any], options: argparse.Namespace, progress: Progress) -> None:
-    (explanation, *_), name = answer["explanations"], target.stem
-    for warning in explanation["warnings"]:
-        progress.note(f"Warning: the test picture's heatmap is {warning}; another --layer may show more")
-    store = "" if options.export_path == STORE else f" --model-store {options.export_path}"
-    url = f"http://127.0.0.1:8080/explanations/{name}"
-    progress.note(f"Packaged {target} ({target.stat().st_size / 1e6:.1f} MB); it explains a picture in a fresh process")
-    progress.note(f"  serve it:  {command_of('serve')} --models {name}{store}")
+def _report(target: Path, options: argparse.Namespace, progress: Progress) -> None:
+    store = "" if options.export_path == STORE else f" --model-store {shlex.quote(str(options.export_path))}"
+    url = f"http://127.0.0.1:8080/explanations/{target.stem}"
+    progress.note(f"  serve it:  {command_of('serve')} --models {target.stem}{store}")
     progress.note(f"  ask it:    curl -T cat.jpg {url}")
     progress.note(f"             curl -T cat.jpg {url} -H 'Accept: image/png' -o heat.png")
