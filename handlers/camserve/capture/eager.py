@@ -3,65 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from camserve.capture.base import Captured, Site
+from camserve.capture.base import Captured, Setting
+from camserve.capture.layers import Site, Survey, Surveyor
 from camserve.capture.layout import first_tensor, logits_of, with_first
+from camserve.capture.passes import Pass
 
-
-class EagerPass:
-    """One forward pass of an eager model (`Captured`)."""
-
-    def __init__(self, sites: Mapping[str, Site], heads: Mapping[str, Tensor]) -> None:
-        self._sites = sites
-        self._heads = heads
-        self._outputs: dict[str, Tensor] = {}
-        self._scores = torch.empty(0)
-
-    @property
-    def logits(self) -> Tensor:
-        """`[N, K]`, float32."""
-        return self._scores.detach().float()
-
-    def activation(self, layer: str) -> Tensor:
-        """`[N, C, h, w]`, without a graph."""
-        return self._sites[layer].layout.grid(self._outputs[layer].detach())
-
-    def gradients(self, layer: str, rows: Tensor, targets: Tensor) -> Tensor:
-        """`[M, C, h, w]` by autograd over the head, or `[M, C, 1, 1]` in closed form where the head is pooled and linear."""
-        if layer in self._heads:
-            height, width = self.activation(layer).shape[2:]
-            return self._heads[layer][targets][:, :, None, None] / (height * width)
-        seed = torch.zeros_like(self._scores)
-        seed[rows, targets] = 1
-        (gradient,) = torch.autograd.grad(self._scores, self._outputs[layer], seed, retain_graph=True)
-        return self._sites[layer].layout.grid(gradient)[rows]
-
-    def keep(self, layer: str, output: Tensor) -> Tensor:
-        """Keeps a layer's output, and returns what the head is to go on with.
-
-        The head gets a copy: an in-place operation behind the layer then changes neither the activation nor a leaf.
-        """
-        if layer in self._heads:
-            self._outputs[layer] = output.detach()
-            return output.clone()
-        if not output.requires_grad:
-            output = output.detach().requires_grad_()
-        self._outputs[layer] = output
-        return output.clone()
-
-    def finish(self, scores: Tensor) -> EagerPass:
-        """Takes the model's scores, and checks that every layer ran and is connected to them."""
-        for layer in self._sites:
-            if layer not in self._outputs:
-                raise RuntimeError(f"layer {layer} ran fewer times than when the model was loaded")
-        self._scores = scores
-        return self
+Keep = Callable[[str, Tensor], Tensor]
+"""Takes a layer's name and output, and returns what the head is to go on with."""
 
 
 class Eager:
@@ -73,24 +28,22 @@ class Eager:
     Args:
         model: in eval mode, parameters frozen.
         sites: the layers that may be asked for.
-        heads: for layers whose head is global average pooling and one linear layer, that layer's weight `[K, C]`.
-        predict: what answers a pass without layers; the model itself unless it was compiled.
-        context: makes the context manager in which the model runs (autocast).
+        setting: how to run it.
+        modules: the modules of layers that go by another name.
     """
 
     def __init__(
         self,
         model: nn.Module,
         sites: Mapping[str, Site],
-        heads: Mapping[str, Tensor] | None = None,
-        predict: Callable[[Tensor], Any] | None = None,
-        context: Callable[[], AbstractContextManager[object]] = nullcontext,
+        setting: Setting | None = None,
+        modules: Mapping[str, str] | None = None,
     ) -> None:
         self._model = model
         self._sites = dict(sites)
-        self._heads = dict(heads or {})
-        self._predict = predict or model
-        self._context = context
+        self._setting = setting or Setting({})
+        self._modules = modules or {}
+        self._dtype = dtype_of(model.parameters())
 
     @property
     def sites(self) -> Collection[str]:
@@ -100,44 +53,148 @@ class Eager:
     def forward(self, pictures: Tensor, layers: Collection[str]) -> Captured:
         """Runs the model once over `[N, 3, H, W]`."""
         asked = {layer: self._sites[layer] for layer in layers}
-        run = EagerPass(asked, self._heads)
-        if not asked:
-            with torch.no_grad(), self._context():
-                return run.finish(logits_of(self._predict(pictures)))
-        graph = torch.no_grad() if all(layer in self._heads for layer in asked) else torch.enable_grad()
-        with graph, self._context(), _hooked(self._model, asked, run.keep):
-            return run.finish(logits_of(self._model(pictures)))
+        heads = self._setting.heads_for(pictures)
+        context = self._setting.context or nullcontext
+        with torch.inference_mode(mode=False), context():
+            pictures = pictures.to(self._dtype) if self._dtype else pictures
+            if not asked:
+                with torch.no_grad():
+                    predict = self._setting.predict or self._model
+                    return Pass({}, {}, {}, {}, logits_of(predict(pictures)))
+            kept = _Kept(heads)
+            closed = all(layer in heads for layer in asked)
+            with torch.set_grad_enabled(not closed), hooked(self._model, asked, kept, self._modules):
+                scores = logits_of(self._model(pictures))
+            return Pass(asked, heads, kept.activations, kept.sources, scores)
+
+
+class _Kept:
+    """Keeps layers' outputs as a pass goes on.
+
+    The head gets a copy: an in-place operation behind the layer then changes neither the activation nor a leaf.
+    """
+
+    def __init__(self, heads: Mapping[str, Tensor]) -> None:
+        self.activations: dict[str, Tensor] = {}
+        self.sources: dict[str, Tensor] = {}
+        self._heads = heads
+
+    def __call__(self, layer: str, output: Tensor) -> Tensor:
+        if layer not in self._heads:
+            if not output.requires_grad:
+                output = output.detach().requires_grad_()
+            self.sources[layer] = output
+        self.activations[layer] = output.detach()
+        return output.clone()
 
 
 @contextmanager
-def _hooked(model: nn.Module, sites: Mapping[str, Site], keep: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """Calls `keep` at the last call of each layer, in this thread only; the hooks are gone afterwards."""
-    thread = threading.get_ident()
+def hooked(
+    model: nn.Module, sites: Mapping[str, Site], keep: Keep, modules: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Calls `keep` at the last call of each layer, in this thread only; the hooks are gone afterwards.
+
+    Raises:
+        RuntimeError: a layer ran another number of times than when it was surveyed.
+    """
+    names = modules or {}
+    hooks = [_LastCall(site, keep) for site in sites.values()]
     handles = []
     try:
-        for site in sites.values():
-            hook = _last_call_hook(site, thread, keep)
-            handles.append(model.get_submodule(site.layer).register_forward_hook(hook))
+        for hook in hooks:
+            module = model.get_submodule(names.get(hook.site.layer, hook.site.layer))
+            handles.append(module.register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for hook in hooks:
+        hook.check()
+
+
+class _LastCall:
+    """A forward hook that acts at the call that was the last one when the layer was surveyed."""
+
+    def __init__(self, site: Site, keep: Keep) -> None:
+        self.site = site
+        self._keep = keep
+        self._thread = threading.get_ident()
+        self._calls = 0
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return None
+        self._calls += 1
+        tensor = first_tensor(output)
+        if self._calls != self.site.calls or tensor is None:
+            return None
+        return with_first(output, self._keep(self.site.layer, tensor))
+
+    def check(self) -> None:
+        if self._calls != self.site.calls:
+            raise RuntimeError(
+                f"layer {self.site.layer} ran {self._calls} times in this pass, and {self.site.calls} times when the model was "
+                "loaded: which call to explain is not known"
+            )
+
+
+class EagerModel:
+    """An eager module, in eval mode and with its parameters frozen (`Model`)."""
+
+    kind = "eager"
+    batch: tuple[int, int | None] = (1, None)
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+        """Runs the module once and describes every layer that ran."""
+        surveyor = Surveyor(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
+
+        def look(name: str, module: nn.Module, output: Any) -> None:
+            surveyor.look(name, self.class_of(module), first_tensor(output))
+
+        with torch.no_grad(), watched(self.module, look):
+            scores = logits_of(self.module(pictures.to(dtype_of(self.weights()) or pictures.dtype)))
+        return surveyor.found(scores)
+
+    def class_of(self, module: nn.Module) -> str:
+        """The name of a module's class."""
+        return type(module).__name__
+
+    def capture(self, sites: Mapping[str, Site], setting: Setting | None = None) -> Eager:
+        """A capture at these layers."""
+        return Eager(self.module, sites, setting)
+
+    def replaced(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
+        """The scores where the layer's output is `values` instead."""
+        pictures = pictures.to(dtype_of(self.weights()) or pictures.dtype)
+        with torch.no_grad(), hooked(self.module, {site.layer: site}, lambda _, output: values.to(output, copy=True)):
+            return logits_of(self.module(pictures))
+
+    def weights(self) -> Iterable[Tensor]:
+        """The module's parameters."""
+        return self.module.parameters()
+
+
+@contextmanager
+def watched(model: nn.Module, look: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
+    """Shows `look` the name, the module and the output of every call of a submodule."""
+
+    def hook_for(name: str) -> Callable[..., None]:
+        return lambda module, _inputs, output: look(name, module, output)
+
+    handles = [module.register_forward_hook(hook_for(name)) for name, module in model.named_modules() if name]
+    try:
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _last_call_hook(site: Site, thread: int, keep: Callable[[str, Tensor], Tensor]) -> Callable[..., Any]:
-    calls = 0
-
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        nonlocal calls
-        if threading.get_ident() != thread:
-            return None
-        calls += 1
-        tensor = first_tensor(output)
-        if calls != site.calls or tensor is None:
-            return None
-        return with_first(output, keep(site.layer, tensor))
-
-    return hook
+def dtype_of(weights: Iterable[Tensor]) -> torch.dtype | None:
+    """The type of the first floating weight, which is what the model takes pictures in; None: it has none."""
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
 
 
 def freeze(model: nn.Module) -> None:

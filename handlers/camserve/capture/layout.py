@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,15 +12,19 @@ from torch import Tensor
 MAX_EXTRA_TOKENS = 8
 """Most class, distillation or register tokens that are looked for before a picture's tokens."""
 
+MAX_EXTRA_GIVEN = 64
+"""Most of them where the configuration says what the grid is."""
+
 
 @dataclass(frozen=True)
 class Layout:
     """Where channels and cells are in a layer's output.
 
-    `order` is `nchw` (`[N, C, h, w]`), `nhwc` (`[N, h, w, C]`) or `tokens` (`[N, extra + h * w, C]`, rows first).
+    `order` is `nchw` (`[N, C, h, w]`), `nhwc` (`[N, h, w, C]`), `tokens` (`[N, extra + h * w, C]`, rows first) or `sequence`
+    (`[extra + h * w, N, C]`).
     """
 
-    order: Literal["nchw", "nhwc", "tokens"]
+    order: Literal["nchw", "nhwc", "tokens", "sequence"]
     height: int
     width: int
     channels: int
@@ -31,9 +36,20 @@ class Layout:
             return values
         if self.order == "nhwc":
             return values.permute(0, 3, 1, 2)
-        cells = values[:, self.extra :]
+        tokens = values.transpose(0, 1) if self.order == "sequence" else values
+        cells = tokens[:, self.extra :]
         height, width = self._cells(cells.shape[1])
         return cells.transpose(1, 2).reshape(len(cells), -1, height, width)
+
+    def shape(self, batch: int) -> tuple[int, ...]:
+        """The shape of the layer's output for `batch` pictures of the size that was surveyed."""
+        tokens = self.extra + self.height * self.width
+        return {
+            "nchw": (batch, self.channels, self.height, self.width),
+            "nhwc": (batch, self.height, self.width, self.channels),
+            "tokens": (batch, tokens, self.channels),
+            "sequence": (tokens, batch, self.channels),
+        }[self.order]
 
     def _cells(self, count: int) -> tuple[int, int]:
         """The grid of `count` tokens: as surveyed, or of the same proportions for a picture of another size."""
@@ -43,22 +59,23 @@ class Layout:
         return height, count // max(height, 1)
 
 
-def layout_of(output: Tensor, batch: int, picture: tuple[int, int], grid: tuple[int, int] | None = None) -> Layout | None:
-    """The layout of a layer's output for `batch` pictures of `picture` = (height, width); None: it is no map.
+def layout_of(
+    shape: Sequence[int], batch: int, picture: tuple[int, int], token_grid: tuple[int, int] | None = None
+) -> Layout | None:
+    """The layout of an output of `shape` for `batch` pictures of `picture` = (height, width); None: it is no map.
 
-    A map's cells keep the picture's proportions, which tells channels from cells. `grid` = (h, w) settles the tokens'.
+    A map's cells keep the picture's proportions, which tells channels from cells. `token_grid` = (h, w) settles the tokens'.
     """
-    shape = tuple(output.shape)
-    if not output.is_floating_point() or not shape or shape[0] != batch:
-        return None
-    if len(shape) == 4:
+    if len(shape) == 4 and shape[0] == batch:
         _, first, second, third = shape
         if _proportional((second, third), picture):
             return Layout("nchw", second, third, first)
         if _proportional((first, second), picture):
             return Layout("nhwc", first, second, third)
-    if len(shape) == 3:
-        return _token_layout(shape[1], shape[2], picture, grid)
+    if len(shape) == 3 and batch in shape[:2]:
+        order: Literal["tokens", "sequence"] = "tokens" if shape[0] == batch else "sequence"
+        grid = _token_grid(shape[1] if order == "tokens" else shape[0], picture, token_grid)
+        return Layout(order, *grid[:2], shape[2], grid[2]) if grid else None
     return None
 
 
@@ -70,10 +87,10 @@ def _proportional(cells: tuple[int, int], picture: tuple[int, int]) -> bool:
     return abs(height * picture_width - width * picture_height) <= 2 * max(picture_height, picture_width)
 
 
-def _token_layout(tokens: int, channels: int, picture: tuple[int, int], grid: tuple[int, int] | None) -> Layout | None:
-    if grid is not None:
-        extra = tokens - grid[0] * grid[1]
-        return Layout("tokens", *grid, channels, extra) if extra >= 0 else None
+def _token_grid(tokens: int, picture: tuple[int, int], given: tuple[int, int] | None) -> tuple[int, int, int] | None:
+    """(h, w, extra) of a row of tokens, the extra ones first."""
+    if given is not None and 0 <= tokens - given[0] * given[1] <= MAX_EXTRA_GIVEN:
+        return (*given, tokens - given[0] * given[1])
     for extra in range(min(MAX_EXTRA_TOKENS, tokens - 1) + 1):
         cells = tokens - extra
         height = round((cells * picture[0] / picture[1]) ** 0.5)
@@ -81,7 +98,7 @@ def _token_layout(tokens: int, channels: int, picture: tuple[int, int], grid: tu
             continue
         width = cells // height
         if picture[0] % height == 0 and picture[1] % width == 0 and picture[0] // height == picture[1] // width:
-            return Layout("tokens", height, width, channels, extra)
+            return height, width, extra
     return None
 
 

@@ -2,56 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from camserve.capture.base import Site
-from camserve.capture.eager import _hooked
-from camserve.capture.layout import Layout, logits_of
+from camserve.capture.base import Model
+from camserve.capture.layers import Site
 
-RELATIVE_ERROR = 1e-4
-"""How far the model's scores may be from the closed form's: float32 sums in another order differ by a tenth of it."""
+RELATIVE_ERROR = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
+"""How far the model's scores may be from the closed form's, by the precision of its weights: both round differently."""
+
+FULL_PRECISION_ERROR = 1e-4
+"""The same for float32 (sums in another order differ by a tenth of it) and float64."""
+
+SCALES = (1.0, 30.0)
+"""Activations of both signs at two scales: whatever bends between the layer and the scores bends these."""
 
 
-def pooled_head(model: nn.Module, site: Site, pictures: Tensor, outputs: int) -> Tensor | None:
-    """The weight `[outputs, C]` of the linear layer if `logits = weight @ mean(activation) + bias`, else None.
+def pooled_head(model: Model, site: Site, pictures: Tensor, outputs: int) -> Tensor | None:
+    """The weight `[outputs, C]` of the head if `logits = weight @ mean(activation) + bias`, else None.
 
-    Decided by trial, not by names: the layer's output is replaced by random activations of both signs at two scales, and
-    the model's scores must be the closed form's. A ReLU, a norm or a second layer behind the site makes it fail.
-    Then the gradient of logit c is `weight[c] / (h * w)` in every cell.
+    Decided by trial, not by names or types: the layer's output is replaced by random activations, and the model's scores must
+    be the closed form's with one of the model's own parameters. A ReLU, a norm or a second layer behind the site makes it fail.
+    The gradient of logit c is then `weight[c] / (h * w)` in every cell, for pictures of this size.
     """
-    if site.layout.order == "tokens":
+    shape = (outputs, site.layout.channels)
+    rows = [weight for weight in model.weights() if tuple(weight.shape) in (shape, (*shape, 1, 1))]
+    if not rows:
         return None
-    for module in reversed(list(model.modules())):
-        if isinstance(module, nn.Linear) and module.weight.shape == (outputs, site.layout.channels):
-            if all(_agrees(model, site, pictures, module, scale) for scale in (1.0, 30.0)):
-                return module.weight.detach().float()
-            return None
+    trials = [_trial(model, site, pictures, scale) for scale in SCALES]
+    for weight in reversed(rows):
+        head = weight.detach().flatten(1)
+        if all(_agrees(head, *trial) for trial in trials):
+            return head.float()
     return None
 
 
-def _agrees(model: nn.Module, site: Site, pictures: Tensor, linear: nn.Linear, scale: float) -> bool:
-    fed: list[Tensor] = []
-
-    def replace(_layer: str, output: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(1)
-        values = scale * torch.randn(output.shape, generator=generator)
-        fed.append(values.clone())  # the head may write into what it gets
-        return values.to(output)
-
-    with torch.no_grad(), _hooked(model, {site.layer: site}, replace):
-        scores = logits_of(model(pictures)).double().cpu()
-    pooled = _mean(fed[0], site.layout).to(linear.weight.dtype).double()
-    weight, bias = linear.weight.double().cpu(), _double(linear.bias)
-    expected = pooled @ weight.T + bias
-    return bool((scores - expected).abs().max() <= RELATIVE_ERROR * expected.abs().max())
+def _trial(model: Model, site: Site, pictures: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Mean activations `[N, C]` and what they add to the scores `[N, outputs]`, float64."""
+    generator = torch.Generator().manual_seed(1)
+    values = scale * torch.randn(site.layout.shape(len(pictures)), generator=generator)
+    values = values.to(pictures.device)
+    empty = model.replaced(site, pictures, torch.zeros_like(values))
+    scores = model.replaced(site, pictures, values)
+    return site.layout.grid(values).double().mean((2, 3)).cpu(), (scores.double() - empty.double()).cpu()
 
 
-def _mean(values: Tensor, layout: Layout) -> Tensor:
-    return layout.grid(values).double().mean((2, 3))
-
-
-def _double(bias: Any) -> Tensor | float:
-    return bias.double().cpu() if isinstance(bias, Tensor) else 0.0
+def _agrees(head: Tensor, pooled: Tensor, scores: Tensor) -> bool:
+    tolerance = RELATIVE_ERROR.get(head.dtype, FULL_PRECISION_ERROR)
+    expected = pooled @ head.double().cpu().T
+    return bool((scores - expected).abs().max() <= tolerance * expected.abs().max())

@@ -1,0 +1,470 @@
+"""Monitoring: statistics of maps by hand, exact counts out of a worker, and what is not to be told."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from camserve import looks, metrics
+from camserve.config import Monitoring
+from camserve.looks import Look, measure, rows_of
+from camserve.mapstats import STATISTICS, Scale, degenerate, input_statistics, map_statistics
+from camserve.metrics import METRICS, Exporter, Metric, StageTimes, number, plain
+from camserve.monitor import Monitor
+from camserve.reference import BINS, UNSEEN, Made, Reference
+from camserve.watcher import Watcher
+
+METRICS_YAML = Path(metrics.__file__).with_name("metrics.yaml")
+LINE = re.compile(r"\[METRICS\]([\w\s]+)\.([\w\s]+):([0-9\-,.e]+)\|#([^|]*)\|#type:(\w+)\|#hostname:([^,]+),(\d+)")
+"""TorchServe's own expression, and what its parser expects of the rest."""
+
+MADE = Made("features", "gradcam++", "sha256:0")
+
+
+class Output:
+    """What a worker would have written, block by block."""
+
+    def __init__(self) -> None:
+        self.blocks: list[bytes] = []
+
+    def totals(self) -> dict[tuple[str, ...], float]:
+        """Each series' value as the server would show it: (name, labels...) without the model's."""
+        found: dict[tuple[str, ...], float] = {}
+        for block in self.blocks:
+            for line in filter(None, block.decode().split("\n")):
+                match = LINE.fullmatch(line)
+                assert match, line
+                name, _, value, dimensions, kind, _, _ = match.groups()
+                key = (name, *(pair.split(":")[1] for pair in dimensions.split(",")[:-2]))
+                found[key] = found.get(key, 0) + float(value) if kind == "COUNTER" else float(value)
+        return found
+
+
+def look(
+    values: object = ((0, 1), (2, 3)), target: int = 0, rival: object = ((1, 1), (1, 1)), confidence: float = 0.5, side: int = 32
+) -> Look:
+    """A picture with these maps."""
+    maps = tuple(np.array(each, dtype=np.float32) for each in (values, rival) if each is not None)
+    rows = rows_of(np.random.default_rng(0).normal(size=(3, side, side)).astype(np.float32))
+    return Look(maps, rows, ((target, confidence), (target + 1, 0.2)), (side, side))
+
+
+def reference(**counts: object) -> Reference:
+    """A reference whose bins are the tenths of [0, 1], with classes 0 and 1 in groups 0 and 1."""
+    edges = {name: tuple(place / BINS for place in range(1, BINS)) for name in STATISTICS}
+    tables = {name: np.zeros((BINS, BINS), dtype=np.int64) for name in STATISTICS}
+    for table in tables.values():
+        table[0, :] = 3
+        table[1, 0] = 10
+    return Reference(MADE, 40, edges, {0: 0, 1: 1}, tables, {})
+
+
+def monitor(output: Output, found: Reference | None = None, rate: float = 1.0, interval: float = 3600) -> Monitor:
+    """A monitor that writes into `output`."""
+    return Monitor(Monitoring(rate, interval), Exporter("m", "1.0", output.blocks.append), Scale((0,) * 3, (1,) * 3), found)
+
+
+def test_statistics_of_a_map_are_those_worked_out_by_hand() -> None:
+    """Entropy ratio, area above half maximum, centroid, border energy, overlap and peak of a 2x2 map."""
+    found = map_statistics(np.array([[[0, 1], [2, 5]]], dtype=np.float32), np.array([[[1, 1], [1, 1]]], dtype=np.float32))
+
+    shares = [0.125, 0.25, 0.625]
+    assert found["entropy"][0] == pytest.approx(-sum(p * math.log(p) for p in shares) / math.log(4))
+    assert found["area"][0] == 0.25  # of 5 alone: 2 is below 2.5
+    assert found["centroid_x"][0] == pytest.approx(0.25 * 0.25 + 0.75 * 0.75)
+    assert found["centroid_y"][0] == pytest.approx(0.125 * 0.25 + 0.875 * 0.75)
+    assert found["border"][0] == pytest.approx(1 - 0.8**2)  # a cell of a 2x2 map is inside with (0.4 / 0.5)^2 of its area
+    assert found["overlap"][0] == pytest.approx(0 + 0.125 + 0.25 + 0.25)
+    assert found["peak"][0] == pytest.approx(math.log10(5))
+
+
+def test_border_energy_counts_the_part_of_a_cell_that_lies_in_the_border() -> None:
+    """A tenth of the side is 0.7 of a cell of a 7x7 map."""
+    corner, centre = np.zeros((2, 1, 7, 7), dtype=np.float32)
+    corner[0, 0, 0] = 1
+    centre[0, 3, 3] = 1
+
+    assert map_statistics(corner, corner)["border"][0] == pytest.approx(1 - 0.3**2)
+    assert map_statistics(centre, centre)["border"][0] == pytest.approx(0)
+    assert map_statistics(centre, corner)["overlap"][0] == 0
+    assert map_statistics(centre, centre)["overlap"][0] == 1
+
+
+def test_an_even_map_has_entropy_one_and_lies_in_the_middle() -> None:
+    """Whatever its size."""
+    for shape in ((1, 2), (7, 7), (5, 9)):
+        found = map_statistics(np.full((1, *shape), 0.3, dtype=np.float32), np.ones((1, *shape), dtype=np.float32))
+        assert found["entropy"][0] == pytest.approx(1)
+        assert (found["centroid_x"][0], found["centroid_y"][0]) == pytest.approx((0.5, 0.5))
+
+
+def test_degenerate_maps_are_told_by_reason() -> None:
+    """The contract's warnings: zero, constant within rounding, not finite."""
+    maps = np.ones((5, 2, 2), dtype=np.float32)
+    maps[0] = 0
+    maps[2, 0, 0] = np.nan
+    maps[3, 0, 0] = np.inf
+    maps[4, 0, 0] = 1.00001
+
+    assert degenerate(maps) == ["zero", "constant", "not_finite", "not_finite", ""]
+
+
+def test_brightness_contrast_and_sharpness_are_the_pictures_own() -> None:
+    """They are taken back from the model's normalised input: stripes of black and white, each one pixel wide."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    picture = np.zeros((3, 32, 32), dtype=np.float32)
+    picture[:, :, ::2] = 1
+    normalised = (picture - np.array(mean).reshape(3, 1, 1)) / np.array(std).reshape(3, 1, 1)
+    found = input_statistics(rows_of(normalised.astype(np.float32))[None], Scale(mean, std))
+
+    assert found["brightness"][0] == pytest.approx(0.5, abs=1e-6)
+    assert found["contrast"][0] == pytest.approx(0.5, abs=1e-6)
+    assert found["sharpness"][0] == pytest.approx(2, abs=1e-5)
+
+
+def test_darker_pictures_are_as_sharp_and_even_ones_have_no_sharpness() -> None:
+    """So that less light is not taken for a lens out of focus."""
+    rows = np.random.default_rng(0).random((1, 3, 16, 64), dtype=np.float32)
+    light, dark = (input_statistics(rows * factor, Scale((0,) * 3, (1,) * 3)) for factor in (1, 0.3))
+
+    assert dark["brightness"][0] == pytest.approx(0.3 * light["brightness"][0], rel=1e-5)
+    assert dark["sharpness"][0] == pytest.approx(light["sharpness"][0], rel=1e-5)
+    assert np.isnan(input_statistics(np.ones_like(rows), None)["sharpness"][0])
+
+
+def test_rows_are_a_copy_of_a_few_rows_of_the_input() -> None:
+    """A kept view would hold the whole tensor in memory."""
+    picture = np.arange(3 * 224 * 224, dtype=np.float32).reshape(3, 224, 224)
+    rows = rows_of(picture)
+
+    assert rows.shape == (3, 16, 224)
+    assert rows.base is None
+    assert np.array_equal(rows[:, 1], picture[:, 14])
+
+
+def test_pictures_of_different_sizes_are_measured_together_as_alone() -> None:
+    """A batch may mix sizes; each picture's statistics stay in its place."""
+    wide = look(np.arange(15).reshape(3, 5), 1, np.ones((3, 5)), side=48)
+    several = [look(), wide, look(((0, 0), (0, 0)), 2), look(rival=None)]
+    together = measure(several, None)
+
+    assert together.targets == [0, 1, 2, 0]
+    assert together.reasons == ["", "", "zero", ""]
+    for place, each in enumerate(several):
+        alone = measure([each], None)
+        for name in STATISTICS:
+            assert together.values[name][place] == pytest.approx(alone.values[name][0], nan_ok=True), name
+    assert np.isnan(together.values["entropy"][2])
+    assert not np.isnan(together.values["confidence"]).any()
+    assert np.isnan(together.values["overlap"][3])
+
+
+def test_metrics_yaml_declares_every_metric_with_its_labels_in_order() -> None:
+    """TorchServe drops what is not declared without a word, and takes labels by position."""
+    declared = yaml.safe_load(METRICS_YAML.read_text())["model_metrics"]
+    found = {
+        (each["name"], kind.upper(), each["unit"], tuple(each["dimensions"]))
+        for kind, several in declared.items()
+        for each in several
+    }
+
+    assert {(m.name, m.kind, m.unit, (*m.labels, "model_name", "model_version")) for m in METRICS} <= found
+    assert {name for name, *_ in found} == {m.name for m in METRICS} | {"HandlerTime", "PredictionTime"}
+
+
+def test_metrics_yaml_keeps_all_of_torchserves_own_metrics() -> None:
+    """Only one file is read: what it leaves out is gone."""
+    import ts
+
+    stock = yaml.safe_load((Path(ts.__file__).parent / "configs" / "metrics.yaml").read_text())
+    ours = yaml.safe_load(METRICS_YAML.read_text())
+
+    for section in ("ts_metrics", "model_metrics"):
+        for kind, several in stock[section].items():
+            for each in several:
+                assert each in ours[section][kind], each["name"]
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_names_follow_prometheus_conventions(metric: Metric) -> None:
+    """The prefix, a base unit, `_total` for counters, and labels that are closed sets."""
+    assert metric.name.startswith("camserve_")
+    assert not re.search(r"_(ms|milliseconds|percent|kb|mb)(_|$)", metric.name)
+    assert (metric.kind == "COUNTER") == metric.name.endswith(("_total", "_bucket", "_sum", "_count"))
+    assert set(metric.labels) <= {"mode", "outcome", "reason", "stage", "le", "stat", "bin", "class_group"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(3, "3"), (0, "0"), (1e-7, "0.0000001"), (1e16, "10000000000000000"), (0.25, "0.25"), (0.0, "0")]
+)
+def test_numbers_are_written_as_the_server_can_read_them(value: float, text: str) -> None:
+    """Its expression knows no `+`, `nan` or `inf`."""
+    assert number(value) == text
+    assert re.fullmatch(r"[0-9\-,.e]+", number(value))
+
+
+@pytest.mark.parametrize(
+    ("given", "label"), [("tabby, tabby cat", "tabby__tabby_cat"), ("a:b|c", "a_b_c"), ("", "_"), ("Ä\n", "__")]
+)
+def test_labels_cannot_break_a_metric_line(given: str, label: str) -> None:
+    """Commas, colons, bars and line ends would lose the sample, or a label."""
+    assert plain(given) == label
+
+
+def test_blocks_fit_a_pipe_and_begin_and_end_a_line() -> None:
+    """A write of at most 4,096 bytes is whole; the line ends keep it apart from half a line that a model has printed."""
+    output = Output()
+    exporter = Exporter("m" * 100, "1.0", output.blocks.append)
+    for bin_ in range(500):
+        exporter.add(metrics.MAP_BIN, ("entropy", str(bin_)), bin_)
+    exporter.flush()
+
+    assert len(output.blocks) > 10
+    assert all(len(block) <= 4096 and block[:1] == block[-1:] == b"\n" for block in output.blocks)
+    assert output.totals() == {("camserve_map_bin_total", "entropy", str(bin_)): bin_ for bin_ in range(500)}
+    exporter.flush()
+    assert sum(output.totals().values()) == sum(range(500))
+
+
+def test_counts_are_exact_beside_a_model_that_prints() -> None:
+    """Other threads print half lines, and text and line end apart, into the same pipe, as Python's print does."""
+    reader, writer = os.pipe()
+    received = bytearray()
+    drain = threading.Thread(target=lambda: [received.extend(part) for part in iter(lambda: os.read(reader, 65536), b"")])
+    drain.start()
+    exporter = Exporter("m", "1", lambda block: os.write(writer, block))
+    stop = threading.Event()
+
+    def chatter() -> None:
+        with io.TextIOWrapper(io.FileIO(writer, "w", closefd=False), write_through=True) as stdout:
+            while not stop.is_set():
+                print("epoch 1", end="", file=stdout)
+                print("loss", 0.5, file=stdout)
+
+    noise = [threading.Thread(target=chatter) for _ in range(2)]
+    for thread in noise:
+        thread.start()
+    for count in range(300):
+        exporter.add(metrics.REQUESTS, ("predict", "ok"))
+        exporter.add(metrics.MAP_BIN, ("area", str(count % 10)))
+        exporter.flush()
+    stop.set()
+    for thread in noise:
+        thread.join()
+    os.close(writer)
+    drain.join()
+    os.close(reader)
+
+    lines = [match for line in received.decode().split("\n") if (match := LINE.fullmatch(line))]
+    assert Counter(match[1] for match in lines) == {"camserve_requests_total": 300, "camserve_map_bin_total": 300}
+
+
+def test_stage_times_are_cumulative_buckets() -> None:
+    """As Prometheus's histograms: each bucket holds all that took no longer than its edge; the edge itself belongs to it."""
+    output = Output()
+    exporter = Exporter("m", "1", output.blocks.append)
+    StageTimes(exporter).add([("forward", 0.001), ("forward", 0.03), ("forward", 99.0), ("decode", 0.00005)])
+    exporter.flush()
+    found = output.totals()
+
+    buckets = {key[2]: value for key, value in found.items() if key[:2] == ("camserve_stage_seconds_bucket", "forward")}
+    assert [buckets[edge] for edge in ("0.0005", "0.001", "0.025", "0.05", "10", "+Inf")] == [0, 1, 1, 2, 2, 3]
+    assert found["camserve_stage_seconds_count", "forward"] == 3
+    assert found["camserve_stage_seconds_sum", "forward"] == pytest.approx(99.031)
+    assert found["camserve_stage_seconds_bucket", "decode", "0.0001"] == 1
+    assert found["camserve_stage_seconds_count", "render"] == 0
+
+
+def test_every_series_is_there_at_zero_before_traffic() -> None:
+    """Prometheus sees no increase from nothing to one."""
+    output = Output()
+    started = monitor(output, reference())
+    started.start()
+    found = output.totals()
+    started.close()
+
+    bins = [key for key in found if key[0] == "camserve_map_bin_total"]
+    assert len(bins) == (len(STATISTICS) + 1) * BINS
+    assert all(found[key] == 0 for key in found if key[0].endswith(("_total", "_bucket", "_sum", "_count")))
+    assert {key[1:] for key in found if key[0] == "camserve_requests_total"} == {
+        (mode, outcome) for mode in ("predict", "explain", "page") for outcome in ("ok", "client_error", "server_error")
+    }
+
+
+def test_without_a_reference_no_bins_are_told() -> None:
+    """Bins without edges that mean something would be read as something."""
+    output = Output()
+    watcher = monitor(output)
+    watcher.saw(look())
+    watcher.flush()
+
+    assert not [key for key in output.totals() if "bin" in key[0] or "reference" in key[0]]
+    assert output.totals()["camserve_maps_total",] == 1
+    assert watcher.described()["reference"] is None
+
+
+def test_pictures_fall_into_the_bins_of_the_reference() -> None:
+    """One count a statistic and picture; degenerate maps have no map statistics, but a confidence; a class has a group."""
+    output = Output()
+    watcher = monitor(output, reference())
+    for each in (look(confidence=0.95, target=1), look(confidence=0.95, target=77), look(((0, 0), (0, 0)), confidence=0.31)):
+        watcher.saw(each)
+    watcher.flush()
+    found = {key[1:]: value for key, value in output.totals().items() if key[0] == "camserve_map_bin_total" and value}
+
+    assert {key: value for key, value in found.items() if key[0] in ("area", "centroid_x", "confidence", "class")} == {
+        ("area", "5"): 2,  # two of four cells are at least 1.5
+        ("centroid_x", "5"): 2,  # (2 * 0.25 + 4 * 0.75) / 6
+        ("confidence", "9"): 2,
+        ("confidence", "3"): 1,
+        ("class", "1"): 1,
+        ("class", str(UNSEEN)): 1,
+        ("class", "0"): 1,
+    }
+    assert output.totals()["camserve_degenerate_maps_total", "zero"] == 1
+    assert output.totals()["camserve_maps_total",] == 3
+
+
+def test_the_reference_is_told_as_shares_overall_and_by_group() -> None:
+    """Group 9 stands for unseen classes and is expected to look like all pictures together."""
+    output = Output()
+    monitor(output, reference()).start()
+    found = output.totals()
+
+    assert found["camserve_map_bin_reference_ratio", "area", "0"] == pytest.approx(13 / 40)
+    assert found["camserve_map_bin_reference_ratio", "class", "0"] == pytest.approx(30 / 40)
+    assert found["camserve_map_bin_group_reference_ratio", "area", "0", "1"] == 1
+    assert found["camserve_map_bin_group_reference_ratio", "area", "4", "0"] == pytest.approx(0.1)
+    assert found["camserve_map_bin_group_reference_ratio", "area", "4", "9"] == pytest.approx(3 / 40)
+    assert [found["camserve_group_reference_images", group] for group in "019"] == [30, 10, 40]
+    assert found["camserve_map_reference_images", "area"] == 40
+
+
+def test_what_came_last_is_told_when_traffic_stops() -> None:
+    """A thread of its own tells what has changed once an interval, without another request."""
+    output, told = Output(), threading.Event()
+    exporter = Exporter("m", "1", lambda block: (output.blocks.append(block), b"_maps_total" in block and told.set()))
+    watcher = Monitor(Monitoring(1.0, 0.05), exporter, None)
+    watcher.start()
+    told.clear()
+    watcher.saw(look())
+
+    assert told.wait(10)
+    watcher.close()
+    assert output.totals()["camserve_maps_total",] == 1
+
+
+def test_waiting_pictures_are_measured_in_chunks() -> None:
+    """An interval's pictures are not all kept in memory until it ends."""
+    output = Output()
+    watcher = monitor(output, interval=3600)
+    watcher.start()
+    for _ in range(200):
+        watcher.saw(look())
+    for _ in range(1000):
+        if len(watcher._looks) < 64:
+            break
+        threading.Event().wait(0.01)
+
+    assert len(watcher._looks) < 64
+    watcher.close()
+    assert output.totals()["camserve_maps_total",] == 200
+
+
+def test_counts_stay_exact_while_threads_add_and_flush() -> None:
+    """Decoding threads add while the monitor's own thread flushes."""
+    output = Output()
+    watcher = Monitor(Monitoring(1.0, 0.001), Exporter("m", "1", output.blocks.append), None)
+    watcher.start()
+
+    def work() -> None:
+        for _ in range(300):
+            with watcher.stage("decode"):
+                pass
+            watcher.replied("predict", 200, 10)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    watcher.close()
+
+    found = output.totals()
+    assert found["camserve_requests_total", "predict", "ok"] == 1200
+    assert found["camserve_response_bytes_total", "predict"] == 12000
+    assert found["camserve_stage_seconds_count", "decode"] == 1200
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [(200, "ok"), (400, "client_error"), (413, "client_error"), (500, "server_error"), (507, "server_error")],
+)
+def test_outcomes_tell_whose_fault_it_was(status: int, outcome: str) -> None:
+    """So that a bad client does not look like a bad server."""
+    output = Output()
+    watcher = monitor(output)
+    watcher.replied("explain", status, 1)
+    watcher.flush()
+
+    assert output.totals()["camserve_requests_total", "explain", outcome] == 1
+
+
+def test_the_rate_is_the_share_of_pictures_that_are_measured() -> None:
+    """Each picture is drawn by itself; 0 measures none, 1 all."""
+    shares = {rate: sum(monitor(Output(), rate=rate).samples() for _ in range(2000)) / 2000 for rate in (0.0, 0.3, 1.0)}
+
+    assert shares[0.0] == 0
+    assert shares[1.0] == 1
+    assert shares[0.3] == pytest.approx(0.3, abs=0.06)
+
+
+def test_a_stage_that_fails_is_not_timed() -> None:
+    """A refused picture says nothing about how long decoding takes."""
+    output = Output()
+    watcher: Watcher = monitor(output)
+    with pytest.raises(ValueError, match="bad"), watcher.stage("decode"):
+        raise ValueError("bad")
+    watcher.flush()  # type: ignore[attr-defined]
+
+    assert output.totals()["camserve_stage_seconds_count", "decode"] == 0
+
+
+def test_a_fault_in_one_interval_is_logged_and_the_next_is_told(caplog: pytest.LogCaptureFixture, broken_once: None) -> None:
+    """Monitoring must not end with the first surprise, nor reach a request."""
+    output = Output()
+    watcher = Monitor(Monitoring(1.0, 0.02), Exporter("m", "1", output.blocks.append), None)
+    watcher.saw(look())
+    watcher.start()
+    for _ in range(500):
+        if "monitoring failed" in caplog.text:
+            break
+        threading.Event().wait(0.01)
+    watcher.saw(look())
+    watcher.close()
+
+    assert "monitoring failed" in caplog.text
+    assert output.totals()["camserve_maps_total",] == 1
+
+
+@pytest.fixture
+def broken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first measurement fails."""
+    calls = []
+
+    def fail_first(several: list[Look], scale: Scale | None) -> looks.Measured:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("a surprise")
+        return measure(several, scale)
+
+    monkeypatch.setattr("camserve.monitor.measure", fail_first)
