@@ -8,7 +8,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch
 from tests.build import archive, encoded, module_of, noise
 
 from camserve.tools.archive import Row, ask, load_service, open_archive
@@ -105,12 +104,10 @@ def test_a_service_answers_as_its_model_does(tmp_path: Path) -> None:
 
 def test_two_archives_with_modules_of_one_name_keep_their_own(tmp_path: Path) -> None:
     """The second archive's `model.py` is its own, not the first one's that is loaded already."""
-    for classes in (6, 7):
-        directory = archive(tmp_path / f"m{classes}", handler="stock", classes=classes)
-        with open_archive(directory):
-            model = module_of(load_service(directory))
-            assert model.fc.out_features == classes
-            assert isinstance(model.fc, torch.nn.Linear)
+    six, seven = (archive(tmp_path / f"m{classes}", handler="stock", classes=classes) for classes in (6, 7))
+    with open_archive(six), open_archive(seven):
+        models = [module_of(load_service(directory)) for directory in (six, seven)]
+    assert [model.fc.out_features for model in models] == [6, 7]
 
 
 def test_nothing_of_an_unpacked_archive_stays_in_this_process(tmp_path: Path) -> None:

@@ -72,13 +72,16 @@ def test_equals_its_equation_for_signed_activations(name: str, seed: int) -> Non
 
 
 def test_gradcam_plus_plus_has_no_pole() -> None:
-    """Where the signed sum makes equation 19's denominator 0, the map stays finite and small."""
+    """Where equation 19's denominator is 0, by a signed sum or by a negative gradient, the map stays finite and small."""
     activations = torch.tensor([[[[3.0, -7.0]]]])
     gradients = torch.full((1, 1, 1, 2), 0.5)
     with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
         oracle.gradcam_plus_plus(activations[0], gradients[0])
     # S = 3: two positions of 0.5 / (2 + 1.5), times 3
     torch.testing.assert_close(cam.gradcam_plus_plus(activations, gradients), torch.tensor([[[6 / 7, 0.0]]]))
+    # S = 4: -0.5 adds nothing, although 2 - 0.5 * 4 = 0; 1 / (2 + 4) for the other position
+    found = cam.gradcam_plus_plus(torch.tensor([[[[3.0, 1.0]]]]), torch.tensor([[[[-0.5, 1.0]]]]))
+    torch.testing.assert_close(found, torch.tensor([[[3 / 6, 1 / 6]]]))
 
 
 ACTIVATIONS = torch.tensor([[[[1.0, 2.0], [3.0, 0.0]], [[0.0, 0.0], [1.0, 4.0]], [[1.0, 1.0], [0.0, 0.0]]]])
@@ -391,6 +394,13 @@ def test_heatmap_equals_the_oracle(seed: int) -> None:
     maps = cam.gradcam(*scene(seed)[:2]).requires_grad_()
     wanted = np.stack([oracle.heatmap(found) for found in maps.detach().numpy()])
     np.testing.assert_allclose(heatmaps(maps)[0], wanted, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_heatmaps_of_other_types(dtype: torch.dtype) -> None:
+    """Maps of another floating type scale alike, to float32."""
+    scaled = heatmaps(torch.tensor([[[1.0, 2.0, 5.0]]], dtype=dtype))[0]
+    assert (scaled.dtype, scaled.tolist()) == (np.float32, [[[0, 0.25, 1]]])
 
 
 def test_heatmaps_of_none() -> None:

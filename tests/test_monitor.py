@@ -58,7 +58,7 @@ def look(
     return Look(maps, rows, ((target, confidence), (target + 1, 0.2)), (side, side))
 
 
-def reference(**counts: object) -> Reference:
+def reference() -> Reference:
     """A reference whose bins are the tenths of [0, 1], with classes 0 and 1 in groups 0 and 1."""
     edges = {name: tuple(place / BINS for place in range(1, BINS)) for name in STATISTICS}
     tables = {name: np.zeros((BINS, BINS), dtype=np.int64) for name in STATISTICS}

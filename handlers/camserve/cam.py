@@ -172,7 +172,7 @@ Heatmaps = tuple[NDArray[np.float32], list[tuple[float, float] | None], list[tup
 def heatmaps(maps: Tensor) -> Heatmaps:
     """Scales each map to [0, 1] by its own range, `(map - min) / (max - min)`, in one transfer to the CPU.
 
-    The arithmetic is float64, so that the smallest subnormal and the largest finite float32 scale alike.
+    The arithmetic is float64: the smallest subnormal and the largest finite float32 scale as 1 does.
 
     Args:
         maps: `[M, h, w]`, rectified.

@@ -85,6 +85,14 @@ def _read_size(value: Any) -> Size:
     return read_side(value)
 
 
+def _read_grid(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    read_side = _integer(1, 8192)[1]
+    rows, columns = value
+    return read_side(rows), read_side(columns)
+
+
 def _read_channels(low: float) -> Callable[[Any], tuple[float, float, float]]:
     def read(value: Any) -> tuple[float, float, float]:
         red, green, blue = (float(channel) for channel in value if not isinstance(channel, (bool, str)))
@@ -120,6 +128,11 @@ _SIZE = "a whole number of pixels from 1 to 8192, [height, width], or null for n
 KEYS: Mapping[str, Key] = MappingProxyType(
     {
         "layers": Key("layers that may be asked for; the first is the default", "a list of layer names", _read_names),
+        "token_grid": Key(
+            "rows and columns of a transformer's tokens, where they cannot be told from the picture's size",
+            "[rows, columns] or null",
+            _read_grid,
+        ),
         "method": Key("default method", *_choice(METHODS)),
         "resize": Key("resize the shorter side to this, or to [height, width]", _SIZE, _read_size),
         "crop": Key("then crop this square, or [height, width], from the centre", _SIZE, _read_size),
@@ -162,6 +175,7 @@ class Config:
     """The validated configuration. Sizes are pixels: an int (shorter side, or a square), (height, width), or None."""
 
     layers: tuple[str, ...] = ()
+    token_grid: tuple[int, int] | None = None
     method: str = "gradcam++"
     resize: Size = 256
     crop: Size = 224

@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import heapq
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from itertools import pairwise
+from types import MappingProxyType
+
+KINDS: Mapping[int, tuple[str, ...]] = MappingProxyType(
+    {
+        400: (
+            *("InvalidImage", "UnsupportedFormat", "InvalidJSON", "InvalidBase64", "InvalidTensor"),
+            *("NoImage", "NoPicture", "UnknownOption", "InvalidOption", "UnknownLabel"),
+        ),
+        406: ("NotAcceptable",),
+        413: ("ImageTooLarge", "ResponseTooLarge", "TooManyInstances"),
+        500: ("InternalError",),
+        507: ("OutOfMemory",),
+    }
+)
+"""The types of errors that each status can have."""
+
+_COMPARED = 100
+_LONGEST = 80
 
 
 class RequestError(Exception):
@@ -51,8 +72,35 @@ def listed(names: Iterable[object], limit: int = 12) -> str:
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """The `count` names most like `name`, best first, whatever their case; for long lists of long names this stays quick."""
+    """The `count` names most like `name`, best first, whatever their case.
+
+    Of a long list only the `_COMPARED` names that share most letters and pairs of letters with `name` are compared in
+    full, and only the first `_LONGEST` characters of each, so that no request can keep the interpreter busy with this.
+    """
+    wanted = name.casefold()[:_LONGEST]
+    by_folded, masks = _folded(tuple(names))
+    keys: list[str] = list(by_folded)
+    if len(keys) > _COMPARED:
+        mask = _mask(wanted)
+        shares = [(mask & each).bit_count() / ((mask | each).bit_count() or 1) for each in masks]
+        keys = [keys[place] for place in heapq.nlargest(_COMPARED, range(len(keys)), key=shares.__getitem__)]
+    return [by_folded[key] for key in difflib.get_close_matches(wanted, keys, n=count, cutoff=0.5)]
+
+
+@lru_cache(maxsize=8)
+def _folded(names: tuple[str, ...]) -> tuple[dict[str, str], list[int]]:
+    """Each name under its start in lower case, and the masks of those, in one order."""
     by_folded: dict[str, str] = {}
-    for candidate in names:
-        by_folded.setdefault(candidate.casefold()[:80], candidate)
-    return [by_folded[key] for key in difflib.get_close_matches(name.casefold()[:80], by_folded, n=count, cutoff=0.5)]
+    for name in names:
+        by_folded.setdefault(name.casefold()[:_LONGEST], name)
+    return by_folded, [_mask(key) for key in by_folded]
+
+
+def _mask(text: str) -> int:
+    """A set of `text`'s letters and pairs of letters, as 512 bits; those that share a bit count as the same."""
+    mask = 0
+    for letter in text:
+        mask |= 1 << ord(letter) % 128
+    for first, second in pairwise(f" {text} "):
+        mask |= 1 << 128 + (ord(first) * 31 + ord(second)) % 384
+    return mask

@@ -109,8 +109,8 @@ def encode(picture: Picture, media: str) -> bytes:
     suffix, parameters, longest = _ENCODERS[media]
     height, width = picture.shape[:2]
     if max(height, width) > longest:
-        message = f"the picture would be {width} x {height} pixels; {media} allows {longest} a side: ask for fewer targets"
-        raise RequestError(413, "ResponseTooLarge", message)
+        problem = f"the picture would be {width} x {height} pixels; {media} allows {longest} a side"
+        raise RequestError(413, "ResponseTooLarge", f"{problem}: ask for fewer targets, or for another format")
     return cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), parameters)[1].tobytes()
 
 
@@ -126,13 +126,14 @@ def side_by_side(pictures: Sequence[Picture], labels: Sequence[str]) -> Picture:
     height, width = pictures[0].shape[:2]
     font = _font(min(40, max(12, height // 24)))
     strip = int(font.size * 1.6)
-    sheet = Image.new("RGB", ((width + GAP) * len(pictures) - GAP, height + strip), _PAPER)
+    sheet = Image.new("RGB", ((width + GAP) * len(pictures) - GAP, strip), _PAPER)
     draw = ImageDraw.Draw(sheet)
     lefts = range(0, sheet.width, width + GAP)
     for left, label in zip(lefts, labels, strict=True):
         text = _shortened(_drawable(label[:width]), font, width - 2 * GAP)
         draw.text((left + GAP, strip / 2), text, fill=_INK, font=font, anchor="lm")
-    whole = np.array(sheet)
+    whole = np.empty((strip + height, sheet.width, 3), np.uint8)
+    whole[:strip], whole[strip:] = np.asarray(sheet), _PAPER
     for left, picture in zip(lefts, pictures, strict=True):
         whole[strip:, left : left + width] = picture
     return whole
@@ -210,8 +211,6 @@ def _replaced(character: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _has_glyph(character: str) -> bool:
-    if unicodedata.category(character) in ("Cc", "Cs"):
-        return False
     return _glyph(character) != _glyph(_NO_CHARACTER)
 
 

@@ -1,11 +1,13 @@
 """Capture: one forward pass that keeps a layer's activation, and the gradients of chosen targets with respect to it."""
 
 from camserve.capture.backend import Backend, open_backend
-from camserve.capture.base import Capture, Captured, Site
+from camserve.capture.base import Capture, Captured, Model, Setting
 from camserve.capture.eager import Eager, freeze
+from camserve.capture.exported import load_exported
+from camserve.capture.kinds import default_layer, opened, survey
+from camserve.capture.layers import LayerInfo, Site, Survey
 from camserve.capture.layout import Layout, synthetic_picture
 from camserve.capture.pooled import pooled_head
-from camserve.capture.survey import LayerInfo, Survey, default_layer, survey
 
 __all__ = [
     "Backend",
@@ -14,11 +16,15 @@ __all__ = [
     "Eager",
     "LayerInfo",
     "Layout",
+    "Model",
+    "Setting",
     "Site",
     "Survey",
     "default_layer",
     "freeze",
+    "load_exported",
     "open_backend",
+    "opened",
     "pooled_head",
     "survey",
     "synthetic_picture",

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from camserve.capture.base import Capture
-from camserve.capture.eager import Eager, freeze
+from camserve.capture.base import Capture, Context, Setting
+from camserve.capture.kinds import looked_at, opened
+from camserve.capture.layers import LayerInfo
 from camserve.capture.layout import logits_of, synthetic_picture
 from camserve.capture.pooled import pooled_head
-from camserve.capture.survey import Survey, default_layer, survey
+from camserve.capture.rule import check, pick
 from camserve.config import Config
 from camserve.errors import ConfigError
 
@@ -25,7 +25,8 @@ class Backend:
     """A model that is ready to be explained.
 
     `layers`: those that may be asked for, the default first. `why`: why the default was picked, "" where it was given.
-    `closed_form`: the layers whose gradients need no backward pass. `channels_last`: the memory format in use.
+    `closed_form`: the layers whose gradients need no backward pass. `channels_last`: the memory format in use. `kind`: `eager`,
+    `torchscript` or `exported`. `compiled`: predictions run compiled, explanations do not. `maps`: all layers with a map.
     """
 
     capture: Capture
@@ -34,45 +35,60 @@ class Backend:
     why: str
     closed_form: tuple[str, ...]
     channels_last: bool
+    kind: str = "eager"
+    compiled: bool = False
+    maps: tuple[LayerInfo, ...] = ()
 
 
-def open_backend(model: nn.Module, config: Config, size: tuple[int, int], device: torch.device) -> Backend:
-    """Prepares an eager model, which may be compiled, for pictures of `size` = (height, width).
+def open_backend(model: object, config: Config, size: tuple[int, int], device: torch.device) -> Backend:
+    """Prepares a model for pictures of `size` = (height, width).
 
-    Freezes the model's parameters, and may change its memory format.
+    The model is an eager module, a TorchScript module, an exported program or its restored module (`load_exported`), and may
+    be compiled: then predictions run compiled, and explanations run what was compiled.
+
+    Freezes the model's parameters, and may change an eager model's memory format.
 
     Raises:
-        ConfigError: a layer does not exist or has no map, or none is given and none is found.
+        ConfigError: it does not run on such pictures; a layer does not exist, has no map or decides nothing; or none is given
+            and none is found.
     """
-    eager: nn.Module = getattr(model, "_orig_mod", model)
-    freeze(eager)
     pictures = synthetic_picture(size).to(device)
-    found = _surveyed(eager, pictures)
+    own = opened(model, pictures)
+    found = looked_at(own, pictures, config.token_grid)
     layers, why = config.layers, ""
     if not layers:
-        layer, why = default_layer(eager, pictures, found)
+        layer, why = pick(own, pictures, found)
         layers = (layer,)
+    for layer in config.layers:
+        check(own, pictures, found, layer)
     sites = {layer: found.site(layer) for layer in layers}
-    heads = {layer: pooled_head(eager, site, pictures, found.outputs) for layer, site in sites.items()}
-    known_heads = {layer: head for layer, head in heads.items() if head is not None}
-    channels_last = _choose_memory_format(eager, pictures, config.channels_last)
-    capture = Eager(eager, sites, known_heads, model, precision_context(config.precision, device))
-    return Backend(capture, layers, found.outputs, why, tuple(known_heads), channels_last)
+    heads = {layer: pooled_head(own, site, pictures, found.outputs) for layer, site in sites.items()}
+    known = {layer: head for layer, head in heads.items() if head is not None}
+    eager: Any = getattr(model, "_orig_mod", model)
+    channels_last = own.kind == "eager" and choose_memory_format(eager, pictures, config.channels_last)
+    compiled = eager is not model
+    context = precision_context(config.precision, device)
+    setting = Setting(known, size, model if compiled else None, context)  # type: ignore[arg-type]
+    capture = own.capture(sites, setting)
+    if compiled:
+        _compile_now(capture, pictures, channels_last)
+    return Backend(capture, layers, found.outputs, why, tuple(known), channels_last, own.kind, compiled, found.maps)
 
 
-def _surveyed(model: nn.Module, pictures: Tensor) -> Survey:
+def _compile_now(capture: Capture, pictures: Tensor, channels_last: bool) -> None:
+    """Runs the compiled model once: it is compiled when it first runs, and may fail then.
+
+    Raises:
+        ConfigError: it fails.
+    """
     try:
-        return survey(model, pictures)
-    except (RuntimeError, ValueError, TypeError) as error:
-        shape = list(pictures.shape)
-        raise ConfigError(f"the model does not run on pictures of shape {shape}: {_first_line(error)}") from error
+        capture.forward(_formatted(pictures, channels_last), ())
+    except Exception as error:  # noqa: BLE001 a compiler may raise anything
+        first = str(error).strip().split("\n", 1)[0]
+        raise ConfigError(f"pt2: the compiled model does not run: {type(error).__name__}: {first}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
-
-
-def precision_context(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+def precision_context(precision: str, device: torch.device) -> Context:
     """Makes the context in which the model runs: autocast for half precision, nothing for float32."""
     if precision == "float32":
         return nullcontext
@@ -80,29 +96,45 @@ def precision_context(precision: str, device: torch.device) -> Callable[[], Abst
     return lambda: torch.autocast(device.type, dtype)
 
 
-def _choose_memory_format(model: nn.Module, pictures: Tensor, wanted: bool | None) -> bool:
-    """Puts the model into channels_last where asked, or, for None, where it is at least 5 % faster and equal within 1e-5."""
-    if wanted is False:
-        return False
+GAIN = 0.9
+"""The other memory format must take at most this share of the time: less is noise."""
+
+BUDGET = 1.0
+"""Seconds that the choice may take once both formats ran for the first time."""
+
+
+def choose_memory_format(model: nn.Module, pictures: Tensor, wanted: bool | None) -> bool:
+    """Puts the model into channels_last where asked, or, for None, where it is clearly faster and equal within 1e-6."""
     if wanted is None:
-        plain, plain_seconds = _timed(model, pictures.repeat(4, 1, 1, 1))
+        wanted = _has_maps(model) and _channels_last_is_faster(model, pictures)
+    model.to(memory_format=torch.channels_last if wanted else torch.contiguous_format)  # type: ignore[call-overload]
+    return wanted
+
+
+def _has_maps(model: nn.Module) -> bool:
+    """Whether the model has convolutions of more than one cell, which is what the memory format matters to."""
+    return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
+
+
+def _channels_last_is_faster(model: nn.Module, pictures: Tensor) -> bool:
+    plain, seconds = _timed(model, pictures, BUDGET / 2)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if wanted:
-        return True
-    other, other_seconds = _timed(model, pictures.repeat(4, 1, 1, 1).contiguous(memory_format=torch.channels_last))
-    close = bool((plain.softmax(1) - other.softmax(1)).abs().max() <= 1e-6)
-    if close and other_seconds < 0.95 * plain_seconds:
-        return True
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return False
+    other, other_seconds = _timed(model, _formatted(pictures, channels_last=True), BUDGET / 2)
+    equal = bool((plain.softmax(1) - other.softmax(1)).abs().max() <= 1e-6)
+    return equal and other_seconds < GAIN * seconds
 
 
-def _timed(model: nn.Module, pictures: Tensor, rounds: int = 3) -> tuple[Tensor, float]:
-    """The scores, and the quickest of `rounds` passes in seconds after one to warm up."""
-    seconds = []
+def _formatted(pictures: Tensor, channels_last: bool) -> Tensor:
+    return pictures.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _timed(model: nn.Module, pictures: Tensor, budget: float) -> tuple[Tensor, float]:
+    """The scores, and the quickest of some passes in seconds, after one to warm up: as many as the budget has, up to 10."""
+    pictures = pictures.to(next(model.parameters()).dtype)
+    seconds: list[float] = []
     with torch.no_grad():
         scores = logits_of(model(pictures)).float()
-        for _ in range(rounds):
+        while not seconds or (sum(seconds) < budget and len(seconds) < 10):
             start = time.perf_counter()
             logits_of(model(pictures)).sum().item()
             seconds.append(time.perf_counter() - start)

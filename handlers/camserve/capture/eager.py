@@ -155,8 +155,12 @@ class EagerModel:
             surveyor.look(name, self.class_of(module), first_tensor(output))
 
         with torch.no_grad(), watched(self.module, look):
-            scores = logits_of(self.module(pictures.to(dtype_of(self.weights()) or pictures.dtype)))
+            scores = logits_of(self.module(self.fed(pictures)))
         return surveyor.found(scores)
+
+    def fed(self, pictures: Tensor) -> Tensor:
+        """The pictures in the type of the weights."""
+        return pictures.to(dtype_of(self.weights()) or pictures.dtype)
 
     def class_of(self, module: nn.Module) -> str:
         """The name of a module's class."""
@@ -168,9 +172,8 @@ class EagerModel:
 
     def replaced(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
         """The scores where the layer's output is `values` instead."""
-        pictures = pictures.to(dtype_of(self.weights()) or pictures.dtype)
         with torch.no_grad(), hooked(self.module, {site.layer: site}, lambda _, output: values.to(output, copy=True)):
-            return logits_of(self.module(pictures))
+            return logits_of(self.module(self.fed(pictures)))
 
     def weights(self) -> Iterable[Tensor]:
         """The module's parameters."""

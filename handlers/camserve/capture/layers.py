@@ -154,6 +154,11 @@ class Surveyor:
         info = LayerInfo(name, kind, shape, calls, layout, signed, kind in PASSING or self._repeats(name, layout, moments))
         self._seen[name] = (info, moments)
 
+    def cells(self, shape: tuple[int, ...], moments: Moments | None) -> int:
+        """Number of cells of the map that an output would be; 0: it is none."""
+        layout = layout_of(shape, self.batch, self.size, self.token_grid) if moments else None
+        return layout.height * layout.width if layout else 0
+
     def _repeats(self, name: str, layout: Layout | None, moments: Moments | None) -> bool:
         """Whether an earlier layer, not one inside this one, gave the same map."""
         if layout is None or moments is None:

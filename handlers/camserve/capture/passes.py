@@ -80,6 +80,11 @@ def filled(pictures: Tensor, count: int) -> Tensor:
     return torch.cat([pictures, pictures[-1:].expand(missing, -1, -1, -1)]) if missing > 0 else pictures
 
 
+def fitting(pictures: Tensor, batch: tuple[int, int | None]) -> Tensor:
+    """As many of the pictures as a model takes that takes from `batch[0]` to `batch[1]` at once, filled up if need be."""
+    return filled(pictures, batch[0])[: batch[1]]
+
+
 class Joined:
     """Several passes as one (`Captured`); of the i-th only the first `sizes[i]` pictures count."""
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from camserve.capture.base import Model
 from camserve.capture.layers import Site
+from camserve.capture.passes import fitting
 
 RELATIVE_ERROR = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """How far the model's scores may be from the closed form's, by the precision of its weights: both round differently."""
@@ -29,6 +30,7 @@ def pooled_head(model: Model, site: Site, pictures: Tensor, outputs: int) -> Ten
     rows = [weight for weight in model.weights() if tuple(weight.shape) in (shape, (*shape, 1, 1))]
     if not rows:
         return None
+    pictures = fitting(pictures, model.batch)
     trials = [_trial(model, site, pictures, scale) for scale in SCALES]
     for weight in reversed(rows):
         head = weight.detach().flatten(1)

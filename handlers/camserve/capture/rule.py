@@ -57,7 +57,7 @@ def objections(model: Model, pictures: Tensor, infos: Sequence[LayerInfo], outpu
     It is looked at which cells and channels a gradient reaches, not how large it is there: the gradient starts as NaN, so a
     head of zeros (an untrained transformer's) or a dead unit hides nothing.
     """
-    pictures = pictures[: model.batch[0]]
+    pictures = pictures[:1]
     sites = {info.name: info.site for info in infos}
     captured = model.capture(sites).forward(pictures, sites)
     faults = {info.name: _objection(captured, info, outputs) for info in infos}

@@ -17,17 +17,26 @@ from camserve.errors import ConfigError, listed
 
 NEEDED: Mapping[str, Sequence[str]] = {
     "torch._C": ("_create_function_from_graph", "_jit_pass_inline", "Graph", "Node", "Value"),
-    "torch._C.Graph": ("addInput", "copy", "create", "insertConstant", "insertGraph", "insertNode", "nodes", "registerOutput")
-    + ("makeMultiOutputIntoTuple", "setInsertPoint"),
-    "torch._C.Node": ("blocks", "destroy", "inputs", "kind", "output", "outputs", "owningBlock"),
-    "torch._C.Value": ("node", "replaceAllUsesAfterNodeWith", "replaceAllUsesWith", "setType", "type"),
+    "torch._C.Graph": ("addInput", "copy", "create", "inputs", "insert", "insertConstant", "insertGraph", "insertNode", "nodes")
+    + ("makeMultiOutputIntoTuple", "registerOutput", "setInsertPoint"),
+    "torch._C.Node": ("blocks", "destroy", "inputs", "insertAfter", "kind", "output", "s"),
+    "torch._C.Value": ("node", "replaceAllUsesAfterNodeWith", "replaceAllUsesWith", "setType", "toIValue", "type", "unique"),
 }
 
 MARK = "aten::alias"
 """The operation that marks a call's output: it gives its input, under a value of its own."""
 
-POOLS = frozenset({"aten::adaptive_avg_pool2d", "aten::adaptive_max_pool2d", "aten::avg_pool2d", "aten::mean", "aten::flatten"})
-"""Operations that may end the spatial part of a network; `reshape` and `view` too, but they have many other uses."""
+POOLS = frozenset(
+    {"aten::adaptive_avg_pool2d", "aten::adaptive_max_pool2d", "aten::avg_pool2d", "aten::max_pool2d", "aten::mean"}
+    | {"aten::amax", "aten::sum", "aten::flatten", "aten::reshape", "aten::view"}
+)
+"""Operations that may end the spatial part of a network."""
+
+SINGLE = 6
+"""TorchScript's number of float32."""
+
+FLOATING = frozenset({5, SINGLE, 7, 15})
+"""Those of float16, float32, float64 and bfloat16."""
 
 Graph, Node, Value = Any, Any, Any  # torch._C's own types have no stubs for what is used here
 
@@ -76,65 +85,65 @@ class Program:
 
 def inlined(module: torch.jit.ScriptModule) -> Program:
     """Inlines `forward`, and marks the output of every call of a submodule that gives a tensor, or a tuple that starts with one."""
+    check_torch()
     graph = module._c._get_method("forward").graph.copy()
     owner = next(graph.inputs())
-    classes: dict[int, tuple[str, str]] = {}
-    calls = _calls(graph)
-    while calls:
-        for call in calls:
-            path, callee = _callee(module, call, owner)
-            mark = _inline_call(graph, call, callee._c._get_method(call.s("name")).graph)
-            if mark is not None and path and call.s("name") == "forward":
-                classes[mark.output().unique()] = path, str(callee.original_name)
-            call.destroy()
-        calls = _calls(graph)
-    hidden = frozenset(_nested_calls(module, graph, owner))
+    called: dict[int, tuple[str, str]] = {}
+    while calls := [(call, path) for call in _calls(graph) if (path := _path(call, owner)) is not None]:
+        for call, path in calls:
+            callee, method = _submodule(module, path), call.s("name")
+            mark = _inline_call(graph, call, callee._c._get_method(method).graph, bool(path) and method == "forward")
+            if mark is not None:
+                called[mark.unique()] = path, str(callee.original_name)
+    hidden = set(_nested_calls(module, graph, owner))
     torch._C._jit_pass_inline(graph)
     marks, pools = [], []
     for place, node in enumerate(graph.nodes()):
-        if node.kind() == MARK and node.output().unique() in classes:
-            marks.append(Mark(*classes[node.output().unique()], place))
+        if node.kind() == MARK and node.output().unique() in called:
+            marks.append(Mark(*called[node.output().unique()], place))
         elif node.kind() in POOLS:
             pools.append(place)
-    return Program(graph, tuple(marks), tuple(pools), hidden - {mark.path for mark in marks})
+    return Program(graph, tuple(marks), tuple(pools), frozenset(hidden.difference(mark.path for mark in marks)))
 
 
 def _calls(block: Any) -> list[Node]:
     return [node for node in block.nodes() if node.kind() == "prim::CallMethod"]
 
 
-def _callee(module: Any, call: Node, owner: Value) -> tuple[str, Any]:
-    """The path and the module that a call goes to: a chain of attributes of the program's own module."""
+def _path(call: Node, owner: Value) -> str | None:
+    """Which submodule a call goes to, "" for the program's own module; None: one that is chosen while it runs."""
     names: list[str] = []
     value = next(call.inputs())
     while value.unique() != owner.unique():
-        names.insert(0, value.node().s("name"))
-        value = next(value.node().inputs())
-    return ".".join(names), functools.reduce(getattr, names, module)
+        node = value.node()
+        if node.kind() != "prim::GetAttr":
+            return None
+        names.insert(0, node.s("name"))
+        value = next(node.inputs())
+    return ".".join(names)
 
 
-def _inline_call(graph: Graph, call: Node, body: Graph) -> Node | None:
-    """Puts the body of a method in the place of a call, and marks what it gives."""
+def _submodule(module: Any, path: str) -> Any:
+    return functools.reduce(getattr, path.split("."), module) if path else module
+
+
+def _inline_call(graph: Graph, call: Node, body: Graph, marked: bool) -> Value | None:
+    """Puts the body of a method in the place of a call, and marks its output; None: it is not marked, or gives no tensor."""
     graph.setInsertPoint(call)
     (given,) = graph.insertGraph(body, list(call.inputs()))
-    value, rest = given, None
-    if given.node().kind() == "prim::TupleConstruct":
-        value, *rest = given.node().inputs()
-    if not _is_tensor(value):
-        call.output().replaceAllUsesWith(given)
-        return None
-    mark = graph.insertNode(graph.create(MARK, [value]))
-    mark.output().setType(value.type())
-    answer = mark.output()
-    if rest is not None:
-        answer = graph.insertNode(graph.create("prim::TupleConstruct", [answer, *rest])).output()
-        answer.setType(given.type())
-    call.output().replaceAllUsesWith(answer)
+    packed = given.node() if given.node().kind() == "prim::TupleConstruct" else None
+    value, *rest = packed.inputs() if packed else (given,)
+    mark = None
+    if marked and value.type().kind() == "TensorType":
+        mark = graph.insert(MARK, [value])
+        value = mark
+        if packed:
+            value = graph.insertNode(graph.create("prim::TupleConstruct", [mark, *rest])).output()
+            value.setType(given.type())
+        given = value
+    call.output().replaceAllUsesWith(given)
+    call.destroy()
     return mark
-
-
-def _is_tensor(value: Value) -> bool:
-    return str(value.type().kind()) == "TensorType"
 
 
 def _nested_calls(module: Any, block: Any, owner: Value) -> Iterator[str]:
@@ -142,8 +151,10 @@ def _nested_calls(module: Any, block: Any, owner: Value) -> Iterator[str]:
     for node in block.nodes():
         for inner in node.blocks():
             for call in _calls(inner):
-                path, callee = _callee(module, call, owner)
-                yield from (f"{path}.{name}".strip(".") for name, _ in callee.named_modules())
+                path = _path(call, owner)
+                if path is not None:
+                    inside = [name for name, _ in _submodule(module, path).named_modules()]
+                    yield from (f"{path}.{name}".strip(".") for name in inside)
             yield from _nested_calls(module, inner, owner)
 
 
@@ -160,19 +171,62 @@ def with_outputs(program: Program, cuts: Mapping[int, Cut]) -> Any:
     nodes = list(graph.nodes())
     further: list[Value] = []
     for place, cut in cuts.items():
-        node = nodes[place]
-        if node.kind() != MARK:
-            node = _marked_input(graph, node)
-        graph.setInsertPoint(node)
-        graph.setInsertPoint(_after(node))
-        answer, outputs = cut(graph, next(node.inputs()))
-        node.output().replaceAllUsesWith(answer)
+        mark = nodes[place] if nodes[place].kind() == MARK else _mark_input(graph, nodes[place])
+        graph.setInsertPoint(mark)
+        answer, outputs = cut(graph, next(mark.inputs()))
+        mark.output().replaceAllUsesWith(answer)
         further += outputs
     for mark in program.marks:
         node = nodes[mark.place]
         node.output().replaceAllUsesWith(next(node.inputs()))
+        node.destroy()
     for value in further:
         graph.registerOutput(value)
     if further:
         graph.makeMultiOutputIntoTuple()
     return torch._C._create_function_from_graph("explained", graph)
+
+
+def _mark_input(graph: Graph, node: Node) -> Node:
+    """Marks a node's first input, for all that use it."""
+    value = next(node.inputs())
+    mark = graph.create(MARK, [value])
+    mark.insertAfter(value.node())
+    value.replaceAllUsesAfterNodeWith(mark, mark.output())
+    return mark
+
+
+def leaf(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
+    """A cut that adds zeros that require grad: the gradient with respect to them is that with respect to the value.
+
+    So it is for any number of layers in one pass, whichever comes first. Outputs: the value, the zeros.
+    """
+    zeros = graph.insert("aten::zeros_like", [value])
+    zeros = graph.insert("aten::requires_grad_", [zeros, graph.insertConstant(True)])
+    return graph.insert("aten::add", [value, zeros]), [graph.insert("aten::detach", [value]), zeros]
+
+
+def statistics(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
+    """A cut that looks. Outputs: shape, type, whether some value is negative, mean and mean square."""
+    false, true, single = graph.insertConstant(False), graph.insertConstant(True), graph.insertConstant(SINGLE)
+    copy = graph.insert("aten::to", [value, single, false, true])
+    negative = graph.insert("aten::any", [graph.insert("aten::lt", [copy, graph.insertConstant(0)])])
+    mean, square = graph.insert("aten::mean", [copy]), graph.insert("aten::mean", [graph.insert("aten::mul", [copy, copy])])
+    return value, [graph.insert("aten::size", [value]), graph.insert("prim::dtype", [value]), negative, mean, square]
+
+
+def given_instead(graph: Graph, _value: Value) -> tuple[Value, list[Value]]:
+    """A cut that puts a further input of the program in the place of the value."""
+    return graph.addInput(), []
+
+
+def constants(program: Program) -> Iterator[Tensor]:
+    """The tensors that are written into the program itself."""
+    for node in program.graph.nodes():
+        if node.kind() == "prim::Constant" and isinstance(value := node.output().toIValue(), Tensor):
+            yield value
+
+
+def is_floating(dtype: int) -> bool:
+    """Whether TorchScript's number of a type is one of a floating type."""
+    return dtype in FLOATING

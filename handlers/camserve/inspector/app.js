@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const FIRST = Math.min(5, facts.max_targets, facts.classes); // classes explained with the first request
-const state = { answer: null, found: new Map(), classes: [], wants: [], active: 0, compare: "", beside: false, job: null };
+const state = { answer: null, found: new Map(), classes: [], wants: [], active: 0, compare: "", beside: false, jobs: new Map() };
 const hands = { changed: (pane, change) => want(pane.index, change), pointed: point, touched: (pane) => choose(pane.index) };
 const [original, ...explained] = [null, 0, 1].map((index) => new Pane(index, hands));
 
@@ -102,13 +102,20 @@ async function ask(typed) {
   want(index, { target });
 }
 
-/** Runs one job at a time; a new one ends the one before. Errors are shown, with `again` as the way to try once more. */
-async function working(job, what, again, pane) {
-  state.job?.abort();
+/**
+ * Runs one job for a pane (null: for all, when a new picture comes); a new one ends the one before.
+ * Errors are shown, with `again` as the way to try once more.
+ */
+async function working(job, what, again, pane = null) {
+  for (const [other, running] of state.jobs) if (pane === null || other === pane || other === null) running.abort();
   const controller = new AbortController();
-  state.job = controller;
-  busy(false);
-  const timer = setTimeout(() => busy(true, what, pane), 150);
+  state.jobs.set(pane, controller);
+  const timer = setTimeout(() => {
+    if (pane) pane.parts.busy.hidden = false;
+    $("working").hidden = false;
+    document.body.setAttribute("aria-busy", "true");
+    say(`${what} …`);
+  }, 150);
   try {
     const result = await job(controller.signal);
     $("failure").hidden = true;
@@ -119,15 +126,17 @@ async function working(job, what, again, pane) {
     return undefined;
   } finally {
     clearTimeout(timer);
-    if (state.job === controller) busy(false);
+    finish(pane, controller);
   }
 }
 
-function busy(on, what = "", pane = null) {
-  document.body.setAttribute("aria-busy", String(on));
-  $("working").hidden = !on;
-  for (const each of explained) each.parts.busy.hidden = !(on && each === pane);
-  if (on) say(`${what} …`);
+function finish(pane, controller) {
+  if (state.jobs.get(pane) !== controller) return;
+  state.jobs.delete(pane);
+  if (pane) pane.parts.busy.hidden = true;
+  if (state.jobs.size) return;
+  $("working").hidden = true;
+  document.body.setAttribute("aria-busy", "false");
 }
 
 // ---- Showing

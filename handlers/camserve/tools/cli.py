@@ -15,6 +15,8 @@ COMMANDS = {
     "explain": "explain many pictures, by a server or an archive",
     "inspector": "the inspector page, for a server that wants a token",
     "reference": "measure good pictures, and write what is normal into an archive",
+    "compare": "compare two archives on the same pictures",
+    "doctor": "find what is wrong with a deployment",
     "demo": "package a real classifier, serve it, and explain a photograph",
 }
 

@@ -119,7 +119,7 @@ class Client:
         Raises:
             CamserveError: no answer.
         """
-        answer: dict[str, float] = self._post("predictions", model, image, {}).json()
+        answer: dict[str, float] = self._post("predictions", model, image, {})
         return answer
 
     def explain(
@@ -159,10 +159,10 @@ class Client:
         Raises:
             CamserveError, ValueError: as `explain` does.
         """
-        answer: dict[str, Any] = self._post("explanations", model, image, options).json()
+        answer: dict[str, Any] = self._post("explanations", model, image, options)
         return answer
 
-    def _post(self, route: str, model: str | None, image: Picture, options: Mapping[str, Any]) -> requests.Response:
+    def _post(self, route: str, model: str | None, image: Picture, options: Mapping[str, Any]) -> Any:
         url = self._address.url(route, model)
         body, headers = _request(image, options)
         try:
@@ -174,7 +174,10 @@ class Client:
             raise CamserveError(None, "Unreachable", message) from None
         if response.status_code != 200:
             raise error_of(response.status_code, response.content)
-        return response
+        try:
+            return response.json()
+        except ValueError:
+            raise error_of(200, response.content) from None
 
 
 class _Token(requests.auth.AuthBase):
@@ -228,13 +231,16 @@ def _request(image: Picture, options: Mapping[str, Any]) -> tuple[bytes, dict[st
     """Body and headers: a picture goes as it is, with its options in headers, a tensor as JSON."""
     if _is_tensor(image):
         body = {"data": np.asarray(image).tolist(), **options}
-        return json.dumps(body).encode(), {"content-type": "application/json", "accept": "application/json"}
+        return json.dumps(body, default=int).encode(), {"content-type": "application/json", "accept": "application/json"}
     # Labels become lists, so that neither digits nor brackets in them are taken for anything else; JSON keeps them ASCII.
-    texts = {
-        name: json.dumps([value] if name == "target" and isinstance(value, str) else value) for name, value in options.items()
-    }
-    headers = {f"x-explain-{name.replace('_', '-')}": text.strip('"') for name, text in texts.items()}
+    texts = {name: _text([value] if name == "target" and isinstance(value, str) else value) for name, value in options.items()}
+    headers = {f"x-explain-{name.replace('_', '-')}": text for name, text in texts.items()}
     return encoded(image), {**headers, "content-type": "application/octet-stream", "accept": "application/json"}
+
+
+def _text(value: Any) -> str:
+    """An option as a header spells it; NumPy's whole numbers too."""
+    return value if isinstance(value, str) else json.dumps(value, default=int)
 
 
 def _is_tensor(image: Picture) -> bool:

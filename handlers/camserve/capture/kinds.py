@@ -1,0 +1,83 @@
+"""Which kind of model a loaded object is, and what can be said of any kind: its layers, and the one to explain."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram, UnflattenedModule
+
+from camserve.capture.base import Model
+from camserve.capture.eager import EagerModel, freeze
+from camserve.capture.exported import ExportedModel, restored
+from camserve.capture.layers import Survey
+from camserve.capture.rule import pick
+from camserve.capture.script import ScriptModel
+from camserve.errors import ConfigError
+
+
+def opened(model: object, pictures: Tensor) -> Model:
+    """A model of any kind, with its parameters frozen; one that was compiled is opened as what it was before.
+
+    Args:
+        model: an eager module, a TorchScript module, an exported program or its restored module.
+        pictures: `[N, 3, H, W]`, N at least 2, on the model's device: it is tried with them.
+
+    Raises:
+        ConfigError: it is none of these, or does not run on such pictures.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, ExportedProgram):
+        model = restored(model, pictures.device)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"a model of the type {type(model).__name__} has no layers that could be explained; {ACCEPTED}")
+    if isinstance(model, torch.fx.GraphModule) and not any(model.children()):
+        raise ConfigError(f"this graph has no layers: take the exported program itself, not its module(); {ACCEPTED}")
+    try:
+        if isinstance(model, torch.jit.ScriptModule):
+            freeze(model)
+            return ScriptModel(model, pictures)
+        if isinstance(model, UnflattenedModule):
+            model.requires_grad_(requires_grad=False)
+            return ExportedModel(model, pictures)
+        freeze(model)
+        return EagerModel(model)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise _does_not_run(pictures, error) from error
+
+
+ACCEPTED = "accepted are eager modules, TorchScript modules (.pt) and programs of torch.export (.pt2)"
+
+
+def looked_at(model: Model, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+    """The survey of an opened model.
+
+    Raises:
+        ConfigError: it does not run on such pictures.
+    """
+    try:
+        return model.survey(pictures, token_grid)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise _does_not_run(pictures, error) from error
+
+
+def _does_not_run(pictures: Tensor, error: Exception) -> ConfigError:
+    if isinstance(error, ConfigError):
+        return error
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ConfigError(f"the model does not run on pictures of shape {list(pictures.shape)}: {first}")
+
+
+def survey(model: object, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+    """Runs a model of any kind (see `opened`) over `pictures` and describes every layer; its parameters are then frozen."""
+    return looked_at(opened(model, pictures), pictures, token_grid)
+
+
+def default_layer(model: object, pictures: Tensor, found: Survey | None = None) -> tuple[str, str]:
+    """The layer of a model of any kind that is explained where none is named, and why.
+
+    Raises:
+        ConfigError: it has no layer with a map that its prediction depends on.
+    """
+    own = opened(model, pictures)
+    again = looked_at(own, pictures)
+    return pick(own, pictures, found or again)

@@ -1,0 +1,301 @@
+"""Looks at a running server for the classic mistakes of a deployment, and says how to mend each.
+
+Exit status 0 where nothing is wrong (advice does not count), 1 where something is, 2 where the server cannot be asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import ipaddress
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import requests
+from PIL import Image
+from requests.auth import AuthBase
+from rich.console import Console
+from rich.markup import escape
+
+from camserve.tools.console import ToolError, command_of, fail
+from camserve.tools.token import token_from
+
+TIMEOUT = 30.0
+"""Seconds that one question may take."""
+MAX_BATCH_DELAY = 50
+"""Milliseconds of `maxBatchDelay` from which a lone request notices."""
+MAX_CLOCK_DIFFERENCE = 60.0
+"""Seconds by which a worker may have started in the future."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `level`: `ok`, `advice` (works, but not as well as it could) or `wrong`; `mend`: what to do."""
+
+    level: str
+    what: str
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """The server's three addresses."""
+
+    inference: str
+    management: str
+    metrics: str
+
+    @classmethod
+    def of(cls, url: str, management: str | None, metrics: str | None) -> Addresses:
+        """By TorchServe's habit management and metrics are on the two ports above."""
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        if parts.hostname is None:
+            raise ToolError(f"expected a server's URL such as http://127.0.0.1:8080, got {url}")
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        root = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+
+        def beside(step: int) -> str:
+            return urlunsplit((parts.scheme, f"{root}:{port + step}", "", "", ""))
+
+        return cls(beside(0), management or beside(1), metrics or beside(2))
+
+
+class _Authorised(AuthBase):
+    """Sends each address the token that it wants."""
+
+    def __init__(self, addresses: Addresses, tokens: Mapping[str, str]) -> None:
+        self._management = addresses.management
+        self._tokens = tokens
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        name = "management" if str(request.url).startswith(self._management) else "inference"
+        if self._tokens:
+            request.headers["Authorization"] = f"Bearer {self._tokens[name]}"
+        return request
+
+
+Get = Callable[[str], requests.Response]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Examines the server that `argv` names; the exit status."""
+    options = parser().parse_args(argv)
+    try:
+        addresses = Addresses.of(options.url, options.management, options.metrics)
+        findings = list(examine(addresses, _tokens(options.token_file)))
+    except (ToolError, OSError, ValueError) as error:
+        fail(error)
+        return 2
+    _say(findings)
+    return 1 if any(finding.level == "wrong" for finding in findings) else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog=command_of("doctor"), description=__doc__, allow_abbrev=False)
+    made.add_argument("url", metavar="URL", help="the server's inference address, http://127.0.0.1:8080")
+    made.add_argument("--management", metavar="URL", help="its management address (the port above)")
+    made.add_argument("--metrics", metavar="URL", help="its metrics address (two ports above)")
+    made.add_argument("--token-file", type=Path, metavar="FILE", help="a file with the token: TorchServe's key_file.json")
+    return made
+
+
+def _tokens(path: Path | None) -> dict[str, str]:
+    """The tokens by TorchServe's names `inference` and `management`; the file's own word for both where it holds but one."""
+    token = token_from(path)
+    if path is None or token is None:
+        return {}
+    text = path.read_text("utf-8").strip()
+    management = json.loads(text).get("management", {}).get("key", "") if text.startswith("{") else token()
+    return {"inference": token(), "management": management}
+
+
+def examine(addresses: Addresses, tokens: Mapping[str, str]) -> Iterator[Finding]:
+    """Everything that can be found from outside, the server first, then each model.
+
+    Raises:
+        ToolError: nothing answers at the inference address, or it wants a token.
+    """
+    with requests.Session() as session:
+        session.auth = _Authorised(addresses, tokens)
+
+        def get(url: str) -> requests.Response:
+            return session.get(url, timeout=TIMEOUT)
+
+        yield from _examine_ping(addresses, get)
+        yield from _examine_exposure(addresses, bool(tokens))
+        exported, findings = _examine_metrics(addresses, get)
+        yield from findings
+        try:
+            listed = get(f"{addresses.management}/models?limit=1000").json()["models"]
+        except (requests.RequestException, ValueError, KeyError):
+            yield Finding(
+                "advice",
+                f"the management address {addresses.management} does not answer, so the models cannot be looked at",
+                "run this beside the server, or give --management",
+            )
+            return
+        if not listed:
+            yield Finding("wrong", "the server has no model", "start it with --models; its log says which archive failed")
+        for each in listed:
+            yield from _examine_model(each["modelName"], addresses, session, exported)
+
+
+def _examine_ping(addresses: Addresses, get: Get) -> Iterator[Finding]:
+    try:
+        answer = get(f"{addresses.inference}/ping")
+    except requests.RequestException as error:
+        raise ToolError(f"nothing answers at {addresses.inference}: {type(error).__name__}") from None
+    if answer.status_code in (400, 401, 403) and "Token" in answer.text:
+        raise ToolError(
+            "the server wants a token (TorchServe's default): give --token-file key_file.json, which lies in the folder where "
+            "the server was started; probes cannot send one: behind an authenticating proxy set disable_token_authorization=true"
+        )
+    if answer.status_code != 200:
+        yield Finding("wrong", f"/ping answers {answer.status_code}: a model has too few healthy workers", "its log says why")
+    else:
+        yield Finding("ok", f"{addresses.inference} answers")
+
+
+def _examine_exposure(addresses: Addresses, token: bool) -> Iterator[Finding]:
+    if _is_public(addresses.management):
+        yield Finding(
+            "wrong",
+            f"the management address {addresses.management} is public: whoever reaches it scales and removes models",
+            "management_address=http://127.0.0.1:8081",
+        )
+    if _is_public(addresses.inference) and not token:
+        yield Finding(
+            "advice",
+            f"{addresses.inference} answers without a token",
+            "put a proxy in front that authenticates, or disable_token_authorization=false",
+        )
+
+
+def _is_public(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        return host != "localhost" and "." in host
+
+
+def _examine_metrics(addresses: Addresses, get: Get) -> tuple[str, list[Finding]]:
+    """The exposition's text, and what is to be said of it."""
+    try:
+        text = get(f"{addresses.metrics}/metrics").text
+    except requests.RequestException:
+        mend = "give --metrics, or open it to Prometheus"
+        return "", [Finding("advice", f"{addresses.metrics}/metrics does not answer", mend)]
+    if not text.strip():
+        mend = "metrics_mode=prometheus in config.properties (not log, its default)"
+        return text, [Finding("wrong", "/metrics is empty", mend)]
+    if "camserve_" not in text:
+        what = "/metrics has nothing of camserve's: TorchServe drops metrics that its metrics_config does not declare"
+        return text, [Finding("wrong", what, "metrics_config=.../camserve/metrics.yaml in config.properties")]
+    return text, [Finding("ok", f"{addresses.metrics}/metrics exports camserve's metrics")]
+
+
+def _examine_model(name: str, addresses: Addresses, session: requests.Session, exported: str) -> Iterator[Finding]:
+    answer = session.get(f"{addresses.management}/models/{name}/all?customized=true", timeout=TIMEOUT)
+    if answer.status_code != 200:
+        yield Finding(
+            "wrong",
+            f"{name}: its handler cannot describe itself (status {answer.status_code})",
+            "if service_envelope is set, remove it: envelopes break batches, and camserve reads KServe's bodies itself",
+        )
+        return
+    for told in answer.json():
+        yield from _examine_version(f"{name} {told['modelVersion']}", told, exported)
+    yield _examine_answer(name, addresses, session)
+
+
+def _examine_version(name: str, told: Mapping[str, Any], exported: str) -> Iterator[Finding]:
+    ready = [worker for worker in told["workers"] if worker["status"] == "READY"]
+    if len(ready) < max(1, told["minWorkers"]):
+        yield Finding("wrong", f"{name}: {len(ready)} of {told['minWorkers']} workers are ready", "the log says why")
+    if told["batchSize"] == 1:
+        yield Finding(
+            "advice",
+            f"{name}: batchSize is 1, so every request is a forward pass of its own",
+            "batchSize: 8 in model-config.yaml, or package with --batch-size",
+        )
+    elif told["maxBatchDelay"] > MAX_BATCH_DELAY:
+        yield Finding(
+            "advice",
+            f"{name}: a lone request waits {told['maxBatchDelay']} ms for a batch to fill",
+            "maxBatchDelay: 10 or less; under load batches fill by themselves",
+        )
+    if told.get("clientTimeoutInMills"):
+        yield Finding("wrong", f"{name}: clientTimeoutInMills is set: requests beyond it are never answered", "remove it")
+    if any(_starts_in_future(worker) for worker in ready):
+        yield Finding("wrong", f"{name}: a worker started in the future: the clocks differ", "synchronise the clocks (NTP)")
+    yield from _examine_device(name, told, ready)
+    yield from _examine_metadata(name, told.get("customizedMetadata") or {}, exported)
+
+
+def _starts_in_future(worker: Mapping[str, Any]) -> bool:
+    try:
+        started = datetime.datetime.fromisoformat(str(worker["startTime"]).replace("Z", "+00:00"))
+    except (KeyError, ValueError):
+        return False
+    ahead = started.astimezone(datetime.timezone.utc) - datetime.datetime.now(datetime.timezone.utc)
+    return ahead.total_seconds() > MAX_CLOCK_DIFFERENCE
+
+
+def _examine_device(name: str, told: Mapping[str, Any], ready: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    if told.get("deviceType") == "gpu" and ready and not any(worker.get("gpu") for worker in ready):
+        yield Finding(
+            "wrong",
+            f"{name}: asks for a GPU and runs on the CPU: TorchServe saw none",
+            "check nvidia-smi where the server runs, and that CUDA_VISIBLE_DEVICES holds numbers",
+        )
+
+
+def _examine_metadata(name: str, metadata: Mapping[str, Any], exported: str) -> Iterator[Finding]:
+    if "camserve" not in metadata:
+        yield Finding("wrong", f"{name}: its handler is not camserve's", f"{command_of('package')} makes archives that explain")
+        return
+    yield Finding("ok", f"{name}: camserve {metadata['camserve']}, layer {metadata['layer']}, weights {metadata['weights'][:19]}")
+    monitor = metadata.get("monitor")
+    if monitor is None:
+        why = "the archive turns it off" if "camserve_" in exported else "the server does not declare camserve's metrics"
+        yield Finding("advice", f"{name}: nothing is monitored: {why}", "monitor: true in model-config.yaml, and metrics_config")
+    elif monitor.get("reference") is None:
+        yield Finding(
+            "advice",
+            f"{name}: no reference, so drift is not watched: {monitor.get('why', '')}",
+            f"{command_of('reference')} --archive NAME.mar GOOD_PICTURES",
+        )
+
+
+def _examine_answer(name: str, addresses: Addresses, session: requests.Session) -> Finding:
+    """One real explanation of a small grey picture."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(file, "PNG")
+    try:
+        answer = session.put(f"{addresses.inference}/explanations/{name}", data=file.getvalue(), timeout=TIMEOUT)
+        whole = answer.status_code == 200 and "explanations" in answer.json()
+    except (requests.RequestException, ValueError):
+        return Finding("wrong", f"{name}: does not answer /explanations with JSON", "the log says why")
+    if not whole:
+        return Finding("wrong", f"{name}: /explanations answers {answer.status_code}: {answer.text[:200]}", "the log says why")
+    return Finding("ok", f"{name}: explains a picture")
+
+
+def _say(findings: Sequence[Finding]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    marks = {"ok": "[green]ok     [/]", "advice": "[yellow]advice [/]", "wrong": "[red]wrong  [/]"}
+    for finding in findings:
+        console.print(f"{marks[finding.level]} {escape(finding.what)}")
+        if finding.mend:
+            console.print(f"        mend: {escape(finding.mend)}", style="dim")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
