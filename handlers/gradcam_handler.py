@@ -83,7 +83,9 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             page=page(self.config, labels, self.backend.layers, self.info),
         )
         self.metadata = {
-            **describe.metadata(self.config, self.backend, labels, self.info, size),
+            **describe.metadata(
+                self.config, self.backend, labels, self.info, size, own_predictions=bool(self._hooks().predictions_of)
+            ),
             "weights": f"sha256:{digest}",
             "monitor": monitor.described() if monitor else None,
         }
@@ -102,8 +104,8 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         """Answers a batch that mixes predictions and explanations: for each row what it would have got alone."""
         self.context = context
         started = time.perf_counter()
-        if self._is_describe() and len(data) == 1 and not data[0]:
-            return [self.describe_handle()]
+        if self._is_describe() and len(data) == 1 and not data[0] and "explain" not in context.get_all_request_header(0):
+            return [self.describe_handle()]  # the inference routes say `explain` of each request, the management's never
         calls = [_call(row, context.get_all_request_header(index)) for index, row in enumerate(data)]
         bodies = self._answered(calls)
         context.metrics.add_time("HandlerTime", round((time.perf_counter() - started) * 1000, 2), None, "ms")

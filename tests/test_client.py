@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,10 @@ ANSWER: dict[str, Any] = {
 }
 
 
-class Scripted(HTTPServer):
+class Scripted(ThreadingHTTPServer):
     """Answers as it was told to, in order, and remembers what it was asked."""
+
+    daemon_threads = True
 
     def __init__(self, *answers: tuple[int, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Scripted)
@@ -254,20 +256,25 @@ def test_importing_the_package_does_not_load_the_client() -> None:
 # ------------------------------------------------------------------ against a live server
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """A picture's width and height."""
+    return Image.open(io.BytesIO(path.read_bytes())).size
+
+
 @pytest.mark.live
 def test_a_live_server_explains(live: Server, tmp_path: Path) -> None:
     """Two targets, their heatmaps, and an overlay of each, as large as the picture."""
     with camserve.Client(live.url) as client:
         result = client.explain(CAT, DEMO, target=["tabby", 282])
-        pixels = client.explain(np.asarray(Image.open(CAT)), DEMO, top_k=2, overlay=False)
-        predictions = client.predict(Image.open(CAT), DEMO)
+        pixels = client.explain(np.asarray(Image.open(io.BytesIO(CAT.read_bytes()))), DEMO, top_k=2, overlay=False)
+        predictions = client.predict(Image.open(io.BytesIO(CAT.read_bytes())), DEMO)
 
     assert [each.label for each in result.explanations] == ["tabby", "tiger cat"]
     assert result.heatmap.shape == (7, 7)
     result.explanations[0].save(tmp_path / "one.png")
     result.save(tmp_path / "both.png")
-    assert Image.open(tmp_path / "one.png").size == (451, 300)
-    assert Image.open(tmp_path / "both.png").size == (2 * 451 + 8, 300)
+    assert size_of(tmp_path / "one.png") == (451, 300)
+    assert size_of(tmp_path / "both.png") == (2 * 451 + 8, 300)
     assert result._repr_png_() == (tmp_path / "both.png").read_bytes()
     assert next(iter(predictions)) == pixels.predictions[0].label
     assert len(pixels.explanations) == 2

@@ -433,7 +433,7 @@ def test_a_subclass_cannot_have_its_own_and_the_configured_preprocessing(folder:
 
 def test_describe_shows_the_metadata(service: Any) -> None:
     """What the management API asks for with an empty row."""
-    (response,) = ask(service, [Row({}, {"describe": "True"})])
+    (response,) = ask(service, [Row({}, {"describe": "True"}, explain=None)])
 
     metadata = json.loads(response.body)
     assert metadata["self_test"] == "ok"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 
 from camserve.config import KEYS, Config, defaults
 from camserve.errors import ConfigError
-from camserve.tools import keys, package, sources, staging, weights
+from camserve.tools import fresh, keys, package, sources, staging, weights
 from camserve.tools.archive import Row, ask, load_service, open_archive
 from camserve.tools.bundle import needed_modules
 from camserve.tools.console import Progress, ToolError
@@ -210,6 +211,15 @@ def test_modules_beside_the_file_and_pure_ones_are_bundled(tmp_path: Path) -> No
     write_model(tmp_path, imports=imports)
     (tmp_path / "beside.py").write_text("import iniconfig\n")
     assert set(needed_modules(tmp_path / "tiny.py", tmp_path / "none")) == {"beside", "sortedcontainers", "iniconfig"}
+
+
+def test_only_what_the_model_imports_is_needed() -> None:
+    """A module that torch tries for its own use stays hidden; one that the model's file imports is found, and what that imports."""
+    needs = fresh.Needs({"model"}, frozenset({"torch"}), PathFinder.find_spec)
+    for importer, seen in (("torch.utils", False), ("model", True), ("sortedcontainers.sortedlist", True)):
+        asked = "iniconfig" if importer.startswith("sorted") else "sortedcontainers"
+        assert eval(f"visible('{asked}')", {"__name__": importer, "visible": needs.visible}) is seen
+    assert needs.modules == ["sortedcontainers", "iniconfig"]
 
 
 def test_a_compiled_module_is_refused(tmp_path: Path) -> None:

@@ -14,13 +14,21 @@ from camserve import __version__
 from camserve.capture.backend import Backend
 from camserve.config import COLORMAPS, METHODS, Config
 from camserve.labels import Labels
+from camserve.openapi import document
 from camserve.response import ModelInfo
 
 LIMITS = ("max_pixels", "max_picture_side", "max_response_bytes", "max_targets", "max_instances", "max_batch")
 
 
-def metadata(config: Config, backend: Backend, labels: Labels, model: ModelInfo, size: tuple[int, int]) -> dict[str, Any]:
-    """`customizedMetadata`. Shown only once the self-test has passed, because a worker that fails it never gets ready."""
+def metadata(
+    config: Config, backend: Backend, labels: Labels, model: ModelInfo, size: tuple[int, int], *, own_predictions: bool = False
+) -> dict[str, Any]:
+    """`customizedMetadata`. Shown only once the self-test has passed, because a worker that fails it never gets ready.
+
+    Args:
+        size: (height, width) of the model's input.
+        own_predictions: a handler's own `postprocess` makes the predictions.
+    """
     return {
         "camserve": __version__,
         "model": model.name,
@@ -47,4 +55,5 @@ def metadata(config: Config, backend: Backend, labels: Labels, model: ModelInfo,
             "pillow": PIL.__version__,
         },
         "self_test": "ok",
+        "openapi": document(config, labels, backend.layers, model, own_predictions),
     }

@@ -21,13 +21,13 @@ EXPLANATION_OUTPUTS = (*PREDICTION_OUTPUTS, "heatmap", "target", "range", "view"
 
 _V1_KEYS = frozenset(("instances", "signature_name"))
 _V2_KEYS = frozenset(("id", "model_name", "model_version", "parameters", "inputs", "outputs"))
-# What KServe, Triton and MLServer put among the parameters, none of it an option.
-_FOREIGN = frozenset(
+FOREIGN = frozenset(
     (
         *("binary_data", "binary_data_output", "binary_data_size", "classification", "content_type", "headers"),
         *("priority", "sequence_end", "sequence_id", "sequence_start", "timeout"),
     )
 )
+"""What KServe, Triton and MLServer put among V2's parameters, none of it an option."""
 
 
 def parse_v1(body: Mapping[str, Any], call: Call, config: Config, reader: OptionReader) -> Request:
@@ -95,7 +95,7 @@ def parse_v2(body: Mapping[str, Any], tail: bytes, call: Call, config: Config, r
     images = _read_images(inputs[0], own, shape, tail, config)
     given = reader.from_headers(call.headers)
     for values in (parameters, own):
-        given |= reader.named({name: values[name] for name in values if name not in _FOREIGN}, "parameter")
+        given |= reader.named({name: values[name] for name in values if name not in FOREIGN}, "parameter")
     options = _read_options(given, reader, not isinstance(images[0], bytes))
     if options.overlay:
         raise RequestError(400, "InvalidOption", "overlay: V2 outputs hold no pictures; expected false, got true")

@@ -83,7 +83,7 @@ def _compile_now(capture: Capture, pictures: Tensor, channels_last: bool) -> Non
     """
     try:
         capture.forward(_formatted(pictures, channels_last), ())
-    except Exception as error:  # noqa: BLE001 a compiler may raise anything
+    except Exception as error:
         first = str(error).strip().split("\n", 1)[0]
         raise ConfigError(f"pt2: the compiled model does not run: {type(error).__name__}: {first}") from error
 
@@ -99,7 +99,7 @@ def precision_context(precision: str, device: torch.device) -> Context:
 GAIN = 0.9
 """The other memory format must take at most this share of the time: less is noise."""
 
-BUDGET = 1.0
+BUDGET = 0.5
 """Seconds that the choice may take once both formats ran for the first time."""
 
 
@@ -129,12 +129,12 @@ def _formatted(pictures: Tensor, channels_last: bool) -> Tensor:
 
 
 def _timed(model: nn.Module, pictures: Tensor, budget: float) -> tuple[Tensor, float]:
-    """The scores, and the quickest of some passes in seconds, after one to warm up: as many as the budget has, up to 10."""
+    """The scores, and the quickest of some passes in seconds, after one to warm up: as many as the budget has, up to 5."""
     pictures = pictures.to(next(model.parameters()).dtype)
     seconds: list[float] = []
     with torch.no_grad():
         scores = logits_of(model(pictures)).float()
-        while not seconds or (sum(seconds) < budget and len(seconds) < 10):
+        while not seconds or (sum(seconds) < budget and len(seconds) < 5):
             start = time.perf_counter()
             logits_of(model(pictures)).sum().item()
             seconds.append(time.perf_counter() - start)

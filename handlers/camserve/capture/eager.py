@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camserve.capture.base import Captured, Setting
+from camserve.capture.base import Capture, Captured, Setting
 from camserve.capture.layers import Site, Survey, Surveyor
 from camserve.capture.layout import first_tensor, logits_of, with_first
 from camserve.capture.passes import Pass
@@ -89,9 +89,7 @@ class _Kept:
 
 
 @contextmanager
-def hooked(
-    model: nn.Module, sites: Mapping[str, Site], keep: Keep, modules: Mapping[str, str] | None = None
-) -> Iterator[None]:
+def hooked(model: nn.Module, sites: Mapping[str, Site], keep: Keep, modules: Mapping[str, str] | None = None) -> Iterator[None]:
     """Calls `keep` at the last call of each layer, in this thread only; the hooks are gone afterwards.
 
     Raises:
@@ -166,7 +164,7 @@ class EagerModel:
         """The name of a module's class."""
         return type(module).__name__
 
-    def capture(self, sites: Mapping[str, Site], setting: Setting | None = None) -> Eager:
+    def capture(self, sites: Mapping[str, Site], setting: Setting | None = None) -> Capture:
         """A capture at these layers."""
         return Eager(self.module, sites, setting)
 
@@ -203,4 +201,5 @@ def dtype_of(weights: Iterable[Tensor]) -> torch.dtype | None:
 def freeze(model: nn.Module) -> None:
     """Eval mode, and no parameter asks for a gradient."""
     model.eval()
-    model.requires_grad_(requires_grad=False)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)

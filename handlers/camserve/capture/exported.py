@@ -33,7 +33,7 @@ def load_exported(path: str | Path, device: torch.device | str = "cpu") -> nn.Mo
     """
     try:
         program = torch.export.load(str(path))
-    except Exception as error:  # noqa: BLE001 what a broken archive raises is not documented
+    except Exception as error:
         raise ConfigError(
             f"{Path(path).name} is no program of torch.export that torch {torch.__version__} can read "
             f"({type(error).__name__}); write it with torch.export.save(torch.export.export(model, (pictures,)), ...)"

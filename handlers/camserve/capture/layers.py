@@ -34,22 +34,29 @@ class Site:
 
 @dataclass(frozen=True)
 class Moments:
-    """What is kept of an activation: whether some of it is negative, its mean and its mean square (not affected by its order)."""
+    """What is kept of an activation: whether some of it is negative, and three means that do not depend on its order.
+
+    The third is there because normalisation gives every activation the same mean and mean square.
+    """
 
     negative: bool
     mean: float
     square: float
+    absolute: float
 
     @classmethod
     def of(cls, values: Tensor) -> Moments:
         """Of any tensor of a floating type."""
         values = values.detach().float()
-        return cls(bool((values < 0).any()), float(values.mean()), float(values.square().mean()))
+        square, absolute = float(values.square().mean()), float(values.abs().mean())
+        mean = float(values.mean())
+        return cls(bool((values < 0).any()), mean, square, absolute)
 
     def like(self, other: Moments) -> bool:
         """Whether both can be of the same values, in any order."""
-        scale = max(self.square, other.square)
-        return abs(self.mean - other.mean) <= SAME * scale**0.5 and abs(self.square - other.square) <= SAME * scale
+        scale = max(self.square, other.square) ** 0.5
+        means = abs(self.mean - other.mean), abs(self.absolute - other.absolute)
+        return max(means) <= SAME * scale and abs(self.square - other.square) <= SAME * scale**2
 
 
 @dataclass(frozen=True)
@@ -176,5 +183,3 @@ class Surveyor:
         """The survey of the run that ended in `scores`."""
         layers = tuple(info for info, _ in self._seen.values())
         return Survey(layers, scores.shape[1], frozenset(hidden), hint)
-
-

@@ -68,7 +68,7 @@ class Pieces:
 
     def forward(self, pictures: Tensor, layers: Collection[str]) -> Captured:
         """Runs the model over `[N, 3, H, W]`, as often as it takes."""
-        parts = list(pictures.split(self._high or len(pictures)))
+        parts = list(torch.split(pictures, self._high or len(pictures)))
         sizes = [len(part) for part in parts]
         parts = [filled(part, self._low) for part in parts]
         return Joined([self._capture.forward(part, layers) for part in parts], sizes)

@@ -52,4 +52,5 @@ def _trial(model: Model, site: Site, pictures: Tensor, scale: float) -> tuple[Te
 def _agrees(head: Tensor, pooled: Tensor, scores: Tensor) -> bool:
     tolerance = RELATIVE_ERROR.get(head.dtype, FULL_PRECISION_ERROR)
     expected = pooled @ head.double().cpu().T
-    return bool((scores - expected).abs().max() <= tolerance * expected.abs().max())
+    scale = expected.abs().max()
+    return bool(scale > 0) and bool((scores - expected).abs().max() <= tolerance * scale)

@@ -118,7 +118,7 @@ class ScriptModel:
         function = surgery.with_outputs(self.program, dict.fromkeys(places, surgery.statistics))
         with torch.no_grad():
             answer, *further = function(self.module._c, self.fed(pictures))
-        seen = {place: _seen(further[5 * index : 5 * index + 5]) for index, place in enumerate(places)}
+        seen = {place: _seen(further[6 * index : 6 * index + 6]) for index, place in enumerate(places)}
         surveyor = Surveyor(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
         pool = self._pool([place for place in self.program.pools if surveyor.cells(*seen[place]) > 1])
         for place in places:
@@ -155,6 +155,6 @@ class ScriptModel:
 
 def _seen(values: Sequence[Any]) -> tuple[tuple[int, ...], Moments | None]:
     """The shape of an activation, and its moments if it is of a floating type."""
-    shape, dtype, negative, mean, square = values
+    shape, dtype, negative, *means = values
     floating = surgery.is_floating(dtype) and 0 not in shape
-    return tuple(shape), Moments(bool(negative), float(mean), float(square)) if floating else None
+    return tuple(shape), Moments(bool(negative), *map(float, means)) if floating else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from camserve.errors import ConfigError, listed
 
 NEEDED: Mapping[str, Sequence[str]] = {
     "torch._C": ("_create_function_from_graph", "_jit_pass_inline", "Graph", "Node", "Value"),
-    "torch._C.Graph": ("addInput", "copy", "create", "inputs", "insert", "insertConstant", "insertGraph", "insertNode", "nodes")
-    + ("makeMultiOutputIntoTuple", "registerOutput", "setInsertPoint"),
+    "torch._C.Graph": (
+        *("addInput", "copy", "create", "inputs", "insert", "insertConstant", "insertGraph", "insertNode"),
+        *("makeMultiOutputIntoTuple", "nodes", "registerOutput", "setInsertPoint"),
+    ),
     "torch._C.Node": ("blocks", "destroy", "inputs", "insertAfter", "kind", "output", "s"),
     "torch._C.Value": ("node", "replaceAllUsesAfterNodeWith", "replaceAllUsesWith", "setType", "toIValue", "type", "unique"),
 }
@@ -38,7 +40,9 @@ SINGLE = 6
 FLOATING = frozenset({5, SINGLE, 7, 15})
 """Those of float16, float32, float64 and bfloat16."""
 
-Graph, Node, Value = Any, Any, Any  # torch._C's own types have no stubs for what is used here
+Graph: TypeAlias = Any  # the stubs of torch._C's own types lack what is used here
+Node: TypeAlias = Any
+Value: TypeAlias = Any
 
 
 def check_torch() -> None:
@@ -57,7 +61,10 @@ def check_torch() -> None:
 
 def _resolved(path: str) -> Any:
     """`torch._C.Graph`; None where a part of the path is missing."""
-    return functools.reduce(lambda found, name: getattr(found, name, None), path.split(".")[1:], torch)
+    found: Any = torch
+    for name in path.split(".")[1:]:
+        found = getattr(found, name, None)
+    return found
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class Program:
 
 
 def inlined(module: torch.jit.ScriptModule) -> Program:
-    """Inlines `forward`, and marks the output of every call of a submodule that gives a tensor, or a tuple that starts with one."""
+    """Inlines `forward`, and marks what calls of submodules give: a tensor, or the first of a tuple."""
     check_torch()
     graph = module._c._get_method("forward").graph.copy()
     owner = next(graph.inputs())
@@ -207,12 +214,13 @@ def leaf(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
 
 
 def statistics(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
-    """A cut that looks. Outputs: shape, type, whether some value is negative, mean and mean square."""
+    """A cut that looks. Outputs: shape, type, whether some value is negative, mean, mean square, mean magnitude."""
     false, true, single = graph.insertConstant(False), graph.insertConstant(True), graph.insertConstant(SINGLE)
     copy = graph.insert("aten::to", [value, single, false, true])
     negative = graph.insert("aten::any", [graph.insert("aten::lt", [copy, graph.insertConstant(0)])])
-    mean, square = graph.insert("aten::mean", [copy]), graph.insert("aten::mean", [graph.insert("aten::mul", [copy, copy])])
-    return value, [graph.insert("aten::size", [value]), graph.insert("prim::dtype", [value]), negative, mean, square]
+    parts = [copy, graph.insert("aten::mul", [copy, copy]), graph.insert("aten::abs", [copy])]
+    means = [graph.insert("aten::mean", [part]) for part in parts]
+    return value, [graph.insert("aten::size", [value]), graph.insert("prim::dtype", [value]), negative, *means]
 
 
 def given_instead(graph: Graph, _value: Value) -> tuple[Value, list[Value]]:

@@ -15,6 +15,7 @@ COMMANDS = {
     "explain": "explain many pictures, by a server or an archive",
     "inspector": "the inspector page, for a server that wants a token",
     "reference": "measure good pictures, and write what is normal into an archive",
+    "inspect_model": "list what can be explained in a model or an archive",
     "compare": "compare two archives on the same pictures",
     "doctor": "find what is wrong with a deployment",
     "demo": "package a real classifier, serve it, and explain a photograph",
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """The commands, one a line."""
-    lines = [f"  {name:<10}{meaning}" for name, meaning in COMMANDS.items()]
+    lines = [f"  {name:<15}{meaning}" for name, meaning in COMMANDS.items()]
     return "\n".join(["usage: camserve COMMAND ...", "", *lines, "", "camserve COMMAND --help says more."])
 
 

@@ -94,7 +94,7 @@ class Client:
         self._session.headers["user-agent"] = f"camserve/{_version()}"
         # A full queue answers at once, and the request was not begun: it is safe and right to come again a little later.
         tries = Retry(
-            total=None, connect=0, read=0, redirect=0, other=0, status=TRIES, status_forcelist=[503],
+            total=None, connect=0, read=False, redirect=0, other=0, status=TRIES, status_forcelist=[503],
             allowed_methods=None, backoff_factor=0.25, backoff_jitter=0.25, raise_on_status=False,
         )  # fmt: skip
         for scheme in ("http://", "https://"):

@@ -234,11 +234,14 @@ def load_service(directory: Path) -> Any:
 
 @dataclass(frozen=True)
 class Row:
-    """One request as TorchServe's frontend hands it to a worker; a raw body is the field `body`."""
+    """One request as TorchServe's frontend hands it to a worker; a raw body is the field `body`.
+
+    `explain` is the header by which the frontend tells `/explanations` from `/predictions`; None: a route without it.
+    """
 
     fields: Mapping[str, Any]
     headers: Mapping[str, str] = field(default_factory=dict)
-    explain: bool = False
+    explain: bool | None = False
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,7 @@ def ask(service: Any, rows: Sequence[Row]) -> list[Response]:
             "parameters": [{"name": k, "value": v, "contentType": ""} for k, v in row.fields.items()],
             "headers": [
                 {"name": name.encode(), "value": value.encode()}
-                for name, value in {**row.headers, "explain": str(row.explain)}.items()
+                for name, value in {**row.headers, **({} if row.explain is None else {"explain": str(row.explain)})}.items()
             ],
         }
         for index, row in enumerate(rows)

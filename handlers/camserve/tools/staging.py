@@ -87,9 +87,8 @@ def _without_tools(package: Path) -> Any:
 
 def write_settings(folder: Path, settings: Mapping[str, Any], explain: Mapping[str, Any]) -> Path:
     """Writes `model-config.yaml`: TorchServe's own settings, and the `explain:` section."""
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in explain.items()}
     path = folder / CONFIG
-    path.write_text(yaml.safe_dump({**settings, "explain": plain}, sort_keys=False, allow_unicode=True), "utf-8")
+    path.write_text(yaml.safe_dump({**settings, "explain": dict(explain)}, sort_keys=False, allow_unicode=True), "utf-8")
     return path
 
 

@@ -1,0 +1,145 @@
+"""What monitoring costs: batches with it and without it, in turns, inside one process.
+
+    python benchmarks/monitor_cost.py [--rounds 150] [--threads 1]
+
+Prints, for models with the closed form and without it, and batches of 1 and 8, the median milliseconds of a batch of predictions
+without monitoring, with it, and the difference in percent with its 95 % interval (bootstrap over pairs of neighbouring batches).
+The monitor's own thread works and exports as in a worker; its processor time is part of the figures: `cpu` counts the time of all
+threads of the process, `wall` the time until the answers are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+from benchmarks import crops
+from camserve.batch import Pipeline
+from camserve.capture import open_backend
+from camserve.config import Config, Monitoring
+from camserve.explainer import Explainer
+from camserve.images import Preprocess
+from camserve.labels import Labels
+from camserve.mapstats import Scale
+from camserve.metrics import Exporter
+from camserve.monitor import Monitor
+from camserve.reference import Made
+from camserve.request import Call, Parser
+from camserve.response import ModelInfo, Responder
+from camserve.tools.baseline import Collector, build
+from camserve.watcher import Unwatched
+
+
+def demo() -> nn.Module:
+    """EfficientNet-Lite0, the demo's: pooled and linear."""
+    from camserve.tools.sources import demo as source  # noqa: PLC0415 it loads weights
+
+    return source().model
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "EfficientNet-Lite0, closed form": (demo, "features"),
+    "ResNet-18, closed form": (torchvision.models.resnet18, "layer4"),
+    "ResNet-50, closed form": (torchvision.models.resnet50, "layer4"),
+    "ResNet-18, layer3, autograd": (torchvision.models.resnet18, "layer3"),
+    "VGG-11, autograd": (torchvision.models.vgg11, "features"),
+    "MobileNetV3-Large, autograd": (torchvision.models.mobilenet_v3_large, "features"),
+}
+
+
+def pipeline_of(model: nn.Module, layer: str) -> Pipeline:
+    """A pipeline as the handler makes it."""
+    config = Config(layers=(layer,), channels_last=False)
+    device = torch.device("cpu")
+    backend = open_backend(model.eval(), config, (224, 224), device)
+    labels = Labels(backend.outputs)
+    return Pipeline(
+        config=config,
+        labels=labels,
+        parser=Parser(config, labels, backend.layers),
+        explainer=Explainer(backend, device),
+        preprocess=Preprocess(config),
+        responder=Responder(ModelInfo("m", "1", "sha256:0"), config.max_response_bytes),
+    )
+
+
+def monitor_of(pipeline: Pipeline, calls: Sequence[Call]) -> Monitor:
+    """A monitor with a reference, that exports every 15 seconds into nothing."""
+    scale = Scale(Config().mean, Config().std)
+    collector = Collector(scale)
+    pipeline.watcher = collector
+    for _ in range(13):
+        pipeline.run(calls)
+    reference = build(collector.found(), collector.shares, Made("l", "m", "w"))
+    started = Monitor(Monitoring(1.0, 15.0), Exporter("m", "1", lambda block: len(block)), scale, reference)
+    started.start()
+    return started
+
+
+def pairs(pipeline: Pipeline, monitor: Monitor, calls: Sequence[Call], rounds: int) -> dict[str, Any]:
+    """Seconds `[rounds, 2]` of batches without and with the monitor, in turns, which comes first by chance."""
+    watchers = (Unwatched(), monitor)
+    order = np.random.default_rng(0).permuted(np.tile([0, 1], (rounds, 1)), axis=1)
+    wall, cpu = np.zeros((rounds, 2)), np.zeros((rounds, 2))
+    for place, turn in enumerate(order):
+        for which in turn:
+            pipeline.watcher = watchers[which]
+            pipeline._explainer._watcher = watchers[which]
+            begun, used = time.perf_counter(), time.process_time()
+            pipeline.run(calls)
+            if which:
+                monitor.flush() if place % 100 == 99 else monitor._digest()
+            wall[place, which], cpu[place, which] = time.perf_counter() - begun, time.process_time() - used
+    return {"wall": wall, "cpu": cpu}
+
+
+def shown(seconds: Any) -> str:
+    """Medians in milliseconds, and by how much the second is longer, with the interval."""
+    random = np.random.default_rng(0)
+    share = (seconds[:, 1] - seconds[:, 0]) / np.median(seconds[:, 0])
+    medians = [np.median(random.choice(share, len(share))) for _ in range(1000)]
+    low, high = np.quantile(medians, (0.025, 0.975))
+    without, beside = np.median(seconds, axis=0) * 1e3
+    return f"{without:8.2f} {beside:8.2f} {np.median(share):+7.1%} ({low:+.1%} to {high:+.1%})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=150)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help="; ".join(MODELS))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    load = os.getloadavg()[0]
+    print(f"torch {torch.__version__}, NumPy {np.__version__}, Python {platform.python_version()}, {platform.machine()},")
+    print(
+        f"{os.cpu_count()} cores, {options.threads} thread(s), {options.rounds} pairs of batches, load {load:.1f} when it began"
+    )
+    print("monitored at rate 1.0; the statistics are computed after each batch, in this thread, and count as the monitor's")
+    print(f"{'':34}{'batch':>6}{'':>5} {'without':>8} {'with':>8} {'more'}")
+    pictures = list(crops.traffic(8, dict.fromkeys(crops.NAMES, 1.0), 1))
+    for name in options.models:
+        make, layer = MODELS[name]
+        torch.manual_seed(0)
+        pipeline = pipeline_of(make(), layer)
+        for batch in (1, 8):
+            calls = [Call(False, {}, {"body": picture}) for picture in pictures[:batch]]
+            monitor = monitor_of(pipeline, [Call(False, {}, {"body": picture}) for picture in pictures])
+            found = pairs(pipeline, monitor, calls, options.rounds)
+            monitor.close()
+            for kind in ("wall", "cpu"):
+                print(f"{name:34}{batch:6}{kind:>5} {shown(found[kind])}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
