@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -82,15 +83,17 @@ def anything() -> st.SearchStrategy[Any]:
     )
 
 
-def targets() -> st.SearchStrategy[Any]:
-    """Indices and labels of seven classes, some of them wrong."""
-    one = st.one_of(st.integers(-1, 7), st.sampled_from([*LABELS.values(), "BRIGHT", "brihgt", "0", ""]))
-    return st.one_of(one, st.lists(one, max_size=4))
+def targets(good: bool) -> st.SearchStrategy[Any]:
+    """Indices and labels of seven classes."""
+    one: st.SearchStrategy[Any] = st.one_of(st.integers(0, 6), st.sampled_from([LABELS["1"], LABELS["3"].upper(), LABELS["5"]]))
+    if not good:
+        one = st.one_of(one, st.sampled_from([-1, 7, 1.5, True, None, "bright", "brihgt", "0", ""]))
+    return st.one_of(one, st.lists(one, min_size=1 if good else 0, max_size=4))
 
 
-def options() -> st.SearchStrategy[dict[str, Any]]:
-    """Options as JSON spells them, most of them good."""
-    good: dict[str, st.SearchStrategy[Any]] = {
+def options(good: bool) -> st.SearchStrategy[dict[str, Any]]:
+    """Options as JSON spells them; of the bad ones some are good."""
+    known: dict[str, st.SearchStrategy[Any]] = {
         "method": st.sampled_from(["gradcam++", "gradcam", "hirescam", "layercam", "xgradcam", "contrast"]),
         "layer": st.just("features"),
         "format": st.sampled_from(["json", "png", "jpeg", "webp", "npy"]),
@@ -98,12 +101,11 @@ def options() -> st.SearchStrategy[dict[str, Any]]:
         "colormap": st.sampled_from(["viridis", "jet", "gray"]),
         "opacity": st.floats(0, 1),
     }
-    which = st.one_of(
-        st.fixed_dictionaries({}, optional={"target": targets()}), st.fixed_dictionaries({"top_k": st.integers(0, 9)})
-    )
-    fine = st.builds(lambda one, other: one | other, which, st.fixed_dictionaries({}, optional=good))
-    name = st.sampled_from([*good, "target", "top_k", "traget", "X", "data2", ""])
-    return st.one_of(fine, fine, fine, st.dictionaries(name, anything(), min_size=1, max_size=2))
+    target = st.fixed_dictionaries({}, optional={"target": targets(good)})
+    which = st.one_of(target, st.fixed_dictionaries({"top_k": st.integers(1 if good else 0, 9)}))
+    fine = st.builds(lambda one, other: one | other, which, st.fixed_dictionaries({}, optional=known))
+    name = st.sampled_from([*known, "target", "top_k", "traget", "X", "data2", ""])
+    return fine if good else st.one_of(fine, st.dictionaries(name, anything(), min_size=1, max_size=2))
 
 
 def texts(chosen: dict[str, Any]) -> dict[str, str]:
@@ -112,66 +114,103 @@ def texts(chosen: dict[str, Any]) -> dict[str, str]:
     return {name: value.encode("utf-8", "replace").decode() for name, value in spelt.items()}
 
 
-def headers() -> st.SearchStrategy[dict[str, str]]:
+def headers(good: bool) -> st.SearchStrategy[dict[str, str]]:
     """Headers, options among them."""
-    asked = options().map(lambda chosen: {f"X-Explain-{name.replace('_', '-')}": text for name, text in texts(chosen).items()})
-    accept = st.fixed_dictionaries({}, optional={"Accept": st.one_of(st.sampled_from(ACCEPTS), st.sampled_from(BAD_ACCEPTS))})
+    named = options(good).filter(lambda chosen: not good or not re.search("[^ -~]", repr(chosen.get("target"))))
+    asked = named.map(lambda chosen: {f"X-Explain-{name.replace('_', '-')}": text for name, text in texts(chosen).items()})
+    accept = st.fixed_dictionaries({}, optional={"Accept": st.sampled_from(ACCEPTS if good else BAD_ACCEPTS)})
     others = st.dictionaries(
-        st.sampled_from(["describe", "DESCRIBE", "Content-Type", "url_path", "x-request-id", "inference-header-content-length"]),
+        st.sampled_from(["describe", "DESCRIBE", "url_path", "x-request-id", "Content-Type", "inference-header-content-length"]),
         st.sampled_from(["True", "False", "", "application/json", "multipart/form-data", "12", "-1", "x" * 300]),
         max_size=2,
     )
-    return st.builds(lambda *parts: {name: value for part in parts for name, value in part.items()}, asked, accept, others)
+    harmless = st.sampled_from([{}, {"describe": "True"}, {"x-request-id": "1"}])
+    return st.builds(
+        lambda *parts: {name: value for part in parts for name, value in part.items()},
+        asked,
+        accept,
+        harmless if good else others,
+    )
 
 
-def _v1() -> st.SearchStrategy[dict[str, Any]]:
-    instance = st.one_of(images(), st.builds(lambda image, chosen: {"data": image, **chosen}, images(), options()), anything())
-    return st.fixed_dictionaries({"instances": st.lists(instance, max_size=3)}, optional={"signature_name": st.text(max_size=3)})
+def _kserve_options(good: bool) -> st.SearchStrategy[dict[str, Any]]:
+    return options(good).map(
+        lambda chosen: {name: value for name, value in chosen.items() if name not in ("format", "overlay")} if good else chosen
+    )
 
 
-def _v2() -> st.SearchStrategy[dict[str, Any]]:
+def _v1(good: bool) -> st.SearchStrategy[dict[str, Any]]:
+    fine = st.one_of(images(), st.builds(lambda image, chosen: {"data": image, **chosen}, images(), _kserve_options(good)))
+    instances = st.lists(fine if good else st.one_of(fine, anything()), min_size=1 if good else 0, max_size=3)
+    return st.fixed_dictionaries({"instances": instances}, optional={"signature_name": st.text(max_size=3)})
+
+
+def _v2(good: bool) -> st.SearchStrategy[dict[str, Any]]:
     several = st.lists(pictures().map(encoded), min_size=1, max_size=3)
     text = several.map(lambda data: {"name": "image", "shape": [len(data)], "datatype": "BYTES", "data": data})
     tensor = st.sampled_from(TENSORS).map(
         lambda one: {"name": "x", "shape": [1, *np.shape(one)], "datatype": "FP32", "data": [one]}
     )
     wrong = st.dictionaries(st.sampled_from(["name", "shape", "datatype", "data"]), anything())
-    outputs = st.lists(st.fixed_dictionaries({"name": st.sampled_from(["label", "heatmap", "view", "nothing"])}), max_size=2)
+    names = ["label", "probability"] if good else ["label", "heatmap", "view", "nothing"]
+    parameters = _kserve_options(good).map(
+        lambda chosen: {name: json.dumps(value) if isinstance(value, list) else value for name, value in chosen.items()}
+    )
     return st.fixed_dictionaries(
-        {"inputs": st.lists(st.one_of(text, tensor, wrong), min_size=1, max_size=1)},
+        {"inputs": st.lists(st.one_of(text, tensor) if good else st.one_of(text, tensor, wrong), min_size=1, max_size=1)},
         optional={
-            "parameters": st.one_of(options(), st.just({"binary_data_output": True})),
+            "parameters": st.one_of(parameters, st.just({"binary_data_output": True})),
             "id": st.text(max_size=5),
-            "outputs": outputs,
+            "outputs": st.lists(st.fixed_dictionaries({"name": st.sampled_from(names)}), max_size=2),
         },
     )
 
 
-def _json() -> st.SearchStrategy[Any]:
-    plain = st.builds(lambda image, chosen: {"data": image, **chosen}, images(), options())
-    return st.one_of(plain, plain, _v1(), _v2(), st.sampled_from(TENSORS), st.sampled_from(BAD_TENSORS), anything())
+def _json(good: bool) -> st.SearchStrategy[Any]:
+    plain = st.builds(lambda image, chosen: {"data": image, **chosen}, images(), options(good))
+    fine = st.one_of(plain, plain, _v1(good), _v2(good), st.sampled_from(TENSORS))
+    return fine if good else st.one_of(fine, st.sampled_from(BAD_TENSORS), anything())
 
 
-def _forms() -> st.SearchStrategy[dict[str, Any]]:
-    field = st.one_of(
-        pictures().map(bytearray), st.sampled_from(BROKEN).map(bytearray), images().filter(lambda one: isinstance(one, str))
-    )
-    data = st.fixed_dictionaries({}, optional={"data": field})
-    chosen = options().map(lambda given: {name: bytearray(text.encode()) for name, text in texts(given).items()})
+def _forms(good: bool) -> st.SearchStrategy[dict[str, Any]]:
+    file = pictures().map(bytearray)
+    text = images().filter(lambda one: isinstance(one, str))
+    data = st.fixed_dictionaries({"data": st.one_of(file, text)})
+    if not good:
+        data = st.one_of(data, st.fixed_dictionaries({}, optional={"data": st.sampled_from(BROKEN).map(bytearray)}))
+    chosen = options(good).map(lambda given: {name: bytearray(text.encode()) for name, text in texts(given).items()})
     return st.builds(lambda one, other: other | one, data, chosen)
 
 
-def fields() -> st.SearchStrategy[dict[str, Any]]:
+def fields(good: bool) -> st.SearchStrategy[dict[str, Any]]:
     """The fields of a row: a body in one of its forms, or a form's."""
-    raw = st.one_of(
-        *(pictures(), pictures(), st.sampled_from(BROKEN), st.binary(max_size=30), st.just(b"")),
-        _json().map(lambda value: json.dumps(value).encode()),
-    )
-    text = st.one_of(pictures().map(encoded), st.text(max_size=20))
-    whole = st.one_of(raw.map(bytearray), raw.map(bytearray), _json(), text).map(lambda body: {"body": body})
-    return st.one_of(whole, whole, whole, _forms())
+    value = _json(good)
+    bodies = [
+        pictures().map(bytearray),
+        pictures().map(encoded),
+        value,
+        value.map(lambda each: bytearray(json.dumps(each).encode())),
+    ]
+    if not good:
+        bodies += [st.sampled_from(BROKEN).map(bytearray), st.binary(max_size=30).map(bytearray), st.text(max_size=20)]
+    return st.one_of(_forms(good), *(body.map(lambda each: {"body": each}) for body in bodies))
 
 
 def rows() -> st.SearchStrategy[Row]:
-    """One request, of either mode, about a picture for a model of seven classes with the layer `features`."""
-    return st.builds(Row, fields(), headers(), st.booleans())
+    """One request, of either mode, about a picture for a model of seven classes with the layer `features`.
+
+    Half of them have nothing wrong by themselves, though a header and a body together may.
+    """
+    good = st.one_of(
+        st.builds(Row, fields(True), st.just({}), st.booleans()), st.builds(Row, _raw(), headers(True), st.booleans())
+    )
+    return st.one_of(
+        good,
+        good,
+        st.builds(Row, fields(False), headers(True), st.booleans()),
+        st.builds(Row, fields(True), headers(False), st.booleans()),
+    )
+
+
+def _raw() -> st.SearchStrategy[dict[str, Any]]:
+    return pictures().map(lambda picture: {"body": bytearray(picture)})

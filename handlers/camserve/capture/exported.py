@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.export import ExportedProgram, unflatten
 from torch.export.unflatten import InterpreterModuleDispatcher
 
 from camserve.capture.base import Capture, Captured, Setting
-from camserve.capture.eager import Eager, EagerModel, hooked, watched
+from camserve.capture.eager import Eager, EagerModel, freeze, hooked, watched
 from camserve.capture.layers import Site, Survey, Surveyor
 from camserve.capture.layout import first_tensor, logits_of
 from camserve.capture.passes import Pieces, fitting
@@ -46,10 +47,14 @@ def restored(program: ExportedProgram, device: torch.device) -> nn.Module:
     try:
         from torch.export.passes import move_to_device_pass  # noqa: PLC0415 torch 2.4 has no such pass
     except ImportError:
-        module: nn.Module = unflatten(program).to(device)
+        pass
     else:
-        module = unflatten(move_to_device_pass(program, str(device)) if device.type != "cpu" else program)
-    return module.requires_grad_(requires_grad=False)
+        program = move_to_device_pass(program, str(device)) if device.type != "cpu" else program
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch uses here what it deprecates itself
+        module = unflatten(program).to(device)
+    freeze(module)
+    return module
 
 
 class ExportedModel(EagerModel):

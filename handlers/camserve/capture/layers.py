@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -54,7 +55,7 @@ class Moments:
 
     def like(self, other: Moments) -> bool:
         """Whether both can be of the same values, in any order."""
-        scale = max(self.square, other.square) ** 0.5
+        scale = math.sqrt(max(self.square, other.square))
         means = abs(self.mean - other.mean), abs(self.absolute - other.absolute)
         return max(means) <= SAME * scale and abs(self.square - other.square) <= SAME * scale**2
 

@@ -6,6 +6,7 @@ TorchScript has no forward hooks on a loaded archive. This rests on private part
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -99,7 +100,8 @@ def inlined(module: torch.jit.ScriptModule) -> Program:
     while calls := [(call, path) for call in _calls(graph) if (path := _path(call, owner)) is not None]:
         for call, path in calls:
             callee, method = _submodule(module, path), call.s("name")
-            mark = _inline_call(graph, call, callee._c._get_method(method).graph, bool(path) and method == "forward")
+            marked = bool(path) and re.fullmatch(r"forward\d*", method) is not None  # a trace numbers the calls
+            mark = _inline_call(graph, call, callee._c._get_method(method).graph, marked)
             if mark is not None:
                 called[mark.unique()] = path, str(callee.original_name)
     hidden = set(_nested_calls(module, graph, owner))

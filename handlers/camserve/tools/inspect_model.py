@@ -214,13 +214,11 @@ def contact_sheet(subject: Subject, backend: Backend, device: torch.device, data
     view = subject.preprocess.view(*picture.size) or Rect(0, 0, *picture.size)
     pixels, scale = render.fit(np.asarray(picture), SHEET_SIDE)
     placed = Rect(*(edge * scale for edge in (view.left, view.top, view.right, view.bottom)))
-    explainer = Explainer(backend, device)
+    explainer, look = Explainer(backend, device), subject.config
     rows = []
     for layer in backend.layers:
         maps = {method: _heatmap(explainer, layer, method, tensor) for method in METHODS}
-        overlays = [
-            render.overlay(pixels, each, placed, subject.config.colormap, subject.config.opacity) for each in maps.values()
-        ]
+        overlays = [render.overlay(pixels, each, placed, look.colormap, look.opacity) for each in maps.values()]
         rows.append(render.side_by_side(overlays, [f"{layer}  {method}" for method in maps]))
     width = max(row.shape[1] for row in rows)
     padded = [cv2.copyMakeBorder(row, 0, 4, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=(0, 0, 0)) for row in rows]

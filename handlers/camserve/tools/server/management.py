@@ -27,7 +27,7 @@ class Management:
             listed = self._get("/models?limit=1000")["models"]
             names = dict.fromkeys(model["modelName"] for model in listed)
             return [version for name in names for version in self._get(f"/models/{quote(name, safe='')}/all")]
-        except (requests.RequestException, ValueError, KeyError):
+        except (OSError, ValueError, KeyError):  # nobody listens (requests' errors are OSErrors), or the token is not written yet
             return None
 
     def close(self) -> None:
