@@ -19,7 +19,7 @@ from ts.torch_handler.image_classifier import ImageClassifier
 
 from camserve import __version__, describe
 from camserve.batch import Hooks, Pipeline
-from camserve.capture import open_backend
+from camserve.capture import is_exported, load_exported, open_backend
 from camserve.config import Config
 from camserve.errors import ConfigError
 from camserve.explainer import Explainer
@@ -70,7 +70,9 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         self.scale = None if own else Scale(self.config.mean, self.config.std)
         self.made = Made(self.backend.layers[0], self.config.method, self.info.weights)
         monitor = self._monitor(context)
-        explainer = Explainer(self.backend, self.device, self.config.method, monitor)
+        listed = min(self.get_max_result_classes(), self.backend.outputs)
+        self.set_max_result_classes(listed)  # the stock handler fails where there are fewer classes
+        explainer = Explainer(self.backend, self.device, self.config.method, monitor, listed=listed)
         self.pipeline = Pipeline(
             config=self.config,
             labels=labels,
@@ -99,6 +101,13 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             f" ({self.backend.why})" if self.backend.why else "",
             time.perf_counter() - started,
         )
+
+    def _load_torchscript_model(self, model_pt_path: str) -> torch.nn.Module:
+        """TorchServe takes every `.pt` file without a model's file for TorchScript; it may hold a program of torch.export."""
+        if is_exported(model_pt_path):
+            return load_exported(model_pt_path, self.device)
+        module: torch.nn.Module = super()._load_torchscript_model(model_pt_path)
+        return module
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> Sequence[bytes | dict[str, Any]]:
         """Answers a batch that mixes predictions and explanations: for each row what it would have got alone."""

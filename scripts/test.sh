@@ -5,6 +5,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh test
 bin=.venv/bin
+if ! cmp -s tests/kserve-requirements.txt .venv-kserve/requirements.txt; then
+    echo "Installing KServe's client into .venv-kserve"
+    rm -rf .venv-kserve
+    $bin/python -m venv .venv-kserve
+    .venv-kserve/bin/python -m pip install --disable-pip-version-check --quiet -r tests/kserve-requirements.txt
+    cp tests/kserve-requirements.txt .venv-kserve/requirements.txt
+fi
 echo "ruff check" && $bin/ruff check .
 echo "ruff format" && $bin/ruff format --check .
 echo "mypy" && $bin/mypy handlers

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests import build
 from tests.skips import pytest_collection_modifyitems, pytest_sessionfinish, pytest_terminal_summary
+from tests.visits import chromium, visit  # noqa: F401 fixtures
 
 from camserve.tools import package
 from camserve.tools.serve import Server

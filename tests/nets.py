@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+torch.set_num_threads(1)  # what is computed here is too small for more, and waits for busy cores
+
 CLASSES = 5
 SIDE = 32
 

@@ -11,7 +11,8 @@ import pytest
 
 NO_GPU = "needs a CUDA device"
 SLOW = "slow: CAMSERVE_SLOW=1 runs it"
-GOOD_REASONS = (NO_GPU, SLOW)
+OLD_PYTHON = "schemathesis needs Python 3.11"
+GOOD_REASONS = (NO_GPU, SLOW, OLD_PYTHON)
 
 
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:

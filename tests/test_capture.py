@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from camserve import cam
-from camserve.capture import Captured, open_backend, opened, synthetic_picture
-from camserve.config import Config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests import nets, oracle
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from tests import nets, oracle
+from camserve import cam
+from camserve.capture import Backend, Capture, Captured, open_backend, opened, synthetic_picture
+from camserve.config import Config
 
 CPU = torch.device("cpu")
 SIZE = (nets.SIDE, nets.SIDE)
@@ -28,20 +28,12 @@ TARGETS = torch.tensor([4, 0, 3])
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool:
     """Whether two tensors are equal up to a share of the largest value expected."""
     return found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-def backend(model: object, *layers: str, **keys: object):  # noqa: ANN201
+def backend(model: object, *layers: str, **keys: object) -> Backend:
     """A backend for pictures of the nets' size; nothing is timed."""
     return open_backend(model, Config(layers=layers, **{"channels_last": False, **keys}), SIZE, CPU)  # type: ignore[arg-type]
 
@@ -286,13 +278,9 @@ def test_order_and_choice_of_rows_do_not_matter(order: list[int], data: st.DataO
     assert close(found, whole[asked])
 
 
-def _shared(kind: str):  # noqa: ANN202
-    if kind not in _CAPTURES:
-        _CAPTURES[kind] = backend(nets.loaded("deep", kind), "norm").capture
-    return _CAPTURES[kind]
-
-
-_CAPTURES: dict[str, object] = {}
+@functools.cache
+def _shared(kind: str) -> Capture:
+    return backend(nets.loaded("deep", kind), "norm").capture
 
 
 def test_channels_may_be_rescaled() -> None:
@@ -353,7 +341,10 @@ def test_maps_are_the_papers(method: str) -> None:
 @pytest.mark.parametrize("name", ["pooled", "deep"])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_changes_maps_by_a_thousandth(precision: str, name: str, kind: str) -> None:
-    """A model that runs in half precision gives float32 maps within 1e-3 of its own activations' and gradients' float64 maps."""
+    """Maps are float32, and exact for the half precision activations and gradients; those alone move the heatmap.
+
+    bfloat16 has 8 bits: its heatmaps are within 0.025 of the float32 model's, those of float16 within 0.002.
+    """
     layer = {"pooled": "features", "deep": "norm"}[name]
     made = backend(nets.loaded(name, kind), layer, precision=precision)
     captured = made.capture.forward(nets.pictures(2), [layer])
@@ -365,10 +356,10 @@ def test_half_precision_changes_maps_by_a_thousandth(precision: str, name: str, 
     assert found.dtype == torch.float32
     full = maps(nets.net(name), layer, nets.pictures(2), targets)
     scaled, whole = (cam.heatmaps(each)[0] for each in (found, full))
-    print(precision, name, kind, np.abs(scaled - whole).max())
+    assert np.abs(scaled - whole).max() <= {"bfloat16": 2.5e-2, "float16": 2e-3}[precision]
     for row in range(2):
         own = oracle.gradcam_plus_plus(captured.activation(layer)[row].float(), gradients[row].float(), rectify_sum=True)
-        np.testing.assert_allclose(found[row], own, atol=1e-3 * own.max())
+        np.testing.assert_allclose(found[row], own, atol=TOLERANCE * own.max())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import re
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from tests import build
+from tests.worker import monitored
 
 from camserve import looks, metrics
+from camserve.budget import Budget
 from camserve.config import Monitoring
+from camserve.explainer import Explainer
 from camserve.looks import Look, measure, rows_of
 from camserve.mapstats import STATISTICS, Scale, degenerate, input_statistics, map_statistics
 from camserve.metrics import METRICS, Exporter, Metric, StageTimes, number, plain
 from camserve.monitor import Monitor
 from camserve.reference import BINS, UNSEEN, Made, Reference
-from camserve.watcher import Watcher
+from camserve.tools.archive import Row, ask
+from camserve.watcher import Unwatched, Watcher
 
 METRICS_YAML = Path(metrics.__file__).with_name("metrics.yaml")
 LINE = re.compile(r"\[METRICS\]([\w\s]+)\.([\w\s]+):([0-9\-,.e]+)\|#([^|]*)\|#type:(\w+)\|#hostname:([^,]+),(\d+)")
@@ -239,7 +248,12 @@ def test_counts_are_exact_beside_a_model_that_prints() -> None:
     """Other threads print half lines, and text and line end apart, into the same pipe, as Python's print does."""
     reader, writer = os.pipe()
     received = bytearray()
-    drain = threading.Thread(target=lambda: [received.extend(part) for part in iter(lambda: os.read(reader, 65536), b"")])
+
+    def read() -> None:
+        while part := os.read(reader, 65536):
+            received.extend(part)
+
+    drain = threading.Thread(target=read)
     drain.start()
     exporter = Exporter("m", "1", lambda block: os.write(writer, block))
     stop = threading.Event()
@@ -352,8 +366,13 @@ def test_the_reference_is_told_as_shares_overall_and_by_group() -> None:
 def test_what_came_last_is_told_when_traffic_stops() -> None:
     """A thread of its own tells what has changed once an interval, without another request."""
     output, told = Output(), threading.Event()
-    exporter = Exporter("m", "1", lambda block: (output.blocks.append(block), b"_maps_total" in block and told.set()))
-    watcher = Monitor(Monitoring(1.0, 0.05), exporter, None)
+
+    def write(block: bytes) -> None:
+        output.blocks.append(block)
+        if b"_maps_total" in block:
+            told.set()
+
+    watcher = Monitor(Monitoring(1.0, 0.05), Exporter("m", "1", write), None)
     watcher.start()
     told.clear()
     watcher.saw(look())
@@ -468,3 +487,118 @@ def broken_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return measure(several, scale)
 
     monkeypatch.setattr("camserve.monitor.measure", fail_first)
+
+
+def test_a_budget_allows_what_has_taken_no_more_than_its_share() -> None:
+    """Of all the time so far; without a share, always."""
+    budget = Budget(0.1)
+    assert budget.allows()
+    budget.add(work=1.0, spent=0.5)
+    assert not budget.allows()
+    budget.add(work=4.0, spent=0.0)
+    assert budget.allows()
+    unlimited = Budget(None)
+    unlimited.add(work=0.0, spent=9.0)
+    assert unlimited.allows()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The small model in a monitored worker, whose watcher collects what it sees."""
+    return monitored(build.archive(tmp_path_factory.mktemp("archive") / "watched"))
+
+
+class Seeing(Unwatched):
+    """A watcher that keeps all."""
+
+    def __init__(self) -> None:
+        self.looks: list[Look] = []
+
+    def samples(self) -> bool:
+        """Every picture."""
+        return True
+
+    def saw(self, look: Look) -> None:
+        """Keeps it."""
+        self.looks.append(look)
+
+
+def asked(service: Any, watcher: Watcher, rows: list[Row]) -> list[Any]:
+    """The answers to a batch, with this watcher."""
+    service._entry_point.__self__.pipeline.watcher = watcher
+    answers = ask(service, rows)
+    assert {answer.status for answer in answers} == {200}
+    return [json.loads(answer.body) for answer in answers]
+
+
+def test_what_is_measured_is_what_an_explanation_would_show(service: Any) -> None:
+    """For predictions, for explanations, and for explanations of another class: always the most probable class's raw map."""
+    watcher = Seeing()
+    picture = {"body": build.encoded(build.noise())}
+    other = {"x-explain-target": "[2, 1]"}
+    plain, explained, another = asked(service, watcher, [Row(picture), Row(picture, {}, True), Row(picture, other, True)])
+    (explanation,) = explained["explanations"]
+    heatmap, (low, high) = np.array(explanation["heatmap"], dtype=np.float32), explanation["range"]
+
+    assert [each["target"] for each in another["explanations"]] == [2, 1]
+    assert len(watcher.looks) == 3
+    for seen in watcher.looks:
+        assert np.allclose(seen.maps[0], heatmap * (high - low) + low, rtol=1e-5, atol=1e-7)
+        assert seen.scores[0] == pytest.approx((explained["classes"][0]["index"], explained["classes"][0]["probability"]))
+        assert seen.size == (80, 64)
+        assert len(seen.maps) == 2
+    assert max(plain.values()) == pytest.approx(watcher.looks[0].scores[0][1])
+
+
+def test_being_watched_changes_no_answer(service: Any) -> None:
+    """Mixed batches, with and without a watcher."""
+    rows = [
+        Row({"body": build.encoded(build.noise(seed=seed))}, {"x-explain-top-k": "3"} if seed == 2 else {}, seed % 2 == 0)
+        for seed in range(5)
+    ]
+
+    assert asked(service, Seeing(), rows) == asked(service, Unwatched(), rows)
+
+
+def test_a_prediction_does_not_fail_for_being_watched(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were there too little memory for the maps, there would still be a prediction."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    rows = [Row({"body": build.encoded(build.noise(seed=seed))}) for seed in range(3)]
+    expected = asked(service, Unwatched(), rows)
+    monkeypatch.setattr(service._entry_point.__self__.pipeline._explainer, "_round", fail)
+    watcher = Seeing()
+
+    assert asked(service, watcher, rows) == expected
+    assert watcher.looks == []
+
+
+def test_bad_requests_are_not_measured_but_counted(service: Any) -> None:
+    """The picture that cannot be read leaves its neighbours measured."""
+    output = Output()
+    watcher = monitor(output)
+    service._entry_point.__self__.pipeline.watcher = watcher
+    ask(service, [Row({"body": build.encoded(build.noise())}), Row({"body": b"no picture"}), Row({"body": b"none"}, {}, True)])
+    watcher.close()
+    found = output.totals()
+
+    assert found["camserve_maps_total",] == 1
+    assert found["camserve_requests_total", "predict", "ok"] == 1
+    assert found["camserve_requests_total", "predict", "client_error"] == 1
+    assert found["camserve_requests_total", "explain", "client_error"] == 1
+    assert found["camserve_stage_seconds_count", "batch"] == 1
+
+
+def test_where_watching_takes_passes_it_keeps_to_its_share_of_the_time(service: Any) -> None:
+    """Without a closed form the maps of some chunks are left out, and no map of a runner-up is made."""
+    pipeline = service._entry_point.__self__.pipeline
+    dear = Explainer(replace(pipeline._explainer._backend, closed_form=()), torch.device("cpu"))
+    dear._budget.add(work=0.0, spent=1.0)
+    pictures = [torch.rand(3, 64, 64)]
+    (left_out,) = dear.explain(pictures, [None], [0])
+    dear._budget.add(work=100.0, spent=0.0)
+    (watched,) = dear.explain(pictures, [None], [0])
+
+    assert (len(left_out.raw), len(watched.raw)) == (0, 1)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests import build as small
+from tests.worker import monitored
 
 from camserve.mapstats import STATISTICS
 from camserve.reference import BINS, FILE, UNSEEN, Made, Reference, StaleReference, load
@@ -21,13 +20,12 @@ from camserve.tools import fresh, reference
 from camserve.tools.baseline import build, edges_of, group_classes
 from camserve.tools.console import Progress, ToolError
 
-METRICS_YAML = small.HANDLERS / "camserve" / "metrics.yaml"
-
 
 def binned(values: list[float]) -> list[int]:
     """How many of the values each of their own bins holds."""
     edges = np.array(edges_of(np.array(values, dtype=np.float64)))
-    return np.bincount(np.searchsorted(edges, values, side="right"), minlength=BINS).tolist()
+    counts: list[int] = np.bincount(np.searchsorted(edges, values, side="right"), minlength=BINS).tolist()
+    return counts
 
 
 def test_bins_hold_a_tenth_of_the_pictures_each() -> None:
@@ -272,24 +270,6 @@ def test_a_worker_bins_the_reference_pictures_into_the_references_counts(made: t
         assert [told.get((name, place), 0) for place in range(BINS)] == found.counts[name].sum(0).tolist(), name
     assert [told.get(("class", place), 0) for place in range(BINS)] == found.group_images.tolist()
     assert described["reference"] == {"images": 130, "classes": len(found.groups)}
-
-
-def monitored(directory: Path) -> Any:
-    """The archive's handler as a worker of a server loads it whose `metrics_config` is ours."""
-    from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
-    from ts.model_loader import ModelLoaderFactory
-
-    if str(directory) not in sys.path:
-        sys.path.insert(0, str(directory))
-    manifest = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_text())["model"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # TorchServe leaves the file open
-        cache = MetricsCacheYamlImpl(str(METRICS_YAML))
-    cache.initialize_cache()
-    loader = ModelLoaderFactory.get_model_loader()
-    service = loader.load(manifest["modelName"], str(directory), manifest["handler"], None, 1, metrics_cache=cache)
-    service.set_cl_socket(None)
-    return service
 
 
 def test_a_server_that_does_not_declare_the_metrics_is_told_nothing(made: tuple[Path, str]) -> None:

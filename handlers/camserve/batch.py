@@ -157,14 +157,21 @@ class Pipeline:
 
     def _explain(self, part: Sequence[tuple[int, Prepared]]) -> list[Seen | RequestError]:
         entries = [entry for _, entry in part]
+        tensors, wants = [entry.tensor for entry in entries], [_want(entry) for entry in entries]
         watched = [place for place in range(len(entries)) if self.watcher.samples()]
-        seen = self._explainer.explain([entry.tensor for entry in entries], [_want(entry) for entry in entries], watched)
+        try:
+            seen = self._explainer.explain(tensors, wants, watched)
+        except Exception as error:
+            if not watched:
+                raise
+            logger.warning("a chunk of %d pictures failed (%s): trying it unwatched", len(part), type(error).__name__)
+            return self._explainer.explain(tensors, wants)
         for place in watched:
             self._watch(entries[place], seen[place])
         return seen
 
     def _watch(self, entry: Prepared, seen: Seen | RequestError) -> None:
-        if isinstance(seen, RequestError):
+        if isinstance(seen, RequestError) or not seen.raw:
             return
         size = entry.picture.size if entry.picture else (entry.tensor.shape[2], entry.tensor.shape[1])
         self.watcher.saw(Look(seen.raw, rows_of(entry.tensor.numpy()), seen.classes[:2], size))

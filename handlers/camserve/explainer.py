@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from camserve.budget import Budget
 from camserve.cam import METHODS, RIVALS, heatmaps
 from camserve.capture import Captured
 from camserve.capture.backend import Backend
@@ -45,7 +47,7 @@ class Map:
 class Seen:
     """What the model says of one picture: (index, probability) of its top classes, most probable first, and the maps.
 
-    `raw`: where the picture is watched, the unscaled maps `[h, w]` of its two most probable classes, or of the only one.
+    `raw`: where the picture is watched, the unscaled map `[h, w]` of its most probable class, and perhaps of the next.
     """
 
     classes: tuple[tuple[int, float], ...]
@@ -65,19 +67,35 @@ class _Ask:
     method: str
 
 
+WATCHING = 0.02
+"""Which share of the passes' time watching may take where the default layer has no closed form; there it takes next to none."""
+
+
 class Explainer:
     """Runs a model over chunks of pictures of one size.
 
     Args:
         method: of the maps of watched pictures; one that compares classes is replaced, for it takes a pass for each.
         watcher: times the passes.
+        listed: how many classes a prediction lists.
     """
 
-    def __init__(self, backend: Backend, device: torch.device, method: str = "gradcam++", watcher: Watcher | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        device: torch.device,
+        method: str = "gradcam++",
+        watcher: Watcher | None = None,
+        *,
+        listed: int = TOP_CLASSES,
+    ) -> None:
+        self._listed = listed
         self._backend = backend
         self._device = device
         self._method = "gradcam++" if METHODS[method].rivals else method
         self._watcher = watcher or Unwatched()
+        self._closed = backend.layers[0] in backend.closed_form
+        self._budget = Budget(None if self._closed else WATCHING)
 
     def explain(
         self, pictures: Sequence[Tensor], wants: Sequence[Want | None], watched: Collection[int] = ()
@@ -85,17 +103,20 @@ class Explainer:
         """One forward pass over `pictures` (each `[3, H, W]`, float32, normalised); None wants no explanation.
 
         Args:
-            watched: the places of those pictures whose raw maps are to be returned, at the default layer.
+            watched: the places of those pictures whose raw maps are to be returned, at the default layer. None are where
+                that takes backward passes, and these have taken more than their share of the time.
 
         Returns:
             For each picture what was seen, or a 500 where its scores are not finite. No tensor of it has a graph.
         """
+        started = time.perf_counter()
+        watched = watched if self._budget.allows() else ()
         asked = [want.layer for want in wants if want] + [self._backend.layers[0]] * bool(watched)
         with self._watcher.stage("forward"):
             captured = self._backend.capture.forward(self._stacked(pictures), list(dict.fromkeys(asked)))
             logits = captured.logits
             probabilities = torch.softmax(logits, 1)
-            depth = min(max(TOP_CLASSES, *(want.top_k if want else 1 for want in wants)), logits.shape[1])
+            depth = min(max(self._listed, 2, *(want.top_k if want else 1 for want in wants)), logits.shape[1])
             top = torch.topk(probabilities, depth, dim=1)
             values, indices = top.values.tolist(), top.indices.tolist()
             finite = torch.isfinite(logits).all(1).tolist()
@@ -106,12 +127,15 @@ class Explainer:
             for turn, target in enumerate(want.targets or indices[row][: want.top_k])
         ]
         looks = {row: self._pair(row, indices[row], wants[row]) for row in watched if finite[row]}
-        raw = self._raw(captured, [*asks, *(ask for pair in looks.values() for ask in pair)])
+        raw = self._raw(captured, asks)
+        between = time.perf_counter()
+        raw |= self._raw(captured, [ask for pair in looks.values() for ask in pair if ask not in raw])
+        self._budget.add(between - started, time.perf_counter() - between)
         maps = _scaled(asks, raw, probabilities.cpu())
         scores = logits.cpu()
         return [
             Seen(
-                tuple(zip(indices[row], values[row], strict=True))[:TOP_CLASSES],
+                tuple(zip(indices[row], values[row], strict=True))[: self._listed],
                 tuple(maps.get(row, ())),
                 scores[row],
                 tuple(raw[ask].numpy() for ask in looks.get(row, ())),
@@ -126,10 +150,13 @@ class Explainer:
         return stacked.contiguous(memory_format=torch.channels_last) if self._backend.channels_last else stacked
 
     def _pair(self, row: int, order: Sequence[int], want: Want | None) -> list[_Ask]:
-        """The maps of the two most probable classes; a want without targets of its own asks for the same ones."""
+        """The map of the most probable class, and of the next where that costs no pass.
+
+        A want without targets of its own asks for the same ones.
+        """
         own = want is not None and want.targets
-        layer = self._backend.layers[0]
-        return [_Ask(row, -1 - turn if own else turn, target, layer, self._method) for turn, target in enumerate(order[:2])]
+        layer, targets = self._backend.layers[0], order[: 2 if self._closed else 1]
+        return [_Ask(row, -1 - turn if own else turn, target, layer, self._method) for turn, target in enumerate(targets)]
 
     def _raw(self, captured: Captured, asks: Sequence[_Ask]) -> dict[_Ask, Tensor]:
         """The maps `[h, w]`, on the CPU. The t-th targets of all pictures share a backward pass."""

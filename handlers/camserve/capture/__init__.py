@@ -3,7 +3,7 @@
 from camserve.capture.backend import Backend, open_backend
 from camserve.capture.base import Capture, Captured, Model, Setting
 from camserve.capture.eager import Eager, freeze
-from camserve.capture.exported import load_exported
+from camserve.capture.exported import is_exported, load_exported
 from camserve.capture.kinds import default_layer, opened, survey
 from camserve.capture.layers import LayerInfo, Site, Survey
 from camserve.capture.layout import Layout, synthetic_picture
@@ -22,6 +22,7 @@ __all__ = [
     "Survey",
     "default_layer",
     "freeze",
+    "is_exported",
     "load_exported",
     "open_backend",
     "opened",

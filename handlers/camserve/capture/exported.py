@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import warnings
+import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,16 @@ MODE_ERROR = 1e-3
 """How far a picture's scores may change from pass to pass, as a share of the largest."""
 
 
+def is_exported(path: str | Path) -> bool:
+    """Whether a file is a program of `torch.export` and not TorchScript: both are zip files, but only one holds code."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        names = file.namelist()
+    code = any("/code/" in name for name in names)
+    return not code and any(name.endswith(("models/model.json", "serialized_exported_program.json")) for name in names)
+
+
 def load_exported(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
     """The module of a program that `torch.export.save` wrote, with its submodules, on `device`.
 
@@ -33,7 +44,9 @@ def load_exported(path: str | Path, device: torch.device | str = "cpu") -> nn.Mo
         ConfigError: the file is no such program. (A package of AOTInductor is not: it has no graph left.)
     """
     try:
-        program = torch.export.load(str(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of buffers that it made read-only itself
+            program = torch.export.load(str(path))
     except Exception as error:
         raise ConfigError(
             f"{Path(path).name} is no program of torch.export that torch {torch.__version__} can read "

@@ -124,7 +124,7 @@ class Survey:
             shape = list(by_name[name].shape)
             tokens = " (token_grid says how its tokens lie)" if len(shape) == 3 else ""
             raise ConfigError(f"layer {name} has no spatial map: its output has the shape {shape}{tokens}{hint}")
-        reason = "" if self.layers else f": {self.hint}" if self.hint else ""
+        reason = f": {self.hint}" if self.hint and not self.hidden else ""
         raise ConfigError(f"layer {name} does not exist, or does not run{reason}{hint}")
 
     def site(self, name: str) -> Site:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from camserve.capture.base import Captured, Model
-from camserve.capture.layers import LayerInfo, Survey
+from camserve.capture.layers import POOL_INPUT, LayerInfo, Survey
 from camserve.errors import ConfigError
 
 AT_ONCE = 8
@@ -17,25 +17,28 @@ AT_ONCE = 8
 APART = "the prediction does not depend on it"
 ONE_CELL = "the prediction depends on a single cell of its map"
 SCORES = "its channels are the class scores"
+PARTLY = "some of its channels are read at the class token only"
 
 
 def pick(model: Model, pictures: Tensor, found: Survey) -> tuple[str, str]:
     """The layer to explain where none is named, and why: the last one whose map still decides the prediction.
 
     Skipped are layers that only pool or pass on, maps of class scores, and maps that the scores do not depend on, or in one
-    cell only (a vision transformer's last block: only its class token is read).
+    cell only (a vision transformer's last block: only its class token is read; of the last projection to queries, keys and
+    values, the queries).
 
     Raises:
         ConfigError: the model has no such layer.
     """
-    candidates = [info for info in found.maps if not info.passes]
+    named = [info for info in found.maps if not info.passes and info.name != POOL_INPUT]
+    candidates = [info for info in found.maps if info.name == POOL_INPUT] + named  # the first one is the last resort
     for start in range(len(candidates), 0, -AT_ONCE):
         part = candidates[max(0, start - AT_ONCE) : start]
         faults = objections(model, pictures, part, found.outputs)
         for info in reversed(part):
             if info.name not in faults:
                 return info.name, _reason(info, found)
-    hint = f": {found.hint}" if found.hint else ""
+    hint = f": {found.hint}" if found.hint and not found.hidden else ""
     raise ConfigError(f"this model has no layer with a spatial map that its prediction depends on{hint}")
 
 
@@ -45,8 +48,8 @@ def check(model: Model, pictures: Tensor, found: Survey, name: str) -> None:
     Raises:
         ConfigError: there is no such layer or map, or the prediction does not depend on more than one cell of it.
     """
-    fault = objections(model, pictures, [found.info(name)], found.outputs).get(name, SCORES)
-    if fault != SCORES:
+    fault = objections(model, pictures, [found.info(name)], found.outputs).get(name)
+    if fault in (APART, ONE_CELL):
         instead, _ = pick(model, pictures, found)
         raise ConfigError(f"layer {name} cannot be explained: {fault}; the rule would take {instead}")
 
@@ -74,6 +77,8 @@ def _objection(captured: Captured, info: LayerInfo, outputs: int) -> str:
     cells, channels = int(reached.any(0).sum()), reached.flatten(1).any(1)
     if cells <= 1:
         return ONE_CELL if cells else APART
+    if info.layout and info.layout.extra and not channels.all():
+        return PARTLY
     own = len(channels) == outputs > 1 and bool(channels[top].item()) and int(channels.sum()) == 1
     return SCORES if own else ""
 

@@ -113,26 +113,20 @@ class ScriptModel:
         """Runs the program once and describes every layer that ran, and the pooled layer's input."""
         pictures = fitting(pictures, self.batch)
         looks = {mark.place: (mark.path, mark.kind) for mark in self.program.marks}
-        looks |= dict.fromkeys(self.program.pools, (POOL_INPUT, POOL_INPUT))
-        places = sorted(looks)
+        places = sorted(set(looks).union(*self.program.pools))
         function = surgery.with_outputs(self.program, dict.fromkeys(places, surgery.statistics))
         with torch.no_grad():
             answer, *further = function(self.module._c, self.fed(pictures))
         seen = {place: _seen(further[6 * index : 6 * index + 6]) for index, place in enumerate(places)}
         surveyor = Surveyor(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
-        pool = self._pool([place for place in self.program.pools if surveyor.cells(*seen[place]) > 1])
-        for place in places:
-            if place == pool or looks[place][1] != POOL_INPUT:
-                surveyor.add(*looks[place], *seen[place])
-        hint = HIDDEN if self.program.marks else FROZEN
+        pooled = [first for first, last in self.program.pools if surveyor.cells(*seen[first]) > 1 and _is_row(seen[last][0])]
+        if pooled and POOL_INPUT not in self._places:  # a module of that name keeps it
+            looks[pooled[-1]] = POOL_INPUT, POOL_INPUT
+            self._places[POOL_INPUT] = pooled[-1]
+        for place in sorted(looks):
+            surveyor.add(*looks[place], *seen[place])
+        hint = HIDDEN if self.program.hidden else "" if self.program.marks else FROZEN
         return surveyor.found(logits_of(answer), self.program.hidden, hint)
-
-    def _pool(self, places: Sequence[int]) -> int | None:
-        """The last operation that pools a map: its input is offered as a layer, unless a layer has that name."""
-        if not places or self._places.get(POOL_INPUT, places[-1]) != places[-1]:
-            return None
-        self._places[POOL_INPUT] = places[-1]
-        return places[-1]
 
     def capture(self, sites: Mapping[str, Site], setting: Setting | None = None) -> Capture:
         """A capture at these layers."""
@@ -151,6 +145,11 @@ class ScriptModel:
     def weights(self) -> Iterable[Tensor]:
         """The parameters, and the tensors that a frozen program holds as constants."""
         return [*self.module.parameters(), *surgery.constants(self.program)]
+
+
+def _is_row(shape: tuple[int, ...]) -> bool:
+    """Whether an output has one value a channel: it is what pooling gives."""
+    return len(shape) >= 2 and all(side == 1 for side in shape[2:])
 
 
 def _seen(values: Sequence[Any]) -> tuple[tuple[int, ...], Moments | None]:

@@ -22,7 +22,7 @@ NEEDED: Mapping[str, Sequence[str]] = {
         *("addInput", "copy", "create", "inputs", "insert", "insertConstant", "insertGraph", "insertNode"),
         *("makeMultiOutputIntoTuple", "nodes", "registerOutput", "setInsertPoint"),
     ),
-    "torch._C.Node": ("blocks", "destroy", "inputs", "insertAfter", "kind", "output", "s"),
+    "torch._C.Node": ("blocks", "destroy", "inputs", "insertAfter", "insertBefore", "kind", "output", "s"),
     "torch._C.Value": ("node", "replaceAllUsesAfterNodeWith", "replaceAllUsesWith", "setType", "toIValue", "type", "unique"),
 }
 
@@ -81,13 +81,13 @@ class Mark:
 class Program:
     """A module's `forward` with every call inlined.
 
-    `marks` are in the order in which calls finish; `pools` are places of operations that may pool; `hidden` are submodules that
-    run inside a branch or a loop, where their outputs cannot be made outputs of the program.
+    `marks` are in the order in which calls finish; `pools` are the marks around operations that may pool; `hidden` are submodules
+    that run inside a branch or a loop, where their outputs cannot be made outputs of the program.
     """
 
     graph: Graph
     marks: tuple[Mark, ...]
-    pools: tuple[int, ...]
+    pools: tuple[tuple[int, int], ...]
     hidden: frozenset[str]
 
 
@@ -106,13 +106,25 @@ def inlined(module: torch.jit.ScriptModule) -> Program:
                 called[mark.unique()] = path, str(callee.original_name)
     hidden = set(_nested_calls(module, graph, owner))
     torch._C._jit_pass_inline(graph)
-    marks, pools = [], []
-    for place, node in enumerate(graph.nodes()):
-        if node.kind() == MARK and node.output().unique() in called:
-            marks.append(Mark(*called[node.output().unique()], place))
-        elif node.kind() in POOLS:
-            pools.append(place)
-    return Program(graph, tuple(marks), tuple(pools), frozenset(hidden.difference(mark.path for mark in marks)))
+    pools = [_marked_ends(graph, node) for node in list(graph.nodes()) if node.kind() in POOLS]
+    places = {node.output().unique(): place for place, node in enumerate(graph.nodes()) if node.kind() == MARK}
+    marks = [Mark(*called[value], place) for value, place in places.items() if value in called]
+    ends = tuple((places[first], places[last]) for first, last in pools)
+    return Program(graph, tuple(marks), ends, frozenset(hidden.difference(mark.path for mark in marks)))
+
+
+def _marked_ends(graph: Graph, node: Node) -> tuple[int, int]:
+    """Marks the first input of an operation, for all that use it, and its output."""
+    value = next(node.inputs())
+    first, last = graph.create(MARK, [value]), graph.create(MARK, [node.output()])
+    if value.node().kind() == "prim::Param":
+        first.insertBefore(node)
+    else:
+        first.insertAfter(value.node())
+    value.replaceAllUsesAfterNodeWith(first, first.output())
+    last.insertAfter(node)
+    node.output().replaceAllUsesAfterNodeWith(last, last.output())
+    return first.output().unique(), last.output().unique()
 
 
 def _calls(block: Any) -> list[Node]:
@@ -174,19 +186,19 @@ Cut = Callable[[Graph, Value], tuple[Value, list[Value]]]
 def with_outputs(program: Program, cuts: Mapping[int, Cut]) -> Any:
     """A function of the program: the module and the pictures in; its answer and, cut by cut, the further outputs out.
 
-    A cut at the place of a mark takes that call's output; at the place of a pool, that operation's input.
+    Cuts are at marks: a call's output, or an end of an operation that may pool.
     """
     graph = program.graph.copy()
     nodes = list(graph.nodes())
     further: list[Value] = []
     for place, cut in cuts.items():
-        mark = nodes[place] if nodes[place].kind() == MARK else _mark_input(graph, nodes[place])
+        mark = nodes[place]
         graph.setInsertPoint(mark)
         answer, outputs = cut(graph, next(mark.inputs()))
         mark.output().replaceAllUsesWith(answer)
         further += outputs
-    for mark in program.marks:
-        node = nodes[mark.place]
+    for place in {mark.place for mark in program.marks}.union(*program.pools):
+        node = nodes[place]
         node.output().replaceAllUsesWith(next(node.inputs()))
         node.destroy()
     for value in further:
@@ -194,15 +206,6 @@ def with_outputs(program: Program, cuts: Mapping[int, Cut]) -> Any:
     if further:
         graph.makeMultiOutputIntoTuple()
     return torch._C._create_function_from_graph("explained", graph)
-
-
-def _mark_input(graph: Graph, node: Node) -> Node:
-    """Marks a node's first input, for all that use it."""
-    value = next(node.inputs())
-    mark = graph.create(MARK, [value])
-    mark.insertAfter(value.node())
-    value.replaceAllUsesAfterNodeWith(mark, mark.output())
-    return mark
 
 
 def leaf(graph: Graph, value: Value) -> tuple[Value, list[Value]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,22 @@ from camserve.config import Config
 from camserve.errors import ConfigError
 from camserve.geometry import input_size
 from camserve.labels import Labels
-from camserve.tools import keys, sources, staging
+from camserve.tools import existing, keys, sources, staging
+from camserve.tools.archive import Archive, open_archive
 from camserve.tools.bundle import bundle, copy_licences, needed_modules
 from camserve.tools.console import Progress, ToolError, command_of, fail
 
 STORE = Path("model_store")
+DEFAULTS = {
+    "minWorkers": 1,
+    "maxWorkers": 1,
+    "batchSize": 8,
+    "maxBatchDelay": 10,
+    "responseTimeout": 120,
+    "startupTimeout": 300,
+    "jobQueueSize": 1000,
+}
+"""TorchServe's settings where neither a flag nor an old archive gives them."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,22 +54,25 @@ def parser() -> argparse.ArgumentParser:
     model = made.add_argument_group("the model").add_mutually_exclusive_group(required=True)
     model.add_argument("--torchvision", metavar="ARCH", help="a classifier of torchvision's, such as resnet50")
     model.add_argument("--model-file", metavar="FILE", type=Path, help="a file that defines one class without arguments")
+    model.add_argument("--torchscript", metavar="FILE", type=Path, help="a TorchScript file, scripted or traced")
+    model.add_argument("--exported", metavar="FILE", type=Path, help="a program that torch.export.save wrote")
+    model.add_argument("--from-archive", metavar="OLD.mar", type=Path, help="an archive that is served already")
     model.add_argument("--demo", action="store_true", help="EfficientNet-Lite0 with its ImageNet weights")
     weights = made.add_argument_group("its weights").add_mutually_exclusive_group()
     weights.add_argument("--weights", metavar="FILE", type=Path, help="a state dict, or a checkpoint that holds one")
     weights.add_argument("--random-weights", action="store_true", help="for trials; without either, the published ones")
     archive = made.add_argument_group("the archive")
     archive.add_argument("--name", help="the model's name (the architecture's or the file's)")
-    archive.add_argument("--version", default="1.0", help="the model's version (%(default)s)")
+    archive.add_argument("--version", help="the model's version (1.0, or the old archive's)")
     archive.add_argument("--labels", metavar="FILE", type=Path, help='index_to_name.json: {"0": "tench", ...}')
     archive.add_argument("--extra-files", metavar="FILES", action="append", default=[], help="comma-separated, repeatable")
     archive.add_argument("--export-path", metavar="DIR", type=Path, default=STORE, help="where it is written (%(default)s)")
     archive.add_argument("--force", action="store_true", help="replace an archive that exists")
     server = made.add_argument_group("how it is served")
-    server.add_argument("--batch-size", metavar="N", type=_count, default=8, help="most requests in a batch (%(default)s)")
-    delay = "how long a batch waits for more, in milliseconds (%(default)s)"
-    server.add_argument("--max-batch-delay", metavar="MS", type=_count, default=10, help=delay)
-    server.add_argument("--workers", metavar="N", type=_count, default=1, help="worker processes (%(default)s)")
+    server.add_argument("--batch-size", metavar="N", type=_count, help="most requests in a batch (8)")
+    delay = "how long a batch waits for more, in milliseconds (10)"
+    server.add_argument("--max-batch-delay", metavar="MS", type=_count, help=delay)
+    server.add_argument("--workers", metavar="N", type=_count, help="worker processes (1)")
     keys.add_flags(made.add_argument_group("how it explains: the section `explain:` of model-config.yaml"))
     return made
 
@@ -76,48 +92,57 @@ def package(options: argparse.Namespace, progress: Progress) -> Path:
     """
     given = keys.given_keys(options)
     _check_flags(options)
-    target = _target(options)
-    with tempfile.TemporaryDirectory(prefix="camserve-") as folder:
+    with tempfile.TemporaryDirectory(prefix="camserve-") as folder, ExitStack() as stack:
         workdir, stage = Path(folder, "work"), Path(folder, "staging")
         workdir.mkdir()
         stage.mkdir()
+        opened = stack.enter_context(open_archive(options.from_archive)) if options.from_archive else None
+        target = _target(options, opened)
         staging.copy_extra_files([each for text in options.extra_files for each in text.split(",")], stage)
         with progress.step("Load the model and its weights"):
-            source = _source(options, workdir, stage, progress)
-        explain = {**source.preprocessing, **given}
+            old = existing.read(opened, workdir, stage) if opened else None
+            source = old.source if old else _source(options, workdir, stage, progress)
+        explain = {**source.preprocessing, **(old.explain if old else {}), **given}
         with progress.step("Run the model once to find its layers"):
-            config, backend = _settled(source, explain)
+            size = existing.own_size(old.handler, stage) if old and old.handler else None
+            config, backend = _settled(source, explain, size)
         _say_layers(backend, progress)
-        _put_labels(options, source, backend.outputs, stage, progress)
+        _put_labels(options, old.labels if old else _names(source, backend.outputs), backend.outputs, stage, progress)
         _put_modules(source, stage, progress)
         handler = staging.copy_package(stage)
-        settings = staging.write_settings(workdir, _server_settings(options), {**explain, "layers": backend.layers})
+        if old and old.handler:
+            shutil.copyfile(handler, stage / handler.name)
+            handler = old.handler
+            progress.note(f"Handler: {handler.name}, over camserve's")
+        settings = {**DEFAULTS, **(old.settings if old else {}), **_server_settings(options)}
+        written = staging.write_settings(workdir, settings, {**explain, "layers": backend.layers})
         with progress.step("Build the archive with torch-model-archiver"):
-            archive = staging.build(
-                source, staging=stage, handler=handler, settings=settings, name=target.stem, version=options.version
-            )
+            version = options.version or (old.version if old else "1.0")
+            archive = staging.build(source, staging=stage, handler=handler, settings=written, name=target.stem, version=version)
         with progress.step("Explain a picture from the archive in a fresh process"):
             answer = staging.explain_once(archive, config)
         staging.put(archive, target)
     for warning in answer["explanations"][0]["warnings"]:
         progress.note(f"Warning: the test picture's heatmap is {warning}; another --layer may show more")
-    size = f"{target.stat().st_size / 1e6:.1f} MB"
-    progress.note(f"Packaged {target} ({size}); it explains a picture in a fresh process")
+    megabytes = f"{target.stat().st_size / 1e6:.1f} MB"
+    progress.note(f"Packaged {target} ({megabytes}); it explains a picture in a fresh process")
     return target
 
 
 def _check_flags(options: argparse.Namespace) -> None:
     if options.model_file and not options.weights:
         raise ToolError("--model-file needs --weights FILE: a state dict, torch.save(model.state_dict(), FILE)")
-    if options.demo and (options.weights or options.random_weights):
-        raise ToolError("--demo brings its own weights; for others, take --torchvision or --model-file")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", options.version):
+    if not (options.torchvision or options.model_file) and (options.weights or options.random_weights):
+        raise ToolError("--demo and whole programs bring their own weights; for others, take --torchvision or --model-file")
+    if options.version is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", options.version):
         raise ToolError(f"--version: expected letters, digits, '.', '_' and '-', got {options.version!r}")
 
 
-def _target(options: argparse.Namespace) -> Path:
+def _target(options: argparse.Namespace, old: Archive | None) -> Path:
     """The archive's path: a name that TorchServe takes, in a folder that exists, where nothing stands unless --force."""
-    name = options.name or options.torchvision or (sources.DEMO if options.demo else options.model_file.stem)
+    file = options.model_file or options.torchscript or options.exported
+    own = old.name if old else sources.DEMO if options.demo else options.torchvision or file.stem
+    name = options.name or own
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ToolError(f"--name: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, got {name!r}")
     store: Path = options.export_path
@@ -137,18 +162,20 @@ def _source(options: argparse.Namespace, workdir: Path, stage: Path, progress: P
     elif options.torchvision:
         bar = progress.console.is_terminal
         source = sources.from_torchvision(options.torchvision, workdir, options.weights, options.random_weights, bar)
-    else:
+    elif options.model_file:
         source = sources.from_file(options.model_file, options.weights, stage)
+    else:
+        source = sources.from_program(options.torchscript or options.exported)
     for note in source.notes:
         progress.note(note)
     return source
 
 
-def _settled(source: sources.Source, explain: Mapping[str, Any]) -> tuple[Config, Backend]:
-    """The configuration as the worker will read it, and the model as it will run it."""
+def _settled(source: sources.Source, explain: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[Config, Backend]:
+    """The configuration as the worker will read it, and the model as it will run it, for pictures of `size` = (height, width)."""
     config = Config.from_mapping(explain)
     quick = replace(config, channels_last=False)  # the worker itself measures which format is faster
-    size = input_size(224, 224, config.resize, config.crop)
+    size = size or input_size(256, 256, config.resize, config.crop)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine a few small runs wait longer for threads than they gain by them
     try:
@@ -164,12 +191,17 @@ def _say_layers(backend: Backend, progress: Progress) -> None:
         progress.note(f"Layer {', '.join(backend.layers)}, as asked")
 
 
-def _put_labels(options: argparse.Namespace, source: sources.Source, outputs: int, stage: Path, progress: Progress) -> None:
-    mapping = None
-    if options.labels:
-        mapping = staging.read_labels(options.labels)
-    elif source.labels is not None and len(source.labels) == outputs:
-        mapping = {str(index): label for index, label in enumerate(source.labels)}
+def _names(source: sources.Source, outputs: int) -> dict[str, str] | None:
+    """The labels that the source knows, where they match."""
+    if source.labels is None or len(source.labels) != outputs:
+        return None
+    return {str(index): label for index, label in enumerate(source.labels)}
+
+
+def _put_labels(
+    options: argparse.Namespace, known: Mapping[str, str] | None, outputs: int, stage: Path, progress: Progress
+) -> None:
+    mapping = staging.read_labels(options.labels) if options.labels else known
     labels = Labels(outputs, mapping)
     if mapping is None:
         progress.note(f"No labels: the {outputs} classes are named by their index; --labels gives them names")
@@ -180,7 +212,7 @@ def _put_labels(options: argparse.Namespace, source: sources.Source, outputs: in
 
 def _put_modules(source: sources.Source, stage: Path, progress: Progress) -> None:
     licensed = list(source.licensed)
-    if not source.generated:
+    if source.model_file and not source.generated:
         with progress.step("Find the modules that the model's file needs"):
             modules = needed_modules(source.model_file, stage)
         licensed += bundle(modules, stage)
@@ -190,15 +222,14 @@ def _put_modules(source: sources.Source, stage: Path, progress: Progress) -> Non
 
 
 def _server_settings(options: argparse.Namespace) -> dict[str, int]:
-    return {
+    """TorchServe's settings that flags give."""
+    given = {
         "minWorkers": options.workers,
         "maxWorkers": options.workers,
         "batchSize": options.batch_size,
         "maxBatchDelay": options.max_batch_delay,
-        "responseTimeout": 120,
-        "startupTimeout": 300,
-        "jobQueueSize": 1000,
     }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _report(target: Path, options: argparse.Namespace, progress: Progress) -> None:

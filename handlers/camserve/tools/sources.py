@@ -12,6 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
+from camserve.capture import is_exported, load_exported
 from camserve.errors import listed, nearest
 from camserve.tools import fresh
 from camserve.tools.console import ToolError
@@ -40,10 +41,11 @@ class Source:
 
     `weights` is the user's file where it is a plain state dict: the archive then holds it as it is, under the same checksum.
     `preprocessing` holds keys of the configuration; `labels` one name a class; `licensed` the distributions whose files or
-    weights the archive carries; `notes` what the user should hear. A `generated` file needs only torchvision.
+    weights the archive carries; `notes` what the user should hear. A `generated` file needs only torchvision. Without a
+    `model_file`, `weights` is a whole program: TorchScript or `torch.export`'s.
     """
 
-    model_file: Path
+    model_file: Path | None
     model: nn.Module
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     labels: Sequence[str] | None = None
@@ -159,6 +161,26 @@ def from_file(model_file: Path, weights: Path, staging: Path) -> Source:
     state, notes = read_state_dict(weights)
     fit(model, state, found.__name__)
     return Source(model_file, model.eval(), weights=plain(weights, notes), notes=tuple(notes))
+
+
+def from_program(path: Path) -> Source:
+    """A file that holds a whole program: TorchScript (`torch.jit.save`) or one of `torch.export.save`.
+
+    Raises:
+        ToolError: no file, or neither.
+        ConfigError: a program of torch.export that this torch cannot read.
+    """
+    if not path.is_file():
+        raise ToolError(f"no file {path}")
+    if is_exported(path):
+        return Source(None, load_exported(path), weights=path, generated=True)
+    try:
+        return Source(None, torch.jit.load(str(path), map_location="cpu").eval(), weights=path, generated=True)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise ToolError(
+            f"{path.name} is neither TorchScript (torch.jit.save) nor a program of torch.export (torch.export.save); "
+            "a state dict goes with --model-file or --torchvision"
+        ) from error
 
 
 def check_module_name(name: str, path: Path) -> None:

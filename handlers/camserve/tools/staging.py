@@ -31,9 +31,10 @@ from camserve.tools.console import ToolError
 from camserve.tools.sources import Source, check_module_name
 
 WEIGHTS = "weights.pth"
+PROGRAM = "model.pt"
 CONFIG = "model-config.yaml"
 LABELS = "index_to_name.json"
-OWN = ("camserve", "gradcam_handler.py", "licenses", "MAR-INF", WEIGHTS, CONFIG, LABELS)
+OWN = ("camserve", "gradcam_handler.py", "licenses", "MAR-INF", WEIGHTS, PROGRAM, CONFIG, LABELS)
 """Names in an archive's root that packaging itself writes."""
 
 
@@ -119,7 +120,8 @@ def build(source: Source, *, staging: Path, handler: Path, settings: Path, name:
     Raises:
         ToolError: in the archiver's own words, why it failed.
     """
-    weights, store, temporary = settings.with_name(WEIGHTS), staging.with_name("built"), staging.with_name("archiver")
+    name_in_archive = WEIGHTS if source.model_file else PROGRAM
+    weights, store, temporary = settings.with_name(name_in_archive), staging.with_name("built"), staging.with_name("archiver")
     if source.weights is None:
         torch.save(source.model.state_dict(), weights)
     else:
@@ -127,7 +129,8 @@ def build(source: Source, *, staging: Path, handler: Path, settings: Path, name:
     store.mkdir()
     temporary.mkdir()
     command = [sys.executable, "-m", "model_archiver.model_packaging"]
-    command += ["--model-name", name, "--version", version, "--model-file", str(source.model_file.resolve())]
+    command += ["--model-name", name, "--version", version]
+    command += ["--model-file", str(source.model_file.resolve())] if source.model_file else []
     command += ["--serialized-file", str(weights), "--handler", str(handler), "--extra-files", str(staging)]
     command += ["--config-file", str(settings), "--export-path", str(store), "--archive-format", "zip-store"]
     environment = {**os.environ, "TMPDIR": str(temporary)}

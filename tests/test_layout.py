@@ -1,0 +1,98 @@
+"""How outputs lie in memory: which shapes are maps, and their cells in the right order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from camserve.capture.layout import Layout, first_tensor, layout_of, logits_of, synthetic_picture, with_first
+
+
+@pytest.mark.parametrize(
+    ("shape", "picture", "expected"),
+    [
+        ((2, 512, 7, 7), (224, 224), Layout("nchw", 7, 7, 512)),
+        ((2, 7, 7, 768), (224, 224), Layout("nhwc", 7, 7, 768)),
+        ((2, 192, 35, 35), (299, 299), Layout("nchw", 35, 35, 192)),
+        ((2, 64, 10, 20), (320, 640), Layout("nchw", 10, 20, 64)),
+        ((2, 10, 20, 64), (320, 640), Layout("nhwc", 10, 20, 64)),
+        ((2, 197, 768), (224, 224), Layout("tokens", 14, 14, 768, 1)),
+        ((2, 196, 768), (224, 224), Layout("tokens", 14, 14, 768)),
+        ((2, 198, 768), (224, 224), Layout("tokens", 14, 14, 768, 2)),
+        ((2, 201, 768), (224, 224), Layout("tokens", 14, 14, 768, 5)),
+        ((197, 2, 768), (224, 224), Layout("sequence", 14, 14, 768, 1)),
+        ((2, 1370, 1280), (518, 518), Layout("tokens", 37, 37, 1280, 1)),
+        ((2, 201, 16), (160, 320), Layout("tokens", 10, 20, 16, 1)),
+        ((8, 49, 96), (224, 224), None),
+        ((2, 1000), (224, 224), None),
+        ((2, 77, 768), (224, 224), None),
+        ((2, 3, 4, 5, 6), (224, 224), None),
+        ((2, 8, 500, 500), (224, 224), None),
+    ],
+)
+def test_shapes(shape: tuple[int, ...], picture: tuple[int, int], expected: Layout | None) -> None:
+    """Channels first or last, tokens with and without extra ones, tokens before the batch; and what is no map."""
+    assert layout_of(shape, 2, picture) == expected
+    if expected:
+        assert expected.shape(2) == shape
+
+
+def test_the_token_grid_may_be_given() -> None:
+    """Where it cannot be told from the picture: another number of registers, or of rows; others are told as before."""
+    assert layout_of((2, 60, 8), 2, (224, 224)) is None
+    assert layout_of((2, 60, 8), 2, (224, 224), (6, 10)) == Layout("tokens", 6, 10, 8)
+    assert layout_of((2, 76, 8), 2, (224, 224), (6, 10)) == Layout("tokens", 6, 10, 8, 16)
+    assert layout_of((2, 197, 8), 2, (224, 224), (6, 10)) == Layout("tokens", 14, 14, 8, 1)
+
+
+def test_cells_keep_their_places() -> None:
+    """The value of row i, column j, channel k stands at `[n, k, i, j]`, whatever the layout."""
+    wanted = torch.arange(2 * 3 * 2 * 4.0).reshape(2, 3, 2, 4)
+    last = wanted.permute(0, 2, 3, 1)
+    tokens = torch.cat([torch.full((2, 1, 3), -1.0), last.reshape(2, 8, 3)], 1)
+    for order, values, extra in (
+        ("nchw", wanted, 0),
+        ("nhwc", last, 0),
+        ("tokens", tokens, 1),
+        ("sequence", tokens.transpose(0, 1), 1),
+    ):
+        assert torch.equal(Layout(order, 2, 4, 3, extra).grid(values), wanted)  # type: ignore[arg-type]
+
+
+def test_tokens_of_a_larger_picture_keep_the_proportions() -> None:
+    """Twice as many cells both ways than surveyed."""
+    layout = Layout("tokens", 2, 4, 3, 1)
+    assert layout.grid(torch.zeros(1, 1 + 4 * 8, 3)).shape == (1, 3, 4, 8)
+
+
+def test_outputs_of_any_form() -> None:
+    """Scores are found in tensors, tuples, dicts and `.logits`; with 1x1 cells too; anything else is refused."""
+    scores = torch.ones(2, 5)
+
+    class Output:
+        logits = scores
+
+    for output in (scores, (scores, 1), [scores], {"logits": scores}, {"a": scores}, Output(), scores[:, :, None, None]):
+        assert torch.equal(logits_of(output), scores)
+    for output in (None, 3, (), torch.ones(2, 5, 3), {"logits": 1}):
+        with pytest.raises(ValueError, match=r"class scores of shape \[N, classes\]"):
+            logits_of(output)
+
+
+def test_the_first_tensor_is_replaced_in_place_of_itself() -> None:
+    """A tuple stays a tuple, a named one keeps its type, a list its length."""
+    one, two = torch.zeros(1), torch.ones(1)
+    named = torch.return_types.max((one, one))
+    assert first_tensor((one, two)) is one
+    assert first_tensor({"a": one}) is None
+    assert with_first((one, 7), two) == (two, 7)
+    assert with_first([one, 7], two) == [two, 7]
+    assert with_first(one, two) is two
+    assert type(named) is torch.return_types.max
+
+
+def test_synthetic_pictures_are_always_the_same() -> None:
+    """The same seed, the same picture; of the size that was asked for."""
+    assert synthetic_picture((20, 30)).shape == (2, 3, 20, 30)
+    assert torch.equal(synthetic_picture((20, 30)), synthetic_picture((20, 30)))
+    assert not torch.equal(synthetic_picture((20, 30)), synthetic_picture((20, 30), seed=1))

@@ -1,0 +1,30 @@
+"""An archive's handler in this process, as a worker loads it of a server that exports our metrics."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tests import build
+from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from ts.model_loader import ModelLoaderFactory
+
+METRICS_YAML = build.HANDLERS / "camserve" / "metrics.yaml"
+
+
+def monitored(directory: Path) -> Any:
+    """The unpacked archive's service."""
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))
+    model = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_text())["model"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # TorchServe leaves the file open
+        metrics = MetricsCacheYamlImpl(str(METRICS_YAML))
+        metrics.initialize_cache()
+    loader = ModelLoaderFactory.get_model_loader()
+    service = loader.load(model["modelName"], str(directory), model["handler"], None, 1, metrics_cache=metrics)
+    service.set_cl_socket(None)
+    return service
