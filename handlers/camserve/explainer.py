@@ -67,7 +67,7 @@ class _Ask:
     method: str
 
 
-WATCHING = 0.02
+WATCHING = 0.01
 """Which share of the passes' time watching may take where the default layer has no closed form; there it takes next to none."""
 
 
