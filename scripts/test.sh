@@ -5,6 +5,21 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh test
 bin=.venv/bin
+
+# Programs that some tests drive. Where they cannot be installed, those tests are skipped, and the closing table says so.
+missing=()
+command -v chromium >/dev/null || missing+=(chromium)
+command -v prometheus >/dev/null || missing+=(prometheus)
+command -v curl >/dev/null || missing+=(curl)
+if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "Installing ${missing[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+if [ ! -f tests/node_modules/axe-core/axe.min.js ] && command -v npm >/dev/null; then
+    echo "Installing axe-core, which checks pages for accessibility, into tests/node_modules"
+    npm install --prefix tests --no-save --no-package-lock --silent axe-core@4.14.1
+fi
 if ! cmp -s tests/kserve-requirements.txt .venv-kserve/requirements.txt; then
     echo "Installing KServe's client into .venv-kserve"
     rm -rf .venv-kserve

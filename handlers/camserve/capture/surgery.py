@@ -22,7 +22,7 @@ NEEDED: Mapping[str, Sequence[str]] = {
         *("addInput", "copy", "create", "inputs", "insert", "insertConstant", "insertGraph", "insertNode"),
         *("makeMultiOutputIntoTuple", "nodes", "registerOutput", "setInsertPoint"),
     ),
-    "torch._C.Node": ("blocks", "destroy", "inputs", "insertAfter", "insertBefore", "kind", "output", "s"),
+    "torch._C.Node": ("blocks", "destroy", "inputs", "insertAfter", "insertBefore", "kind", "output", "outputs", "s"),
     "torch._C.Value": ("node", "replaceAllUsesAfterNodeWith", "replaceAllUsesWith", "setType", "toIValue", "type", "unique"),
 }
 
@@ -115,15 +115,15 @@ def inlined(module: torch.jit.ScriptModule) -> Program:
 
 def _marked_ends(graph: Graph, node: Node) -> tuple[int, int]:
     """Marks the first input of an operation, for all that use it, and its output."""
-    value = next(node.inputs())
-    first, last = graph.create(MARK, [value]), graph.create(MARK, [node.output()])
+    value, result = next(node.inputs()), next(node.outputs())
+    first, last = graph.create(MARK, [value]), graph.create(MARK, [result])
     if value.node().kind() == "prim::Param":
         first.insertBefore(node)
     else:
         first.insertAfter(value.node())
     value.replaceAllUsesAfterNodeWith(first, first.output())
     last.insertAfter(node)
-    node.output().replaceAllUsesAfterNodeWith(last, last.output())
+    result.replaceAllUsesAfterNodeWith(last, last.output())
     return first.output().unique(), last.output().unique()
 
 
