@@ -27,7 +27,7 @@ from camserve.tools.baseline import Collector, build
 HERE = Path(__file__).resolve().parent
 MIX = dict.fromkeys(crops.NAMES, 1.0)
 OTHER = {"cat": 4.0, "coffee": 2.0, "rocket": 1.0, "china": 0.5, "flower": 0.5}
-WINDOWS = (250, 400, 600)
+WINDOWS = (250, 400)
 ROUNDS = 200
 
 Strengths = Sequence[tuple[str, dict[str, Any]]]
@@ -82,9 +82,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archive", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=HERE, help="where drift.md and drift.png go (beside this file)")
-    parser.add_argument("--reference", type=int, default=1000, help="pictures of the reference (%(default)s)")
-    parser.add_argument("--clean", type=int, default=2500, help="clean pictures to draw windows from (%(default)s)")
-    parser.add_argument("--spoiled", type=int, default=700, help="pictures of each kind and strength (%(default)s)")
+    parser.add_argument("--reference", type=int, default=800, help="pictures of the reference (%(default)s)")
+    parser.add_argument("--clean", type=int, default=1200, help="clean pictures to draw windows from (%(default)s)")
+    parser.add_argument("--spoiled", type=int, default=450, help="pictures of each kind and strength (%(default)s)")
     options = parser.parse_args()
     with open_archive(options.archive) as opened:
         handler = load_service(opened.directory)._entry_point.__self__

@@ -80,13 +80,14 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             explainer=explainer,
             preprocess=preprocess,
             responder=responder,
+            size=size,
             hooks=self._hooks(),
             watcher=monitor,
             page=page(self.config, labels, self.backend.layers, self.info),
         )
         self.metadata = {
             **describe.metadata(
-                self.config, self.backend, labels, self.info, size, own_predictions=bool(self._hooks().predictions_of)
+                self.config, self.backend, labels, self.info, size, listed=None if self._hooks().predictions_of else listed
             ),
             "weights": f"sha256:{digest}",
             "monitor": monitor.described() if monitor else None,

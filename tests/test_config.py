@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
+
 from camserve.config import KEYS, Config, defaults
 from camserve.errors import ConfigError
 

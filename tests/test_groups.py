@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 import pytest
+
 from camserve.errors import RequestError
 from camserve.groups import chunks, run_halving
 

@@ -113,11 +113,11 @@ def test_what_the_page_draws_is_what_the_server_draws(visit: Visitor, live: Serv
 
 
 def _rotated() -> bytes:
-    """A JPEG with a red left half that says it is to be turned by 90 degrees."""
+    """A JPEG with a red left half that says it is to be turned by 180 degrees."""
     picture = Image.new("RGB", (96, 64), "blue")
     picture.paste("red", (0, 0, 48, 64))
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = 3
     return bytes(encoded(picture, "JPEG", quality=95, exif=exif))
 
 

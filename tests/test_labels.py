@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from camserve.errors import ConfigError, RequestError
 from camserve.labels import Labels
 

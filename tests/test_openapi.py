@@ -48,19 +48,19 @@ BOUNDED = settings(
 )
 
 
-def made(config: Config = CONFIG, own_predictions: bool = False) -> dict[str, Any]:
+def made(config: Config = CONFIG, listed: int | None = 3) -> dict[str, Any]:
     """The document of a model of three classes."""
-    return document(config, Labels(3), LAYERS, MODEL, own_predictions)
+    return document(config, Labels(3), LAYERS, MODEL, listed)
 
 
 # ------------------------------------------------------------------ the document by itself
 
 
-@pytest.mark.parametrize("own_predictions", [False, True])
+@pytest.mark.parametrize("listed", [3, None])
 @pytest.mark.parametrize("config", [Config(), CONFIG], ids=["defaults", "own"])
-def test_the_document_is_valid(config: Config, own_predictions: bool) -> None:
+def test_the_document_is_valid(config: Config, listed: int | None) -> None:
     """By the OpenAPI 3.1 specification; it is JSON, and every operation has a name of its own."""
-    found = made(config, own_predictions)
+    found = made(config, listed)
 
     validate(found)
     assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -64,6 +64,7 @@ class Pipeline:
     """Answers batches of calls; each call gets what it would have got alone.
 
     Args:
+        size: (height, width) of an input that the model is known to run on.
         page: what a browser gets; None: the error of an empty body.
     """
 
@@ -76,6 +77,7 @@ class Pipeline:
         explainer: Explainer,
         preprocess: Preprocess,
         responder: Responder,
+        size: tuple[int, int] | None = None,
         hooks: Hooks | None = None,
         watcher: Watcher | None = None,
         page: Reply | None = None,
@@ -86,6 +88,7 @@ class Pipeline:
         self._explainer = explainer
         self._preprocess = preprocess
         self._responder = responder
+        self._size = size
         self._hooks = hooks or Hooks()
         self._page = page or failure(RequestError(400, "NoImage", "the body is empty"))
         self.watcher = watcher or Unwatched()
@@ -151,9 +154,22 @@ class Pipeline:
         ready = [(position, entry) for position, entry in enumerate(prepared) if isinstance(entry, Prepared)]
         for chunk in chunks([tuple(entry.tensor.shape) for _, entry in ready], self._config.max_batch):
             part = [ready[index] for index in chunk]
-            for (position, _), outcome in zip(part, run_halving(part, self._explain), strict=True):
+            for (position, _), outcome in zip(part, run_halving(part, self._explain, self._blamed), strict=True):
                 seen[position] = outcome
         return seen
+
+    def _blamed(self, one: tuple[int, Prepared]) -> RequestError | None:
+        """The client's own error, where the model fails on anything of this size."""
+        _, entry = one
+        height, width = entry.tensor.shape[1:]
+        noise = np.random.default_rng(0).standard_normal(tuple(entry.tensor.shape), dtype=np.float32)
+        if (height, width) == self._size or not self.self_test(noise, entry.item.options.layer):
+            return None
+        own = f"; its own is {self._size[0]} x {self._size[1]}" if self._size else ""
+        if entry.picture is None:
+            return RequestError(400, "InvalidTensor", f"data: the model does not run on an input of {height} x {width}{own}")
+        came = f"a picture of {entry.picture.width} x {entry.picture.height}, which makes an input of {height} x {width}"
+        return RequestError(400, "InvalidImage", f"data: the model does not run on {came}{own}")
 
     def _explain(self, part: Sequence[tuple[int, Prepared]]) -> list[Seen | RequestError]:
         entries = [entry for _, entry in part]

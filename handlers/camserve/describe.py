@@ -21,13 +21,13 @@ LIMITS = ("max_pixels", "max_picture_side", "max_response_bytes", "max_targets",
 
 
 def metadata(
-    config: Config, backend: Backend, labels: Labels, model: ModelInfo, size: tuple[int, int], *, own_predictions: bool = False
+    config: Config, backend: Backend, labels: Labels, model: ModelInfo, size: tuple[int, int], *, listed: int | None
 ) -> dict[str, Any]:
     """`customizedMetadata`. Shown only once the self-test has passed, because a worker that fails it never gets ready.
 
     Args:
         size: (height, width) of the model's input.
-        own_predictions: a handler's own `postprocess` makes the predictions.
+        listed: how many classes a prediction lists; None: a handler's own `postprocess` makes the predictions.
     """
     return {
         "camserve": __version__,
@@ -55,5 +55,5 @@ def metadata(
             "pillow": PIL.__version__,
         },
         "self_test": "ok",
-        "openapi": document(config, labels, backend.layers, model, own_predictions),
+        "openapi": document(config, labels, backend.layers, model, listed),
     }

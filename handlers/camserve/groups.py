@@ -24,10 +24,15 @@ def chunks(sizes: Sequence[Hashable], limit: int) -> list[list[int]]:
     return [group[start : start + limit] for group in groups.values() for start in range(0, len(group), limit)]
 
 
-def run_halving(items: Sequence[S], attempt: Callable[[Sequence[S]], Sequence[T]]) -> list[T | RequestError]:
+def run_halving(
+    items: Sequence[S],
+    attempt: Callable[[Sequence[S]], Sequence[T]],
+    blamed: Callable[[S], RequestError | None] = lambda _: None,
+) -> list[T | RequestError]:
     """`attempt(items)`, or, when that raises, both halves by themselves, down to single items.
 
-    A single item that fails is a 507 `OutOfMemory` if memory ran out, else a 500 `InternalError`, logged with its traceback.
+    A single item that fails is a 507 `OutOfMemory` if memory ran out, else the error that it is `blamed` with, else a 500
+    `InternalError`, logged with its traceback.
 
     Raises:
         SystemExit: the GPU's context is broken for good; the server starts a new worker.
@@ -36,7 +41,8 @@ def run_halving(items: Sequence[S], attempt: Callable[[Sequence[S]], Sequence[T]
         return list(attempt(items))
     except Exception as error:
         out_of_memory = is_out_of_memory(error)
-        if len(items) == 1 and not out_of_memory:
+        fault = blamed(items[0]) if len(items) == 1 and not out_of_memory else None
+        if len(items) == 1 and not out_of_memory and fault is None:
             logger.exception("one picture failed")
         if is_poisoned(error):
             raise SystemExit("the CUDA context is broken: this worker ends, the server starts another") from error
@@ -45,10 +51,10 @@ def run_halving(items: Sequence[S], attempt: Callable[[Sequence[S]], Sequence[T]
     if out_of_memory:
         release_memory()
     if len(items) == 1:
-        return [_lone_failure(out_of_memory)]
+        return [fault or _lone_failure(out_of_memory)]
     logger.warning("a chunk of %d pictures failed (%s): trying its halves", len(items), kind)
     middle = len(items) // 2
-    return run_halving(items[:middle], attempt) + run_halving(items[middle:], attempt)
+    return run_halving(items[:middle], attempt, blamed) + run_halving(items[middle:], attempt, blamed)
 
 
 def _lone_failure(out_of_memory: bool) -> RequestError:

@@ -32,15 +32,14 @@ _MEANINGS = {
 }
 
 
-def document(
-    config: Config, labels: Labels, layers: Sequence[str], model: ModelInfo, own_predictions: bool = False
-) -> dict[str, Any]:
+def document(config: Config, labels: Labels, layers: Sequence[str], model: ModelInfo, listed: int | None) -> dict[str, Any]:
     """The document, as JSON.
 
     Args:
         layers: that may be asked for; the first is the default.
         model: whose name and version the routes carry.
-        own_predictions: the handler's own `postprocess` makes the predictions, so that nothing is known about their shape.
+        listed: how many classes a prediction lists; None: a handler's own `postprocess` makes the predictions, so that
+            nothing is known about them.
     """
     return {
         "openapi": "3.1.0",
@@ -52,7 +51,7 @@ def document(
         "servers": [{"url": "/"}],
         "paths": _paths(),
         "components": {
-            "schemas": schemas(config, labels, layers, own_predictions),
+            "schemas": schemas(config, labels, layers, listed),
             "parameters": _parameters(model),
             "requestBodies": _bodies(config),
             "headers": _headers(config),

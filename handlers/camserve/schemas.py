@@ -7,7 +7,6 @@ from typing import Any
 
 from camserve.config import COLORMAPS, METHODS, Config
 from camserve.errors import KINDS
-from camserve.explainer import TOP_CLASSES
 from camserve.kserve import EXPLANATION_OUTPUTS, FOREIGN, PREDICTION_OUTPUTS
 from camserve.labels import Labels
 from camserve.negotiate import CONTENT_TYPES
@@ -22,18 +21,19 @@ _SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _ID: Schema = {"type": "string"}
 
 
-def schemas(config: Config, labels: Labels, layers: Sequence[str], own_predictions: bool) -> dict[str, Schema]:
+def schemas(config: Config, labels: Labels, layers: Sequence[str], listed: int | None) -> dict[str, Schema]:
     """Every named schema of one archive.
 
     Args:
         layers: that may be asked for; the first is the default.
-        own_predictions: the handler's own `postprocess` makes the predictions, so that nothing is known about their shape.
+        listed: how many classes a prediction lists; None: a handler's own `postprocess` makes the predictions, so that
+            nothing is known about them.
     """
     return {
         **_options(config, labels, layers),
         **_images(config),
         **_requests(config),
-        **_answers(labels, own_predictions),
+        **_answers(labels, listed),
         **_kserve_requests(config),
         **_kserve_answers(),
         **{f"Error{status}": _error(status) for status in KINDS},
@@ -141,8 +141,8 @@ def _requests(config: Config) -> dict[str, Schema]:
     }
 
 
-def _answers(labels: Labels, own_predictions: bool) -> dict[str, Schema]:
-    most = min(TOP_CLASSES, len(labels))
+def _answers(labels: Labels, listed: int | None) -> dict[str, Schema]:
+    most = listed or len(labels)
     predictions: Schema = {"type": "object", "additionalProperties": _SHARE, "minProperties": 1, "maxProperties": most}
     rectangle = _list(_NUMBER, 4, 4)
     kind = {"index": {"type": "integer", "minimum": 0, "maximum": len(labels) - 1}, "label": _ID, "probability": _SHARE}
@@ -163,7 +163,7 @@ def _answers(labels: Labels, own_predictions: bool) -> dict[str, Schema]:
         **dict.fromkeys(("method", "layer", "model", "version", "weights"), _ID),
     }
     return {
-        "Predictions": {"description": "Made by the archive's own handler."} if own_predictions else predictions,
+        "Predictions": predictions if listed else {"description": "Made by the archive's own handler."},
         "Answer": _object(predictions=ref("Predictions"), **explained),
         "Explained": _object(**explained),
         "V1Predictions": _object(predictions=_list(ref("Predictions"), 1)),

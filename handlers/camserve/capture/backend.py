@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from camserve.capture.base import Capture, Context, Setting
-from camserve.capture.kinds import looked_at, opened
+from camserve.capture.kinds import beginning, looked_at, opened
 from camserve.capture.layers import LayerInfo
 from camserve.capture.layout import logits_of, synthetic_picture
 from camserve.capture.pooled import pooled_head
@@ -84,8 +84,7 @@ def _compile_now(capture: Capture, pictures: Tensor, channels_last: bool) -> Non
     try:
         capture.forward(_formatted(pictures, channels_last), ())
     except Exception as error:
-        first = str(error).strip().split("\n", 1)[0]
-        raise ConfigError(f"pt2: the compiled model does not run: {type(error).__name__}: {first}") from error
+        raise ConfigError(f"pt2: the compiled model does not run: {type(error).__name__}: {beginning(error)}") from error
 
 
 def precision_context(precision: str, device: torch.device) -> Context:

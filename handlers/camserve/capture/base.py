@@ -81,6 +81,10 @@ class Setting:
     predict: Predict | None = None
     context: Context | None = None
 
+    def predicted(self, model: Predict, pictures: Tensor) -> object:
+        """The answer of a pass without layers."""
+        return model(pictures) if self.predict is None else self.predict(pictures)
+
     def heads_for(self, pictures: Tensor) -> Mapping[str, Tensor]:
         """The heads that hold for these pictures."""
         return self.heads if self.size == tuple(pictures.shape[2:]) else {}

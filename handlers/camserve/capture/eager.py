@@ -59,8 +59,7 @@ class Eager:
             pictures = pictures.to(self._dtype) if self._dtype else pictures
             if not asked:
                 with torch.no_grad():
-                    predict = self._setting.predict or self._model
-                    return Pass({}, {}, {}, {}, logits_of(predict(pictures)))
+                    return Pass({}, {}, {}, {}, logits_of(self._setting.predicted(self._model, pictures)))
             kept = _Kept(heads)
             closed = all(layer in heads for layer in asked)
             with torch.set_grad_enabled(not closed), hooked(self._model, asked, kept, self._modules):

@@ -30,7 +30,7 @@ def opened(model: object, pictures: Tensor) -> Model:
         model = restored(model, pictures.device)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a model of the type {type(model).__name__} has no layers that could be explained; {ACCEPTED}")
-    if isinstance(model, torch.fx.GraphModule) and not any(model.children()):
+    if isinstance(model, torch.fx.GraphModule) and _called(model) <= {"_guards_fn"}:
         raise ConfigError(f"this graph has no layers: take the exported program itself, not its module(); {ACCEPTED}")
     try:
         if isinstance(model, torch.jit.ScriptModule):
@@ -43,6 +43,11 @@ def opened(model: object, pictures: Tensor) -> Model:
         return EagerModel(model)
     except (RuntimeError, ValueError, TypeError) as error:
         raise _does_not_run(pictures, error) from error
+
+
+def _called(graph: torch.fx.GraphModule) -> set[object]:
+    """Names of the modules that a graph calls; a program's own `module()` calls none, or one that checks its input."""
+    return {node.target for node in graph.graph.nodes if node.op == "call_module"}
 
 
 ACCEPTED = "accepted are eager modules, TorchScript modules (.pt) and programs of torch.export (.pt2)"
@@ -63,8 +68,13 @@ def looked_at(model: Model, pictures: Tensor, token_grid: tuple[int, int] | None
 def _does_not_run(pictures: Tensor, error: Exception) -> ConfigError:
     if isinstance(error, ConfigError):
         return error
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return ConfigError(f"the model does not run on pictures of shape {list(pictures.shape)}: {first}")
+    return ConfigError(f"the model does not run on pictures of shape {list(pictures.shape)}: {beginning(error)}")
+
+
+def beginning(error: Exception) -> str:
+    """The first two lines of what an exception says, as one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
 
 
 def survey(model: object, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:

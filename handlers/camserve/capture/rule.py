@@ -15,6 +15,7 @@ AT_ONCE = 8
 """How many layers one pass looks at: the default is mostly among the last few."""
 
 APART = "the prediction does not depend on it"
+NO_CELL = "the prediction depends on none of its cells (perhaps on the class token beside them)"
 ONE_CELL = "the prediction depends on a single cell of its map"
 SCORES = "its channels are the class scores"
 PARTLY = "some of its channels are read at the class token only"
@@ -49,7 +50,7 @@ def check(model: Model, pictures: Tensor, found: Survey, name: str) -> None:
         ConfigError: there is no such layer or map, or the prediction does not depend on more than one cell of it.
     """
     fault = objections(model, pictures, [found.info(name)], found.outputs).get(name)
-    if fault in (APART, ONE_CELL):
+    if fault in (APART, NO_CELL, ONE_CELL):
         instead, _ = pick(model, pictures, found)
         raise ConfigError(f"layer {name} cannot be explained: {fault}; the rule would take {instead}")
 
@@ -76,7 +77,7 @@ def _objection(captured: Captured, info: LayerInfo, outputs: int) -> str:
     reached = gradient != 0
     cells, channels = int(reached.any(0).sum()), reached.flatten(1).any(1)
     if cells <= 1:
-        return ONE_CELL if cells else APART
+        return ONE_CELL if cells else NO_CELL
     if info.layout and info.layout.extra and not channels.all():
         return PARTLY
     own = len(channels) == outputs > 1 and bool(channels[top].item()) and int(channels.sum()) == 1

@@ -53,8 +53,7 @@ class Script:
             pictures = self._model.fed(pictures)
             if not asked:
                 with torch.no_grad():
-                    predict = self._setting.predict or self._model.module
-                    return Pass({}, {}, {}, {}, logits_of(predict(pictures)))
+                    return Pass({}, {}, {}, {}, logits_of(self._setting.predicted(self._model.module, pictures)))
             names = tuple(asked) if len(asked) == 1 else tuple(self._sites)
             with torch.set_grad_enabled(not all(layer in heads for layer in asked)):
                 answer, *further = self._function(names)(self._model.module._c, pictures)
