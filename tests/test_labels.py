@@ -37,7 +37,7 @@ def test_an_index_out_of_range_says_the_range(target: int) -> None:
 
 def test_an_unknown_label_names_the_nearest() -> None:
     """A typing mistake is mended by reading the error."""
-    with pytest.raises(RequestError, match='no class has the label "taby".*"tabby"') as caught:
+    with pytest.raises(RequestError, match=r'no class has the label "taby".*"tabby"') as caught:
         BIRDS.index("taby")
     assert (caught.value.status, caught.value.kind) == (400, "UnknownLabel")
 
