@@ -100,7 +100,7 @@ def test_unknown_keys_are_refused_with_the_nearest() -> None:
     """A misspelt key is never ignored."""
     with pytest.raises(ConfigError, match=r'unknown key "colourmap"; did you mean colormap\?'):
         Config.from_mapping({"colourmap": "jet"})
-    with pytest.raises(ConfigError, match="the keys are layers, method, "):
+    with pytest.raises(ConfigError, match="the keys are layers, token_grid, method, "):
         Config.from_mapping({"zzz": 1})
 
 

@@ -23,6 +23,7 @@ from benchmarks import crops
 from benchmarks.psi import drift, psi
 from tests import build
 from tests.conftest import ROOT
+from tests.skips import OLD_PYTHON
 
 from camserve.looks import Measured
 from camserve.mapstats import INPUT_STATISTICS, MAP_STATISTICS, STATISTICS, map_statistics, score_statistics
@@ -321,7 +322,7 @@ def test_every_panel_of_the_dashboard_shows_something(stack: Stack) -> None:
     assert empty == []
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="grafana-foundation-sdk needs Python 3.11")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason=OLD_PYTHON)
 def test_the_dashboard_is_what_its_code_makes() -> None:
     """deploy/grafana/camserve.json is generated, not edited."""
     code = "import runpy; print(runpy.run_path('deploy/grafana/dashboard.py')['text'](), end='')"

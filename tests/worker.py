@@ -12,13 +12,16 @@ from tests import build
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.model_loader import ModelLoaderFactory
 
+from camserve.tools import fresh
+from camserve.tools.archive import SHARED
+
 METRICS_YAML = build.HANDLERS / "camserve" / "metrics.yaml"
 
 
 def monitored(directory: Path) -> Any:
     """The unpacked archive's service."""
-    if str(directory) not in sys.path:
-        sys.path.insert(0, str(directory))
+    fresh.drop(fresh.top_modules(directory).difference(SHARED))  # another test's archive may have modules of these names
+    sys.path[:] = [str(directory), *(each for each in sys.path if each != str(directory))]
     model = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_text())["model"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # TorchServe leaves the file open

@@ -74,7 +74,12 @@ async function want(index, change) {
     const others = state.classes.map((row) => row.index).filter((target) => target !== next.target);
     const targets = [next.target, ...others].slice(0, facts.max_targets);
     const again = () => want(index, change);
-    if (!(await request(JSON.stringify(targets), next, again, explained[index]))) return arrange();
+    const answer = await request(JSON.stringify(targets), next, again, explained[index]);
+    if (index >= state.wants.length) return; // the comparison ended meanwhile
+    if (!answer) {
+      arrange();
+      return;
+    }
   }
   state.wants[index] = next;
   arrange();

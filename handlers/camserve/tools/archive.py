@@ -67,8 +67,7 @@ def load_service(directory: Path | str) -> Any:
     """
     directory = Path(directory).resolve()
     fresh.drop(fresh.top_modules(directory).difference(SHARED))
-    if str(directory) not in sys.path:
-        sys.path.insert(0, str(directory))
+    sys.path[:] = [str(directory), *(each for each in sys.path if each != str(directory))]
     return fresh.load_service(directory)
 
 

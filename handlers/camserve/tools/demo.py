@@ -89,7 +89,9 @@ def _package(store: Path, progress: Progress) -> None:
 def _newest_source() -> float:
     """When the newest file that the archive is made from was changed."""
     folder = Path(camserve.__file__).parent
-    files = [*folder.rglob("*.py"), folder.parent / "gradcam_handler.py", *examples().glob("*.py")]
+    kinds = ("py", "yaml", "html", "css", "js", "jpg")
+    files = [file for kind in kinds for file in folder.rglob(f"*.{kind}")]
+    files += [folder.parent / "gradcam_handler.py", *examples().glob("*.py")]
     return max(file.stat().st_mtime for file in files)
 
 

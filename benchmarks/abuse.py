@@ -1,0 +1,267 @@
+"""Thousands of bad requests through an archive's real service: each must get a 4xx or a right 200, and change nothing.
+
+    python benchmarks/abuse.py                                # 10,000 requests to a small classifier
+    python benchmarks/abuse.py --archive model_store/NAME.mar
+
+A known good request rides along in each batch, and its answer is compared. What fails the run: any other status; an error that
+does not have the contract's shape, or shows a path, a traceback or an address; an exception out of the service, or one that it
+logs as a fault of its own; a neighbour's changed answer; and memory that grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import io
+import json
+import logging
+import platform
+import random
+import re
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
+
+import numpy as np  # noqa: E402
+import PIL  # noqa: E402
+import psutil  # noqa: E402
+import torch  # noqa: E402
+from benchmarks import bad_pictures, bad_requests, bad_text  # noqa: E402
+from benchmarks.bad_pictures import Case  # noqa: E402
+from PIL import Image  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import Progress  # noqa: E402
+from rich.table import Table  # noqa: E402
+from tests.answers import same  # noqa: E402
+from tests.build import PLAIN, archive  # noqa: E402
+
+from camserve.errors import KINDS  # noqa: E402
+from camserve.tools.archive import Response, Row, ask, load_service, open_archive  # noqa: E402
+
+CATEGORIES = bad_pictures.CATEGORIES | bad_text.CATEGORIES | bad_requests.CATEGORIES
+TELLTALE = re.compile(r"(?<![\w./])/(?:[a-z_]+/)+[a-z_]+|\.py\b|0x[0-9a-f]{6,}|Traceback|object at ")
+LIMIT = 64
+"""MiB by which the process may grow after the first tenth of the requests."""
+
+
+@dataclass
+class Report:
+    """What came of it; each failure names the category and the number of its request."""
+
+    statuses: dict[str, Counter[int]] = field(default_factory=lambda: {name: Counter() for name in CATEGORIES})
+    failures: list[str] = field(default_factory=list)
+    memory: tuple[float, float] = (0, 0)
+    slowest: tuple[float, str] = (0, "")
+    seconds: float = 0
+
+    @property
+    def inputs(self) -> int:
+        """How many bad requests were answered."""
+        return sum(sum(each.values()) for each in self.statuses.values())
+
+
+def case(category: str, seed: int, number: int) -> Case:
+    """The `number`-th request of a category."""
+    return CATEGORIES[category](random.Random(f"{seed} {category} {number}"))
+
+
+def run(service: Any, count: int, seed: int = 0, batch: int = 8, tick: Callable[[int], object] = lambda _: None) -> Report:
+    """Sends `count` bad requests of all categories in turn, `batch - 1` and a good one at a time; `tick` is told the progress."""
+    report = Report()
+    good = Row({"body": bytearray(bad_pictures.good_picture())}, {"X-Explain-Top-K": "2"}, explain=True)
+    places = [(name, number) for number in range(-(-count // len(CATEGORIES))) for name in CATEGORIES][:count]
+    started = time.perf_counter()
+    with watched() as faults:
+        (right,) = ask(service, [good])
+        for start in range(0, count, batch - 1):
+            names = places[start : start + batch - 1]
+            begun = time.perf_counter()
+            _one_batch(service, names, [case(name, seed, number) for name, number in names], (good, right), report)
+            took = time.perf_counter() - begun
+            report.slowest = max(report.slowest, (took, ", ".join(f"{name} {number}" for name, number in names)))
+            report.failures += [f"{names}: {fault}" for fault in faults]
+            faults.clear()
+            if start < count / 10 <= start + batch - 1:
+                report.memory = (resident(), 0)
+            tick(len(names))
+    report.memory = (report.memory[0], resident())
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _one_batch(
+    service: Any, names: Sequence[tuple[str, int]], cases: Sequence[Case], known: tuple[Row, Response], report: Report
+) -> None:
+    good, right = known
+    place = names[0][1] % (len(cases) + 1)
+    rows = [each.row for each in cases]
+    rows.insert(place, good)
+    try:
+        answers = ask(service, rows)
+    except Exception as error:  # noqa: BLE001 whatever it is, it is a failure to report
+        report.failures.append(f"{names}: out of the service: {error!r}")
+        return
+    try:
+        same(answers.pop(place), right)
+    except AssertionError as error:
+        report.failures.append(f"{names}: the good request's answer changed: {str(error)[:300]}")
+    for (name, number), each, answer in zip(names, cases, answers, strict=True):
+        report.statuses[name][answer.status] += 1
+        wrong = complaint(each, answer)
+        if wrong:
+            report.failures.append(f"{name} {number}: {wrong}")
+
+
+def complaint(sent: Case, answer: Response) -> str:
+    """What is wrong with an answer; "" for nothing."""
+    if answer.status not in sent.allowed:
+        return f"status {answer.status}: {answer.body[:200]!r}"
+    if not all(value.isascii() and value.isprintable() for value in answer.headers.values()):
+        return f"headers {dict(answer.headers)}"
+    if answer.status == 200:
+        return _complaint_about_good(sent, answer)
+    error = json.loads(answer.body)
+    if list(error) != ["code", "type", "message"] or error["code"] != answer.status:
+        return f"not the shape of an error: {answer.body[:200]!r}"
+    if error["type"] not in (sent.kinds or KINDS[answer.status]):
+        return f"type {error['type']}: {error['message']}"
+    message = error["message"]
+    bad = not message.isprintable() or len(message) > 2000 or TELLTALE.search(message)
+    return f"message {message!r}" if bad else ""
+
+
+def _complaint_about_good(sent: Case, answer: Response) -> str:
+    """A 200 is right if it is strict JSON, about the picture that Pillow sees too."""
+    if answer.content_type != "application/json":
+        return ""
+    found = json.loads(answer.body, parse_constant=_refuse)
+    image = found.get("image") if isinstance(found, dict) else None
+    if sent.file is None or not image:
+        return ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(sent.file)) as picture:
+            picture.load()
+            fits = sorted(picture.size) == sorted((image["width"], image["height"]))
+            return "" if fits else f"the picture is {picture.size}, the answer says {image}"
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} in JSON")
+
+
+class Faults(logging.Handler):
+    """Keeps what is logged as a fault, and what would make lines of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Looks at one record."""
+        if record.levelno >= logging.ERROR or not record.getMessage().isprintable():
+            self.found.append(f"logged: {record.getMessage()!r} {record.exc_info and record.exc_info[1]!r}")
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[str]]:
+    """The faults that camserve logs meanwhile. TorchServe's own codec is kept quiet, and warnings are errors."""
+    faults, ours, root = Faults(), logging.getLogger("camserve"), logging.getLogger()
+    level = root.level
+    ours.addHandler(faults)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    root.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield faults.found
+    finally:
+        ours.removeHandler(faults)
+        ours.setLevel(logging.NOTSET)
+        ours.propagate = True
+        root.setLevel(level)
+
+
+def resident() -> float:
+    """The process's memory, in MiB."""
+    gc.collect()
+    return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def verdicts(report: Report) -> list[str]:
+    """The failures, memory among them."""
+    before, after = report.memory
+    grown = [f"memory grew from {before:.0f} to {after:.0f} MiB"] if after - before > LIMIT else []
+    return report.failures + grown
+
+
+def show(report: Report, console: Console) -> None:
+    """The table by category, memory, time, and the failures."""
+    columns = (200, 400, 406, 413)
+    table = Table("category", "requests", *map(str, columns), "others")
+    for name, statuses in report.statuses.items():
+        others = sum(count for status, count in statuses.items() if status not in columns)
+        table.add_row(name, str(sum(statuses.values())), *(str(statuses[status] or "") for status in columns), str(others or ""))
+    console.print(table)
+    before, after = report.memory
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    console.print(
+        f"memory: {before:.0f} MiB after a tenth, {after:.0f} MiB at the end (at most {LIMIT} more), peak {peak:.0f} MiB"
+    )
+    console.print(
+        f"{report.inputs} bad requests in {report.seconds:.0f} s; slowest batch {report.slowest[0]:.1f} s ({report.slowest[1]})"
+    )
+    found = verdicts(report)
+    for failure in found[:20]:
+        console.print(f"FAILED {failure}", markup=False)
+    console.print(f"{len(found)} failures")
+
+
+def conditions(options: argparse.Namespace) -> str:
+    """What the figures depend on."""
+    versions = f"torch {torch.__version__}, Pillow {PIL.__version__}, NumPy {np.__version__}"
+    given = f"seed {options.seed}, batches of {options.batch}, {options.archive or 'a small classifier'}"
+    return f"{date.today()}, Python {platform.python_version()}, {versions}, {psutil.cpu_count()} cores, {given}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs it; 1 where anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archive", type=Path, help="a .mar (default: a small classifier with a layer called features)")
+    parser.add_argument("--inputs", type=int, default=10_000, help="how many bad requests (default: 10000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=8, help="requests of one batch, the good one included (default: 8)")
+    options = parser.parse_args(argv)
+    console = Console(width=130)
+    console.print(conditions(options), highlight=False)
+    torch.set_num_threads(2)
+    with contextlib.ExitStack() as stack:
+        if options.archive:
+            directory = stack.enter_context(open_archive(options.archive)).directory
+        else:
+            directory = archive(
+                Path(stack.enter_context(tempfile.TemporaryDirectory())) / "small", {**PLAIN, "exif": True}, classes=7
+            )
+        service = load_service(directory)
+        progress = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+        task = progress.add_task("abuse", total=options.inputs)
+        report = run(service, options.inputs, options.seed, options.batch, lambda count: progress.advance(task, count))
+    show(report, console)
+    return 1 if verdicts(report) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
