@@ -52,6 +52,7 @@ from camserve.tools.archive import Response, Row, ask, load_service, open_archiv
 
 CATEGORIES = bad_pictures.CATEGORIES | bad_text.CATEGORIES | bad_requests.CATEGORIES
 TELLTALE = re.compile(r"(?<![\w./])/(?:[a-z_]+/)+[a-z_]+|\.py\b|0x[0-9a-f]{6,}|Traceback|object at ")
+SMALL = {**PLAIN, "exif": True}
 LIMIT = 64
 """MiB by which the process may grow after the first tenth of the requests."""
 
@@ -218,12 +219,9 @@ def show(report: Report, console: Console) -> None:
     console.print(table)
     before, after = report.memory
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    console.print(
-        f"memory: {before:.0f} MiB after a tenth, {after:.0f} MiB at the end (at most {LIMIT} more), peak {peak:.0f} MiB"
-    )
-    console.print(
-        f"{report.inputs} bad requests in {report.seconds:.0f} s; slowest batch {report.slowest[0]:.1f} s ({report.slowest[1]})"
-    )
+    console.print(f"memory: {before:.0f} MiB after a tenth, {after:.0f} at the end (limit: {LIMIT} more), peak {peak:.0f}")
+    took, which = report.slowest
+    console.print(f"{report.inputs} bad requests in {report.seconds:.0f} s; slowest batch {took:.1f} s ({which})")
     found = verdicts(report)
     for failure in found[:20]:
         console.print(f"FAILED {failure}", markup=False)

@@ -24,12 +24,20 @@ Draw = Callable[[random.Random], "Case"]
 
 @dataclass(frozen=True)
 class Case:
-    """One request, and which statuses may answer it; `file` is the picture that a 200 must be about, where there is one."""
+    """One request, and what may answer it.
+
+    Attributes:
+        allowed: statuses.
+        kinds: types of its error; empty: all that the status has.
+        file: the picture that a 200 must be about.
+        raw: the body that a client sends, where the request is one.
+    """
 
     row: Row
     allowed: tuple[int, ...]
     kinds: tuple[str, ...] = ()
     file: bytes | None = None
+    raw: bytes | None = None
 
 
 # ------------------------------------------------------------------ how requests are sent
@@ -63,14 +71,15 @@ def sent(draw: random.Random, file: bytes, *statuses: int, **headers: str) -> Ca
         lambda: {"body": {"instances": [text]}},
         lambda: {"body": received(text.encode(), "text/plain")},
     ]
-    return Case(Row(draw.choice(ways)(), headers, explain=draw.random() < 0.7), statuses, file=file)
+    return Case(Row(draw.choice(ways)(), headers, explain=draw.random() < 0.7), statuses, file=file, raw=file)
 
 
 def json_case(draw: random.Random, text: str, *statuses: int, explain: bool | None = None) -> Case:
     """A JSON body, with its content type or without; in either mode, unless `explain` says which."""
     kind = draw.choice(["application/json", ""])
     wanted = draw.random() < 0.7 if explain is None else explain
-    return Case(Row({"body": received(text.encode("utf-8", "replace"), kind)}, {"Content-Type": kind}, explain=wanted), statuses)
+    raw = text.encode("utf-8", "replace")
+    return Case(Row({"body": received(raw, kind)}, {"Content-Type": kind}, explain=wanted), statuses, raw=raw)
 
 
 # ------------------------------------------------------------------ pictures
@@ -110,6 +119,8 @@ def mutated(form: str) -> Draw:
         file = bytearray(picture(draw, form))
         for _ in range(draw.choice([1, 1, 2, 5, 20])):
             _damage(draw, file, form)
+        if form == "PNG" and draw.random() < 0.7:
+            file = bytearray(_mended(bytes(file)))
         return sent(draw, bytes(file), OK, BAD, LARGE)
 
     return made
@@ -136,6 +147,16 @@ def _damage(draw: random.Random, file: bytearray, form: str) -> None:
         file[max(at, 4) :] = other[draw.randrange(len(other)) :]
     else:
         file[at : at + 4] = struct.pack(draw.choice("<>") + "I", draw.choice([0, 1, 0xFFFFFFFF, 0x7FFFFFFF, 65536, 10**6]))
+
+
+def _mended(file: bytes) -> bytes:
+    """A PNG whose chunks have the checksums of what is in them, so that decoders look at it."""
+    found, at = file[:8], 8
+    while at + 12 <= len(file):
+        length = int.from_bytes(file[at : at + 4], "big")
+        found += chunk(file[at + 4 : at + 8], file[at + 8 : at + 8 + length]) if at + 12 + length <= len(file) else file[at:]
+        at += 12 + length
+    return found
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -139,17 +139,14 @@ def test_a_second_run_asks_only_for_what_is_missing(tmp_path: Path) -> None:
     pictures = files(tmp_path / "x", a="bad", b="cat", c="dog", d="cow", e="emu")
     asked = {"model": "told", "overlay": True}
     Run(Told(), out, asked).explain(pictures, jobs=1)
-    pictures[0].write_text("good")
     pictures[1].write_text("kitten")
     (out / rows(out)["c"]["explanations"][0]["overlay"]).unlink()
 
     told = Told()
-    assert Run(told, out, asked).explain(pictures, jobs=1) == {"explained": 3, "done": 2, "failed": 0}
-    assert told.asked == [b"good", b"kitten", b"dog"]
-    assert {name: row["classes"][0]["label"] for name, row in rows(out).items()} == {"a": "good", "b": "kitten", "c": "dog"} | {
-        "d": "cow",
-        "e": "emu",
-    }
+    assert Run(told, out, asked).explain(pictures, jobs=1) == {"explained": 2, "done": 2, "failed": 1}
+    assert told.asked == [b"bad", b"kitten", b"dog"]
+    labels = {name: row["classes"][0]["label"] for name, row in rows(out).items() if "classes" in row}
+    assert labels == {"b": "kitten", "c": "dog", "d": "cow", "e": "emu"}
 
 
 @pytest.mark.parametrize("change", [{"model": "other"}, {"target": [1]}, {"method": "gradcam"}])
@@ -178,6 +175,16 @@ def test_a_run_that_was_cut_short_is_taken_up(tmp_path: Path) -> None:
     assert Run(told, out, {"model": "told"}).explain(pictures, jobs=1) == {"explained": 1, "done": 1, "failed": 0}
     assert told.asked == [b"dog"]
     assert set(rows(out)) == {"a", "b"}
+
+
+def test_a_row_is_whole_on_the_disk_as_soon_as_it_is_added(tmp_path: Path) -> None:
+    """Even behind a line that was cut off, and before the journal is closed: the process may be killed at any time."""
+    a, b = ({"file": name, "sha256": "0", "asked": {}, "explanations": []} for name in "ab")
+    path = tmp_path / "explanations.jsonl"
+    path.write_text(json.dumps(a) + "\n" + json.dumps(b)[:-9])
+    with Journal(path) as journal:
+        journal.add(b)
+        assert Journal(path).rows == {"a": a, "b": b}
 
 
 def test_the_journal_leaves_out_lines_that_are_no_rows(tmp_path: Path) -> None:

@@ -59,6 +59,9 @@ def test_the_gallery_sorts_and_filters(visit: Visitor, gallery: Path) -> None:
     page.get_by_role("button", name="Reset").click()
     page.get_by_label("Show").select_option("error")
     assert cards(page, "label") == ["failed"]
+    page.get_by_label("Show").select_option("other")
+    assert len(cards(page, "label")) == 3
+    assert all(text.startswith("predicted ") for text in cards(page, "more"))
     page.get_by_label("Find").fill("nothing like it")
     expect(page.locator("#none")).to_be_visible()
 

@@ -17,7 +17,7 @@ from camserve.mapstats import STATISTICS
 from camserve.reference import BINS, FILE, UNSEEN, Made, Reference, StaleReference, load
 from camserve.tools import archive as archives
 from camserve.tools import fresh, reference
-from camserve.tools.baseline import build, edges_of, group_classes
+from camserve.tools.baseline import attention_of, build, edges_of, group_classes
 from camserve.tools.console import Progress, ToolError
 
 
@@ -75,6 +75,14 @@ def test_groups_of_classes_are_even_and_keep_classes_whole() -> None:
     assert sorted(sum(groups[each] == group for each in targets) for group in set(groups.values())) == [30, 30, 30, 90, 100]
     assert set(group_classes([1, 2, 3] * 10).values()) == {0}
     assert max(group_classes(list(range(1000))).values()) == UNSEEN - 1
+
+
+def test_attention_of_a_class_with_few_pictures_or_maps_of_several_sizes_is_left_out() -> None:
+    """A mean of nineteen maps is mostly chance; maps of different sizes have none."""
+    square, wide = np.full((2, 2), 0.25), np.full((1, 4), 0.25)
+    shares: list[Any] = [square] * 19 + [square] * 20 + [square] * 19 + [wide]
+
+    assert set(attention_of([1] * 19 + [2] * 20 + [3] * 20, shares)) == {2}
 
 
 @pytest.fixture

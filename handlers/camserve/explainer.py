@@ -126,7 +126,7 @@ class Explainer:
             if want and finite[row]
             for turn, target in enumerate(want.targets or indices[row][: want.top_k])
         ]
-        looks = {row: self._pair(row, indices[row], wants[row]) for row in watched if finite[row]}
+        looks = {row: self._pair(row, indices[row]) for row in watched if finite[row]}
         raw = self._raw(captured, asks)
         between = time.perf_counter()
         raw |= self._raw(captured, [ask for pair in looks.values() for ask in pair if ask not in raw])
@@ -149,14 +149,10 @@ class Explainer:
         stacked = torch.stack(list(pictures)).to(self._device)
         return stacked.contiguous(memory_format=torch.channels_last) if self._backend.channels_last else stacked
 
-    def _pair(self, row: int, order: Sequence[int], want: Want | None) -> list[_Ask]:
-        """The map of the most probable class, and of the next where that costs no pass.
-
-        A want without targets of its own asks for the same ones.
-        """
-        own = want is not None and want.targets
+    def _pair(self, row: int, order: Sequence[int]) -> list[_Ask]:
+        """The map of the most probable class, and of the next where that costs no pass; often they are asked for anyway."""
         layer, targets = self._backend.layers[0], order[: 2 if self._closed else 1]
-        return [_Ask(row, -1 - turn if own else turn, target, layer, self._method) for turn, target in enumerate(targets)]
+        return [_Ask(row, turn, target, layer, self._method) for turn, target in enumerate(targets)]
 
     def _raw(self, captured: Captured, asks: Sequence[_Ask]) -> dict[_Ask, Tensor]:
         """The maps `[h, w]`, on the CPU. The t-th targets of all pictures share a backward pass."""

@@ -139,7 +139,7 @@ class ScriptModel:
             function = surgery.with_outputs(self.program, {self.place(site): surgery.given_instead})
             self._replacing[site.layer] = function
         with torch.no_grad():
-            return logits_of(function(self.module._c, self.fed(pictures), self.fed(values)))
+            return logits_of(function(self.module._c, self.fed(pictures), self.fed(values).clone()))  # the head may write into it
 
     def weights(self) -> Iterable[Tensor]:
         """The parameters, and the tensors that a frozen program holds as constants."""

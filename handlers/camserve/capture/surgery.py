@@ -106,11 +106,16 @@ def inlined(module: torch.jit.ScriptModule) -> Program:
                 called[mark.unique()] = path, str(callee.original_name)
     hidden = set(_nested_calls(module, graph, owner))
     torch._C._jit_pass_inline(graph)
-    pools = [_marked_ends(graph, node) for node in list(graph.nodes()) if node.kind() in POOLS]
+    pools = [_marked_ends(graph, node) for node in list(graph.nodes()) if node.kind() in POOLS and _is_tensor(node)]
     places = {node.output().unique(): place for place, node in enumerate(graph.nodes()) if node.kind() == MARK}
     marks = [Mark(*called[value], place) for value, place in places.items() if value in called]
     ends = tuple((places[first], places[last]) for first, last in pools)
     return Program(graph, tuple(marks), ends, frozenset(hidden.difference(mark.path for mark in marks)))
+
+
+def _is_tensor(node: Node) -> bool:
+    """Whether an operation makes a tensor of a tensor (there is an `aten::sum` of numbers too)."""
+    return all(next(ends).type().kind() == "TensorType" for ends in (node.inputs(), node.outputs()))
 
 
 def _marked_ends(graph: Graph, node: Node) -> tuple[int, int]:
