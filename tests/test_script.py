@@ -216,6 +216,15 @@ def test_the_altered_graphs_are_well_formed() -> None:
             surgery.with_outputs(own.program, dict.fromkeys(places, cut)).graph.lint()
 
 
+@pytest.mark.parametrize("kind", ["script", "trace"])
+def test_no_graph_is_left_with_an_insert_point_at_a_destroyed_node(kind: str) -> None:
+    """torch's own passes go back to the insert point, and abort the process where its node is gone."""
+    own = ScriptModel(nets.loaded("pooled", kind), PICTURES)
+    cut = surgery.with_outputs(own.program, {own.program.marks[-1].place: surgery.leaf})
+    assert own.program.graph.insertPoint().kind() == "prim::Return"
+    assert cut.graph.insertPoint().kind() == "prim::Return"
+
+
 def test_a_program_that_was_not_saved_is_taken_too() -> None:
     """A module straight from `torch.jit.script` or `torch.jit.trace`."""
     with warnings.catch_warnings():

@@ -20,7 +20,7 @@ NEEDED: Mapping[str, Sequence[str]] = {
     "torch._C": ("_create_function_from_graph", "_jit_pass_inline", "Graph", "Node", "Value"),
     "torch._C.Graph": (
         *("addInput", "copy", "create", "inputs", "insert", "insertConstant", "insertGraph", "insertNode"),
-        *("makeMultiOutputIntoTuple", "nodes", "registerOutput", "setInsertPoint"),
+        *("makeMultiOutputIntoTuple", "nodes", "registerOutput", "return_node", "setInsertPoint"),
     ),
     "torch._C.Node": ("blocks", "destroy", "inputs", "insertAfter", "insertBefore", "kind", "output", "outputs", "s"),
     "torch._C.Value": ("node", "replaceAllUsesAfterNodeWith", "replaceAllUsesWith", "setType", "toIValue", "type", "unique"),
@@ -168,8 +168,14 @@ def _inline_call(graph: Graph, call: Node, body: Graph, marked: bool) -> Value |
             value.setType(given.type())
         given = value
     call.output().replaceAllUsesWith(given)
-    call.destroy()
+    _destroy(graph, call)
     return mark
+
+
+def _destroy(graph: Graph, node: Node) -> None:
+    """Takes a node out of the graph, whose insert point must not stay there: torch's own passes go back to it, and abort."""
+    graph.setInsertPoint(graph.return_node())
+    node.destroy()
 
 
 def _nested_calls(module: Any, block: Any, owner: Value) -> Iterator[str]:
@@ -205,7 +211,7 @@ def with_outputs(program: Program, cuts: Mapping[int, Cut]) -> Any:
     for place in {mark.place for mark in program.marks}.union(*program.pools):
         node = nodes[place]
         node.output().replaceAllUsesWith(next(node.inputs()))
-        node.destroy()
+        _destroy(graph, node)
     for value in further:
         graph.registerOutput(value)
     if further:
