@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from tests.build import PLAIN, archive, encoded, module_of, noise, square
 
 from camserve.errors import ConfigError
+from camserve.images import open_picture
 from camserve.tools.archive import Response, Row, ask, load_service
 
 LABELS = {"0": "bright", "1": 'dark, "quoted"\r\n<script>', "2": "Weiß"}
@@ -296,6 +298,31 @@ def test_out_of_memory_fails_only_what_does_not_fit_alone(folder: Path) -> None:
             assert json.loads(answer.body)["type"] == "OutOfMemory"
         else:
             same(answer, right)
+
+
+def test_a_picture_that_only_its_neighbours_leave_no_memory_for_is_tried_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding runs out beside others and not by itself: the answer is as ever. What never fits is a 507."""
+    service = load_service(archive(folder))
+    rows = [Row({"body": picture}, explain=True) for picture in PICTURES]
+    wanted = ask(service, rows)
+    tries: Counter[int] = Counter()
+
+    def scarce(data: bytes, config: Any) -> Any:
+        tries[len(data)] += 1
+        if len(data) == len(PICTURES[1]) or (len(data) == len(PICTURES[2]) and tries[len(data)] == 1):
+            raise MemoryError
+        return open_picture(data, config)
+
+    monkeypatch.setattr("camserve.batch.open_picture", scarce)
+    answers = ask(service, rows)
+
+    assert [answer.status for answer in answers] == [200, 507, 200, 200]
+    assert json.loads(answers[1].body)["type"] == "OutOfMemory"
+    for place in (0, 2, 3):
+        same(answers[place], wanted[place])
+    assert sorted(tries.values()) == [1, 1, 2, 2]
 
 
 def test_a_fault_of_the_models_is_a_500_for_that_request_alone(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -103,6 +103,15 @@ class Pipeline:
         return replies
 
     def _replies(self, calls: Sequence[Call]) -> list[Reply]:
+        """The replies; a call for which memory ran out is tried again by itself, once its neighbours' pictures are let go of."""
+        replies = self._together(calls)
+        if len(calls) > 1:
+            for position, reply in enumerate(replies):
+                if reply.status == 507:
+                    replies[position] = self._together([calls[position]])[0]
+        return replies
+
+    def _together(self, calls: Sequence[Call]) -> list[Reply]:
         requests = [guarded(self._parser.parse, call) for call in calls]
         entries = [
             (position, request.explain, item)
