@@ -383,6 +383,8 @@ def test_no_other_decoder_gets_a_try(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0", "got EPS"),
         (b'<svg xmlns="x">', "got XML or SVG"),
         (b"P6\n4 4\n255\n", "got PPM"),
+        (b"\x1f\x8b\x08\0\0", "got gzip"),
+        (b"PK\x03\x04\x14\0", "got ZIP"),
         (b"hello world", 'got 11 bytes of no known format, which start with "hello world"'),
         (b"hello\nworld", "got 11 bytes of no known format, which start with 68 65 6c 6c 6f 0a 77 6f 72 6c 64"),
         (b"\xff", "got 1 bytes of no known format, which start with ff"),

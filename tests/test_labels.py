@@ -42,6 +42,15 @@ def test_an_unknown_label_names_the_nearest() -> None:
     assert (caught.value.status, caught.value.kind) == (400, "UnknownLabel")
 
 
+@pytest.mark.parametrize(("target", "helped"), [("4", True), ("04", True), ("5", False), ("-1", False), ("9" * 5000, False)])
+def test_an_index_in_quotes_is_told_to_be_a_number(target: str, helped: bool) -> None:
+    """In JSON a string is always a label."""
+    with pytest.raises(RequestError) as caught:
+        BIRDS.index(target)
+    assert caught.value.kind == "UnknownLabel"
+    assert ("send the number 4, not a string" in caught.value.message) == helped
+
+
 def test_an_ambiguous_label_names_its_indices() -> None:
     """ImageNet has two cranes."""
     with pytest.raises(RequestError, match="ambiguous; give its index: 0 or 3"):

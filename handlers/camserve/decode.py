@@ -42,6 +42,8 @@ _SIGNATURES = tuple(
         (rb"DDS ", "DDS"),
         (rb"qoif", "QOI"),
         (rb"v/1\x01", "OpenEXR"),
+        (rb"\x1f\x8b", "gzip"),
+        (rb"PK\x03\x04", "ZIP"),
         (rb"\s*<(?:\?xml|svg)", "XML or SVG"),
     )
 )

@@ -56,6 +56,8 @@ class Labels:
         if not found:
             near = nearest(target, self.names)
             hint = f"; the nearest are {listed(shown(name) for name in near)}" if near else ""
+            if target.isascii() and target.isdigit() and len(target) < 10 and int(target) < len(self):
+                hint += f"; for the class of this index send the number {int(target)}, not a string"
             raise RequestError(400, "UnknownLabel", f"target: no class has the label {shown(target)}{hint}")
         if len(found) > 1:
             raise RequestError(
