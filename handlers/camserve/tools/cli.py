@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"the commands are {listed(COMMANDS)}"
         print(f"error: no command {command}; {hint}", file=sys.stderr)
         return 2
+    logging.getLogger("ts").setLevel(logging.ERROR)  # TorchServe warns of each optional accelerator that is not installed
     try:
         return int(import_module(f"camserve.tools.{command}").main(rest))
     except KeyboardInterrupt:
