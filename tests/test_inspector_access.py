@@ -12,7 +12,7 @@ import pytest
 import requests
 from playwright.sync_api import Page, expect
 from tests.build import HOSTILE, encoded, mar, noise
-from tests.visits import DEMO, NARROW, PATIENCE, Visit, Visitor, axe, data_file, tab_to
+from tests.visits import DEMO, NARROW, Visit, Visitor, axe, data_file, tab_to
 
 from camserve.tools.inspector import proxy
 from camserve.tools.serve import Server
@@ -65,7 +65,7 @@ def test_everything_can_be_done_with_the_keyboard(visit: Visitor) -> None:
     tab_to(page, "input.file")
     tab_to(page, "#samples li:nth-child(1) button")
     page.keyboard.press("Enter")
-    expect(page.locator("#work")).to_be_visible(timeout=PATIENCE)
+    expect(page.locator("#work")).to_be_visible()
     tab_to(page, "input[name=compare]")
     page.keyboard.press("ArrowRight")
     expect(page.locator(".pane")).to_have_count(2)
@@ -92,7 +92,7 @@ def test_results_are_announced(visit: Visitor) -> None:
     status = page.locator("#status[role=status]")
     expect(status).to_have_text(re.compile(r"The model says tiger cat, \d+\.\d %"))
     page.locator("#classes .class", has_text="tabby").click()
-    expect(status).to_contain_text("The evidence for tabby lies mostly")
+    expect(status).to_contain_text("What speaks for tabby lies mostly")
 
 
 def test_light_and_dark_follow_the_system_and_can_be_switched(visit: Visitor) -> None:

@@ -26,6 +26,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
 WIDE, NARROW = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 PATIENCE = 60_000
+"""Milliseconds to wait for anything at all: a machine may be busy, and what does come ends the wait."""
+
+expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ class Visit:
         """Goes to a model's page and gives it a picture: a path, or a name, type and bytes."""
         page = self.open(model)
         self.give(picture)
-        expect(page.locator("#work")).to_be_visible(timeout=PATIENCE)
+        expect(page.locator("#work")).to_be_visible()
         return page
 
     def give(self, picture: Any) -> None:

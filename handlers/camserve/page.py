@@ -21,7 +21,7 @@ from camserve.render import colour
 
 TEMPLATE = Path(__file__).with_name("inspector.html")
 PARTS = Path(__file__).with_name("inspector")
-SCRIPTS = ("heat.js", "server.js", "panes.js", "app.js", "controls.js")
+SCRIPTS = ("heat.js", "server.js", "pictures.js", "panes.js", "app.js", "controls.js")
 """In the order in which they run."""
 
 LABELS_LIMIT = 100_000

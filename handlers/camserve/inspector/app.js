@@ -2,6 +2,7 @@
 // The page's state, and what each control does to it.
 
 const $ = (id) => document.getElementById(id);
+const APART = facts.methods.find(({ name }) => name === "contrast")?.name; // the method that tells like classes apart
 const FIRST = Math.min(5, facts.max_targets, facts.classes); // classes explained with the first request
 const state = { answer: null, found: new Map(), classes: [], wants: [], active: 0, compare: "", beside: false, jobs: new Map() };
 const hands = { changed: (pane, change) => want(pane.index, change), pointed: point, touched: (pane) => choose(pane.index) };
@@ -18,8 +19,7 @@ async function open(blob, name) {
     await complete(picture, source, answer, signal);
     Object.assign(state, { answer, found: new Map(), classes: [...answer.classes], compare: "", active: 0 });
     keep(answer, defaults, seconds);
-    look.picture = picture;
-    look.at = null;
+    Object.assign(look, { picture, first: answer.classes[0].index, at: null });
     state.wants = [{ ...defaults, target: answer.explanations[0].target }];
     document.querySelector('input[name="compare"][value=""]').checked = true;
     reveal();
@@ -42,6 +42,7 @@ function reveal() {
   $("welcome").hidden = true;
   $("work").hidden = false;
   $("another").hidden = false;
+  $("cut").hidden = !isCut(look.picture);
   arrange();
   const { label, probability } = state.answer.classes[0];
   say(`The model says ${label}, ${percent(probability)}.`);
@@ -63,7 +64,7 @@ function keep(answer, { method, layer }, seconds) {
   for (const explanation of answer.explanations) {
     state.found.set(keyOf({ target: explanation.target, method, layer }), { explanation, method, layer, seconds });
   }
-  $("took").textContent = seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
+  $("took").textContent = `in ${seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`}`;
   $("took").title = "From sending the picture to the whole answer";
 }
 
@@ -194,11 +195,13 @@ function badge(index) {
 function describeTogether() {
   const [a, b] = state.wants.map((wanted) => state.found.get(keyOf(wanted))?.explanation);
   const shared = b ? overlap(a.heatmap, b.heatmap) : null;
-  $("agreement").hidden = shared === null;
+  $("together").hidden = shared === null;
   if (shared !== null) $("agreement").textContent = `A and B share ${Math.round(100 * shared)} % of their brightest cells.`;
+  $("apart").hidden = state.compare !== "class" || !APART || state.wants.every(({ method }) => method === APART);
 }
 
 function tellCurl() {
+  $("copy").textContent = "Copy";
   $("curl").textContent = groups().map(([options]) => curlCommand(look.picture.name, options)).join("\n\n");
 }
 

@@ -11,7 +11,7 @@ function compare(kind) {
   state.active = 1;
   const b = { ...a };
   if (kind === "class") b.target = state.classes.find((row) => row.index !== a.target)?.index ?? a.target;
-  else b.method = facts.methods.find((method) => method.name !== a.method)?.name ?? a.method;
+  else b.method = [APART, ...facts.methods.map(({ name }) => name)].find((name) => name && name !== a.method) ?? a.method;
   state.wants.push(a);
   explained[1].show(state.found.get(keyOf(a)), "B");
   return want(1, b);
@@ -151,6 +151,10 @@ function listen() {
     download(new Blob([JSON.stringify(all.length > 1 ? all : all[0])], { type: "application/json" }), fileName(look.picture.name, "-heatmap.json"));
   });
   $("copy").addEventListener("click", copyCurl);
+  $("apart").addEventListener("click", () => {
+    $("panes").querySelector("canvas").focus({ preventScroll: true }); // the button goes away
+    state.wants.forEach((_, index) => want(index, { method: APART }));
+  });
 }
 
 /** Copies the command, or selects it where the browser does not let a page copy. */
@@ -158,7 +162,6 @@ async function copyCurl() {
   try {
     await navigator.clipboard.writeText($("curl").textContent);
     $("copy").textContent = "Copied";
-    setTimeout(() => ($("copy").textContent = "Copy"), 2000);
     say("Copied");
   } catch {
     getSelection().selectAllChildren($("curl"));

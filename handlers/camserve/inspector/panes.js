@@ -3,7 +3,7 @@
 
 const FINE = 1600; // longest side drawn on screen, in pixels
 const COARSE = 960; // small pictures are drawn this large, so that heatmaps stay smooth
-const look = { picture: null, view: true, region: true, opacity: 0.5, colours: null, at: null };
+const look = { picture: null, first: null, view: true, region: true, opacity: 0.5, colours: null, at: null };
 
 const percent = (share) => {
   const value = 100 * share;
@@ -24,7 +24,7 @@ class Pane {
     this.index = index;
     this.root = document.getElementById("pane").content.firstElementChild.cloneNode(true);
     this.canvas = this.root.querySelector("canvas");
-    this.parts = Object.fromEntries(["badge", "label", "share", "how", "boxes", "cursor", "busy", "says", "fine"].map((name) => [name, this.root.querySelector(`.${name}`)]));
+    this.parts = Object.fromEntries(["badge", "label", "share", "how", "boxes", "cursor", "busy", "says", "use", "made"].map((name) => [name, this.root.querySelector(`.${name}`)]));
     this.method = this.root.querySelector("select.method");
     this.layer = this.root.querySelector("select.layer");
     fill(this.method, facts.methods.map((method) => [method.name, method.name, method.use]));
@@ -78,7 +78,9 @@ class Pane {
     this.canvas.setAttribute("aria-label", `${name}. Arrow keys move a cursor that reads its values.`);
     this.parts.says.textContent = found ? sentence(found) : `${look.picture.width} × ${look.picture.height} pixels`;
     this.root.classList.toggle("flat", Boolean(found && found.explanation.warnings.length));
-    this.parts.fine.textContent = found ? details(found) : "";
+    const method = found && facts.methods.find(({ name }) => name === found.method);
+    this.parts.use.textContent = method ? `${method.name}, ${method.use}` : "";
+    this.parts.made.textContent = found ? details(found) : "";
   }
 
   draw() {
@@ -164,13 +166,17 @@ function moved(event) {
 
 /** The explanation in one sentence. */
 function sentence(found) {
-  const { label, region, warnings } = found.explanation;
+  const { label, target, region, warnings } = found.explanation;
   if (warnings.length) return warnings.map((warning) => WARNINGS[warning] || warning).join(" ");
   if (!region) return `The brightest parts are the strongest evidence for ${label}.`;
   const { picture } = look;
+  const where = whereabouts(region, picture.width, picture.height);
   const share = ((region[2] - region[0]) * (region[3] - region[1])) / (picture.width * picture.height);
   const size = share < 0.005 ? "less than 1 %" : `${Math.round(100 * share)} %`;
-  return `The evidence for ${label} lies mostly ${whereabouts(region, picture.width, picture.height)}; its brightest region takes ${size} of the picture.`;
+  const box = `the brightest region takes ${size} of the picture.`;
+  if (found.method === "contrast") return `What speaks for ${label} and not for the classes most like it lies mostly ${where}: ${box}`;
+  if (target === look.first) return `The model says ${label}. It looked mostly ${where}: ${box}`;
+  return `What speaks for ${label} lies mostly ${where}: ${box}`;
 }
 
 function details({ explanation, layer }) {

@@ -1,5 +1,5 @@
 "use strict";
-// Requests to the model that this page belongs to, pictures in, and what goes out: file names and the curl command.
+// Requests to the model that this page belongs to, and what goes out: file names and the curl command.
 
 const facts = JSON.parse(document.getElementById("facts").textContent);
 const ENDPOINT = location.pathname;
@@ -70,34 +70,6 @@ async function explain(picture, options, signal) {
   } catch {
     throw new Failure("InternalError", "Its answer could not be read.");
   }
-}
-
-/** A picture as the server sees it: at most 1600 pixels wide, unseen parts already at half brightness. */
-async function seenByServer(picture, signal) {
-  const response = await send(picture, { format: "png", opacity: "0" }, "image/png", signal);
-  return createImageBitmap(await response.blob());
-}
-
-/**
- * Decodes a picture as the server does: turned by its EXIF data only where the archive says so.
- * Null where the browser cannot, or where transparency would make it look different from what the model got.
- */
-async function decoded(blob) {
-  try {
-    const source = await createImageBitmap(blob, { imageOrientation: facts.exif ? "from-image" : "none" });
-    return isOpaque(source) ? source : null;
-  } catch {
-    return null;
-  }
-}
-
-function isOpaque(source) {
-  const { size } = drawn(source, 256);
-  const context = new OffscreenCanvas(size.width, size.height).getContext("2d");
-  context.drawImage(source, 0, 0, size.width, size.height);
-  const { data } = context.getImageData(0, 0, size.width, size.height);
-  for (let at = 3; at < data.length; at += 4) if (data[at] < 255) return false;
-  return true;
 }
 
 /** What may help: labels to try, from the message of an UnknownLabel error; indices as numbers. */

@@ -1,0 +1,72 @@
+"use strict";
+// Pictures in: as the model gets them, not as a browser would show them.
+
+const HEAD = 1 << 17; // a JPEG's orientation is told within its first bytes
+const ORIENTATION = 0x0112;
+
+/**
+ * A picture as the server sees it: at most 1600 pixels wide, unseen parts already at half brightness. Without loss where that
+ * is not larger than an answer may be.
+ */
+async function seenByServer(picture, signal) {
+  const rendered = async (format) => send(picture, { format, opacity: "0" }, `image/${format}`, signal);
+  const response = await rendered("png").catch((failure) => {
+    if (failure.kind !== "ResponseTooLarge") throw failure;
+    return rendered("jpeg");
+  });
+  return createImageBitmap(await response.blob());
+}
+
+/**
+ * Decodes a picture as the server does: turned by its EXIF data only where the archive says so.
+ * Null where the browser cannot, or where it would look different from what the model got: transparent, or turned otherwise.
+ */
+async function decoded(blob) {
+  try {
+    const upright = facts.exif ? blob : await unturned(blob);
+    const source = upright && (await createImageBitmap(upright));
+    return source && isOpaque(source) ? source : null;
+  } catch {
+    return null;
+  }
+}
+
+/** The picture without an order to turn it, which browsers obey whatever they are told; null where that is not known. */
+async function unturned(blob) {
+  const bytes = new Uint8Array(await blob.arrayBuffer());
+  const isJpeg = bytes[0] === 0xff && bytes[1] === 0xd8;
+  const text = new TextDecoder("latin1").decode(isJpeg ? bytes.subarray(0, HEAD) : bytes);
+  if (!isJpeg) return /eXIf|EXIF/.test(text) ? null : blob;
+  const exif = text.indexOf("Exif\0\0");
+  if (exif < 0) return blob;
+  const at = orientationAt(new DataView(bytes.buffer, exif + 6));
+  if (at === null) return blob;
+  bytes.fill(0, exif + 6 + at, exif + 8 + at); // no orientation: as it is stored
+  return new Blob([bytes]);
+}
+
+/** Where the first directory of a TIFF header holds the orientation's two bytes; null where it holds none. */
+function orientationAt(view) {
+  const little = view.getUint16(0) === 0x4949;
+  const directory = view.getUint32(4, little);
+  const entries = view.getUint16(directory, little);
+  for (let entry = 0; entry < entries; entry += 1) {
+    const at = directory + 2 + 12 * entry;
+    if (view.getUint16(at, little) === ORIENTATION) return at + 8;
+  }
+  return null;
+}
+
+function isOpaque(source) {
+  const { size } = drawn(source, 256);
+  const context = new OffscreenCanvas(size.width, size.height).getContext("2d");
+  context.drawImage(source, 0, 0, size.width, size.height);
+  const { data } = context.getImageData(0, 0, size.width, size.height);
+  for (let at = 3; at < data.length; at += 4) if (data[at] < 255) return false;
+  return true;
+}
+
+/** Whether a part of the picture did not reach the model. */
+function isCut({ width, height, info: { view } }) {
+  return Boolean(view) && (view[0] > 0.5 || view[1] > 0.5 || view[2] < width - 0.5 || view[3] < height - 0.5);
+}
