@@ -49,7 +49,16 @@ def test_out_of_memory_halves_until_it_fits() -> None:
     assert tried == [8, 4, 2, 2, 4, 2, 2, 1, 1]
 
 
-@pytest.mark.parametrize("text", ["CUDA out of memory. Tried to allocate 2 GiB", "DefaultCPUAllocator: can't allocate memory"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2 GiB",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "DefaultCPUAllocator: can't allocate memory",
+    ],
+)
 def test_torchs_own_errors_count_as_out_of_memory(text: str) -> None:
     """The CPU allocator raises a RuntimeError, as CUDA used to."""
 

@@ -283,10 +283,13 @@ def test_hostile_labels_reach_headers_and_json_escaped(service: Any) -> None:
     assert all(value.isascii() and value.isprintable() for value in array.headers.values())
 
 
-def test_out_of_memory_fails_only_what_does_not_fit_alone(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "error", ["MemoryError", "torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')"]
+)
+def test_out_of_memory_fails_only_what_does_not_fit_alone(folder: Path, error: str) -> None:
     """The batch is halved; a picture that never fits is a 507, its neighbours are answered as usual."""
     too_much = "len(x) > 2 or bool((x.mean((1, 2, 3)) > 0.9).any())"
-    service = load_service(archive(folder, fault=f"if getattr(self, 'small', False) and ({too_much}): raise MemoryError"))
+    service = load_service(archive(folder, fault=f"if getattr(self, 'small', False) and ({too_much}): raise {error}"))
     rows = [Row({"body": encoded(noise(64, 64, seed))}, explain=seed % 2 == 0) for seed in range(7)]
     rows.insert(3, Row({"body": encoded(np.full((64, 64, 3), 255, np.uint8))}, explain=True))
     wanted = ask(service, rows)

@@ -12,6 +12,9 @@ from camserve.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+"""In torch's own words: CUDA's, the CPU allocator's, cuBLAS' and cuDNN's."""
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -67,8 +70,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: Python's, the CPU allocator's, or a GPU's."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def release_memory() -> None:
