@@ -10,6 +10,7 @@ bin=.venv/bin
 missing=()
 command -v chromium >/dev/null || missing+=(chromium)
 command -v prometheus >/dev/null || missing+=(prometheus)
+command -v amtool >/dev/null || missing+=(prometheus-alertmanager)
 command -v curl >/dev/null || missing+=(curl)
 if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "Installing ${missing[*]}"
@@ -26,6 +27,13 @@ if ! cmp -s tests/kserve-requirements.txt .venv-kserve/requirements.txt; then
     $bin/python -m venv .venv-kserve
     .venv-kserve/bin/python -m pip install --disable-pip-version-check --quiet -r tests/kserve-requirements.txt
     cp tests/kserve-requirements.txt .venv-kserve/requirements.txt
+fi
+if ! cmp -s tests/deploy-requirements.txt .venv-deploy/requirements.txt; then
+    echo "Installing what checks manifests into .venv-deploy"
+    rm -rf .venv-deploy
+    $bin/python -m venv .venv-deploy
+    .venv-deploy/bin/python -m pip install --disable-pip-version-check --quiet -r tests/deploy-requirements.txt
+    cp tests/deploy-requirements.txt .venv-deploy/requirements.txt
 fi
 echo "ruff check" && $bin/ruff check .
 echo "ruff format" && $bin/ruff format --check .

@@ -11,12 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
-
-from camserve.tools.console import Progress, ToolError, fail
+from camserve.tools.console import ToolError
 from camserve.tools.server.errors import Interrupted
 from camserve.tools.server.process import log_file
 from camserve.tools.server.server import CONFIG, Server
+from camserve.tools.server.voice import Voice, say, voice
 
 __all__ = ["Server", "main", "parser"]
 
@@ -44,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--config", type=Path, metavar="FILE", help=f"TorchServe's configuration (default: {CONFIG}, where there is one)")
     add("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="longest wait for requests when stopping (default: 30)")
     add("--log-dir", default="logs", metavar="DIR", help="where TorchServe's log goes; - is standard output (default: logs)")
+    add("--log-format", choices=("text", "json"), default="text", help="json: an object a line, all on standard output")
     add("--log-config", type=Path, metavar="FILE", help="a log4j2 configuration in place of the built-in one")
     add("--verbose", action="store_true", help="TorchServe's log to standard error too")
     return made
@@ -59,34 +59,34 @@ def _seconds(text: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until a signal; the exit status (see `--help`)."""
     options = parser().parse_args(argv)
-    progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
+    speaker = voice(options.log_format)
     signals: list[int] = []
     try:
-        server = _server(options)
+        server = _server(options, speaker)
         with _signals(signals, server), server.opened():
-            return _serve(server, options.drain, signals, progress)
+            return _serve(server, options.drain, signals, speaker)
     except Interrupted:
         return 128 + signals[0]
     except ToolError as error:
-        return fail(error)
+        return speaker.fail(error)
 
 
-def _server(options: argparse.Namespace) -> Server:
+def _server(options: argparse.Namespace, speaker: Voice) -> Server:
     return Server(
         options.model_store,
         options.models,
         config=options.config,
         port=options.port,
-        log_config=options.log_config,
-        sinks=lambda port: _sinks(options, port),
+        log_config=options.log_config or speaker.log_config,
+        sinks=lambda port: _sinks(options, speaker, port),
     )
 
 
-def _sinks(options: argparse.Namespace, port: int) -> tuple[str, list[Callable[[str], None]]]:
+def _sinks(options: argparse.Namespace, speaker: Voice, port: int) -> tuple[str, list[Callable[[str], None]]]:
     """Where the log of the server on `port` goes: in words, and as functions that take a line."""
-    echo: list[Callable[[str], None]] = [lambda line: print(line, file=sys.stderr, flush=True)] if options.verbose else []
-    if options.log_dir == "-":
-        return "standard output", [lambda line: print(line, flush=True), *echo]
+    echo: list[Callable[[str], None]] = [lambda line: say(line, sys.stderr)] if options.verbose else []
+    if options.log_dir == "-" or options.log_format == "json":
+        return "standard output", [lambda line: say(speaker.line(line)), *echo]
     path = Path(options.log_dir, f"serve-{port}.log")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,20 +96,20 @@ def _sinks(options: argparse.Namespace, port: int) -> tuple[str, list[Callable[[
     return str(path), [log_file(path), *echo]
 
 
-def _serve(server: Server, drain: float, signals: list[int], progress: Progress) -> int:
-    progress.note(f"starting TorchServe with {server.described}; its log: {server.log_place}")
-    with progress.step("loading"):
+def _serve(server: Server, drain: float, signals: list[int], speaker: Voice) -> int:
+    speaker.note(f"starting TorchServe with {server.described}; its log: {server.log_place}")
+    with speaker.step("loading"):
         server.wait_ready()
-    print(f"ready {server.url}", flush=True)
+    speaker.ready(server.url)
     server.wait_asked()
-    progress.note(f"stopping: requests in flight are finished first, in at most {drain:g} s; once more stops at once")
+    speaker.note(f"stopping: requests in flight are finished first, in at most {drain:g} s; once more stops at once")
     drained = server.stop(drain)
     if drained or drain == 0:
-        progress.note("stopped")
+        speaker.note("stopped")
         return 0
     if len(signals) > 1:
         return 128 + signals[-1]
-    return fail(f"stopped before every request was answered: --drain gave {drain:g} s")
+    return speaker.fail(f"stopped before every request was answered: --drain gave {drain:g} s")
 
 
 @contextmanager

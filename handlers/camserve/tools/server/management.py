@@ -35,12 +35,18 @@ class Management:
         self._session.close()
 
     def _get(self, path: str) -> Any:
-        answer = self._session.get(self._url + path, headers=self._headers(), timeout=10)
+        answer = self._asked(path, "management")
+        if answer.status_code == 400 and self._key_file is not None:  # expired: an hour is the default
+            self._asked("/token?type=management", "API")
+            answer = self._asked(path, "management")
         answer.raise_for_status()
         return answer.json()
 
-    def _headers(self) -> dict[str, str]:
+    def _asked(self, path: str, key: str) -> requests.Response:
+        return self._session.get(self._url + path, headers=self._headers(key), timeout=10)
+
+    def _headers(self, key: str) -> dict[str, str]:
         if self._key_file is None or self._key_file.stat().st_mtime < self._since - 1:
             return {}
-        key = json.loads(self._key_file.read_text("utf-8"))["management"]["key"]
-        return {"Authorization": f"Bearer {key}"}
+        token = json.loads(self._key_file.read_text("utf-8"))[key]["key"]
+        return {"Authorization": f"Bearer {token}"}

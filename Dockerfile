@@ -1,0 +1,48 @@
+# TorchServe with what camserve's archives need; archives are mounted at /models. deploy/README.md says how to run it.
+#
+#   docker build -t camserve .                                          for GPU and CPU
+#   deploy/lock.py --torch-index URL
+#   docker build -t camserve:cpu --build-arg TORCH_INDEX=URL .          for CPU: with PyTorch's index of CPU builds, far smaller
+
+FROM debian:bookworm-slim AS base
+# Debian's fixes are wanted, so its packages are not pinned.
+# hadolint ignore=DL3008
+RUN apt-get update -q \
+    && apt-get install -yq --no-install-recommends python3 tini \
+    && rm -rf /var/lib/apt/lists/* \
+    && groupadd --gid 10001 camserve \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin camserve
+
+FROM base AS build
+# hadolint ignore=DL3008
+RUN apt-get update -q && apt-get install -yq --no-install-recommends python3-venv && python3 -m venv /opt/venv
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_DEPS=1 PIP_REQUIRE_HASHES=1 PIP_ONLY_BINARY=:all:
+WORKDIR /build
+COPY deploy/requirements*.txt ./
+# Where torch comes from: the index that pip knows, or this one, for which `deploy/lock.py --torch-index URL` wrote the hashes.
+ARG TORCH_INDEX
+RUN if [ -z "$TORCH_INDEX" ]; then /opt/venv/bin/pip install -q -r requirements-torch.txt; \
+    elif [ -f requirements-torch-index.txt ]; then /opt/venv/bin/pip install -q -i "$TORCH_INDEX" -r requirements-torch-index.txt; \
+    else echo "error: run deploy/lock.py --torch-index $TORCH_INDEX first, for its hashes" >&2; exit 1; fi
+RUN /opt/venv/bin/pip install -q -r requirements.txt && PIP_REQUIRE_HASHES=0 /opt/venv/bin/pip uninstall -qy pip
+
+FROM base
+COPY --from=build /opt/venv /opt/venv
+COPY LICENSE /opt/camserve/
+COPY scripts /opt/camserve/scripts
+COPY deploy /opt/camserve/deploy
+COPY handlers /opt/camserve/handlers
+RUN /opt/venv/bin/python3 -m compileall -q /opt/camserve/handlers
+# Temporary files (unpacked archives, sockets, the token) are all that is written, and they go to /tmp: the rest may be
+# read-only. Whatever user runs it, its home is there.
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin HOME=/tmp PYTHONDONTWRITEBYTECODE=1 \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+WORKDIR /tmp
+USER 10001:10001
+EXPOSE 8080 8082
+# Ready: every worker has loaded its model. /ping says 200 before.
+HEALTHCHECK --interval=10s --timeout=10s --start-period=120s --retries=3 CMD ["python3", "/opt/camserve/deploy/ready.py"]
+# SIGTERM lets requests finish, for as long as --drain says (30 s): stop with `docker stop --time 45`.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["tini", "--", "python3", "/opt/camserve/scripts/serve.py", "--model-store", "/models", "--log-format", "json", \
+    "--config", "/opt/camserve/deploy/torchserve/container.properties"]

