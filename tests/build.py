@@ -69,6 +69,7 @@ def archive(
     fault: str = "",
     state: dict[str, torch.Tensor] | None = None,
     settings: dict[str, Any] | None = None,
+    version: str = "1.0",
 ) -> Path:
     """An unpacked archive of the model above.
 
@@ -78,7 +79,7 @@ def archive(
         fault: a line at the start of the model's `forward`.
     """
     (directory / "MAR-INF").mkdir(parents=True)
-    model = {"modelName": directory.name, "modelVersion": "1.0", "modelFile": "model.py", "serializedFile": "weights.pth"}
+    model = {"modelName": directory.name, "modelVersion": version, "modelFile": "model.py", "serializedFile": "weights.pth"}
     model |= {"handler": "image_classifier" if handler == "stock" else "handler.py", "configFile": "model-config.yaml"}
     (directory / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"runtime": "python", "model": model}))
     source = MODEL.replace("CLASSES", str(classes)).replace("FAULT", fault or "pass")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, TextIO, cast
 
 from rich.console import Console
 
@@ -34,6 +36,41 @@ class Progress:
     def note(self, text: str) -> None:
         """Says something that was decided or found; `text` is printed as it is."""
         self.console.print(text, markup=False)
+
+
+class _Unfailing:
+    """What `unfailing` gives."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        """Writes all of `text` that can be written."""
+        try:
+            number = self._stream.fileno()
+        except (OSError, ValueError):  # no file but a test's memory
+            return self._stream.write(text)
+        rest = text.encode(self.encoding or "utf-8", "replace")
+        with suppress(OSError):
+            while rest:
+                rest = rest[os.write(number, rest) :]
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def isatty(self) -> bool:
+        """Whether somebody looks on."""
+        return self._stream.isatty()
+
+
+def unfailing(stream: TextIO) -> IO[str]:
+    """A standard stream for what must go on when its disk is full or its reader is gone: such text is lost, and no more.
+
+    Nothing is kept back for later, because Python would try it again at the end, and make the exit status 120 of it.
+    """
+    return cast(IO[str], _Unfailing(stream))
 
 
 def command_of(name: str) -> str:

@@ -29,9 +29,16 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+class _LogFile(RotatingFileHandler):
+    """Lets lines that find no room go, and goes on when there is some again."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 logging's own name
+        """Says nothing: a report for each line would fill the next disk."""
+
+
 def log_file(path: Path) -> Callable[[str], None]:
-    """Writes lines to a file that is rolled over at 10 MB and kept three times."""
-    handler = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8", delay=True)
+    """Writes lines to a file that is rolled over at 10 MB and kept three times; what does not fit on the disk is lost."""
+    handler = _LogFile(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8", delay=True)
     return lambda line: handler.emit(logging.makeLogRecord({"msg": line}))
 
 
@@ -39,7 +46,8 @@ class OwnProcess:
     """A child in a session and process group of its own, so that the terminal's Ctrl-C does not reach it.
 
     On Linux the kernel kills it when the thread that made it ends, however that ends; so it is made on a thread that
-    lives as long. Each line that it or a descendant prints goes to every one of `sinks`; `lines` keeps the last thousand.
+    lives as long. Each line that it or a descendant prints goes to every one of `sinks`, whatever becomes of the others
+    (full disks, closed pipes); `lines` keeps the last thousand.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], sinks: Sequence[Callable[[str], None]]) -> None:
@@ -66,10 +74,10 @@ class OwnProcess:
         """Whether the child itself has ended."""
         return self._process.poll() is not None
 
-    def children(self) -> set[psutil.Process]:
-        """The processes that the child started and that still run."""
+    def children(self, recursive: bool = True) -> set[psutil.Process]:
+        """The processes that still run of those that the child started, and that these started."""
         try:
-            return set(psutil.Process(self.pid).children(recursive=True))
+            return set(psutil.Process(self.pid).children(recursive=recursive))
         except psutil.NoSuchProcess:
             return set()
 
@@ -93,7 +101,8 @@ class OwnProcess:
             for raw in stream:
                 line = raw.decode("utf-8", "replace").rstrip("\r\n")
                 for sink in self._sinks:
-                    sink(line)
+                    with contextlib.suppress(OSError):  # unread, Java's output fills its pipe, and Java stands still
+                        sink(line)
 
 
 def is_running(process: psutil.Process) -> bool:

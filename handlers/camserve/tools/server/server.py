@@ -116,6 +116,11 @@ class Server:
         return self._addresses.url(2)
 
     @property
+    def grpc_address(self) -> str:
+        """HOST:PORT of gRPC's predictions."""
+        return f"{self._addresses.grpc_host}:{self._addresses.grpc[0]}"
+
+    @property
     def pids(self) -> list[int]:
         """Java's process id, then those of the processes that it started and that still run."""
         return [self._process.pid, *sorted(child.pid for child in self._process.children())]
@@ -179,7 +184,7 @@ class Server:
 
     def _check_workers(self, models: list[dict[str, Any]] | None) -> None:
         """A worker that has ended before it was ready could not load its model: TorchServe would try on for minutes."""
-        now = {child for child in self._process.children() if _is_worker(child)}
+        now = {child for child in self._process.children(recursive=False) if _is_worker(child)}
         gone, self._seen = self._seen - now, now
         if not gone:
             return
