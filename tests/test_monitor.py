@@ -9,6 +9,7 @@ import os
 import re
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -473,6 +474,7 @@ def test_a_fault_in_one_interval_is_logged_and_the_next_is_told(caplog: pytest.L
 
     assert "monitoring failed" in caplog.text
     assert output.totals()["camserve_maps_total",] == 1
+    assert output.totals()["camserve_unmeasured_maps_total", "failed"] == 1
 
 
 @pytest.fixture
@@ -490,22 +492,28 @@ def broken_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_budget_allows_what_has_taken_no_more_than_its_share() -> None:
-    """Of all the time so far; without a share, always."""
-    budget = Budget(0.1)
+    """Of all the time so far, and of a batch of many less than of a lone picture; without a share, always."""
+    budget = Budget(lambda pictures: 0.1 / pictures)
     assert budget.allows()
-    budget.add(work=1.0, spent=0.5)
+    budget.add(1, work=1.0, spent=0.5)
     assert not budget.allows()
-    budget.add(work=4.0, spent=0.0)
+    budget.add(2, work=4.0, spent=0.0)
+    assert not budget.allows()
+    budget.add(1, work=2.0, spent=0.0)
     assert budget.allows()
-    unlimited = Budget(None)
-    unlimited.add(work=0.0, spent=9.0)
+    unlimited = Budget()
+    unlimited.add(1, work=0.0, spent=9.0)
     assert unlimited.allows()
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The small model in a monitored worker, whose watcher collects what it sees."""
-    return monitored(build.archive(tmp_path_factory.mktemp("archive") / "watched"))
+    loaded = monitored(build.archive(tmp_path_factory.mktemp("archive") / "watched"))
+    started = loaded._entry_point.__self__.pipeline.watcher
+    yield loaded
+    started._exporter._write = len  # its last words are for a server
+    started.close()
 
 
 class Seeing(Unwatched):
@@ -569,10 +577,13 @@ def test_a_prediction_does_not_fail_for_being_watched(service: Any, monkeypatch:
     rows = [Row({"body": build.encoded(build.noise(seed=seed))}) for seed in range(3)]
     expected = asked(service, Unwatched(), rows)
     monkeypatch.setattr(service._entry_point.__self__.pipeline._explainer, "_round", fail)
-    watcher = Seeing()
+    output = Output()
+    watcher = monitor(output)
 
     assert asked(service, watcher, rows) == expected
-    assert watcher.looks == []
+    watcher.flush()
+    assert output.totals()["camserve_unmeasured_maps_total", "failed"] == 3
+    assert output.totals()["camserve_maps_total",] == 0
 
 
 def test_bad_requests_are_not_measured_but_counted(service: Any) -> None:
@@ -591,14 +602,45 @@ def test_bad_requests_are_not_measured_but_counted(service: Any) -> None:
     assert found["camserve_stage_seconds_count", "batch"] == 1
 
 
-def test_where_watching_takes_passes_it_keeps_to_its_share_of_the_time(service: Any) -> None:
-    """Without a closed form the maps of some chunks are left out, and no map of a runner-up is made."""
-    pipeline = service._entry_point.__self__.pipeline
-    dear = Explainer(replace(pipeline._explainer._backend, closed_form=()), torch.device("cpu"))
-    dear._budget.add(work=0.0, spent=1.0)
-    pictures = [torch.rand(3, 64, 64)]
-    (left_out,) = dear.explain(pictures, [None], [0])
-    dear._budget.add(work=100.0, spent=0.0)
-    (watched,) = dear.explain(pictures, [None], [0])
+@pytest.fixture
+def dear(service: Any) -> Explainer:
+    """The small model, taken as one whose maps take backward passes."""
+    backend = service._entry_point.__self__.pipeline._explainer._backend
+    return Explainer(replace(backend, closed_form=()), torch.device("cpu"))
 
-    assert (len(left_out.raw), len(watched.raw)) == (0, 1)
+
+def maps_made(explainer: Explainer, chunks: int, pictures: int = 1) -> list[int]:
+    """How many maps each of some chunks of watched pictures gets."""
+    chunk = [torch.rand(3, 64, 64) for _ in range(pictures)]
+    found = [explainer.explain(chunk, [None] * pictures, range(pictures)) for _ in range(chunks)]
+    return [len(seen.raw) for several in found for seen in several]
+
+
+def test_where_watching_takes_passes_it_keeps_to_its_share_of_the_time(dear: Explainer) -> None:
+    """Maps beyond the budget are left out, and it is counted how many."""
+    output = Output()
+    watcher = dear.watcher = monitor(output)
+    watcher.budget.add(1, work=0.0, spent=1.0)
+    assert maps_made(dear, 2, pictures=3) == [0] * 6
+    watcher.budget.add(1, work=1e3, spent=0.0)
+    assert 0 not in maps_made(dear, 2, pictures=3)
+    watcher.flush()
+
+    assert output.totals()["camserve_unmeasured_maps_total", "budget"] == 6
+
+
+def test_where_watching_takes_passes_the_runner_ups_map_is_made_for_some(dear: Explainer) -> None:
+    """One chunk of four, for a monitor; a watcher without a budget, such as the reference's, gets all."""
+    dear.watcher = monitor(Output())
+    dear.watcher.budget.add(1, work=1e6, spent=0.0)
+    assert maps_made(dear, 8) == [2, 1, 1, 1, 2, 1, 1, 1]
+    dear.watcher = Seeing()
+    assert maps_made(dear, 3) == [2, 2, 2]
+
+
+def test_the_watcher_of_a_pipeline_is_its_explainers_too(service: Any) -> None:
+    """Whoever replaces it, as scripts/reference.py does, is told of the passes, and asked what they may cost."""
+    pipeline = service._entry_point.__self__.pipeline
+    pipeline.watcher = watcher = Seeing()
+
+    assert pipeline._explainer.watcher is watcher

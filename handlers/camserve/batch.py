@@ -27,7 +27,7 @@ from camserve.looks import Look, rows_of
 from camserve.negotiate import PICTURES
 from camserve.request import Call, Item, Page, Parser, Request
 from camserve.response import Answer, Explanation, ImageInfo, Reply, Responder, Score, failure
-from camserve.watcher import Unwatched, Watcher
+from camserve.watcher import Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +91,17 @@ class Pipeline:
         self._size = size
         self._hooks = hooks or Hooks()
         self._page = page or failure(RequestError(400, "NoImage", "the body is empty"))
-        self.watcher = watcher or Unwatched()
+        self.watcher = watcher or explainer.watcher
         self._threads = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)), thread_name_prefix="camserve")
+
+    @property
+    def watcher(self) -> Watcher:
+        """Who is told of the answers, and of the explainer's passes."""
+        return self._explainer.watcher
+
+    @watcher.setter
+    def watcher(self, watcher: Watcher) -> None:
+        self._explainer.watcher = watcher
 
     def run(self, calls: Sequence[Call]) -> list[Reply]:
         """One reply for each call, in order. Never raises for what a call holds."""
@@ -189,6 +198,7 @@ class Pipeline:
         except Exception as error:
             if not watched:
                 raise
+            self.watcher.missed("failed", len(watched))
             logger.warning("a chunk of %d pictures failed (%s): trying it unwatched", len(part), type(error).__name__)
             return self._explainer.explain(tensors, wants)
         for place in watched:

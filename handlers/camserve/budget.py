@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class Budget:
-    """Allows something as long as it has taken no more than `share` of the work's time; None: always."""
+    """Allows something as long as it has taken no more than its share of the work's time.
 
-    def __init__(self, share: float | None) -> None:
+    Args:
+        share: of the work on a batch, by how many pictures it holds; None: there is no limit.
+    """
+
+    def __init__(self, share: Callable[[int], float] | None = None) -> None:
         self._share = share
-        self._work = 0.0
+        self._allowed = 0.0
         self._spent = 0.0
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self._share is not None
 
     def allows(self) -> bool:
         """Whether it may be done once more."""
-        return self._share is None or self._spent <= self._share * self._work
+        return self._share is None or self._spent <= self._allowed
 
-    def add(self, work: float, spent: float) -> None:
-        """Takes note of seconds of work, and of those spent beside it."""
-        self._work += work
+    def add(self, pictures: int, work: float, spent: float) -> None:
+        """Takes note of seconds of work on a batch of so many pictures, and of those spent beside it."""
+        self._allowed += self._share(pictures) * work if self._share else 0.0
         self._spent += spent

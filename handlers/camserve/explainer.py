@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from camserve.budget import Budget
 from camserve.cam import METHODS, RIVALS, heatmaps
 from camserve.capture import Captured
 from camserve.capture.backend import Backend
@@ -67,8 +66,8 @@ class _Ask:
     method: str
 
 
-WATCHING = 0.01
-"""Which share of the passes' time watching may take where the default layer has no closed form; there it takes next to none."""
+OVERLAP_EVERY = 4
+"""Where a watched picture's maps take passes, the runner-up's is made in one chunk of so many."""
 
 
 class Explainer:
@@ -76,7 +75,7 @@ class Explainer:
 
     Args:
         method: of the maps of watched pictures; one that compares classes is replaced, for it takes a pass for each.
-        watcher: times the passes.
+        watcher: times the passes, and says what watching may cost where it takes passes of its own.
         listed: how many classes a prediction lists.
     """
 
@@ -93,9 +92,9 @@ class Explainer:
         self._backend = backend
         self._device = device
         self._method = "gradcam++" if METHODS[method].rivals else method
-        self._watcher = watcher or Unwatched()
+        self.watcher = watcher or Unwatched()
         self._closed = backend.layers[0] in backend.closed_form
-        self._budget = Budget(None if self._closed else WATCHING)
+        self._watched_chunks = 0
 
     def explain(
         self, pictures: Sequence[Tensor], wants: Sequence[Want | None], watched: Collection[int] = ()
@@ -103,16 +102,16 @@ class Explainer:
         """One forward pass over `pictures` (each `[3, H, W]`, float32, normalised); None wants no explanation.
 
         Args:
-            watched: the places of those pictures whose raw maps are to be returned, at the default layer. None are where
-                that takes backward passes, and these have taken more than their share of the time.
+            watched: the places of those pictures whose raw maps are to be returned, at the default layer. Where that takes
+                backward passes, none are while these have taken more than the watcher's budget allows.
 
         Returns:
             For each picture what was seen, or a 500 where its scores are not finite. No tensor of it has a graph.
         """
         started = time.perf_counter()
-        watched = watched if self._budget.allows() else ()
+        watched = self._affordable(watched)
         asked = [want.layer for want in wants if want] + [self._backend.layers[0]] * bool(watched)
-        with self._watcher.stage("forward"):
+        with self.watcher.stage("forward"):
             captured = self._backend.capture.forward(self._stacked(pictures), list(dict.fromkeys(asked)))
             logits = captured.logits
             probabilities = torch.softmax(logits, 1)
@@ -126,11 +125,12 @@ class Explainer:
             if want and finite[row]
             for turn, target in enumerate(want.targets or indices[row][: want.top_k])
         ]
-        looks = {row: self._pair(row, indices[row]) for row in watched if finite[row]}
+        count = self._watched_maps() if watched else 0
+        looks = {row: self._watch(row, indices[row][:count]) for row in watched if finite[row]}
         raw = self._raw(captured, asks)
         between = time.perf_counter()
-        raw |= self._raw(captured, [ask for pair in looks.values() for ask in pair if ask not in raw])
-        self._budget.add(between - started, time.perf_counter() - between)
+        raw |= self._raw(captured, [ask for several in looks.values() for ask in several if ask not in raw])
+        self.watcher.budget.add(len(pictures), between - started, time.perf_counter() - between)
         maps = _scaled(asks, raw, probabilities.cpu())
         scores = logits.cpu()
         return [
@@ -149,10 +149,22 @@ class Explainer:
         stacked = torch.stack(list(pictures)).to(self._device)
         return stacked.contiguous(memory_format=torch.channels_last) if self._backend.channels_last else stacked
 
-    def _pair(self, row: int, order: Sequence[int]) -> list[_Ask]:
-        """The map of the most probable class, and of the next where that costs no pass; often they are asked for anyway."""
-        layer, targets = self._backend.layers[0], order[: 2 if self._closed else 1]
-        return [_Ask(row, turn, target, layer, self._method) for turn, target in enumerate(targets)]
+    def _affordable(self, watched: Collection[int]) -> Collection[int]:
+        """The watched places; none where their maps take passes, and these have taken their share of the time."""
+        if self._closed or not watched or self.watcher.budget.allows():
+            return watched
+        self.watcher.missed("budget", len(watched))
+        return ()
+
+    def _watched_maps(self) -> int:
+        """How many of the most probable classes get a map in this chunk: two where that costs nothing, or where its turn is."""
+        self._watched_chunks += 1
+        turn = self._watched_chunks % OVERLAP_EVERY == 1
+        return 2 if self._closed or turn or not self.watcher.budget.limited else 1
+
+    def _watch(self, row: int, targets: Sequence[int]) -> list[_Ask]:
+        """The maps of a watched picture; often they are asked for anyway."""
+        return [_Ask(row, turn, target, self._backend.layers[0], self._method) for turn, target in enumerate(targets)]
 
     def _raw(self, captured: Captured, asks: Sequence[_Ask]) -> dict[_Ask, Tensor]:
         """The maps `[h, w]`, on the CPU. The t-th targets of all pictures share a backward pass."""
@@ -161,7 +173,7 @@ class Explainer:
             rounds.setdefault((ask.layer, ask.method, ask.turn), []).append(ask)
         found: dict[_Ask, Tensor] = {}
         if rounds:
-            with self._watcher.stage("backward"):
+            with self.watcher.stage("backward"):
                 for (layer, method, _), part in rounds.items():
                     maps = self._round(captured, layer, method, [ask.row for ask in part], [ask.target for ask in part])
                     found.update(zip(part, maps.detach().cpu().unbind(), strict=True))

@@ -34,6 +34,7 @@ REQUESTS = Metric("camserve_requests_total", "COUNTER", "Count", ("mode", "outco
 RESPONSE_BYTES = Metric("camserve_response_bytes_total", "COUNTER", "Bytes", ("mode",))
 MAPS = Metric("camserve_maps_total", "COUNTER", "Count")
 DEGENERATE = Metric("camserve_degenerate_maps_total", "COUNTER", "Count", ("reason",))
+UNMEASURED = Metric("camserve_unmeasured_maps_total", "COUNTER", "Count", ("reason",))
 MAP_BIN = Metric("camserve_map_bin_total", "COUNTER", "Count", ("stat", "bin"))
 STAGE_BUCKET = Metric("camserve_stage_seconds_bucket", "COUNTER", "Count", ("stage", "le"))
 STAGE_SUM = Metric("camserve_stage_seconds_sum", "COUNTER", "Seconds", ("stage",))
@@ -44,7 +45,7 @@ REFERENCE_IMAGES = Metric("camserve_map_reference_images", "GAUGE", "Count", ("s
 GROUP_REFERENCE = Metric("camserve_map_bin_group_reference_ratio", "GAUGE", "Ratio", ("stat", "bin", "class_group"))
 GROUP_IMAGES = Metric("camserve_group_reference_images", "GAUGE", "Count", ("class_group",))
 METRICS = (
-    *(REQUESTS, RESPONSE_BYTES, MAPS, DEGENERATE, MAP_BIN, STAGE_BUCKET, STAGE_SUM, STAGE_COUNT),
+    *(REQUESTS, RESPONSE_BYTES, MAPS, DEGENERATE, UNMEASURED, MAP_BIN, STAGE_BUCKET, STAGE_SUM, STAGE_COUNT),
     *(MONITORED, REFERENCE, REFERENCE_IMAGES, GROUP_REFERENCE, GROUP_IMAGES),
 )
 

@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from camserve import metrics
+from camserve.budget import Budget
 from camserve.config import Monitoring
 from camserve.looks import Look, Measured, measure
 from camserve.mapstats import REASONS, Scale
 from camserve.metrics import Exporter, StageTimes
 from camserve.reference import BINS, CLASS, FILE, UNSEEN, Counts, Made, Reference, StaleReference, load
-from camserve.watcher import MODES
+from camserve.watcher import MISSED, MODES
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ T = TypeVar("T")
 OUTCOMES = ("ok", "client_error", "server_error")
 CHUNK = 64
 """After how many pictures the thread measures what has come: it bounds the memory that waiting pictures take."""
+OF_ONE, OF_MANY = 0.055, 0.01
+"""Which share of the passes' time maps may take that need passes of their own: of a lone picture's, of a large batch's."""
 
 
 class Monitor:
@@ -55,6 +58,7 @@ class Monitor:
         self._scale = scale
         self._reference = reference
         self._why = why
+        self.budget = Budget(lambda pictures: OF_MANY + (OF_ONE - OF_MANY) / pictures)
         self._looks: deque[Look] = deque()
         self._times: deque[tuple[str, float]] = deque()
         self._stages = StageTimes(exporter)
@@ -89,6 +93,10 @@ class Monitor:
         self._looks.append(look)
         if len(self._looks) >= CHUNK:
             self._wake.set()
+
+    def missed(self, reason: str, pictures: int) -> None:
+        """Counts pictures that were sampled, and are not measured."""
+        self._exporter.add(metrics.UNMEASURED, (reason,), pictures)
 
     def stage(self, name: str) -> AbstractContextManager[object]:
         """Times a stage that ends without an exception."""
@@ -130,8 +138,12 @@ class Monitor:
         with self._work:
             self._stages.add(_taken(self._times))
             looks = _taken(self._looks)
-            if looks:
-                self._count(measure(looks, self._scale))
+            try:
+                if looks:
+                    self._count(measure(looks, self._scale))
+            except Exception:
+                self.missed("failed", len(looks))
+                raise
 
     def _count(self, found: Measured) -> None:
         self._exporter.add(metrics.MAPS, (), len(found.targets))
@@ -159,6 +171,8 @@ class Monitor:
         add(metrics.MAPS, (), 0)
         for reason in REASONS:
             add(metrics.DEGENERATE, (reason,), 0)
+        for reason in MISSED:
+            add(metrics.UNMEASURED, (reason,), 0)
         self._exporter.set(metrics.MONITORED, (), self._settings.rate)
 
 
