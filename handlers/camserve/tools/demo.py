@@ -110,7 +110,9 @@ def _show(url: str, options: argparse.Namespace, progress: Progress) -> None:
     overlay.parent.mkdir(parents=True, exist_ok=True)
     overlay.write_bytes(_asked(address, picture, "image/png").content)
     progress.note(f"   The picture with its heatmap: {overlay}")
-    progress.note("Try these yourself:" if not options.once else "While a server runs, try these:")
+    if not options.once:
+        progress.note(f"Open {address} in a browser: the inspector, for pictures of your own.")
+    progress.note("Or ask from a shell:" if not options.once else "While a server runs, try these:")
     for command in (
         f"curl -T {options.picture} {url}/predictions/{DEMO}",
         f"curl -T {options.picture} {address}",
