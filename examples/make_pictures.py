@@ -32,7 +32,7 @@ def main(url: str = URL) -> None:
     with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM.split())
         for scheme in ("light", "dark"):
-            size = {"width": 1280, "height": 860 if scheme == "light" else 660}
+            size = {"width": 1280, "height": 946 if scheme == "light" else 776}
             page = chromium.new_page(viewport=size, color_scheme=scheme)
             page.goto(url)
             shot = compared(page) if scheme == "dark" else overlaid(page)

@@ -12,7 +12,7 @@ import pytest
 import requests
 from playwright.sync_api import Route, expect
 from tests.build import HOSTILE, encoded, noise
-from tests.visits import CAT, DEMO, Visitor, data_file, decoded, downloaded, pixels, set_range, shown
+from tests.visits import CAT, DEMO, ROOT, Visitor, data_file, decoded, downloaded, pixels, set_range, shown
 
 from camserve.tools.serve import Server
 
@@ -51,6 +51,24 @@ def test_a_picture_can_be_dropped_pasted_or_taken_from_the_samples(visit: Visito
 
     wanted = "missile" if way == "sample" else "tiger cat"
     expect(shown(page).locator(".name .label")).to_have_text(wanted)
+
+
+def test_another_picture_replaces_everything(visit: Visitor) -> None:
+    """The comparison ends, and classes, heatmap and command are the new picture's; of two at once the later stays."""
+    tour = visit()
+    page = tour.explain()
+    page.get_by_label("Two classes").check(force=True)
+    expect(shown(page, 1)).to_be_visible()
+    for name in ("rocket.jpg", "coffee.jpg"):
+        tour.give(ROOT / "examples" / name)
+
+    expect(shown(page).locator(".name .label")).to_have_text("espresso")
+    expect(page.locator(".pane")).to_have_count(1)
+    expect(page.locator("#compare").get_by_label("Off")).to_be_checked()
+    expect(page.locator("#classes .class .label").first).to_have_text("espresso")
+    expect(page.locator("#curl")).to_contain_text('data=@"coffee.jpg"')
+    expect(page.locator("body")).to_have_attribute("aria-busy", "false")
+    expect(shown(page).locator(".name .label")).to_have_text("espresso")
 
 
 def test_text_that_is_dropped_is_refused_in_words(visit: Visitor) -> None:
@@ -122,7 +140,7 @@ def test_a_typed_label_is_explained_and_a_near_miss_is_helped(visit: Visitor) ->
     page.get_by_label("Explain another class").fill("golden retreiver")
     page.get_by_role("button", name="Explain", exact=True).click()
     alert = page.get_by_role("alert")
-    expect(alert).to_contain_text('no class has the label "golden retreiver"')
+    expect(alert.locator("p")).to_have_text(re.compile('^No class has the label "golden retreiver"; the nearest are'))
     alert.get_by_role("button", name="golden retriever").click()
 
     expect(shown(page).locator(".name .label")).to_have_text("golden retriever")

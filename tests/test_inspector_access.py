@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import threading
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import requests
 from playwright.sync_api import Page, expect
 from tests.build import HOSTILE, encoded, mar, noise
-from tests.visits import DEMO, NARROW, Visit, Visitor, axe, data_file, tab_to
+from tests.visits import DEMO, NARROW, ROOT, Visit, Visitor, axe, data_file, tab_to
 
-from camserve.tools.inspector import proxy
 from camserve.tools.serve import Server
-from camserve.tools.token import token_from
 
 pytestmark = pytest.mark.live
 
@@ -137,22 +137,30 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
             yield server, folder / "key_file.json"
 
 
+@contextmanager
+def proxied(url: str, keys: Path) -> Iterator[str]:
+    """The page's address while `scripts/inspector.py` runs."""
+    command = [sys.executable, str(ROOT / "scripts" / "inspector.py"), url, "--token-file", str(keys)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        try:
+            assert program.stdout is not None
+            told = re.search(r": (http://127\.0\.0\.1:\S+)", program.stdout.readline().replace(url, ""))
+            assert told is not None
+            yield told[1]
+        finally:
+            program.terminate()
+
+
 def test_a_server_that_wants_a_token_is_inspected_through_the_proxy(visit: Visitor, guarded: tuple[Server, Path]) -> None:
-    """It refuses the page itself; the proxy adds the token, answers no other site's page, and tells nobody the token."""
+    """It refuses the page itself; the script adds the token, answers no other site's page, and tells nobody the token."""
     server, keys = guarded
     url = f"{server.url}/explanations/hostile"
     assert requests.get(url, headers={"Accept": "text/html"}, timeout=60).status_code == 400
-    with proxy(url, token_from(keys)) as between:
-        thread = threading.Thread(target=between.serve_forever)
-        thread.start()
-        try:
-            page = visit(between.origin).explain(data_file(encoded(noise())), "hostile")
-            expect(page.locator("#classes .class")).to_have_count(3)
-            assert json.loads(keys.read_text())["inference"]["key"] not in page.content()
-            _check_strangers(between.page)
-        finally:
-            between.shutdown()
-            thread.join()
+    with proxied(url, keys) as address:
+        page = visit(address.removesuffix("/explanations/hostile")).explain(data_file(encoded(noise())), "hostile")
+        expect(page.locator("#classes .class")).to_have_count(3)
+        assert json.loads(keys.read_text())["inference"]["key"] not in page.content()
+        _check_strangers(address)
 
 
 def _check_strangers(page: str) -> None:

@@ -202,6 +202,7 @@ function describeTogether() {
 
 function tellCurl() {
   $("copy").textContent = "Copy";
+  $("where").textContent = `To be run where ${look.picture.name} is.`;
   $("curl").textContent = groups().map(([options]) => curlCommand(look.picture.name, options)).join("\n\n");
 }
 
@@ -256,12 +257,18 @@ function point(at, aloud = false) {
 function fail(failure, again) {
   const box = $("failure");
   box.querySelector("h2").textContent = HEADINGS[failure.kind] || "That did not work";
-  box.querySelector("p").textContent = failure.message;
+  box.querySelector("p").textContent = spoken(failure.message);
   const ways = suggestions(failure).map((label) => way(typeof label === "number" ? `class ${label}` : label, () => ask(String(label))));
   if (again && ["Unreachable", "Busy", "OutOfMemory"].includes(failure.kind)) ways.push(way("Try again", again));
   box.querySelector(".ways").replaceChildren(...ways);
   box.hidden = false;
   box.scrollIntoView({ block: "nearest" });
+}
+
+/** A message as a sentence of its own, without the name of the option that the page's reader did not write. */
+function spoken(message) {
+  const text = message.replace(/^(target|data): /, "");
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 function way(text, action) {

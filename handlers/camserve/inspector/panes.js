@@ -172,7 +172,7 @@ function sentence(found) {
   const { picture } = look;
   const where = whereabouts(region, picture.width, picture.height);
   const share = ((region[2] - region[0]) * (region[3] - region[1])) / (picture.width * picture.height);
-  const size = share < 0.005 ? "less than 1 %" : `${Math.round(100 * share)} %`;
+  const size = share < 0.005 ? "less than 1\u00a0%" : `${Math.round(100 * share)}\u00a0%`;
   const box = `the brightest region takes ${size} of the picture.`;
   if (found.method === "contrast") return `What speaks for ${label} and not for the classes most like it lies mostly ${where}: ${box}`;
   if (target === look.first) return `The model says ${label}. It looked mostly ${where}: ${box}`;
