@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import zipfile
 from collections.abc import Iterator
@@ -478,6 +479,29 @@ def test_a_worker_that_sleeps_is_at_work() -> None:
 
 
 @LINUX
+def test_java_that_waits_for_a_processor_is_at_work() -> None:
+    """A thread that runs, or would, counts, whatever its name; one that sleeps does not."""
+    idles = "import sys, threading; print(flush=True); sys.stdin.read()"
+    spins = f"import threading, time; threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start(); {idles}"
+    with (
+        subprocess.Popen([sys.executable, "-c", idles], stdin=-1, stdout=-1) as idle,
+        subprocess.Popen([sys.executable, "-c", spins], stdin=-1, stdout=-1) as busy,
+    ):
+        try:
+            for process in (idle, busy):
+                assert process.stdout
+                process.stdout.readline()
+            deadline = time.monotonic() + 20
+            while drain.runnable(idle.pid) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert [drain.runnable(process.pid) for process in (idle, busy)] == [False, True]
+        finally:
+            idle.kill()
+            busy.kill()
+    assert not drain.runnable(idle.pid)
+
+
+@LINUX
 def test_replies_that_lie_unsent_are_seen() -> None:
     """A reply that its client has not taken counts as work; the same port is quiet once it is read."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
@@ -489,6 +513,38 @@ def test_replies_that_lie_unsent_are_seen() -> None:
             assert drain.unsent(port) == 5
             accepted.recv(5)
             assert drain.unsent(port) == 0
+
+
+@LINUX
+@pytest.mark.parametrize("place", ["/dev/full", "a pipe whose reader is gone"])
+def test_a_log_that_cannot_be_written_stops_nothing(place: str, tmp_path: Path) -> None:
+    """All output is read, and kept in memory, where it finds no room; the command that says it ends with its own status."""
+    file = tmp_path / "log"
+    file.symlink_to("/dev/full")
+    program = f"""
+        import sys
+        from pathlib import Path
+        from camserve.tools.server.process import OwnProcess, log_file
+        from camserve.tools.server.voice import say
+        lines = "for number in range(20_000): print(number)"
+        process = OwnProcess([sys.executable, "-c", lines], {{}}, [say, log_file(Path({str(file)!r}))])
+        process._process.wait(60)
+        process.end()
+        assert process.lines[-1] == "19999"
+        say("said")
+    """
+    if place == "/dev/full":
+        output = os.open(place, os.O_WRONLY)
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    environment = {"PYTHONPATH": str(ROOT / "handlers")}
+    try:
+        ran = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.PIPE, timeout=120, check=False)
+    finally:
+        os.close(output)
+    assert (ran.returncode, ran.stderr) == (0, b"")
 
 
 def test_cores_of_a_container(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 A request waits in the model's queue (`pendingRequests`), then in Java's hands while a batch fills (at most
 `maxBatchDelay`), then in the worker, then in the socket back to the client. So a server is idle when, for longer than a
 batch may fill, no queue holds a request, every worker's main thread sleeps in the read of its next command and has not
-woken, and no reply lies unsent.
+woken, no reply lies unsent, and no thread of Java's has anything to do (on a busy machine it may wait long for a processor,
+with a request that it has read and not yet queued).
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ Mark = tuple[bool, object]
 
 
 class Drain:
-    """Waits until the server behind `management`, whose inference port is `port`, is idle; `ended` tells that it is no more."""
+    """Waits until the server is idle: Java's process `java`, with its `management` and its inference port `port`; `ended` tells
+    that it is no more."""
 
-    def __init__(self, management: Management, port: int, ended: Callable[[], bool]) -> None:
+    def __init__(self, management: Management, java: int, port: int, ended: Callable[[], bool]) -> None:
         self._management = management
+        self._java = java
         self._port = port
         self._ended = ended
 
@@ -39,9 +42,10 @@ class Drain:
         marks: dict[int, Mark] = {}
         quiet_since = time.monotonic()
         while time.monotonic() < end and not hurry.is_set() and not self._ended():
+            at_work = runnable(self._java)  # before it is asked, which wakes it
             models = self._management.models()
             before, marks = marks, {pid: mark(pid) for pid in _worker_pids(models or [])}
-            if models is None or marks != before or self._is_busy(models, marks):
+            if at_work or models is None or marks != before or self._is_busy(models, marks):
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > _longest_wait(models):
                 return True
@@ -89,6 +93,17 @@ def _sleeps_in(pid: int) -> str:
         return Path(f"/proc/{pid}/wchan").read_text("ascii").strip("0\n")
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def runnable(pid: int) -> bool:
+    """Whether a thread of the process runs, or would if it had a processor (Linux; elsewhere False)."""
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            if thread.read_text("latin-1").rpartition(") ")[2].startswith("R"):  # the name before may hold anything
+                return True
+        except OSError:
+            continue
+    return False
 
 
 def unsent(port: int) -> int:

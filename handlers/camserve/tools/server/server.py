@@ -163,7 +163,7 @@ class Server:
         """Ends Java and every worker, first letting requests finish for up to `drain` seconds; whether all had finished."""
         drained = False
         if drain > 0 and not self._process.ended:
-            watch = Drain(self._management, self._addresses.http[0][2], lambda: self._process.ended)
+            watch = Drain(self._management, self._process.pid, self._addresses.http[0][2], lambda: self._process.ended)
             drained = watch.wait(drain, self._hurry)
         self._process.end()
         self._management.close()
