@@ -1,7 +1,11 @@
-"""Traffic to try monitoring on: varied crops of real photographs, as a fixed camera would take them, and ways to spoil them."""
+"""Traffic to try monitoring on: varied crops of real photographs, as a fixed camera would take them, and ways to spoil them.
+
+python benchmarks/crops.py FOLDER [--count 800] [--spoil blur]
+"""
 
 from __future__ import annotations
 
+import argparse
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -9,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
+from rich.progress import track
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SIDE = 256
@@ -115,3 +120,30 @@ def traffic(
     for name in random.choice(names, count, p=weights / weights.sum()):
         picture = crop(str(name), random, shift)
         yield encoded(spoil(picture) if spoil else picture)
+
+
+SPOILS: Mapping[str, Mapping[str, object]] = {
+    "none": {},
+    "blur": {"spoil": blur(3)},
+    "moved": {"shift": 0.25},
+    "watermark": {"spoil": watermark(0.4)},
+    "dark": {"spoil": dark(0.3)},
+}
+
+
+def main() -> None:
+    """Writes pictures into a folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--count", type=int, default=800, help="how many (%(default)s)")
+    parser.add_argument("--spoil", choices=SPOILS, default="none", help="what is wrong with them (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another number, other crops (%(default)s)")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    pictures = traffic(options.count, dict.fromkeys(NAMES, 1.0), options.seed, **SPOILS[options.spoil])  # type: ignore[arg-type]
+    for place, picture in enumerate(track(pictures, "cropping", options.count)):
+        (options.folder / f"{place:04}.jpg").write_bytes(picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,30 +15,35 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import torchvision
-from benchmarks import crops
-from torch import nn
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
 
-from camserve.batch import Pipeline
-from camserve.capture import open_backend
-from camserve.config import Config, Monitoring
-from camserve.explainer import Explainer
-from camserve.images import Preprocess
-from camserve.labels import Labels
-from camserve.mapstats import Scale
-from camserve.metrics import Exporter
-from camserve.monitor import CHUNK, Monitor
-from camserve.reference import Made
-from camserve.request import Call, Parser
-from camserve.response import ModelInfo, Responder
-from camserve.tools.baseline import Collector, build
-from camserve.watcher import Unwatched
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torchvision  # noqa: E402
+from benchmarks import crops  # noqa: E402
+from torch import nn  # noqa: E402
+
+from camserve.batch import Pipeline  # noqa: E402
+from camserve.capture import open_backend  # noqa: E402
+from camserve.config import Config, Monitoring  # noqa: E402
+from camserve.explainer import Explainer  # noqa: E402
+from camserve.images import Preprocess  # noqa: E402
+from camserve.labels import Labels  # noqa: E402
+from camserve.mapstats import Scale  # noqa: E402
+from camserve.metrics import Exporter  # noqa: E402
+from camserve.monitor import CHUNK, Monitor  # noqa: E402
+from camserve.reference import Made  # noqa: E402
+from camserve.request import Call, Parser  # noqa: E402
+from camserve.response import ModelInfo, Responder  # noqa: E402
+from camserve.tools.baseline import Collector, build  # noqa: E402
+from camserve.watcher import Unwatched  # noqa: E402
 
 
 def demo() -> nn.Module:
