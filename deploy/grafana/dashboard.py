@@ -138,8 +138,8 @@ def healthy() -> list[stat.Panel]:
             "Measured",
             f"sum(increase(camserve_maps_total{{{THIS}}}[1h])) / ({served} > 0)",
             "percentunit",
-            explained="Maps measured for each request of the last hour: below 100 % where the rate is, or where maps take backward"
-            " passes and the budget skips some; above it where requests hold several pictures.",
+            explained="Maps measured for each request of the last hour: below 100 % where the rate is, or where maps take"
+            " backward passes and the budget skips some; above it where requests hold several pictures.",
         ),
         number(
             "Reference",
