@@ -91,8 +91,8 @@ def test_v1_headers_hold_for_every_instance() -> None:
     [
         ("no base64!", "InvalidBase64", "data: expected base64"),
         ({"b64": "no base64!"}, "InvalidBase64", "b64: expected base64"),
-        ({}, "NoImage", "expected an object with data or b64, got an object of 0"),
-        ({"image": TEXT}, "NoImage", "expected an object with data or b64"),
+        ({}, "NoImage", "expected an object with data or b64, got only {}"),
+        ({"image": TEXT}, "NoImage", 'expected an object with data or b64, got only "image"'),
         (None, "NoImage", "got null"),
         (7, "NoImage", "got 7"),
         ([[1.0]], "InvalidTensor", "[3][H][W]"),

@@ -61,7 +61,8 @@ def _read_instance(instance: object, headers: Mapping[str, Given], config: Confi
         options = dict(instance)
         place = "data" if "data" in options else "b64"
         if place not in options:
-            raise RequestError(400, "NoImage", f"expected an object with data or b64, got {shown(instance)}")
+            names = listed((shown(name) for name in options), 5) or "{}"
+            raise RequestError(400, "NoImage", f"expected an object with data or b64, got only {names}")
         instance = options.pop(place)
     image = read_image(instance, config, place)
     given = {**headers, **reader.named(options, "json")}
