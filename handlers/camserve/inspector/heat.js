@@ -49,14 +49,17 @@ function steps(heatmap, view, size, scale) {
   const across = placed(size.width, scale, left, right, heatmap[0].length);
   const down = placed(size.height, scale, top, bottom, heatmap.length);
   const found = new Uint16Array(size.width * size.height).fill(OUTSIDE);
+  const [begin, end] = [across.findIndex(Boolean), across.findLastIndex(Boolean) + 1];
+  const seen = across.slice(Math.max(begin, 0), end);
+  const [first, second] = ["first", "second"].map((side) => Int32Array.from(seen, (column) => column[side]));
+  const share = Float64Array.from(seen, (column) => column.share);
   down.forEach((row, y) => {
     if (!row) return;
     const line = heatmap[row.first].map((value, cell) => value * (1 - row.share) + heatmap[row.second][cell] * row.share);
-    across.forEach((column, x) => {
-      if (!column) return;
-      const value = line[column.first] * (1 - column.share) + line[column.second] * column.share;
-      found[y * size.width + x] = Math.round(LAST * value);
-    });
+    const start = y * size.width + begin;
+    for (let x = 0; x < share.length; x += 1) {
+      found[start + x] = Math.round(LAST * (line[first[x]] * (1 - share[x]) + line[second[x]] * share[x]));
+    }
   });
   return found;
 }
@@ -66,11 +69,16 @@ function coloured(levels, colours, size) {
   const canvas = new OffscreenCanvas(size.width, size.height);
   const context = canvas.getContext("2d");
   const image = context.createImageData(size.width, size.height);
-  levels.forEach((level, pixel) => {
-    if (level === OUTSIDE) return;
-    image.data.set(colours.subarray(3 * level, 3 * level + 3), 4 * pixel);
-    image.data[4 * pixel + 3] = 255;
-  });
+  const { data } = image;
+  for (let pixel = 0; pixel < levels.length; pixel += 1) {
+    if (levels[pixel] === OUTSIDE) continue;
+    const from = 3 * levels[pixel];
+    const to = 4 * pixel;
+    data[to] = colours[from];
+    data[to + 1] = colours[from + 1];
+    data[to + 2] = colours[from + 2];
+    data[to + 3] = 255;
+  }
   context.putImageData(image, 0, 0);
   return canvas;
 }
