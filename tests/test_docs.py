@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from camserve.cam import METHODS
 from camserve.config import KEYS, Config, Monitoring, defaults
 from camserve.config import METHODS as METHOD_NAMES
 from camserve.errors import KINDS
 from camserve.labels import Labels
+from camserve.mapstats import STATISTICS
 from camserve.messages import ModelInfo
 from camserve.metrics import METRICS
 from camserve.openapi import document
 from camserve.options import OptionReader
+from camserve.reference import CLASS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -142,3 +145,17 @@ def test_every_metric_is_named() -> None:
     told = {name for page in pages for name in CODE.findall(re.sub(r"```.*?```", "", page, flags=re.DOTALL))}
 
     assert {metric.name for metric in METRICS} <= {name.partition("{")[0] for name in told}
+
+
+def test_every_alert_has_a_row() -> None:
+    """Those of the rules that are shipped, and no others."""
+    groups = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yml").read_text("utf-8"))["groups"]
+    alerts = [rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule]
+    told = re.findall(r"^\| `(Camserve\w+)` \|", section("Watch it"), re.MULTILINE)
+
+    assert sorted(told) == sorted(alerts)
+
+
+def test_every_statistic_is_named() -> None:
+    """By the name that the label `stat` has."""
+    assert {*STATISTICS, CLASS} <= set(CODE.findall(section("Watch it")))
