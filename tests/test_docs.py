@@ -158,4 +158,4 @@ def test_every_alert_has_a_row() -> None:
 
 def test_every_statistic_is_named() -> None:
     """By the name that the label `stat` has."""
-    assert {*STATISTICS, CLASS} <= set(CODE.findall(section("Watch it")))
+    assert {*STATISTICS, CLASS} == set(names([row[0] for row in table("Watch it")]))
