@@ -26,6 +26,7 @@ from camserve.explainer import Explainer
 from camserve.images import Preprocess
 from camserve.labels import Labels
 from camserve.mapstats import Scale
+from camserve.memory import keep_freed_memory
 from camserve.metrics import undeclared
 from camserve.monitor import Monitor, open_monitor
 from camserve.page import page
@@ -52,6 +53,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         Raises:
             ConfigError: in one line, what in the archive's configuration is wrong and what is accepted.
         """
+        keep_freed_memory()
         super().initialize(context)
         settings = getattr(self, "model_yaml_config", None) or {}
         self.config = Config.from_mapping(settings.get("explain"))
@@ -59,7 +61,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         preprocess = self._preprocess_of(self.config)
         height, width = preprocess(Image.new("RGB", PROBE)).shape[1:]
         size = (height, width)
-        self.backend = open_backend(self.model, self.config, size, self.device)
+        self.backend = open_backend(self.model, self.config, size, self.device, fold=True)
         self.labels = labels = Labels(self.backend.outputs, self.mapping)
         digest = _sha256(Path(self.model_pt_path)) if self.model_pt_path else ""
         version = str(context.manifest["model"].get("modelVersion", ""))

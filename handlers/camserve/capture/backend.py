@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from camserve.capture.base import Capture, Context, Setting
+from camserve.capture.fold import fold_norms
 from camserve.capture.kinds import beginning, looked_at, opened
 from camserve.capture.layers import LayerInfo
 from camserve.capture.layout import logits_of, synthetic_picture
@@ -40,13 +41,14 @@ class Backend:
     maps: tuple[LayerInfo, ...] = ()
 
 
-def open_backend(model: object, config: Config, size: tuple[int, int], device: torch.device) -> Backend:
+def open_backend(model: object, config: Config, size: tuple[int, int], device: torch.device, *, fold: bool = False) -> Backend:
     """Prepares a model for pictures of `size` = (height, width).
 
     The model is an eager module, a TorchScript module, an exported program or its restored module (`load_exported`), and may
     be compiled: then predictions run compiled, and explanations run what was compiled.
 
-    Freezes the model's parameters, and may change an eager model's memory format.
+    Freezes the model's parameters, and may change an eager model's memory format and, with `fold`, its weights (`fold_norms`):
+    who goes on to save them must not ask for that.
 
     Raises:
         ConfigError: it does not run on such pictures; a layer does not exist, has no map or decides nothing; or none is given
@@ -65,6 +67,8 @@ def open_backend(model: object, config: Config, size: tuple[int, int], device: t
     heads = {layer: pooled_head(own, site, pictures, found.outputs) for layer, site in sites.items()}
     known = {layer: head for layer, head in heads.items() if head is not None}
     eager: Any = getattr(model, "_orig_mod", model)
+    if fold and own.kind == "eager":
+        fold_norms(eager, pictures, layers)
     channels_last = own.kind == "eager" and choose_memory_format(eager, pictures, config.channels_last)
     compiled = eager is not model
     context = precision_context(config.precision, device)
