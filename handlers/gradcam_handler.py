@@ -5,6 +5,7 @@ An archive names this file as its handler. TorchServe wants exactly one class in
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import logging
 import time
@@ -92,6 +93,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
                 self.config, self.backend, labels, self.info, size, listed=None if self._hooks().predictions_of else listed
             ),
             "weights": f"sha256:{digest}",
+            "device": str(self.device),
             "monitor": monitor.described() if monitor else None,
         }
         self._self_test(size)
@@ -131,8 +133,9 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         return self._answered(calls)
 
     def describe_handle(self) -> dict[str, Any]:
-        """What `GET /models/{model}?customized=true` shows as `customizedMetadata`."""
-        return self.metadata
+        """What `GET /models/{model}?customized=true` shows as `customizedMetadata`; `time` is the worker's clock."""
+        now = datetime.datetime.now(datetime.timezone.utc)
+        return {**self.metadata, "time": now.isoformat(timespec="seconds")}
 
     def _answered(self, calls: Sequence[Call]) -> list[bytes]:
         replies = self.pipeline.run(calls)
