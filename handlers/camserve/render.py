@@ -33,10 +33,14 @@ SCALES = {
 BETWEEN = 16
 """How finely a colour table is interpolated between its 256 colours."""
 
+_QUICK_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # not in older releases of OpenCV
+    _QUICK_PNG += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+"""A blend of a photograph, 640 x 480: 10 ms and 456 KiB. Trying every filter for each row takes 17 ms and gives 430 KiB; zlib's
+default strategy takes 19 ms at level 1 and gives 454 KiB."""
+
 _ENCODERS: dict[str, tuple[str, list[int], int]] = {
-    # At 640 x 480, a blend of a photograph: 26 ms and 397 KiB, where zlib's default strategy takes 98 ms and 447 KiB at level 1,
-    # and 494 ms and 413 KiB at level 6.
-    "png": (".png", [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE], 1_000_000),
+    "png": (".png", [*_QUICK_PNG], 1_000_000),
     "jpeg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 90], 65_500),
     "webp": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 90], 16_383),
 }
