@@ -6,14 +6,12 @@ Exit status 0 where nothing is wrong (advice does not count), 1 where something 
 from __future__ import annotations
 
 import argparse
-import datetime
 import io
 import ipaddress
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
@@ -22,24 +20,12 @@ from requests.auth import AuthBase
 from rich.console import Console
 from rich.markup import escape
 
+from camserve.tools.checkup import Finding, of_version
 from camserve.tools.console import ToolError, command_of, fail
 from camserve.tools.token import token_from
 
 TIMEOUT = 30.0
 """Seconds that one question may take."""
-MAX_BATCH_DELAY = 50
-"""Milliseconds of `maxBatchDelay` from which a lone request notices."""
-MAX_CLOCK_DIFFERENCE = 60.0
-"""Seconds by which a worker may have started in the future."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at. `level`: `ok`, `advice` (works, but not as well as it could) or `wrong`; `mend`: what to do."""
-
-    level: str
-    what: str
-    mend: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,82 +182,18 @@ def _examine_metrics(addresses: Addresses, get: Get) -> tuple[str, list[Finding]
         mend = "metrics_mode=prometheus in config.properties (not log, its default)"
         return text, [Finding("wrong", "/metrics is empty", mend)]
     if "camserve_" not in text:
-        what = "/metrics has nothing of camserve's: TorchServe drops metrics that its metrics_config does not declare"
-        return text, [Finding("wrong", what, "metrics_config=.../camserve/metrics.yaml in config.properties")]
+        what = "/metrics has nothing of camserve's: the server's metrics_config does not declare it, or no archive is monitored"
+        return text, [Finding("wrong", what, "metrics_config=.../camserve/metrics.yaml in config.properties; monitor: true")]
     return text, [Finding("ok", f"{addresses.metrics}/metrics exports camserve's metrics")]
 
 
 def _examine_model(name: str, addresses: Addresses, session: requests.Session, exported: str) -> Iterator[Finding]:
-    answer = session.get(f"{addresses.management}/models/{name}/all?customized=true", timeout=TIMEOUT)
-    if answer.status_code != 200:
-        yield Finding(
-            "wrong",
-            f"{name}: its handler cannot describe itself (status {answer.status_code})",
-            "if service_envelope is set, remove it: envelopes break batches, and camserve reads KServe's bodies itself",
-        )
-        return
-    for told in answer.json():
-        yield from _examine_version(f"{name} {told['modelVersion']}", told, exported)
+    url = f"{addresses.management}/models/{name}"
+    for version in session.get(f"{url}/all", timeout=TIMEOUT).json():
+        number = version["modelVersion"]  # of all versions at once, TorchServe leaves out what the handlers say
+        answer = session.get(f"{url}/{number}?customized=true", timeout=TIMEOUT)
+        yield from of_version(f"{name} {number}", answer.json()[0] if answer.status_code == 200 else version, exported)
     yield _examine_answer(name, addresses, session)
-
-
-def _examine_version(name: str, told: Mapping[str, Any], exported: str) -> Iterator[Finding]:
-    ready = [worker for worker in told["workers"] if worker["status"] == "READY"]
-    if len(ready) < max(1, told["minWorkers"]):
-        yield Finding("wrong", f"{name}: {len(ready)} of {told['minWorkers']} workers are ready", "the log says why")
-    if told["batchSize"] == 1:
-        yield Finding(
-            "advice",
-            f"{name}: batchSize is 1, so every request is a forward pass of its own",
-            "batchSize: 8 in model-config.yaml, or package with --batch-size",
-        )
-    elif told["maxBatchDelay"] > MAX_BATCH_DELAY:
-        yield Finding(
-            "advice",
-            f"{name}: a lone request waits {told['maxBatchDelay']} ms for a batch to fill",
-            "maxBatchDelay: 10 or less; under load batches fill by themselves",
-        )
-    if told.get("clientTimeoutInMills"):
-        yield Finding("wrong", f"{name}: clientTimeoutInMills is set: requests beyond it are never answered", "remove it")
-    if any(_starts_in_future(worker) for worker in ready):
-        yield Finding("wrong", f"{name}: a worker started in the future: the clocks differ", "synchronise the clocks (NTP)")
-    yield from _examine_device(name, told, ready)
-    yield from _examine_metadata(name, told.get("customizedMetadata") or {}, exported)
-
-
-def _starts_in_future(worker: Mapping[str, Any]) -> bool:
-    try:
-        started = datetime.datetime.fromisoformat(str(worker["startTime"]).replace("Z", "+00:00"))
-    except (KeyError, ValueError):
-        return False
-    ahead = started.astimezone(datetime.timezone.utc) - datetime.datetime.now(datetime.timezone.utc)
-    return ahead.total_seconds() > MAX_CLOCK_DIFFERENCE
-
-
-def _examine_device(name: str, told: Mapping[str, Any], ready: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    if told.get("deviceType") == "gpu" and ready and not any(worker.get("gpu") for worker in ready):
-        yield Finding(
-            "wrong",
-            f"{name}: asks for a GPU and runs on the CPU: TorchServe saw none",
-            "check nvidia-smi where the server runs, and that CUDA_VISIBLE_DEVICES holds numbers",
-        )
-
-
-def _examine_metadata(name: str, metadata: Mapping[str, Any], exported: str) -> Iterator[Finding]:
-    if "camserve" not in metadata:
-        yield Finding("wrong", f"{name}: its handler is not camserve's", f"{command_of('package')} makes archives that explain")
-        return
-    yield Finding("ok", f"{name}: camserve {metadata['camserve']}, layer {metadata['layer']}, weights {metadata['weights'][:19]}")
-    monitor = metadata.get("monitor")
-    if monitor is None:
-        why = "the archive turns it off" if "camserve_" in exported else "the server does not declare camserve's metrics"
-        yield Finding("advice", f"{name}: nothing is monitored: {why}", "monitor: true in model-config.yaml, and metrics_config")
-    elif monitor.get("reference") is None:
-        yield Finding(
-            "advice",
-            f"{name}: no reference, so drift is not watched: {monitor.get('why', '')}",
-            f"{command_of('reference')} --archive NAME.mar GOOD_PICTURES",
-        )
 
 
 def _examine_answer(name: str, addresses: Addresses, session: requests.Session) -> Finding:

@@ -1,0 +1,133 @@
+"""The doctor's look at one version of a model, as TorchServe's management address and the version's handler describe it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from camserve.tools.console import command_of
+
+MAX_BATCH_DELAY = 50
+"""Milliseconds of `maxBatchDelay` from which a lone request notices."""
+MIN_TIMEOUT = 10
+"""Seconds below which `responseTimeout` and `startupTimeout` end workers that are merely busy."""
+MAX_CLOCK_DIFFERENCE = 60.0
+"""Seconds by which the server's clock may differ from this machine's."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `level`: `ok`, `advice` (works, but not as well as it could) or `wrong`; `mend`: what to do."""
+
+    level: str
+    what: str
+    mend: str = ""
+
+
+def of_version(name: str, told: Mapping[str, Any], exported: str) -> Iterator[Finding]:
+    """What is to be said of one version.
+
+    Args:
+        name: the model and its version, as findings call it.
+        told: the management address's description, with `customizedMetadata` where the handler gives it.
+        exported: the text of the metrics address; "" where it cannot be read.
+    """
+    ready = [worker for worker in told["workers"] if worker["status"] == "READY"]
+    if len(ready) < max(1, told["minWorkers"]):
+        yield Finding("wrong", f"{name}: {len(ready)} of {told['minWorkers']} workers are ready", "the log says why")
+    yield from _batching(name, told)
+    yield from _timeouts(name, told)
+    metadata = told.get("customizedMetadata")
+    if not ready:
+        return
+    if not isinstance(metadata, Mapping):
+        yield Finding(
+            "wrong",
+            f"{name}: its handler does not describe itself",
+            "if service_envelope is set, remove it: envelopes break batches, and camserve reads KServe's bodies itself; "
+            f"if not, the handler is not camserve's: {command_of('package')} makes archives that explain",
+        )
+        return
+    if "camserve" not in metadata:
+        yield Finding("wrong", f"{name}: its handler is not camserve's", f"{command_of('package')} makes archives that explain")
+        return
+    yield Finding("ok", f"{name}: camserve {metadata['camserve']}, layer {metadata['layer']}, weights {metadata['weights'][:19]}")
+    yield from _device(name, told, ready, str(metadata.get("device", "")))
+    yield from _clock(name, metadata)
+    yield from _monitoring(name, metadata, exported)
+
+
+def _batching(name: str, told: Mapping[str, Any]) -> Iterator[Finding]:
+    if told["batchSize"] == 1:
+        yield Finding(
+            "advice",
+            f"{name}: batchSize is 1, so every request is a forward pass of its own",
+            "batchSize: 8 in model-config.yaml, or package with --batch-size",
+        )
+    elif told["maxBatchDelay"] > MAX_BATCH_DELAY:
+        yield Finding(
+            "advice",
+            f"{name}: a lone request waits {told['maxBatchDelay']} ms for a batch to fill",
+            "maxBatchDelay: 10 or less; under load batches fill by themselves",
+        )
+
+
+def _timeouts(name: str, told: Mapping[str, Any]) -> Iterator[Finding]:
+    if told.get("clientTimeoutInMills"):
+        yield Finding("wrong", f"{name}: clientTimeoutInMills is set: requests beyond it are never answered", "remove it")
+    for key, what in (("responseTimeout", "answers"), ("startupTimeout", "loads")):
+        seconds = told.get(key)
+        if isinstance(seconds, int) and 0 <= seconds < MIN_TIMEOUT:
+            yield Finding(
+                "wrong", f"{name}: {key} is {seconds} s: a worker that {what} more slowly is ended", f"{key}: 120 or more"
+            )
+
+
+def _device(name: str, told: Mapping[str, Any], ready: Sequence[Mapping[str, Any]], device: str) -> Iterator[Finding]:
+    given = any(worker.get("gpu") for worker in ready)
+    if given and device == "cpu":
+        yield Finding(
+            "wrong",
+            f"{name}: has a GPU and runs on the CPU: torch does not see it",
+            "install a torch that is built for the machine's CUDA; CUDA_VISIBLE_DEVICES must hold numbers",
+        )
+    elif told.get("deviceType") == "gpu" and not given:
+        yield Finding(
+            "wrong",
+            f"{name}: asks for a GPU and runs on the CPU: TorchServe saw none",
+            "check nvidia-smi where the server runs, and that CUDA_VISIBLE_DEVICES holds numbers",
+        )
+    elif device:
+        yield Finding("ok", f"{name}: runs on {device}")
+
+
+def _clock(name: str, metadata: Mapping[str, Any]) -> Iterator[Finding]:
+    try:
+        then = datetime.datetime.fromisoformat(str(metadata["time"]))
+    except (KeyError, ValueError):
+        return
+    ahead = (then - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+    if abs(ahead) > MAX_CLOCK_DIFFERENCE:
+        side = "ahead" if ahead > 0 else "behind"
+        yield Finding(
+            "wrong",
+            f"{name}: the worker's clock is {abs(ahead):.0f} s {side} of this machine's",
+            "synchronise the clocks (NTP): tokens expire by them, and Prometheus places counts by its own",
+        )
+
+
+def _monitoring(name: str, metadata: Mapping[str, Any], exported: str) -> Iterator[Finding]:
+    monitor = metadata.get("monitor")
+    if monitor is None:
+        why = "the archive turns it off" if "camserve_" in exported else "off in the archive, or undeclared by the server"
+        yield Finding("advice", f"{name}: nothing is monitored: {why}", "monitor: true in model-config.yaml, and metrics_config")
+    elif monitor.get("reference") is None:
+        yield Finding(
+            "advice",
+            f"{name}: no reference, so drift is not watched: {monitor.get('why', '')}",
+            f"{command_of('reference')} --archive NAME.mar GOOD_PICTURES",
+        )
+    else:
+        yield Finding("ok", f"{name}: drift is watched, against {monitor['reference']['images']} pictures")
