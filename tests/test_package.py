@@ -122,7 +122,7 @@ def test_settings_are_those_that_were_given_or_decided(tiny: tuple[Path, str]) -
             "minWorkers": 1,
             "maxWorkers": 1,
             "batchSize": 4,
-            "maxBatchDelay": 10,
+            "maxBatchDelay": 1,
             "responseTimeout": 120,
             "startupTimeout": 300,
             "jobQueueSize": 1000,

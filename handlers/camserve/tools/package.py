@@ -30,7 +30,7 @@ DEFAULTS = {
     "minWorkers": 1,
     "maxWorkers": 1,
     "batchSize": 8,
-    "maxBatchDelay": 10,
+    "maxBatchDelay": 1,
     "responseTimeout": 120,
     "startupTimeout": 300,
     "jobQueueSize": 1000,
@@ -70,9 +70,11 @@ def parser() -> argparse.ArgumentParser:
     archive.add_argument("--force", action="store_true", help="replace an archive that exists")
     server = made.add_argument_group("how it is served")
     server.add_argument("--batch-size", metavar="N", type=_count, help="most requests in a batch (8)")
-    delay = "how long a batch waits for more, in milliseconds (10)"
+    delay = "how long a batch waits for more, in milliseconds (1: under load batches fill by themselves)"
     server.add_argument("--max-batch-delay", metavar="MS", type=_count, help=delay)
     server.add_argument("--workers", metavar="N", type=_count, help="worker processes (1)")
+    queue = "most waiting requests, which lie in Java's memory; beyond, the answer is 503 (1000)"
+    server.add_argument("--job-queue-size", metavar="N", type=_count, help=queue)
     keys.add_flags(made.add_argument_group("how it explains: the section `explain:` of model-config.yaml"))
     return made
 
@@ -228,6 +230,7 @@ def _server_settings(options: argparse.Namespace) -> dict[str, int]:
         "maxWorkers": options.workers,
         "batchSize": options.batch_size,
         "maxBatchDelay": options.max_batch_delay,
+        "jobQueueSize": options.job_queue_size,
     }
     return {name: value for name, value in given.items() if value is not None}
 
