@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +105,10 @@ def test_an_archive_agrees_with_itself(tmp_path: Path, pictures: Path) -> None:
 
     assert (status, told["pictures"], told["exceeded"]) == (0, 4, [])
     assert [Path(name).name for name in told["failed"]] == ["broken.png"]  # type: ignore[attr-defined]
+    assert (told["first"], told["second"]) == ("first 1.0", "second 1.0")
     assert "bright <b>" not in page
     assert "content-security-policy" in page
+    assert not re.search(r"""(?:src|href)=["'](?!data:)|url\(|@import""", page)
 
 
 def test_another_model_goes_beyond_its_limits(tmp_path: Path, pictures: Path) -> None:
@@ -113,6 +116,35 @@ def test_another_model_goes_beyond_its_limits(tmp_path: Path, pictures: Path) ->
     status, told, _ = compared_with(tmp_path, pictures, [1, 5, 5, 5, 5, 5], "--max-rank-loss", "0.05")
 
     assert (status, told["exceeded"]) == (1, ["rank-loss"])
+
+
+def test_archives_of_one_name_are_told_apart_by_their_files(tmp_path: Path, pictures: Path) -> None:
+    """The usual case: a new build of the model that is served."""
+    builds = [archive(tmp_path / folder / "model", labels=LABELS) for folder in ("old", "new")]
+    told, page = tmp_path / "told.json", tmp_path / "report.html"
+    assert compare.main([*map(str, builds), str(pictures), "--json", str(told), "--html", str(page)]) == 0
+    found = json.loads(told.read_text())
+
+    assert (found["first"], found["second"]) == (f"model 1.0 ({builds[0]})", f"model 1.0 ({builds[1]})")
+
+
+def test_a_figure_that_cannot_be_measured_does_not_keep_its_limit() -> None:
+    """Maps that say nothing must not pass for maps that agree."""
+    row = compared("a.png", result(np.zeros((4, 4), np.float32), ("zero",)), result(np.eye(4, dtype=np.float32)))
+    told = compare.report(compare.parser().parse_args(["a", "b", "c", "--max-shift", "1"]), [Named(), Named()], [row], {})
+
+    assert told["figures"]["shift"] is None
+    assert told["exceeded"] == ["shift"]
+
+
+class Named:
+    """Somebody to ask, by name only."""
+
+    name = "m 1.0"
+
+    def ask(self, picture: bytes, options: object) -> dict[str, object]:
+        """Nothing is asked of it."""
+        raise NotImplementedError
 
 
 def test_nothing_to_compare_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,9 +95,12 @@ def report(
     """The run's figures: `figures` by limit's name, `limits` as asked for, and the names of those that are `exceeded`."""
     figures = {limit.name: limit.value(rows) for limit in LIMITS}
     limits = {limit.name: getattr(options, f"max_{limit.name}".replace("-", "_")) for limit in LIMITS}
+    names = [asker.name for asker in askers]
+    if names[0] == names[1]:
+        names = [f"{name} ({path})" for name, path in zip(names, (options.first, options.second), strict=True)]
     return {
-        "first": askers[0].name,
-        "second": askers[1].name,
+        "first": names[0],
+        "second": names[1],
         "pictures": len(rows),
         "failed": dict(failed),
         "figures": figures,
