@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests import build
+from tests.outside import outside
 from tests.skips import pytest_collection_modifyitems, pytest_sessionfinish, pytest_terminal_summary
 from tests.visits import chromium, visit  # noqa: F401 fixtures
 
@@ -31,7 +33,12 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def live(demo_store: Path) -> Iterator[Server]:
-    """A real TorchServe with the archives of `demo_store` and the repository's config.properties, on free ports."""
+def live(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A real TorchServe with the archives of `demo_store` and the repository's config.properties, on free ports; with
+    CAMSERVE_URL the one there, which must serve the same archives and want no token."""
+    if os.environ.get("CAMSERVE_URL"):
+        yield outside(os.environ["CAMSERVE_URL"])
+        return
+    demo_store = request.getfixturevalue("demo_store")
     with Server(demo_store, config=ROOT / "config.properties", port=0) as server:
         yield server

@@ -363,3 +363,29 @@ def test_the_overlays_change_what_they_say(from_store: list[Any]) -> None:
     assert list(volume) == ["emptyDir", "name"]
     assert {"name": "models", "mountPath": "/models"} in pod["initContainers"][0]["volumeMounts"]
     assert one(from_store, "NetworkPolicy")["spec"]["egress"]
+
+
+# ------------------------------------------------------------------ the guide
+
+
+def test_every_alert_is_in_the_operations_guide() -> None:
+    """With its severity; and the guide names no alert that there is not."""
+    rules = [rule for group in yaml.safe_load(text("deploy/prometheus/rules.yml"))["groups"] for rule in group["rules"]]
+    told = dict(re.findall(r"^\| `(Camserve\w+)` \| (\w+) \|", text("deploy/README.md"), re.MULTILINE))
+
+    assert told == {rule["alert"]: rule["labels"]["severity"] for rule in rules if "alert" in rule}
+
+
+@pytest.mark.parametrize("page", ["deploy/README.md", "SECURITY.md"])
+def test_the_guides_name_what_exists(page: str) -> None:
+    """Files of the repository, flags of its tools, and settings of the image."""
+    words = {word for code in re.findall(r"`([^`\n]+)`", text(page)) for word in code.split()}
+    paths = {word.rstrip(":,") for word in words if re.match(r"(deploy|scripts|tests|benchmarks)/[\w./-]+$", word)}
+    assert paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    from camserve.tools import package, serve
+
+    flags = set(re.findall(r"--[a-z][a-z-]+", package.parser().format_help() + serve.parser().format_help()))
+    for tool in ("serve", "package"):
+        for line in re.findall(rf"(?:scripts/{tool}\.py|camserve {tool}) ([^`\n]+)", text(page)):
+            assert set(re.findall(r"--[a-z][a-z-]+", line)) <= flags, line

@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""Tries the built image as an engine would run it: no root, nothing writable but /tmp, no capabilities, a network of its own.
+
+    buildah bud --format docker -t camserve .
+    deploy/try_image.py --model-store DIR [pytest's arguments]
+
+Starts it, waits until it is ready, asks with and without a token, stops it under load, and prints what it found; then starts it
+without tokens and runs the tests of the contract from outside against it (by default those of ARCHIVES, which --model-store
+must hold as `tests/conftest.py` packages them). Needs root, buildah and bubblewrap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent
+URL = "http://127.0.0.1:8080"
+CAT = (ROOT / "examples" / "cat.jpg").read_bytes()
+TESTS = ("tests/test_live.py", "tests/test_contract_live.py", "tests/test_kserve_live.py", "tests/test_abuse.py")
+CLUSTER = ("--config", "/opt/camserve/deploy/torchserve/cluster.properties")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Everything; the exit status of the tests."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-store", type=Path, required=True, metavar="DIR", help="archives, mounted at /models")
+    parser.add_argument("--image", default="localhost/camserve", help="default: localhost/camserve")
+    parser.add_argument("--no-tests", action="store_true", help="only start, ask and stop")
+    options, rest = parser.parse_known_args(argv)
+    if not os.environ.get("CAMSERVE_OWN_NETWORK"):
+        return in_own_network(sys.argv)
+    with image(options.image) as (folder, config):
+        container = Container(folder, config, options.model_store.resolve())
+        with container.started("--models", "efficientnet_lite0"):
+            with_tokens(container)
+            stop_under_load(container)
+        if options.no_tests:
+            return 0
+        with container.started(*CLUSTER):
+            environment = os.environ | {"CAMSERVE_URL": URL, "CAMSERVE_LOG": container.log.name}
+            command = [sys.executable, "-m", "pytest", "-q", "-m", "live", *(rest or TESTS)]
+            return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def in_own_network(arguments: Sequence[str]) -> int:
+    """This program again, in a network that holds nothing but its own loopback."""
+    command = ["bwrap", "--dev-bind", "/", "/", "--unshare-net", "--cap-add", "ALL", "--setenv", "CAMSERVE_OWN_NETWORK", "1"]
+    return subprocess.run([*command, sys.executable, *arguments], check=False).returncode
+
+
+def buildah(*arguments: str) -> str:
+    """What a buildah command prints."""
+    return subprocess.run(["buildah", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@contextmanager
+def image(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Where the image's files are mounted, and its configuration."""
+    container = buildah("from", "--pull-never", name)
+    try:
+        config = json.loads(buildah("inspect", container))["Docker"]["config"]
+        folder = Path(buildah("mount", container))
+        (folder / "models").mkdir(exist_ok=True)  # as engines make mount points
+        yield folder, config
+    finally:
+        buildah("rm", container)
+
+
+class Container:
+    """One run after another of the image whose files are in `folder`."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], store: Path) -> None:
+        self.config, self.store, self.folder = config, store, folder
+
+    @contextmanager
+    def started(self, *arguments: str) -> Iterator[None]:
+        """Runs the entry point with `arguments` until it is ready; afterwards it is gone, whatever happened."""
+        environment = [word for pair in self.config["Env"] for word in ("--setenv", *pair.split("=", 1))]
+        user, _, group = self.config["User"].partition(":")
+        box = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--as-pid-1", "--new-session"]
+        box += [
+            "--uid",
+            user,
+            "--gid",
+            group,
+            "--cap-drop",
+            "ALL",
+            "--clearenv",
+            *environment,
+            "--chdir",
+            self.config["WorkingDir"],
+        ]
+        box += ["--ro-bind", str(self.folder), "/", "--ro-bind", str(self.store), "/models"]
+        box += ["--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev"]
+        began = time.monotonic()
+        with tempfile.NamedTemporaryFile("w+") as log:
+            self.log = log
+            self.process = subprocess.Popen([*box, *self.config["Entrypoint"], *arguments], stdout=log, stderr=subprocess.STDOUT)
+            try:
+                health = self.wait_ready()
+                print(f"ready after {time.monotonic() - began:.1f} s, by its health check ({health} times not yet before)")
+                yield
+            finally:
+                self.process.kill()
+                self.process.wait()
+
+    @property
+    def init(self) -> psutil.Process:
+        """Process 1 inside."""
+        (child,) = psutil.Process(self.process.pid).children()
+        return child
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """A command inside, as `docker exec` runs it."""
+        join = [
+            "nsenter",
+            "-t",
+            str(self.init.pid),
+            "-U",
+            "-m",
+            "-p",
+            "--preserve-credentials",
+            f"--wdns={self.config['WorkingDir']}",
+        ]
+        environment = dict(pair.split("=", 1) for pair in self.config["Env"])
+        return subprocess.run([*join, *command], env=environment, capture_output=True, text=True, check=False)
+
+    def wait_ready(self) -> int:
+        """Asks the image's health check until it says yes; how often it said no."""
+        kind, *command = self.config["Healthcheck"]["Test"]
+        assert kind == "CMD"
+        for refusals in range(240):
+            assert self.process.poll() is None, self.said()
+            if self.run(*command).returncode == 0:
+                return refusals
+            time.sleep(0.5)
+        raise SystemExit(f"error: not ready\n{self.said()}")
+
+    def said(self) -> str:
+        """The log so far."""
+        self.log.seek(0)
+        return self.log.read()
+
+
+def with_tokens(container: Container) -> None:
+    """A request needs a token; what runs is no root and writes nowhere but to /tmp."""
+    keys = json.loads(container.run("cat", "key_file.json").stdout)
+    bearer = {"Authorization": f"Bearer {keys['inference']['key']}"}
+    refused = requests.put(f"{URL}/explanations/efficientnet_lite0", data=CAT, timeout=60)
+    answered = requests.put(f"{URL}/explanations/efficientnet_lite0", data=CAT, headers=bearer, timeout=60)
+    assert (refused.status_code, answered.status_code) == (400, 200), (refused.text, answered.text)
+    print(f"without a token: 400 {refused.json()['type']}; with: {answered.json()['classes'][0]}")
+    assert container.run("id", "-u").stdout.strip() == "10001"
+    for path in ("/opt/camserve/x", "/models/x", "/x"):
+        assert "Read-only" in container.run("touch", path).stderr, path
+    assert not re.search("CapEff:\\s*[^0\\s]", Path(f"/proc/{container.init.pid}/status").read_text().split("CapBnd")[0])
+    children = container.init.children(recursive=True)
+    print("processes:", ", ".join(f"{each.name()} {each.memory_info().rss / 2**20:.0f} MiB" for each in children))
+    container.keys = keys  # type: ignore[attr-defined]
+
+
+def stop_under_load(container: Container) -> None:
+    """SIGTERM to process 1 while requests are in flight: each is answered, then the exit status is 0."""
+    keys = container.keys  # type: ignore[attr-defined]
+    headers = {"Authorization": f"Bearer {keys['inference']['key']}", "content-type": "application/json"}
+    body = json.dumps({"data": base64.b64encode(CAT).decode(), "top_k": 10, "overlay": True})
+
+    def ask(_: int) -> int:
+        return requests.post(f"{URL}/explanations/efficientnet_lite0", data=body, headers=headers, timeout=120).status_code
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = [pool.submit(ask, index) for index in range(16)]
+        time.sleep(0.5)
+        waiting = sum(not answer.done() for answer in answers)
+        began = time.monotonic()
+        container.init.send_signal(signal.SIGTERM)
+        statuses = [answer.result() for answer in answers]
+        status = container.process.wait(60)
+    took = time.monotonic() - began
+    print(f"stopped with {waiting} of 16 requests open: answers {set(statuses)}, exit status {status} after {took:.1f} s")
+    assert (set(statuses), status) == ({200}, 0)
+    lines = container.said().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert all({"time", "level", "logger", "message"} <= record.keys() for record in records)
+    assert not any(key["key"] in line for key in keys.values() for line in lines)
+    print(f"log: {len(lines)} lines, each an object; no token among them")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
