@@ -10,13 +10,16 @@ from pathlib import Path
 def cores() -> int:
     """Cores that this process may use: its affinity, and a container's limit where there is one; at least 1."""
     count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, min(count, _quota(Path("/sys/fs/cgroup/cpu.max"), count)))
+    return max(1, min(count, _quota(Path("/sys/fs/cgroup"), count)))
 
 
-def _quota(path: Path, default: int) -> int:
-    """The cores that a control group (version 2) grants, rounded up: `cpu.max` holds microseconds of how many."""
-    try:
-        granted, period = path.read_text("ascii").split()
-        return default if granted == "max" else -(-int(granted) // int(period))
-    except (OSError, ValueError):
-        return default
+def _quota(root: Path, default: int) -> int:
+    """The cores that a control group grants, rounded up: microseconds of how many. Version 2 has both in `cpu.max`, version 1
+    in two files, -1 for no limit."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            granted, period = " ".join((root / name).read_text("ascii") for name in files).split()
+            return default if granted in ("max", "-1") else -(-int(granted) // int(period))
+        except (OSError, ValueError):
+            continue
+    return default
