@@ -42,7 +42,7 @@ def _transparent() -> bytes:
 FORMS = {
     "jpeg that says it is upside down": lambda: _turned("JPEG", 3),
     "jpeg that says it lies on its side": lambda: _turned("JPEG", 6),
-    "png that says it lies on its side": lambda: _turned("PNG", 8),
+    "png that says it is upside down": lambda: _turned("PNG", 3),
     "webp that says it is upside down": lambda: _turned("WEBP", 3),
     "png with transparency": _transparent,
     "png of 16-bit grey": lambda: bytes(
