@@ -24,6 +24,7 @@ from camserve.groups import chunks, is_out_of_memory, run_halving
 from camserve.images import Preprocess, open_picture
 from camserve.labels import Labels
 from camserve.looks import Look, rows_of
+from camserve.memory import give_back
 from camserve.negotiate import PICTURES
 from camserve.request import Call, Item, Page, Parser, Request
 from camserve.response import Answer, Explanation, ImageInfo, Reply, Responder, Score, failure
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+LARGE = 16_000_000
+"""Pixels of one batch's pictures from which on their memory is given back: each thread that decodes would keep its own."""
 
 _UNSEEN = RequestError(500, "InternalError", "the model did not see this picture")
 
@@ -92,6 +96,7 @@ class Pipeline:
         self._hooks = hooks or Hooks()
         self._page = page or failure(RequestError(400, "NoImage", "the body is empty"))
         self.watcher = watcher or explainer.watcher
+        self._pixels = 0
         self._threads = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)), thread_name_prefix="camserve")
 
     @property
@@ -107,6 +112,9 @@ class Pipeline:
         """One reply for each call, in order. Never raises for what a call holds."""
         with self.watcher.stage("batch"):
             replies = self._replies(calls)
+        if self._pixels > LARGE or any(reply.status == 507 for reply in replies):
+            give_back()
+        self._pixels = 0
         for call, reply in zip(calls, replies, strict=True):
             self.watcher.replied(_mode(call, reply), reply.status, len(reply.body))
         return replies
@@ -117,6 +125,7 @@ class Pipeline:
         if len(calls) > 1:
             for position, reply in enumerate(replies):
                 if reply.status == 507:
+                    give_back()
                     replies[position] = self._together([calls[position]])[0]
         return replies
 
@@ -129,6 +138,7 @@ class Pipeline:
             for item in request.items
         ]
         prepared = self._map(lambda entry: self._prepare(entry[2], explain=entry[1]), entries)
+        self._pixels += sum(_pixels(entry) for entry in prepared)
         seen = self._seen(prepared)
         answers = self._map(lambda pair: self._answer(*pair), zip(prepared, seen, strict=True))
         gathered: dict[int, list[Answer | RequestError]] = {}
@@ -290,6 +300,12 @@ def _mode(call: Call, reply: Reply) -> str:
     if reply.content_type.startswith("text/html"):
         return "page"
     return "explain" if call.explain else "predict"
+
+
+def _pixels(entry: Prepared | RequestError) -> int:
+    if isinstance(entry, RequestError) or entry.picture is None:
+        return 0
+    return entry.picture.width * entry.picture.height
 
 
 def _want(entry: Prepared) -> Want | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -15,9 +16,9 @@ def keep_freed_memory() -> bool:
     """Lets glibc keep what is freed for the next allocation; whether it does.
 
     By default it gives each large tensor back to the kernel and gets empty pages for the next, which then fault one by one:
-    with EfficientNet-Lite0 that takes a third of a forward pass on the CPU. The process keeps what it needed at its peak,
-    which it has to be able to get anyway. Left alone where there is no glibc, and where the environment settles it
-    (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`).
+    with EfficientNet-Lite0 that takes a third of a forward pass on the CPU. The process keeps what each of its threads needed
+    at its peak; `give_back` is for peaks that are rare. Left alone where there is no glibc, and where the environment settles
+    it (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`).
     """
     if sys.platform != "linux" or any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")):
         return False
@@ -26,3 +27,9 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):
         return False
     return bool(mallopt(_TRIM_THRESHOLD, KEPT) and mallopt(_MMAP_THRESHOLD, KEPT))
+
+
+def give_back() -> None:
+    """Returns to the kernel what lies free in the heap of every thread; nothing where there is no glibc."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,239 @@
+"""What goes wrong on the server's side: workers that are killed, poisoned or short of memory, too much to do, a new version."""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import psutil
+import requests
+from benchmarks.traffic import FAILED, REFUSED, RIGHT, Ask, Outcome, Traffic, tally, wait_until
+from tests.build import encoded
+
+from camserve.tools.server import drain
+from camserve.tools.server.management import Management
+from camserve.tools.server.server import Server
+
+PROMPT = 30.0
+"""Seconds within which a full queue must be told; a limit for hanging, not a promise of speed."""
+WHITE = bytes(encoded(np.full((64, 64, 3), 255, np.uint8)))
+
+
+@dataclass
+class Row:
+    """One line of the table: what was done, under which conditions, what came of the requests, and what is to complain about."""
+
+    fault: str
+    conditions: str
+    outcomes: Sequence[Outcome]
+    figures: str = ""
+    complaints: list[str] = field(default_factory=list)
+
+    def allow(self, *verdicts: str) -> Row:
+        """Complains about every answer that is neither right nor of one of `verdicts`."""
+        bad = [each for each in self.outcomes if each.verdict not in (RIGHT, *verdicts)]
+        self.complaints += [f"{each.verdict}: {each.status} {each.words}" for each in bad[:5]]
+        self.complaints += [f"... {len(bad) - 5} more of this kind"] if len(bad) > 5 else []
+        if not any(each.verdict == RIGHT for each in self.outcomes):
+            self.complaints.append("no request was answered")
+        return self
+
+
+def workers(server: Server) -> list[psutil.Process]:
+    """The workers that are ready, by the management address; only processes that this server started."""
+    management = Management(server.management_url)
+    try:
+        ready = [each["pid"] for model in management.models() or [] for each in model["workers"] if each["status"] == "READY"]
+    finally:
+        management.close()
+    return [psutil.Process(pid) for pid in set(ready) & set(server.pids)]
+
+
+def all_again(traffic: Traffic) -> list[str]:
+    """Each request once more, alone: what is not right."""
+    again = [traffic.ask(number) for number in range(len(traffic.asks))]
+    return [f"afterwards: {each.verdict}: {each.status} {each.words}" for each in again if each.verdict != RIGHT]
+
+
+def killed(server: Server, traffic: Traffic, *, kills: int, every: float, clients: int, batch: int, count: int) -> Row:
+    """A worker, of `count`, gets SIGKILL every so many seconds: only the batch that it had may fail, and it comes back."""
+    moments: list[float] = []
+    begun = time.monotonic()
+    with traffic.running(clients):
+        for _ in range(kills):
+            time.sleep(every)
+            wait_until(lambda: bool(workers(server)), "a worker ready")
+            victim = workers(server)[0]
+            moments.append(time.monotonic())
+            victim.send_signal(signal.SIGKILL)
+    back = _back(server, count, moments[-1])
+    outcomes = traffic.since(begun)
+    row = Row(
+        "a worker is killed", f"SIGKILL every {every:g} s, {count} workers, batches of {batch}, {clients} clients", outcomes,
+        f"{kills} kills; all workers ready {back:.0f} s after the last",
+    ).allow(FAILED)  # fmt: skip
+    row.complaints += _beyond(outcomes, [(moment, moment) for moment in moments], batch) + all_again(traffic)
+    return row
+
+
+def poisoned(server: Server, traffic: Traffic, *, times: int, every: float, clients: int, batch: int, model: str) -> Row:
+    """A picture breaks the CUDA context: the worker ends with the batch that it had, and a new one takes over."""
+    trigger = Traffic(server.url, [Ask(f"/explanations/{model}", WHITE)])
+    before = {each.pid for each in workers(server)}
+    seen = set(before)
+    begun = time.monotonic()
+    with traffic.running(clients):
+        for _ in range(times):
+            time.sleep(every)
+            trigger.ask()
+            seen |= _newcomers(server, seen)
+    back = _back(server, 1, trigger.outcomes[-1].ended)
+    outcomes = traffic.since(begun)
+    row = Row(
+        "a CUDA context is poisoned", f"{times} times, {clients} clients, batches of {batch}; the model raises what torch would",
+        outcomes, f"{len(seen - before)} workers replaced; ready {back:.0f} s after the last",
+    ).allow(FAILED)  # fmt: skip
+    row.complaints += [f"the picture that breaks it got {each.status}" for each in trigger.outcomes if each.status < 500]
+    row.complaints += _beyond(outcomes, [(each.begun, each.ended) for each in trigger.outcomes], batch) + all_again(traffic)
+    return row
+
+
+def _newcomers(server: Server, known: set[int]) -> set[int]:
+    """Waits for a worker that is not one of the `known`; those that there are."""
+    wait_until(lambda: any(each.pid not in known for each in workers(server)), "another worker")
+    return {each.pid for each in workers(server)} - known
+
+
+def overloaded(traffic: Traffic, *, seconds: float, times: float, queue: int, clients: int) -> Row:
+    """`times` as many requests as it can answer: what it cannot take is refused at once, and the rest is answered in time."""
+    capacity = _rate(traffic, clients, seconds / 4)
+    begun = time.monotonic()
+    traffic.flood(times * capacity, seconds, most=queue + 200)
+    outcomes = traffic.since(begun)
+    took = [each.seconds for each in outcomes if each.verdict == RIGHT]
+    told = [each.seconds for each in outcomes if each.verdict == REFUSED]
+    settled = time.monotonic()
+    again = all_again(traffic)
+    settled = time.monotonic() - settled
+    after = _rate(traffic, clients, seconds / 4)
+    offered = len(outcomes) / (max(each.begun for each in outcomes) - begun)
+    row = Row(
+        f"{times:g} times as many requests as it can answer",
+        f"{capacity:.0f}/s are possible, {offered:.0f}/s came for {seconds:g} s, queue of {queue}", outcomes,
+        f"answered in {_spread(took)}, refused in {_spread(told)}; afterwards all {len(traffic.asks)} kinds alone in "
+        f"{settled:.1f} s, and {after:.0f}/s",
+    ).allow(REFUSED)  # fmt: skip
+    row.complaints += again
+    row.complaints += [] if told else ["nothing was refused: this was no overload"]
+    row.complaints += [f"a refusal took {max(told):.0f} s"] if told and max(told) > PROMPT else []
+    return row
+
+
+def starved(server: Server, traffic: Traffic, *, room: int, seconds: float, clients: int, big: Ask) -> Row:
+    """The worker's memory is limited to `room` MiB more than it has: a large picture gets a 507, small ones their answers."""
+    large = Traffic(server.url, [big])
+    (worker,) = workers(server)
+    with traffic.running(clients):
+        time.sleep(min(2, seconds / 4))
+        before = worker.rlimit(psutil.RLIMIT_AS)
+        limit = worker.memory_info().vms + room * 2**20
+        worker.rlimit(psutil.RLIMIT_AS, (limit, before[1]))
+        begun = time.monotonic()
+        while time.monotonic() - begun < seconds:
+            large.ask()
+        ended = time.monotonic()
+        worker.rlimit(psutil.RLIMIT_AS, before)
+    during = list(large.outcomes)
+    large.learn()
+    outcomes = [each for each in traffic.since(begun) if each.begun < ended]
+    told = ", ".join(sorted({str(each.status) for each in during}))
+    row = Row(
+        "memory is short", f"RLIMIT_AS {room} MiB above its size, pictures of 49 megapixels among small ones, {clients} clients",
+        outcomes, f"{len(during)} large pictures got {told}; afterwards {large.ask().status}",
+    ).allow()  # fmt: skip
+    row.complaints += [f"large: {each.status} {each.words}" for each in during if not each.words.startswith("OutOfMemory")]
+    row.complaints += [f"afterwards large: {each.words}" for each in large.outcomes[len(during) :] if each.verdict != RIGHT]
+    row.complaints += [] if [each.pid for each in workers(server)] == [worker.pid] else ["the worker was replaced"]
+    row.complaints += all_again(traffic)
+    return row
+
+
+def replaced(server: Server, traffic: Traffic, *, model: str, file: str, seconds: float, clients: int) -> Row:
+    """Version 2.0 takes the place of 1.0 under load: registered, made the default, the old one idle and then unregistered."""
+    fresh = Traffic(server.url, [Ask(each.path.replace(model, f"{model}/2.0"), each.body, each.headers) for each in traffic.asks])
+    begun = time.monotonic()
+    with traffic.running(clients):
+        time.sleep(seconds / 3)
+        _manage(server, "POST", f"models?url={file}&initial_workers=1&synchronous=true")
+        fresh.learn()
+        traffic.adopt(fresh)
+        _manage(server, "PUT", f"models/{model}/2.0/set-default")
+        switched = time.monotonic()
+        waited = _idle(server, model, "1.0")
+        _manage(server, "DELETE", f"models/{model}/1.0")
+        gone = time.monotonic()
+        time.sleep(seconds / 3)
+    outcomes = traffic.since(begun)
+    row = Row(
+        "a new version under load", f"register, set default, wait until idle, unregister; {clients} clients", outcomes,
+        f"old version idle after {waited:.1f} s, unregistered {gone - switched:.1f} s after the switch",
+    ).allow()  # fmt: skip
+    traffic.forget()
+    row.complaints += [] if any(each.begun > gone for each in outcomes) else ["nothing was asked after the change"]
+    row.complaints += all_again(traffic)
+    return row
+
+
+def _manage(server: Server, method: str, path: str) -> None:
+    answer = requests.request(method, f"{server.management_url}/{path}", timeout=120)
+    if answer.status_code != 200:
+        raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
+
+
+def _idle(server: Server, model: str, version: str) -> float:
+    """Waits until a version has no request in its queue, and its worker none in its hands; the seconds that it took."""
+    quiet: list[object] = []
+
+    def idle() -> bool:
+        (found,) = requests.get(f"{server.management_url}/models/{model}/{version}", timeout=30).json()
+        marks = [drain.mark(each["pid"]) for each in found["workers"]]
+        busy = found["jobQueueStatus"]["pendingRequests"] > 0 or any(at_work for at_work, _ in marks)
+        quiet[:] = [] if busy or quiet[:1] != [marks] else [*quiet, marks]
+        quiet[:] = quiet or ([] if busy else [marks])
+        return len(quiet) > 10
+
+    return wait_until(idle, f"version {version} idle")
+
+
+def _back(server: Server, count: int, moment: float) -> float:
+    wait_until(lambda: len(workers(server)) == count, f"{count} workers ready")
+    return time.monotonic() - moment
+
+
+def _beyond(outcomes: Iterable[Outcome], faults: Sequence[tuple[float, float]], batch: int) -> list[str]:
+    """Failures that no fault excuses: of requests that were not in progress, or more than one batch for each."""
+    failed = [each for each in outcomes if each.verdict == FAILED]
+    strange = [each for each in failed if not any(each.begun <= end and begin <= each.ended for begin, end in faults)]
+    found = [f"failed without a fault: {each.status} {each.words}" for each in strange[:5]]
+    return found + ([f"{len(failed)} failed of {len(faults)} batches of {batch}"] if len(failed) > len(faults) * batch else [])
+
+
+def _rate(traffic: Traffic, clients: int, seconds: float) -> float:
+    """Right answers a second with `clients` that wait for theirs."""
+    begun = time.monotonic()
+    with traffic.running(clients):
+        time.sleep(seconds)
+    verdicts = tally(traffic.since(begun))
+    if set(verdicts) - {RIGHT}:
+        raise RuntimeError(f"without overload: {dict(verdicts)}")
+    return verdicts[RIGHT] / (time.monotonic() - begun)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "no time"
+    return f"{statistics.median(values):.2f} s (99 %: {np.quantile(values, 0.99):.2f}, longest {max(values):.2f})"

@@ -1,0 +1,139 @@
+"""`scripts/serve.py` as its users start it: stopped with requests in progress, and with no room for its log."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+import requests
+from benchmarks.hardships import Row, all_again
+from benchmarks.traffic import Outcome, Traffic, mixed, wait_until
+
+from camserve.tools.server.addresses import Addresses, Settings
+from camserve.tools.server.management import Management
+
+ROOT = Path(__file__).resolve().parent.parent
+FULL = Path("/dev/full")
+
+
+def free_port() -> int:
+    """A port that is free, with the two above it."""
+    return Addresses.choose(Settings.read(None), 0).http[0][2]
+
+
+@contextlib.contextmanager
+def served(
+    store: Path, model: str, port: int, *arguments: str, output: IO[bytes]
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """`scripts/serve.py`, ready; its URL, and its process, which is ended on leaving."""
+    command = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--model-store", str(store), "--models", model]
+    command += ["--config", str(ROOT / "config.properties"), "--port", str(port), "--drain", "120", *arguments]
+    process = subprocess.Popen(command, stdout=output, stderr=output, cwd=store)
+    management = Management(f"http://127.0.0.1:{port + 1}")
+
+    def ready() -> bool:
+        if process.poll() is not None:
+            raise RuntimeError(f"serve.py ended with {process.returncode}")
+        models = management.models()
+        return bool(models) and all(each["status"] == "READY" for each in models[0]["workers"])
+
+    try:
+        wait_until(ready, "ready")
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        management.close()
+        if process.poll() is None:
+            process.kill()  # takes Java and the workers with it
+        process.wait()
+
+
+def stopped(store: Path, model: str, *, count: int) -> Row:
+    """SIGTERM with all of the requests in the worker and in its queue: each gets its answer, and the exit status is 0."""
+    with tempfile.TemporaryFile() as output, served(store, model, free_port(), "--log-dir", "-", output=output) as (url, process):
+        traffic = Traffic(url, mixed(model), clients=count)
+        traffic.learn()
+        sent, status, took = _ended(traffic, process, count)
+    row = Row(
+        "SIGTERM with requests in progress", f"{count} requests at once, in one worker and its queue", sent,
+        f"exit status {status}, {took:.1f} s after the signal",
+    ).allow()  # fmt: skip
+    row.complaints += [] if status == 0 else [f"exit status {status}"]
+    return row
+
+
+def full_disk(store: Path, model: str, *, seconds: float, clients: int, tmpfs: bool) -> Row:
+    """The log cannot be written, wherever it goes; the server serves, drains and ends as ever."""
+    outcomes: list[Outcome] = []
+    complaints: list[str] = []
+    tried = [("standard output", _to_output), ("log file", _to_file)] + ([("tmpfs of 64 KiB", _to_tmpfs)] if tmpfs else [])
+    for name, place in tried:
+        port = free_port()
+        with place(port) as (logs, output), served(store, model, port, "--log-dir", logs, output=output) as (url, process):
+            traffic = Traffic(url, mixed(model), clients)
+            traffic.learn()
+            begun = time.monotonic()
+            with traffic.running(clients):
+                time.sleep(seconds)
+            complaints += [f"{name}: {each}" for each in all_again(traffic)]
+            sent, status, _ = _ended(traffic, process, clients)
+            outcomes += traffic.since(begun)
+            complaints += [] if status == 0 else [f"{name}: exit status {status}"]
+            complaints += [] if sent else [f"{name}: nothing was in progress"]
+    conditions = f"{', '.join(name for name, _ in tried)}; {seconds:g} s each, {clients} clients"
+    row = Row("no room for the log", conditions, outcomes, "stopped by SIGTERM with requests in progress: exit status 0")
+    row.complaints = complaints
+    return row.allow()
+
+
+def _ended(traffic: Traffic, process: subprocess.Popen[bytes], count: int) -> tuple[Sequence[Outcome], int, float]:
+    """Sends requests, then SIGTERM once the server has them all; what came of them, the exit status, and the seconds."""
+    before = _arrived(traffic)
+    with ThreadPoolExecutor(count) as pool:
+        futures = [pool.submit(traffic.ask) for _ in range(count)]
+        wait_until(lambda: _arrived(traffic) >= before + count, "the requests arrived")
+        begun = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(180)
+        took = time.monotonic() - begun
+        return [future.result() for future in futures], status, took
+
+
+def _arrived(traffic: Traffic) -> float:
+    text = requests.get(f"http://{traffic.host}:{traffic.port + 2}/metrics", timeout=30).text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("ts_inference_requests_total{"))
+
+
+Place = tuple[str, IO[bytes]]
+
+
+@contextlib.contextmanager
+def _to_output(_port: int) -> Iterator[Place]:
+    with FULL.open("wb", buffering=0) as output:
+        yield "-", output
+
+
+@contextlib.contextmanager
+def _to_file(port: int) -> Iterator[Place]:
+    """A log file that is there and cannot grow; what the command itself says finds no room either."""
+    with tempfile.TemporaryDirectory() as folder, FULL.open("wb", buffering=0) as output:
+        Path(folder, f"serve-{port}.log").symlink_to(FULL)
+        yield folder, output
+
+
+@contextlib.contextmanager
+def _to_tmpfs(_port: int) -> Iterator[Place]:
+    """A disk that the log fills in a moment (root only)."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=True)
+        try:
+            yield folder, output
+        finally:
+            subprocess.run(["umount", folder], check=True)
