@@ -1,0 +1,102 @@
+"""Speed: the engine against its own forward pass and other libraries, live servers against the stock handler's, scaling, memory.
+
+    apt-get install wrk && pip install -e '.[test,benchmark]'
+    python benchmarks/run.py                                    # all of it: about an hour on two cores that do nothing else
+    python benchmarks/run.py --quick                            # two minutes: whether everything runs; writes nothing that lasts
+    python benchmarks/run.py --only live --models resnet50      # one part, or one part of one model
+
+Prints every figure and the conditions under which it was taken. Keeps each part's figures in benchmarks/results/, and makes the
+tables and plots of benchmarks/README.md of all that lie there. Ratios are taken in turns, round by round, after a warm-up: their
+median and quartiles. Figures are worth keeping only from a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
+
+from benchmarks.speed import archives, report  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.markdown import Markdown  # noqa: E402
+
+PARTS = ("engine", "live", "profile", "scaling", "memory")
+Found = dict[str, Any]
+
+
+def parts(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Callable[[], Found]]:
+    """What is to be measured, by the names under which it is kept."""
+    from benchmarks.speed import engine, live, memory, scaling  # noqa: PLC0415 only now is it known that all is installed
+
+    quick, rounds, seconds = options.quick, options.rounds, options.seconds
+    found: dict[str, Callable[[], Found]] = {"engine": lambda: engine.measure(rounds, say, 2 if quick else engine.BATCH)}
+    for model in options.models:
+        found[f"live-{model}"] = partial(live.measure, model, rounds, seconds, say)
+    for model in options.models:
+        found[f"profile-{model}"] = partial(live.profile, model, 2 * seconds, say)
+    found["scaling-engine"] = lambda: scaling.engine(min(rounds, 5), say, quick)
+    found["scaling-server"] = lambda: scaling.server(min(rounds, 3), seconds, say)
+    for model in options.models[:1]:
+        counts = (20, 60) if quick else (memory.FIRST, memory.LAST)
+        found[f"memory-{model}"] = partial(memory.measure, model, say, *counts)
+    return {name: run for name, run in found.items() if name.startswith(tuple(options.only or PARTS))}
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [*PARTS, "scaling-engine", "scaling-server"]
+    parser.add_argument("--only", nargs="+", choices=names, help="these parts (all)")
+    parser.add_argument("--models", nargs="+", default=list(archives.MODELS), choices=archives.MODELS, help="served ones (all)")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds after the warm-up (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=5, help="of a slice of load (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one round, short slices, one served model")
+    parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables again")
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.rounds, options.seconds, options.models = 1, 1, options.models[:1]
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures what is asked for; the exit status."""
+    options, console = parsed(argv), Console()
+    _check(options, console)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) if options.quick else report.RESULTS
+        with console.status("") as status:
+            for name, run in {} if options.tables else parts(options, status.update).items():
+                found = run()
+                report.save(name, found, folder)
+                console.print(Markdown(report.page({name: found}, ())))
+        if not options.quick:
+            _write(folder)
+    return 0
+
+
+def _check(options: argparse.Namespace, console: Console) -> None:
+    """Says which libraries the engine would be compared with and are not there; figures that are kept need them all."""
+    from benchmarks.speed import engine  # noqa: PLC0415
+
+    lacking = engine.missing()
+    if lacking and not options.quick and "engine" in (options.only or PARTS) and not options.tables:
+        raise SystemExit(f"not installed: {', '.join(lacking)}; pip install '.[test,benchmark]'")
+    if lacking:
+        console.print(f"not installed and left out: {', '.join(lacking)}")
+
+
+def _write(folder: Path) -> None:
+    from benchmarks.speed import plots  # noqa: PLC0415
+
+    found = report.load(folder)
+    report.write(found, report.README, plots.draw(found, report.FOLDER / "plots"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Live servers: ours beside the stock handler's, with the same weights, preprocessing, picture, load and batch."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+from benchmarks.speed import archives
+from benchmarks.speed.conditions import Spread, alternate, conditions, java_version, ratios
+from benchmarks.speed.load import Slice, load, wrk_version
+
+from camserve.tools.server.server import Server
+
+CONFIG = archives.ROOT / "config.properties"
+CONNECTIONS = 16
+PNG = "image/png"
+STAGE = re.compile(r'^camserve_stage_seconds_(sum|count)\{[^}]*stage="(\w+)"[^}]*\} (\S+)', re.MULTILINE)
+FLUSH = 2.5
+"""Seconds after which a monitor with an interval of one second has told what it knows."""
+
+
+@contextmanager
+def served(store: Path, names: Sequence[str]) -> Iterator[list[Server]]:
+    """A server of its own for each archive, so that each worker has the threads that it would have alone."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(Server(store, [name], config=CONFIG, port=0)) for name in names]
+
+
+def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """One model: predictions and explanations a second of ours and of the stock handler's, in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder)
+        say(f"{model}: packaging")
+        archives.ours(store, model)
+        names = [archives.stock(store, model), model, archives.variant(store, model, f"{model}_alone", batchSize=1)]
+        picture = archives.photograph(store)
+        size = picture.stat().st_size
+        say(f"{model}: starting three servers")
+        with served(store, names) as (stock, ours, alone):
+            moved = _difference(f"{stock.url}/predictions/{names[0]}", f"{ours.url}/predictions/{model}", picture)
+            work = _slices(names, [server.url for server in (stock, ours, alone)], picture, seconds)
+            found = alternate(work, rounds, lambda text: say(f"{model}, {text}"))
+            say(f"{model}: the stock handler's explanations")
+            slow = load(stock.url, names[0], picture, seconds=max(20.0, 10 * seconds), share=1.0)
+    told = conditions(
+        model=f"{model}, {'ImageNet' if model == archives.DEMO else 'random'} weights",
+        picture=f"photograph, JPEG, 640 x 480, {size / 1024:.0f} KiB",
+        load=f"{wrk_version()}, one thread, {CONNECTIONS} connections, {seconds:g} s a slice, {rounds} rounds",
+        server="one worker each, batchSize 8 and maxBatchDelay as packaged for both; monitoring as packaged (on)",
+        java=java_version(),
+    )
+    rates = {name: Spread.of(values).__dict__ for name, values in found.items()}
+    rates["stock, explanations"] = Spread.of([slow.rate]).__dict__
+    return {"conditions": told, "rows": _rows(found, slow), "rates": rates, "moved": moved}
+
+
+def _slices(names: Sequence[str], urls: Sequence[str], picture: Path, seconds: float) -> dict[str, Callable[[], float]]:
+    """What is measured in turns: answers a second, or the median latency of a lone connection in seconds."""
+    (stock, ours, alone), (stock_url, url, alone_url) = names, urls
+    return {
+        "stock, predictions": lambda: load(stock_url, stock, picture, seconds=seconds).rate,
+        "ours, predictions": lambda: load(url, ours, picture, seconds=seconds).rate,
+        "ours, explanations, JSON": lambda: load(url, ours, picture, seconds=seconds, share=1.0).rate,
+        "ours, explanations, PNG": lambda: load(url, ours, picture, seconds=seconds, share=1.0, accept=PNG).rate,
+        "lone prediction": lambda: load(alone_url, alone, picture, seconds=seconds / 2, connections=1).p50,
+        "lone explanation": lambda: load(alone_url, alone, picture, seconds=seconds / 2, connections=1, share=1.0).p50,
+    }
+
+
+def _difference(one: str, other: str, picture: Path) -> float:
+    """The largest difference between two answers' probabilities.
+
+    Raises:
+        RuntimeError: the classes or their order differ.
+    """
+    body = picture.read_bytes()
+    first, second = (requests.post(url, data=body, timeout=120).json() for url in (one, other))
+    if list(first) != list(second):
+        raise RuntimeError(f"the predictions differ: {first} and {second}")
+    return max(abs(first[label] - second[label]) for label in first)
+
+
+def _rows(found: Mapping[str, list[float]], slow: Slice) -> list[dict[str, Any]]:
+    predictions = found["ours, predictions"]
+    drawn = 0.75
+    compared = (
+        ("explanations/s (JSON) over our own predictions/s", found["ours, explanations, JSON"], predictions, 0.95, "least"),
+        (
+            "explanations/s (overlay PNG) over our own predictions/s",
+            found["ours, explanations, PNG"],
+            predictions,
+            drawn,
+            "least",
+        ),
+        ("our predictions/s over the stock handler's", predictions, found["stock, predictions"], 1.5, "least"),
+        (
+            "our explanations/s over the stock handler's",
+            found["ours, explanations, JSON"],
+            [slow.rate] * len(predictions),
+            100,
+            "least",
+        ),
+        (
+            "one connection, batchSize 1: explanation p50 over prediction p50",
+            found["lone explanation"],
+            found["lone prediction"],
+            1.15,
+            "most",
+        ),
+    )
+    return [
+        {"what": words, "goal": goal, "side": side, **Spread.of(ratios(above, below)).__dict__}
+        for words, above, below, goal, side in compared
+    ]
+
+
+def profile(model: str, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Where a picture's time goes: stages inside the worker and what the processes use of the cores, for each kind of request."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder)
+        archives.ours(store, model, None, "--monitor", '{"rate": 1, "interval": 1}')
+        names = [model, archives.stock(store, model)]
+        picture = archives.photograph(store)
+        with served(store, names) as (ours, stock):
+            rows = []
+            kinds = (
+                ("predictions", 0.0, "*/*"),
+                ("explanations, JSON", 1.0, "application/json"),
+                ("explanations, PNG", 1.0, PNG),
+            )
+            for words, share, accept in kinds:
+                say(f"{model}: profile of {words}")
+                rows.append({"what": f"ours, {words}", **_profiled(ours, model, picture, seconds, share=share, accept=accept)})
+            rows.append({"what": "stock, predictions", **_profiled(stock, names[1], picture, seconds, share=0.0, accept="*/*")})
+    told = conditions(model=model, load=f"{CONNECTIONS} connections, {seconds:g} s each", picture="photograph, JPEG, 640 x 480")
+    return {"conditions": told, "rows_ms": rows}
+
+
+def _profiled(server: Server, model: str, picture: Path, seconds: float, *, share: float, accept: str) -> dict[str, float]:
+    """Milliseconds a picture: of the clock, of each stage, and of processor time that Java, the worker and wrk used."""
+    load(server.url, model, picture, seconds=2, share=share, accept=accept)
+    time.sleep(FLUSH)
+    before, used = _stages(server), _used(server)
+    done = load(server.url, model, picture, seconds=seconds, share=share, accept=accept)
+    spent = {name: value - used[name] for name, value in _used(server).items()}
+    time.sleep(FLUSH)
+    stages = {name: value - before.get(name, 0.0) for name, value in _stages(server).items()}
+    per_picture = 1000 / done.requests
+    return {
+        "clock": 1000 / done.rate,
+        **{f"stage {name}": value * per_picture for name, value in stages.items()},
+        **{f"{name} used": value * per_picture for name, value in spent.items()},
+        "wrk used": done.generator * seconds * per_picture,
+    }
+
+
+def _stages(server: Server) -> dict[str, float]:
+    """Seconds that the stages took so far, all pictures and threads together."""
+    text = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
+    return {stage: float(value) for kind, stage, value in STAGE.findall(text) if kind == "sum"}
+
+
+def _used(server: Server) -> dict[str, float]:
+    """Processor seconds that Java and its workers used so far."""
+    java, *others = (psutil.Process(pid) for pid in server.pids)
+    return {"Java": _seconds(java), "worker": sum(_seconds(each) for each in others)}
+
+
+def _seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
