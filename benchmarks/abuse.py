@@ -2,10 +2,11 @@
 
     python benchmarks/abuse.py                                # 10,000 requests to a small classifier
     python benchmarks/abuse.py --archive model_store/NAME.mar
+    python benchmarks/abuse.py --live                         # over HTTP, to a TorchServe of its own
 
 A known good request rides along in each batch, and its answer is compared. What fails the run: any other status; an error that
 does not have the contract's shape, or shows a path, a traceback or an address; an exception out of the service, or one that it
-logs as a fault of its own; a neighbour's changed answer; and memory that grows.
+logs as a fault of its own; a neighbour's changed answer; memory that grows; live also a worker that ends, and a forged log line.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ import torch  # noqa: E402
 from benchmarks import bad_pictures, bad_requests, bad_text  # noqa: E402
 from benchmarks.bad_pictures import Case  # noqa: E402
 from PIL import Image  # noqa: E402
+from rich import box  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -64,6 +66,7 @@ class Report:
     statuses: dict[str, Counter[int]] = field(default_factory=lambda: {name: Counter() for name in CATEGORIES})
     failures: list[str] = field(default_factory=list)
     memory: tuple[float, float] = (0, 0)
+    peak: float = 0
     slowest: tuple[float, str] = (0, "")
     seconds: float = 0
 
@@ -73,44 +76,69 @@ class Report:
         return sum(sum(each.values()) for each in self.statuses.values())
 
 
+class InProcess:
+    """An archive's service in this process, as TorchServe's worker runs it. `faults` gets what is to be reported besides."""
+
+    def __init__(self, service: Any) -> None:
+        self.service = service
+        self.faults: list[str] = []
+
+    def ask(self, cases: Sequence[Case]) -> list[Response]:
+        """One batch."""
+        return ask(self.service, [each.row for each in cases])
+
+    def judge(self, sent: Case, answer: Response) -> str:
+        """What is wrong with an answer; "" for nothing."""
+        return complaint(sent, answer)
+
+    def memory(self) -> float:
+        """The process's memory, in MiB."""
+        gc.collect()
+        return float(psutil.Process().memory_info().rss) / 2**20
+
+    def peak(self) -> float:
+        """The most memory that the process ever took, in MiB."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def case(category: str, seed: int, number: int) -> Case:
     """The `number`-th request of a category."""
     return CATEGORIES[category](random.Random(f"{seed} {category} {number}"))
 
 
 def run(service: Any, count: int, seed: int = 0, batch: int = 8, tick: Callable[[int], object] = lambda _: None) -> Report:
-    """Sends `count` bad requests of all categories in turn, `batch - 1` and a good one at a time; `tick` is told the progress."""
+    """Sends `count` requests in turn, `batch - 1` and a good one at a time, to an `InProcess` or what asks and judges as it."""
     report = Report()
-    good = Row({"body": bytearray(bad_pictures.good_picture())}, {"X-Explain-Top-K": "2"}, explain=True)
+    good = Case(Row({"body": bytearray(bad_pictures.good_picture())}, {"X-Explain-Top-K": "2"}, explain=True), (200,))
     places = [(name, number) for number in range(-(-count // len(CATEGORIES))) for name in CATEGORIES][:count]
     started = time.perf_counter()
     with watched() as faults:
-        (right,) = ask(service, [good])
+        (right,) = service.ask([good])
         for start in range(0, count, batch - 1):
             names = places[start : start + batch - 1]
             begun = time.perf_counter()
             _one_batch(service, names, [case(name, seed, number) for name, number in names], (good, right), report)
             took = time.perf_counter() - begun
             report.slowest = max(report.slowest, (took, ", ".join(f"{name} {number}" for name, number in names)))
-            report.failures += [f"{names}: {fault}" for fault in faults]
+            report.failures += [f"{names}: {fault}" for fault in [*faults, *service.faults]]
             faults.clear()
+            service.faults.clear()
             if start < count / 10 <= start + batch - 1:
-                report.memory = (resident(), 0)
+                report.memory = (service.memory(), 0)
             tick(len(names))
-    report.memory = (report.memory[0], resident())
+    report.memory, report.peak = (report.memory[0], service.memory()), service.peak()
     report.seconds = time.perf_counter() - started
     return report
 
 
 def _one_batch(
-    service: Any, names: Sequence[tuple[str, int]], cases: Sequence[Case], known: tuple[Row, Response], report: Report
+    service: Any, names: Sequence[tuple[str, int]], cases: Sequence[Case], known: tuple[Case, Response], report: Report
 ) -> None:
     good, right = known
     place = names[0][1] % (len(cases) + 1)
-    rows = [each.row for each in cases]
-    rows.insert(place, good)
+    sent = [*cases[:place], good, *cases[place:]]
     try:
-        answers = ask(service, rows)
+        answers = service.ask(sent)
     except Exception as error:  # noqa: BLE001 whatever it is, it is a failure to report
         report.failures.append(f"{names}: out of the service: {error!r}")
         return
@@ -120,7 +148,7 @@ def _one_batch(
         report.failures.append(f"{names}: the good request's answer changed: {str(error)[:300]}")
     for (name, number), each, answer in zip(names, cases, answers, strict=True):
         report.statuses[name][answer.status] += 1
-        wrong = complaint(each, answer)
+        wrong = service.judge(each, answer)
         if wrong:
             report.failures.append(f"{name} {number}: {wrong}")
 
@@ -196,12 +224,6 @@ def watched() -> Iterator[list[str]]:
         root.setLevel(level)
 
 
-def resident() -> float:
-    """The process's memory, in MiB."""
-    gc.collect()
-    return float(psutil.Process().memory_info().rss) / 2**20
-
-
 def verdicts(report: Report) -> list[str]:
     """The failures, memory among them."""
     before, after = report.memory
@@ -210,16 +232,15 @@ def verdicts(report: Report) -> list[str]:
 
 
 def show(report: Report, console: Console) -> None:
-    """The table by category, memory, time, and the failures."""
+    """The table by category in Markdown, memory, time, and the failures."""
     columns = (200, 400, 406, 413)
-    table = Table("category", "requests", *map(str, columns), "others")
-    for name, statuses in report.statuses.items():
+    table = Table("category", "requests", *map(str, columns), "others", box=box.MARKDOWN)
+    for name, statuses in {**report.statuses, "all": sum(report.statuses.values(), Counter())}.items():
         others = sum(count for status, count in statuses.items() if status not in columns)
         table.add_row(name, str(sum(statuses.values())), *(str(statuses[status] or "") for status in columns), str(others or ""))
     console.print(table)
     before, after = report.memory
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    console.print(f"memory: {before:.0f} MiB after a tenth, {after:.0f} at the end (limit: {LIMIT} more), peak {peak:.0f}")
+    console.print(f"memory: {before:.0f} MiB after a tenth, {after:.0f} at the end (limit: {LIMIT} more), peak {report.peak:.0f}")
     took, which = report.slowest
     console.print(f"{report.inputs} bad requests in {report.seconds:.0f} s; slowest batch {took:.1f} s ({which})")
     found = verdicts(report)
@@ -231,14 +252,33 @@ def show(report: Report, console: Console) -> None:
 def conditions(options: argparse.Namespace) -> str:
     """What the figures depend on."""
     versions = f"torch {torch.__version__}, Pillow {PIL.__version__}, NumPy {np.__version__}"
-    given = f"seed {options.seed}, batches of {options.batch}, {options.archive or 'a small classifier'}"
+    way = "over HTTP" if options.live else "in process"
+    given = f"seed {options.seed}, batches of {options.batch}, {way}, {options.archive or 'a small classifier'}"
     return f"{date.today()}, Python {platform.python_version()}, {versions}, {psutil.cpu_count()} cores, {given}"
+
+
+@contextlib.contextmanager
+def _in_process(path: Path | None) -> Iterator[InProcess]:
+    """The archive's service, or a small classifier's."""
+    with contextlib.ExitStack() as stack:
+        if path:
+            directory = stack.enter_context(open_archive(path)).directory
+        else:
+            directory = archive(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "small", SMALL, classes=7)
+        yield InProcess(load_service(directory))
+
+
+def _live(path: Path | None) -> contextlib.AbstractContextManager[Any]:
+    from benchmarks.abuse_live import live  # noqa: PLC0415 it imports this
+
+    return live(path, SMALL, ROOT / "config.properties")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs it; 1 where anything failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archive", type=Path, help="a .mar (default: a small classifier with a layer called features)")
+    parser.add_argument("--live", action="store_true", help="over HTTP, to a TorchServe with the archive and one worker")
     parser.add_argument("--inputs", type=int, default=10_000, help="how many bad requests (default: 10000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=8, help="requests of one batch, the good one included (default: 8)")
@@ -247,13 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(conditions(options), highlight=False)
     torch.set_num_threads(2)
     with contextlib.ExitStack() as stack:
-        if options.archive:
-            directory = stack.enter_context(open_archive(options.archive)).directory
-        else:
-            directory = archive(
-                Path(stack.enter_context(tempfile.TemporaryDirectory())) / "small", {**PLAIN, "exif": True}, classes=7
-            )
-        service = load_service(directory)
+        service = stack.enter_context(_live(options.archive) if options.live else _in_process(options.archive))
         progress = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
         task = progress.add_task("abuse", total=options.inputs)
         report = run(service, options.inputs, options.seed, options.batch, lambda count: progress.advance(task, count))

@@ -238,14 +238,19 @@ def test_a_map_that_is_zero_and_a_tensor_fit_too(service: Any) -> None:
 # ------------------------------------------------------------------ a live server
 
 
-@pytest.fixture(scope="module")
-def schema(live: Server) -> Any:
-    """The document of the hostile model, from the management port, as schemathesis reads it; picture files are real ones."""
-    if sys.version_info < (3, 11):
-        pytest.skip(OLD_PYTHON)
+LABELS = {
+    "hostile": sorted(build.HOSTILE.values()),
+    "efficientnet_lite0": ["tabby", "espresso"],
+    "resnet50": ["tabby", "espresso"],
+}
+
+
+@cache
+def schema(live: Server, model: str) -> Any:
+    """A model's document, from the management port, as schemathesis reads it; picture files and labels are real ones."""
     import schemathesis
 
-    (found,) = requests.get(f"{live.management_url}/models/hostile?customized=true", timeout=60).json()
+    (found,) = requests.get(f"{live.management_url}/models/{model}?customized=true", timeout=60).json()
     given_document = copy.deepcopy(found["customizedMetadata"]["openapi"])
     for name in ("V2Infer", "V2Explain"):  # their binary bodies are no picture files; test_kserve_live sends them
         del given_document["components"]["requestBodies"][name]["content"]["application/octet-stream"]
@@ -253,7 +258,7 @@ def schema(live: Server) -> Any:
     text = [base64.b64encode(each).decode() for each in files]
     schemathesis.openapi.format("picture", st.sampled_from(text))
     schemathesis.openapi.format("file", st.sampled_from(text))
-    schemathesis.openapi.format("label", st.sampled_from(sorted(build.HOSTILE.values())))
+    schemathesis.openapi.format("label", st.sampled_from(LABELS[model]))
     schemathesis.openapi.format("targets", st.sampled_from(["[0]", "[0, 2]", " [ 1 ] "]))
     for kind in ("png", "jpeg", "webp", "gif", "tiff", "bmp"):
         schemathesis.openapi.media_type(f"image/{kind}", st.sampled_from(files))
@@ -268,17 +273,24 @@ OPERATIONS = (
     *((f"/v2/models/{{model}}/{verb}", "post") for verb in ("infer", "explain")),
     ("/models/{model}", "get"),
 )
+ASKED = [("hostile", *operation) for operation in OPERATIONS]
+ASKED += [
+    (model, path, "post")
+    for model in ("efficientnet_lite0", "resnet50")
+    for path in ("/explanations/{model}", "/v1/models/{model}:explain", "/v2/models/{model}/explain")
+]
 
 
 @pytest.mark.live
-@pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_live_answers_are_those_of_the_document(live: Server, schema: Any, path: str, method: str) -> None:
+@pytest.mark.skipif(sys.version_info < (3, 11), reason=OLD_PYTHON)
+@pytest.mark.parametrize(("model", "path", "method"), ASKED)
+def test_live_answers_are_those_of_the_document(live: Server, model: str, path: str, method: str) -> None:
     """Schemathesis' requests get documented statuses, content types, headers and bodies; what the document forbids is a 4xx."""
     import schemathesis
     from schemathesis.specs.openapi import checks
 
     base = live.management_url if path == "/models/{model}" else live.url
-    fixed = {"model": "hostile", "version": "1.0"} if "version" in path else {"model": "hostile"}
+    fixed = {"model": model, "version": "1.0"} if "version" in path else {"model": model}
     every = [
         *(checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance),
         *(checks.response_headers_conformance, checks.negative_data_rejection),
@@ -293,7 +305,16 @@ def test_live_answers_are_those_of_the_document(live: Server, schema: Any, path:
         if response.status_code >= 500:  # a form that TorchServe's own frontend cannot read never gets to the worker
             assert response.json()["type"] == "ErrorDataDecoderException"
 
+    operation = schema(live, model)[path][method]
+    for example in _examples(operation):
+        asked(operation.Case(path_parameters=fixed, body=example, media_type=JSON))
     for mode in modes:
-        strategy = schema[path][method].as_strategy(generation_mode=mode, path_parameters=fixed)
+        strategy = operation.as_strategy(generation_mode=mode, path_parameters=fixed)
         settings(BOUNDED, max_examples=4)(given(strategy)(asked))()
-    assert seen[200] or path == "/explanations/{model}"
+    assert seen[200] or (path, method) == ("/explanations/{model}", "get")
+
+
+def _examples(operation: Any) -> list[Any]:
+    """The bodies that the document shows of this operation."""
+    content = resolved(operation.definition.raw.get("requestBody", {}), operation.schema.raw_schema).get("content", {})
+    return [example["value"] for example in content.get(JSON, {}).get("examples", {}).values()]
