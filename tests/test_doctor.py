@@ -112,10 +112,7 @@ def test_an_envelope_and_undeclared_metrics_are_found(wrapped: Server) -> None:
 def metadata(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a real worker's handler says of itself."""
     service = monitored(build.archive(tmp_path_factory.mktemp("doctor") / "m"))
-    handler = service._entry_point.__self__
-    handler.pipeline.watcher._exporter._write = len  # it writes for a server
-    handler.pipeline.watcher.close()
-    described: dict[str, Any] = handler.describe_handle()
+    described: dict[str, Any] = service._entry_point.__self__.describe_handle()
     return described
 
 
@@ -179,8 +176,6 @@ def test_a_reference_of_other_weights_is_told(tmp_path: Path) -> None:
     directory = build.archive(tmp_path / "stale")
     (directory / FILE).write_text("{}")
     handler = monitored(directory)._entry_point.__self__
-    handler.pipeline.watcher._exporter._write = len
-    handler.pipeline.watcher.close()
 
     assert f"{FILE} cannot be read" in one(told(handler.describe_handle()), "no reference").what
 

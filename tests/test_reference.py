@@ -280,6 +280,17 @@ def test_a_worker_bins_the_reference_pictures_into_the_references_counts(made: t
     assert described["reference"] == {"images": 130, "classes": len(found.groups)}
 
 
+def test_every_picture_is_measured_where_maps_take_backward_passes(tmp_path: Path, folder: Path) -> None:
+    """A worker has a budget for that; the reference has none, and knows the runner-up's overlap of all."""
+    curved = "return self.fc(torch.tanh(self.features(x).mean((2, 3))))"
+    path = small.archive(tmp_path / "curved", fault=curved)
+    assert reference.main(["--archive", str(path), str(folder)]) == 0
+    found = Reference.from_json((path / FILE).read_text())
+
+    assert monitored(path)._entry_point.__self__.backend.closed_form == ()
+    assert {name: table.sum() for name, table in found.counts.items()} == dict.fromkeys(STATISTICS, 130)
+
+
 def test_a_server_that_does_not_declare_the_metrics_is_told_nothing(made: tuple[Path, str]) -> None:
     """Without metrics.yaml every line would be dropped; the handler does not measure in vain, and its metadata say so."""
     with archives.open_archive(made[0]) as opened:

@@ -157,8 +157,9 @@ def _ask_all(pipeline: Any, paths: Sequence[Path], progress: Progress) -> dict[P
 
 
 def _first(refused: dict[Path, str]) -> str:
-    path, message = next(iter(refused.items()))
-    return f"for {path} it answers {message}"
+    for path, message in refused.items():
+        return f"for {path} it answers {message}"
+    return "the maps of the others could not be made"
 
 
 def _say(found: Measured, reference: Reference, refused: dict[Path, str], handler: Any, progress: Progress) -> None:
