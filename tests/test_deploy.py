@@ -355,6 +355,7 @@ def test_the_overlays_change_what_they_say(from_store: list[Any]) -> None:
     """A GPU for each pod; archives copied into a folder of the pod's own by an init container that may reach the store."""
     for manifests in (built("overlays/gpu"), from_store):
         (container,) = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+        assert container["resources"]["limits"] == container["resources"]["requests"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert container["livenessProbe"]
     assert "nvidia" not in json.dumps(built("base"))
