@@ -65,7 +65,7 @@ class Report:
 
     statuses: dict[str, Counter[int]] = field(default_factory=lambda: {name: Counter() for name in CATEGORIES})
     failures: list[str] = field(default_factory=list)
-    memory: tuple[float, float] = (0, 0)
+    memory: list[float] = field(default_factory=list)
     peak: float = 0
     slowest: tuple[float, str] = (0, "")
     seconds: float = 0
@@ -123,11 +123,10 @@ def run(service: Any, count: int, seed: int = 0, batch: int = 8, tick: Callable[
             report.failures += [f"{names}: {fault}" for fault in [*faults, *service.faults]]
             faults.clear()
             service.faults.clear()
-            if start < count / 10 <= start + batch - 1:
-                report.memory = (service.memory(), 0)
+            if start * 10 // count < (start + len(names)) * 10 // count:
+                report.memory.append(service.memory())
             tick(len(names))
-    report.memory, report.peak = (report.memory[0], service.memory()), service.peak()
-    report.seconds = time.perf_counter() - started
+    report.peak, report.seconds = service.peak(), time.perf_counter() - started
     return report
 
 
@@ -226,7 +225,7 @@ def watched() -> Iterator[list[str]]:
 
 def verdicts(report: Report) -> list[str]:
     """The failures, memory among them."""
-    before, after = report.memory
+    before, after = report.memory[0], report.memory[-1]
     grown = [f"memory grew from {before:.0f} to {after:.0f} MiB"] if after - before > LIMIT else []
     return report.failures + grown
 
@@ -239,8 +238,10 @@ def show(report: Report, console: Console) -> None:
         others = sum(count for status, count in statuses.items() if status not in columns)
         table.add_row(name, str(sum(statuses.values())), *(str(statuses[status] or "") for status in columns), str(others or ""))
     console.print(table)
-    before, after = report.memory
-    console.print(f"memory: {before:.0f} MiB after a tenth, {after:.0f} at the end (limit: {LIMIT} more), peak {report.peak:.0f}")
+    samples = ", ".join(f"{each:.0f}" for each in report.memory)
+    console.print(
+        f"memory after each tenth: {samples} MiB (limit: {LIMIT} more than after the first); peak {report.peak:.0f} MiB"
+    )
     took, which = report.slowest
     console.print(f"{report.inputs} bad requests in {report.seconds:.0f} s; slowest batch {took:.1f} s ({which})")
     found = verdicts(report)
