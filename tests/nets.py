@@ -152,6 +152,18 @@ class Sequence(nn.Module):
         return self.head(self.mix(self.patch(x).flatten(2).permute(2, 0, 1)).mean(0))
 
 
+class Rooted(nn.Module):
+    """A sequence inside a module: torch 2.4 cannot restore a program of a bare sequence."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Whatever the last part gives."""
+        return self.body(x)
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "pooled": (Pooled, ("features", "stem")),
     "deep": (Deep, ("norm", "relu", "conv")),
@@ -188,18 +200,22 @@ def stored(module: nn.Module, kind: str, example: Tensor) -> object:
     """A module, saved as `kind` and loaded again."""
     if kind == "eager":
         return module
+    file = io.BytesIO(as_file(module, kind, example))
+    return torch.export.load(file) if kind.startswith("exported") else torch.jit.load(file)
+
+
+def as_file(module: nn.Module, kind: str, example: Tensor) -> bytes:
+    """The file of a module, saved as `kind`, which is not eager."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated, and says so
         if kind.startswith("exported"):
             batch = {0: torch.export.Dim("batch")} if kind == "exported" else {}
             torch.export.save(torch.export.export(module, (example,), dynamic_shapes=(batch,)), buffer)
-            buffer.seek(0)
-            return torch.export.load(buffer)
-        made = torch.jit.trace(module, example) if kind == "trace" else torch.jit.script(module)
-        torch.jit.save(torch.jit.freeze(made) if kind == "frozen" else made, buffer)
-        buffer.seek(0)
-        return torch.jit.load(buffer)
+        else:
+            made = torch.jit.trace(module, example) if kind == "trace" else torch.jit.script(module)
+            torch.jit.save(torch.jit.freeze(made) if kind == "frozen" else made, buffer)
+    return buffer.getvalue()
 
 
 def pictures(count: int = 3, seed: int = 0, side: int = SIDE) -> Tensor:

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import re
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from tests import nets, oracle
+from tests.zoo import NAMES, SMALLEST, batch, built, family, parameters, side_of
 from torch import Tensor, nn
 
 from camserve import cam
-from camserve.capture import Backend, open_backend, synthetic_picture
+from camserve.capture import Backend, open_backend
 from camserve.config import Config
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
-CLASSES = 10
 QUICK = 60e6
 """Models of more parameters are slow, but for the smallest of each family."""
 
-NAMES = torchvision.models.list_models(module=torchvision.models)
-
-
-@functools.cache
-def parameters(name: str) -> int:
-    """How many parameters the published model has."""
-    return int(torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
-
-
-def family(name: str) -> str:
-    """`vgg` of `vgg11_bn`."""
-    return re.split(r"[\d_]", name)[0]
-
-
-SMALLEST = {min((name for name in NAMES if family(name) == each), key=parameters) for each in map(family, NAMES)}
 TABLE = [name if parameters(name) <= QUICK or name in SMALLEST else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 EXPECTED = {
@@ -61,45 +44,6 @@ EXPECTED = {
 }
 """What people choose by hand: the last map before pooling; for a transformer that reads one token, what goes into the last
 attention."""
-
-
-def side_of(name: str) -> int:
-    """A picture's side: small, with a map of more than one cell at the end."""
-    if name.startswith("vit"):
-        return 4 * int(name.rsplit("_", 1)[1])
-    return {"maxvit": 224, "inception": 128, "alexnet": 96, "vgg": 96}.get(family(name), 64)
-
-
-def built(name: str) -> nn.Module:
-    """The architecture with random weights, statistics that fit them, and no head of zeros."""
-    torch.manual_seed(0)
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    if name.startswith("vit"):
-        options = {"image_size": side_of(name)}
-    module: nn.Module = torchvision.models.get_model(name, num_classes=CLASSES, **options)
-    for part in module.modules():
-        if isinstance(part, nn.Linear) and not part.weight.any():
-            nn.init.normal_(part.weight, std=0.02)
-    settle(module.eval(), batch(name))
-    return module
-
-
-def settle(module: nn.Module, pictures: Tensor) -> None:
-    """Gives each batch normalisation the statistics of what reaches it, so that activations neither vanish nor explode."""
-
-    def learn(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        norm.running_mean, norm.running_var = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3)) + 1e-3
-
-    handles = [part.register_forward_pre_hook(learn) for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-    with torch.no_grad():
-        module(pictures)
-    for handle in handles:
-        handle.remove()
-
-
-def batch(name: str) -> Tensor:
-    """Two pictures of the architecture's side."""
-    return synthetic_picture((side_of(name), side_of(name)), seed=5)
 
 
 def top_classes(model: nn.Module, pictures: Tensor) -> Tensor:
@@ -152,39 +96,3 @@ def test_every_architecture(name: str) -> None:
     for row in range(2):
         expected = oracle.gradcam_plus_plus(activation[row].numpy(), gradients[row].numpy(), rectify_sum=True)
         np.testing.assert_allclose(maps[row].numpy(), expected, rtol=0, atol=TOLERANCE * expected.max())
-
-
-ARCHIVED = {
-    "alexnet": "script",
-    "convnext_tiny": "trace",
-    "densenet121": "trace",
-    "efficientnet_b0": "script",
-    "googlenet": "trace",
-    "mnasnet0_5": "script",
-    "mobilenet_v2": "script",
-    "mobilenet_v3_large": "trace",
-    "mobilenet_v3_small": "script",
-    "regnet_x_400mf": "script",
-    "regnet_y_400mf": "trace",
-    "resnet18": "script",
-    "shufflenet_v2_x0_5": "script",
-    "squeezenet1_1": "script",
-    "swin_t": "trace",
-    "vit_b_32": "script",
-}
-"""One or two of each family whose size fits, and how they become TorchScript."""
-
-
-@pytest.mark.parametrize("name", ARCHIVED)
-def test_archives_of_other_kinds(name: str) -> None:
-    """TorchScript and exported programs, saved and loaded: the same default layer, and maps equal to the eager model's."""
-    model, pictures = built(name), batch(name)
-    targets = top_classes(model, pictures)
-    eager = opened(name, model)
-    expected = explained(eager, pictures, targets)
-    for kind in (ARCHIVED[name], "exported"):
-        made = opened(name, nets.stored(model, kind, pictures))
-        assert (made.kind, made.layers) == ("exported" if kind == "exported" else "torchscript", eager.layers)
-        assert made.closed_form == eager.closed_form
-        for found, value in zip(explained(made, pictures, targets), expected, strict=True):
-            assert close(found, value)

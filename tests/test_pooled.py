@@ -148,17 +148,17 @@ def test_no_graph_is_made() -> None:
 @pytest.mark.parametrize("kind", ["eager", "script", "exported"])
 def test_pictures_of_another_size_take_autograd(kind: str) -> None:
     """The trial holds for the size that it was made with; others get the gradients of autograd, cell by cell."""
-    model = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(8), nets_mean(), nn.Linear(6, 5)).eval()
+    model = nets.Rooted(nn.Conv2d(3, 6, 3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(8), nets_mean(), nn.Linear(6, 5)).eval()
     if kind == "exported":
         sides = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=16), 3: torch.export.Dim("w", min=16)}
         held: object = torch.export.export(model, (nets.pictures(3, side=48),), dynamic_shapes=(sides,))
     else:
         held = nets.stored(model, kind, nets.pictures(3))
-    made = open_backend(held, Config(layers=("1",), channels_last=False), (nets.SIDE, nets.SIDE), CPU)
-    assert made.closed_form == ("1",)
+    made = open_backend(held, Config(layers=("body.1",), channels_last=False), (nets.SIDE, nets.SIDE), CPU)
+    assert made.closed_form == ("body.1",)
     batch, targets = nets.pictures(2, side=40), torch.tensor([1, 4])
-    _, _, gradient = nets.by_autograd(model, "1", batch, targets)
-    found = made.capture.forward(batch, ["1"]).gradients("1", torch.arange(2), targets)
+    _, _, gradient = nets.by_autograd(model, "body.1", batch, targets)
+    found = made.capture.forward(batch, ["body.1"]).gradients("body.1", torch.arange(2), targets)
     assert found.shape == (2, 6, 10, 10)
     assert torch.allclose(found, gradient, rtol=0, atol=1e-6)
     assert gradient[0, 0].unique().numel() > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import warnings
 import zipfile
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram, unflatten
-from torch.export.unflatten import InterpreterModuleDispatcher
 
 from camserve.capture.base import Capture, Captured, Setting
 from camserve.capture.eager import Eager, EagerModel, freeze, hooked, watched
@@ -22,6 +22,12 @@ from camserve.capture.layers import Site, Survey, Surveyor
 from camserve.capture.layout import first_tensor, logits_of
 from camserve.capture.passes import Pieces, fitting
 from camserve.errors import ConfigError
+
+ANY = sys.maxsize - 1
+"""From here on, a largest number of pictures is none: torch 2.4 has no other word for it."""
+
+DISPATCHER = "InterpreterModuleDispatcher"
+"""torch's class of a module that runs with several graphs and counts its calls; torch 2.4 has none."""
 
 MODE_ERROR = 1e-3
 """How far a picture's scores may change from pass to pass, as a share of the largest."""
@@ -56,16 +62,26 @@ def load_exported(path: str | Path, device: torch.device | str = "cpu") -> nn.Mo
 
 
 def restored(program: ExportedProgram, device: torch.device) -> nn.Module:
-    """The program as a module with submodules, on `device`, its parameters frozen."""
+    """The program as a module with submodules, on `device`, its parameters frozen.
+
+    Raises:
+        ConfigError: this torch cannot restore its submodules.
+    """
     try:
         from torch.export.passes import move_to_device_pass  # noqa: PLC0415 torch 2.4 has no such pass
     except ImportError:
         pass
     else:
         program = move_to_device_pass(program, str(device)) if device.type != "cpu" else program
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch uses here what it deprecates itself
-        module = unflatten(program).to(device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch uses here what it deprecates itself
+            module = unflatten(program).to(device)
+    except Exception as error:
+        raise ConfigError(
+            f"torch {torch.__version__} cannot restore this program's submodules ({type(error).__name__}); a newer torch may, "
+            "or take the model as eager weights or as TorchScript"
+        ) from error
     freeze(module)
     return module
 
@@ -86,6 +102,7 @@ class ExportedModel(EagerModel):
         self.batch = _batch_of(module)
         self._modules: dict[str, str] = {}
         self._calls: dict[str, int] = {}
+        self._classes = _classes_of(module)
         self._check_mode(pictures)
 
     def _check_mode(self, pictures: Tensor) -> None:
@@ -105,25 +122,20 @@ class ExportedModel(EagerModel):
         ran: dict[str, int] = {}
 
         def look(name: str, module: nn.Module, output: Any) -> None:
-            layer = re.sub(r"@\d+", "", name)
+            layer = _plain(name)
             ran[name] = ran.get(name, 0) + 1
             self._modules[layer], self._calls[layer] = name, ran[name]
-            surveyor.look(layer, self.class_of(module), first_tensor(output))
+            surveyor.look(layer, self._classes.get(layer) or self.class_of(module), first_tensor(output))
 
         with torch.no_grad(), watched(self.module, look):
             scores = logits_of(self.module(self.fed(pictures)))
         return surveyor.found(scores)
 
-    def class_of(self, module: nn.Module) -> str:
-        """The name of the class that the module had before it was exported."""
-        name = getattr(module, "type_name", lambda: None)()
-        return str(name or type(module).__name__).rsplit(".", 1)[-1]
-
     def capture(self, sites: Mapping[str, Site], setting: Setting | None = None) -> Capture:
         """A capture at these layers."""
         own = {layer: self._own(site) for layer, site in sites.items()}
         capture: Capture = Eager(self.module, own, setting, self._modules)
-        if any(isinstance(module, InterpreterModuleDispatcher) for module in self.module.modules()):
+        if any(type(module).__name__ == DISPATCHER for module in self.module.modules()):
             capture = OneByOne(capture)
         return Pieces(capture, *self.batch)
 
@@ -138,6 +150,19 @@ class ExportedModel(EagerModel):
         return replace(site, calls=self._calls[site.layer])
 
 
+def _plain(path: str) -> str:
+    """A layer's name, without the number that torch gives to the call of a module that runs with several graphs."""
+    return re.sub(r"@\d+", "", path)
+
+
+def _classes_of(module: nn.Module) -> dict[str, str]:
+    """The names of the classes that the layers had before they were exported: each operation remembers those it stood in."""
+    graphs: list[Any] = [getattr(each, "graph", None) for each in module.modules()]
+    stacks = [node.meta.get("nn_module_stack") or {} for graph in graphs if graph for node in graph.nodes]
+    known = {_plain(path): kind for stack in stacks for path, kind in stack.values()}
+    return {path: str(getattr(kind, "__name__", kind)).rsplit(".", 1)[-1] for path, kind in known.items()}
+
+
 def _batch_of(module: nn.Module) -> tuple[int, int | None]:
     """Fewest and most pictures that the program was exported for; from 2 means any: export takes 1 for a case of its own."""
     placeholder: Any = module.input_placeholders[0]  # type: ignore[index]
@@ -147,7 +172,7 @@ def _batch_of(module: nn.Module) -> tuple[int, int | None]:
     ranges: Any = module.range_constraints
     span = ranges.get(count.node.expr)
     low = int(span.lower) if span else 1
-    high = int(span.upper) if span and span.upper.is_Integer else None
+    high = int(span.upper) if span and span.upper.is_Integer and span.upper < ANY else None
     return (low if low > 2 else 1), high
 
 

@@ -1,0 +1,112 @@
+"""Architectures through packaged archives, of all three kinds: each explains its test picture as the model in this process."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tests import nets, zoo
+from tests.forks import Forks
+
+from camserve.capture import open_backend
+from camserve.config import Config
+from camserve.decode import open_picture
+from camserve.explainer import Explainer, Want
+from camserve.images import Preprocess
+from camserve.tools import package, staging
+from camserve.tools.console import Progress
+
+CPU = torch.device("cpu")
+TOLERANCE = 1e-5
+
+ARCHIVED = {
+    "alexnet": "script",
+    "convnext_tiny": "trace",
+    "densenet121": "trace",
+    "efficientnet_b0": "script",
+    "googlenet": "trace",
+    "mnasnet0_5": "script",
+    "mobilenet_v2": "script",
+    "mobilenet_v3_large": "trace",
+    "mobilenet_v3_small": "script",
+    "regnet_x_400mf": "script",
+    "regnet_y_400mf": "trace",
+    "resnet18": "script",
+    "shufflenet_v2_x0_5": "script",
+    "squeezenet1_1": "script",
+    "swin_t": "trace",
+    "vit_b_32": "script",
+}
+"""One or two of each family whose size fits, and how they become TorchScript."""
+
+MODEL_FILE = '''
+from torchvision.models import get_model
+
+
+class Net:
+    """A vision transformer for small pictures."""
+
+    def __new__(cls):
+        return get_model("{name}", weights=None, num_classes={classes}, image_size={side})
+'''
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """The process off which packaging's checks are forked."""
+    with Forks() as made:
+        yield made
+
+
+@functools.cache
+def eager(name: str) -> tuple[str, list[float], NDArray[np.float32]]:
+    """Default layer, probabilities and heatmap of the model in this process, for the picture that packaging tries."""
+    model, side = zoo.built(name), zoo.side_of(name)
+    config = Config(resize=side, crop=side, channels_last=False)
+    made = open_backend(model, config, (side, side), CPU)
+    picture = Preprocess(config)(open_picture(staging._picture(config), config))
+    (seen,) = Explainer(made, CPU).explain([picture], [Want(made.layers[0], "gradcam++")])
+    return made.layers[0], [probability for _, probability in seen.classes], seen.maps[0].heatmap  # type: ignore[union-attr]
+
+
+def source(name: str, kind: str, folder: Path) -> list[str]:
+    """The files of a model of this kind, and the flags that package them."""
+    model, file = zoo.built(name), folder / "program.pt"
+    if kind == "eager":
+        torch.save(model.state_dict(), folder / "weights.pth")
+        weights = ["--weights", str(folder / "weights.pth")]
+        if not name.startswith("vit"):
+            return ["--torchvision", name, *weights]
+        text = MODEL_FILE.format(name=name, classes=zoo.CLASSES, side=zoo.side_of(name))
+        (folder / "small.py").write_text(text)
+        return ["--model-file", str(folder / "small.py"), *weights]
+    file.write_bytes(nets.as_file(model, kind, zoo.batch(name)))
+    return ["--exported" if kind == "exported" else "--torchscript", str(file)]
+
+
+TABLE = [(name, "eager") for name in sorted(zoo.SMALLEST)]
+TABLE += [(name, kind) for name, script in ARCHIVED.items() for kind in (script, "exported")]
+
+
+@pytest.mark.parametrize(("name", "kind"), TABLE)
+def test_an_archive_explains_as_the_model(
+    name: str, kind: str, forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packaged, unpacked and loaded as a worker does: the same layer by rule, probabilities and heatmap within 1e-5."""
+    monkeypatch.setattr(staging, "in_fresh_process", forks.run)
+    side = str(zoo.side_of(name))
+    flags = [*source(name, kind, tmp_path), "--name", "packaged", "--resize", side, "--crop", side, "--channels-last", "false"]
+    archive = package.package(package.parser().parse_args([*flags, "--export-path", str(tmp_path)]), Progress())
+    assert archive.is_file()
+    answer = json.loads(forks.found["body"])
+    layer, probabilities, heatmap = eager(name)
+    assert answer["layer"] == layer
+    assert [each["probability"] for each in answer["classes"]] == pytest.approx(probabilities, abs=TOLERANCE)
+    np.testing.assert_allclose(np.array(answer["explanations"][0]["heatmap"]), heatmap, rtol=0, atol=TOLERANCE)
+    assert heatmap.max() == 1
