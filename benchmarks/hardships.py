@@ -45,12 +45,16 @@ class Row:
 
 def workers(server: Server) -> list[psutil.Process]:
     """The workers that are ready, by the management address; only processes that this server started."""
+    return [psutil.Process(pid) for pid in _ready_pids(server) & set(server.pids)]
+
+
+def _ready_pids(server: Server) -> set[int]:
     management = Management(server.management_url)
     try:
-        ready = [each["pid"] for model in management.models() or [] for each in model["workers"] if each["status"] == "READY"]
+        models = management.models() or []
+        return {each["pid"] for model in models for each in model["workers"] if each["status"] == "READY"}
     finally:
         management.close()
-    return [psutil.Process(pid) for pid in set(ready) & set(server.pids)]
 
 
 def all_again(traffic: Traffic) -> list[str]:
@@ -61,22 +65,25 @@ def all_again(traffic: Traffic) -> list[str]:
 
 def killed(server: Server, traffic: Traffic, *, kills: int, every: float, clients: int, batch: int, count: int) -> Row:
     """A worker, of `count`, gets SIGKILL every so many seconds: only the batch that it had may fail, and it comes back."""
-    moments: list[float] = []
+    faults: list[tuple[float, float]] = []
     begun = time.monotonic()
     with traffic.running(clients):
         for _ in range(kills):
             time.sleep(every)
             wait_until(lambda: bool(workers(server)), "a worker ready")
             victim = workers(server)[0]
-            moments.append(time.monotonic())
+            moment = time.monotonic()
             victim.send_signal(signal.SIGKILL)
-    back = _back(server, count, moments[-1])
+            wait_until(lambda pid=victim.pid: pid not in _ready_pids(server), "TorchServe sees that it ended")
+            faults.append((moment, time.monotonic()))
+    back = _back(server, count, faults[-1][0])
+    noticed = max(end - start for start, end in faults)
     outcomes = traffic.since(begun)
     row = Row(
         "a worker is killed", f"SIGKILL every {every:g} s, {count} workers, batches of {batch}, {clients} clients", outcomes,
-        f"{kills} kills; all workers ready {back:.0f} s after the last",
+        f"{kills} kills, noticed within {noticed:.1f} s; all workers ready {back:.0f} s after the last",
     ).allow(FAILED)  # fmt: skip
-    row.complaints += _beyond(outcomes, [(moment, moment) for moment in moments], batch) + all_again(traffic)
+    row.complaints += _beyond(outcomes, faults, batch) + all_again(traffic)
     return row
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -69,11 +70,13 @@ def stopped(store: Path, model: str, *, count: int) -> Row:
     return row
 
 
-def full_disk(store: Path, model: str, *, seconds: float, clients: int, tmpfs: bool) -> Row:
-    """The log cannot be written, wherever it goes; the server serves, drains and ends as ever."""
+def full_disk(store: Path, model: str, *, seconds: float, clients: int, places: int) -> Row:
+    """The log cannot be written, in the first of these `places`; the server serves, drains and ends as ever."""
     outcomes: list[Outcome] = []
     complaints: list[str] = []
-    tried = [("standard output", _to_output), ("log file", _to_file)] + ([("tmpfs of 64 KiB", _to_tmpfs)] if tmpfs else [])
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    tried = [("standard output", _to_output), ("log file", _to_file)] + ([("tmpfs of 64 KiB", _to_tmpfs)] if root else [])
+    tried = tried[:places]
     for name, place in tried:
         port = free_port()
         with place(port) as (logs, output), served(store, model, port, "--log-dir", logs, output=output) as (url, process):

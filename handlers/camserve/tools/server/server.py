@@ -29,6 +29,8 @@ from camserve.tools.server.store import Stored, select
 CONFIG = Path("config.properties")
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
 METRICS_CONFIG = Path(camserve.__file__).with_name("metrics.yaml")
+LATE, SETTLED = 10.0, 0.5
+"""Seconds to wait for the words of a worker that has ended, and after the last of them."""
 Sinks = Callable[[int], tuple[str, Sequence[Callable[[str], None]]]]
 
 
@@ -190,14 +192,21 @@ class Server:
             return
         waiting = [model["modelName"] for model in models or [] if not _all_ready(model)]
         names = waiting or [archive.name for archive in self._archives]
-        end = time.monotonic() + 2
-        while time.monotonic() < end:
-            for name in names:
-                why = faults.reason(self.lines, name)
-                if why and time.monotonic() > end - 1.5:  # the end of a traceback may still be on its way
-                    raise ServeError(f"the model {shown(name)} does not load: {why}")
-            time.sleep(0.1)
+        found = self._reason(names)
+        if found:
+            raise ServeError(f"the model {shown(found[0])} does not load: {found[1]}")
         raise ServeError(f"the model {shown(names[0])} does not load: its worker ended and gave no reason: {self._last(4)}")
+
+    def _reason(self, names: Sequence[str]) -> tuple[str, str] | None:
+        """The first of these models whose worker said why it ended, and why: once no more lines of it come, which on a busy
+        machine takes seconds."""
+        found, since, end = None, time.monotonic(), time.monotonic() + LATE
+        while time.monotonic() < end and not self._asked.is_set() and not (found and time.monotonic() - since > SETTLED):
+            now = next(((name, why) for name in names if (why := faults.reason(self.lines, name))), None)
+            if now != found:
+                found, since = now, time.monotonic()
+            time.sleep(0.1)
+        return found
 
     def _last(self, count: int) -> str:
         lines = [line for line in self.lines if line.strip() and not line.lstrip().startswith(("at ", "..."))]
