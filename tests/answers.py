@@ -14,6 +14,8 @@ from PIL import Image
 from camserve.tools.archive import Response
 
 OVERLAY = "data:image/png;base64,"
+PROBABLE = {"predictions", "probability"}
+"""Keys, and V2's outputs by name, that hold probabilities."""
 
 
 def same(one: Response, other: Response) -> None:
@@ -36,18 +38,18 @@ def same(one: Response, other: Response) -> None:
         assert one.body == other.body
 
 
-def close(one: Any, other: Any) -> None:
-    """Equal but for float noise below 1e-4."""
+def close(one: Any, other: Any, tolerance: float = 1e-4) -> None:
+    """Equal but for float noise: below 1e-5 in probabilities, below 1e-4 elsewhere."""
     if isinstance(one, dict):
         assert list(one) == list(other)
         for name in one:
-            close(one[name], other[name])
+            close(one[name], other[name], 1e-5 if PROBABLE & {name, one.get("name")} else tolerance)
     elif isinstance(one, list):
         assert len(one) == len(other)
         for left, right in zip(one, other, strict=True):
-            close(left, right)
+            close(left, right, tolerance)
     elif isinstance(one, float):
-        assert one == pytest.approx(other, abs=1e-4, nan_ok=True)
+        assert one == pytest.approx(other, abs=tolerance, rel=0, nan_ok=True)
     elif isinstance(one, str) and one.startswith(OVERLAY):
         _alike(*(base64.b64decode(each.removeprefix(OVERLAY)) for each in (one, other)))
     else:

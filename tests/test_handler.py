@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.answers import same
 from tests.build import PLAIN, archive, encoded, module_of, noise, square
 
 from camserve.errors import ConfigError
 from camserve.images import open_picture
-from camserve.tools.archive import Response, Row, ask, load_service
+from camserve.tools.archive import Row, ask, load_service
 
 LABELS = {"0": "bright", "1": 'dark, "quoted"\r\n<script>', "2": "Weiß"}
 
@@ -43,34 +44,6 @@ def explained(service: Any, picture: bytearray, **headers: str) -> dict[str, Any
     assert response.content_type == "application/json"
     answer: dict[str, Any] = json.loads(response.body)
     return answer
-
-
-def same(one: Response, other: Response) -> None:
-    """Two answers agree: status, type, headers, and numbers within the contract's tolerances."""
-    assert (one.status, one.content_type, sorted(one.headers)) == (other.status, other.content_type, sorted(other.headers))
-    if one.content_type == "application/json":
-        close(json.loads(one.body), json.loads(other.body))
-    elif one.content_type == "application/x-npy":
-        np.testing.assert_allclose(np.load(io.BytesIO(one.body)), np.load(io.BytesIO(other.body)), atol=1e-4)
-    else:
-        pixels = [np.asarray(Image.open(io.BytesIO(each.body)).convert("RGB"), dtype=np.int16) for each in (one, other)]
-        assert np.abs(pixels[0] - pixels[1]).max() <= 2
-
-
-def close(one: Any, other: Any) -> None:
-    """Equal but for float noise below 1e-4."""
-    if isinstance(one, dict):
-        assert list(one) == list(other)
-        for name in one:
-            close(one[name], other[name])
-    elif isinstance(one, list):
-        assert len(one) == len(other)
-        for left, right in zip(one, other, strict=True):
-            close(left, right)
-    elif isinstance(one, float):
-        assert one == pytest.approx(other, abs=1e-4)
-    else:
-        assert one == other
 
 
 # ------------------------------------------------------------------ predictions

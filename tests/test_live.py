@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
+from tests.answers import close
 from tests.build import encoded, noise
 
 from camserve.tools.serve import Server
@@ -93,11 +94,12 @@ def curl(server: Server, path: str, *arguments: str) -> tuple[int, str, bytes]:
         ],
         ["-H", "content-type:", "-d", '{"data": "' + base64.b64encode(CAT).decode() + '"}'],
         ["-H", "content-type: text/plain", "-d", base64.b64encode(CAT).decode()],
+        ["-H", "transfer-encoding: chunked", "-H", "expect: 100-continue", "-T", "cat.jpg"],
     ],
-    ids=["upload", "binary", "octets", "form", "typed form", "json", "data url", "json without a type", "text"],
+    ids=["upload", "binary", "octets", "form", "typed form", "json", "data url", "json without a type", "text", "chunked"],
 )
 def test_every_way_to_send_a_picture_gives_the_same_answer(live: Server, arguments: list[str]) -> None:
-    """Nine forms, one picture, one answer."""
+    """Ten forms, one picture, one answer."""
     wanted = post(live, f"explanations/{DEMO}", CAT).json()
 
     status, content_type, body = curl(live, f"explanations/{DEMO}", *arguments)
@@ -282,22 +284,6 @@ def asks() -> list[Ask]:
             Ask(f"explanations/{model}", CAT, {"describe": "True"}),
         ]
     return kinds
-
-
-def close(one: Any, other: Any) -> None:
-    """Equal but for float noise below 1e-4."""
-    if isinstance(one, dict):
-        assert list(one) == list(other)
-        for name in one:
-            close(one[name], other[name])
-    elif isinstance(one, list):
-        assert len(one) == len(other)
-        for left, right in zip(one, other, strict=True):
-            close(left, right)
-    elif isinstance(one, float):
-        assert one == pytest.approx(other, abs=1e-4)
-    else:
-        assert one == other
 
 
 def same(one: requests.Response, other: requests.Response) -> None:
