@@ -47,11 +47,13 @@ def post(server: Server, path: str, body: Any, **headers: str) -> requests.Respo
 
 
 def test_what_is_torchserves_own(live: Server) -> None:
-    """Unknown models and versions, methods that a route has not, and uploads beyond `max_request_size`, which end no worker."""
+    """Unknown models and versions, methods that a route has not, queries, and uploads beyond `max_request_size`."""
     before = live.pids
 
     assert post(live, "explanations/nobody", CAT).status_code == 404
     assert post(live, f"predictions/{DEMO}/9.9", CAT).status_code == 404
+    asked = post(live, f"explanations/{DEMO}?target=0&nonsense=1", CAT)  # what stands behind the ? is dropped
+    assert asked.json()["explanations"][0]["target"] == asked.json()["classes"][0]["index"] != 0
     assert requests.post(f"{live.management_url}/models/{DEMO}", timeout=60).status_code == 405
     try:
         refused = post(live, f"predictions/{DEMO}", bytes(33_600_000))
