@@ -13,6 +13,7 @@ from benchmarks.speed.engine import Ours, Run, pictures_of, resnet50
 from benchmarks.speed.live import CONFIG, CONNECTIONS, served
 from benchmarks.speed.load import load, wrk_version
 
+from camserve.memory import keep_freed_memory
 from camserve.tools.server.cores import cores
 from camserve.tools.server.server import Server
 
@@ -25,6 +26,7 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 def engine(rounds: int, say: Callable[[str], None], quick: bool = False) -> dict[str, Any]:
     """The curves that need no server, on ResNet-50 as served (folded, channels_last)."""
+    keep_freed_memory()
     ours = {closed: _ours(closed) for closed in (True, False)}
     found = {
         "batch": _curve(BATCHES[:4] if quick else BATCHES, rounds, say, lambda n: _both(ours, n, 224, 1)),
