@@ -9,22 +9,19 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
 from camserve import render
-from camserve.cam import METHODS
 from camserve.capture import LayerInfo, synthetic_picture
 from camserve.capture.backend import Backend, open_backend
 from camserve.config import Config
@@ -33,26 +30,26 @@ from camserve.errors import ConfigError, RequestError
 from camserve.explainer import Explainer, Want
 from camserve.geometry import Rect, input_size
 from camserve.images import Preprocess
+from camserve.labels import Labels
 from camserve.tools import keys, sources
 from camserve.tools.archive import load_service, open_archive
 from camserve.tools.console import Progress, ToolError, command_of, fail
+from camserve.tools.contact_sheet import Shot, contact_sheet
 from camserve.tools.fresh import words
 
 TABLE_WIDTH = 120
 """Characters that the table may take where there is no terminal to say."""
 
-SHEET_SIDE = 224
-"""Longest side of a picture on the contact sheet, in pixels."""
-
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, how pictures are prepared for it, and the (height, width) that it sees."""
+    """A model, how pictures are prepared for it, the (height, width) that it sees, and names of its classes, if known."""
 
     model: Any
     config: Config
     preprocess: Preprocess
     size: tuple[int, int]
+    labels: Mapping[str, str] | None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -78,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--depth", type=int, default=2, metavar="N", help="levels of names to list (%(default)s)")
     made.add_argument("--rounds", type=int, default=9, metavar="N", help="timed passes a layer (%(default)s)")
     made.add_argument("--image", type=Path, metavar="FILE", help="a picture for the contact sheet")
+    made.add_argument("--every-layer", action="store_true", help="draw each listed layer, not the last of each size of map only")
     made.add_argument("--out", type=Path, default=Path("out/layers.png"), metavar="FILE", help="the sheet (%(default)s)")
     keys.add_flags(made.add_argument_group("how a model (not an archive) is run: keys of its configuration"))
     return made
@@ -104,7 +102,7 @@ def _of_archive(directory: Path) -> Subject:
     if not hasattr(handler, "backend"):
         raise ToolError(f"its handler is not camserve's; {command_of('package')} --from-archive makes an archive that explains")
     size = tuple(handler.metadata["input_size"])
-    return Subject(handler.model, handler.config, handler._preprocess_of(handler.config), size)
+    return Subject(handler.model, handler.config, handler._preprocess_of(handler.config), size, handler.mapping)
 
 
 def _of_model(options: argparse.Namespace, workdir: Path) -> Subject:
@@ -115,7 +113,8 @@ def _of_model(options: argparse.Namespace, workdir: Path) -> Subject:
     else:
         raise ToolError("--model-file needs --weights FILE")
     config = Config.from_mapping({**source.preprocessing, **keys.given_keys(options)})
-    return Subject(source.model, config, Preprocess(config), input_size(256, 256, config.resize, config.crop))
+    labels = {str(index): label for index, label in enumerate(source.labels)} if source.labels else None
+    return Subject(source.model, config, Preprocess(config), input_size(256, 256, config.resize, config.crop), labels)
 
 
 def inspect(subject: Subject, options: argparse.Namespace, progress: Progress) -> None:
@@ -127,14 +126,19 @@ def inspect(subject: Subject, options: argparse.Namespace, progress: Progress) -
     shown = _shown(picked, subject.config.layers, options.depth)
     backend, refused = _usable(subject, config, shown, device)
     costs = _costs(backend, subject.size, options.rounds)
-    _print(picked, [info for info in shown if info.name in backend.layers], costs, subject.size, progress)
+    listed = [info for info in shown if info.name in backend.layers]
+    _print(listed, picked.layers[0], backend.closed_form, costs, subject.size, progress=progress)
     for name, why in refused.items():
         progress.note(f"  {name}: {why}")
     progress.note(f"The rule picks {picked.layers[0]}: {picked.why}")
     if len(picked.maps) > len(shown):
         progress.note(f"{len(picked.maps) - len(shown)} deeper layers are not listed; --depth {options.depth + 1} lists more")
     if options.image:
-        sheet = contact_sheet(subject, backend, device, options.image.read_bytes())
+        asked = {*subject.config.layers, *picked.layers}
+        rows = listed
+        rows = rows if options.every_layer else _few(rows, asked)
+        with progress.step(f"Explain {options.image.name} at {len(rows)} layers"):
+            sheet = _sheet(subject, backend, rows, picked.layers[0], options.image)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_bytes(render.encode(sheet, "png"))
         progress.note(f"Heatmaps by layer and method: {options.out}")
@@ -192,14 +196,20 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _print(
-    picked: Backend, shown: Sequence[LayerInfo], costs: dict[str, float], size: tuple[int, int], progress: Progress
+    shown: Sequence[LayerInfo],
+    picked: str,
+    closed_form: Collection[str],
+    costs: dict[str, float],
+    size: tuple[int, int],
+    *,
+    progress: Progress,
 ) -> None:
     table = Table("layer", "kind", "map", "stride", "signed", "gradients", "x prediction", "", box=None, padding=(0, 2, 0, 0))
     for info in shown:
         layout = info.site.layout
         stride = f"{size[0] / layout.height:g}x{size[1] / layout.width:g}"
-        closed = "closed form" if info.name in picked.closed_form else "autograd"
-        mark = "the rule's choice" if info.name == picked.layers[0] else ""
+        closed = "closed form" if info.name in closed_form else "autograd"
+        mark = "the rule's choice" if info.name == picked else ""
         shape = f"{layout.channels} x {layout.height}x{layout.width}"
         signed = "yes" if info.signed else "no"
         table.add_row(info.name, info.kind, shape, stride, signed, closed, f"{costs[info.name]:.2f}", mark)
@@ -207,26 +217,16 @@ def _print(
     progress.console.print(table)
 
 
-def contact_sheet(subject: Subject, backend: Backend, device: torch.device, data: bytes) -> NDArray[np.uint8]:
-    """One picture's overlays, RGB `[H, W, 3]`: a row for each layer, a column for each method, each with its name."""
-    picture = open_picture(data, subject.config)
-    tensor = subject.preprocess(picture)
+def _few(rows: Sequence[LayerInfo], always: set[str]) -> list[LayerInfo]:
+    """The last layer of each size of map, and those that are always drawn."""
+    last = {(info.site.layout.height, info.site.layout.width): info.name for info in rows}
+    return [info for info in rows if info.name in always or info.name in last.values()]
+
+
+def _sheet(subject: Subject, backend: Backend, rows: Sequence[LayerInfo], picked: str, path: Path) -> NDArray[np.uint8]:
+    """The contact sheet of a picture's file."""
+    picture = open_picture(path.read_bytes(), subject.config)
     view = subject.preprocess.view(*picture.size) or Rect(0, 0, *picture.size)
-    pixels, scale = render.fit(np.asarray(picture), SHEET_SIDE)
-    placed = Rect(*(edge * scale for edge in (view.left, view.top, view.right, view.bottom)))
-    explainer, look = Explainer(backend, device), subject.config
-    rows = []
-    for layer in backend.layers:
-        maps = {method: _heatmap(explainer, layer, method, tensor) for method in METHODS}
-        overlays = [render.overlay(pixels, each, placed, look.colormap, look.opacity) for each in maps.values()]
-        rows.append(render.side_by_side(overlays, [f"{layer}  {method}" for method in maps]))
-    width = max(row.shape[1] for row in rows)
-    padded = [cv2.copyMakeBorder(row, 0, 4, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=(0, 0, 0)) for row in rows]
-    return np.concatenate([np.asarray(row, dtype=np.uint8) for row in padded])
-
-
-def _heatmap(explainer: Explainer, layer: str, method: str, tensor: Tensor) -> NDArray[np.float32]:
-    (seen,) = explainer.explain([tensor], [Want(layer, method)])
-    if isinstance(seen, RequestError):
-        raise seen
-    return seen.maps[0].heatmap
+    shot = Shot(np.asarray(picture), view, subject.preprocess(picture), path.name)
+    label = Labels(backend.outputs, subject.labels).__getitem__
+    return contact_sheet(backend, rows, shot, picked=picked, label=label, look=subject.config)
