@@ -146,20 +146,21 @@ def starved(server: Server, traffic: Traffic, *, room: int, seconds: float, clie
     (worker,) = workers(server)
     with traffic.running(clients):
         time.sleep(min(2, seconds / 4))
-        before = worker.rlimit(psutil.RLIMIT_AS)
-        limit = worker.memory_info().vms + room * 2**20
-        worker.rlimit(psutil.RLIMIT_AS, (limit, before[1]))
+        before = worker.rlimit(psutil.RLIMIT_DATA)  # what is writable; RLIMIT_AS would count what threads have only reserved
+        limit = worker.memory_info().data + room * 2**20
+        worker.rlimit(psutil.RLIMIT_DATA, (limit, before[1]))
         begun = time.monotonic()
         while time.monotonic() - begun < seconds:
             large.ask()
         ended = time.monotonic()
-        worker.rlimit(psutil.RLIMIT_AS, before)
+        if worker.is_running():
+            worker.rlimit(psutil.RLIMIT_DATA, before)
     during = list(large.outcomes)
     large.learn()
     outcomes = [each for each in traffic.since(begun) if each.begun < ended]
     told = ", ".join(sorted({str(each.status) for each in during}))
     row = Row(
-        "memory is short", f"RLIMIT_AS {room} MiB above its size, pictures of 49 megapixels among small ones, {clients} clients",
+        "memory is short", f"RLIMIT_DATA {room} MiB above its own, pictures of 49 megapixels among small ones, {clients} clients",
         outcomes, f"{len(during)} large pictures got {told}; afterwards {large.ask().status}",
     ).allow()  # fmt: skip
     row.complaints += [f"large: {each.status} {each.words}" for each in during if not each.words.startswith("OutOfMemory")]

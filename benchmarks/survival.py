@@ -101,11 +101,12 @@ class Trial(ExitStack):
         return bad_clients.annoyed(server, traffic, model=COMMON, rounds=size.rounds, at_once=at_once, clients=size.clients)
 
     def starved(self) -> Row:
-        """Memory that runs out."""
+        """Memory that runs out: of the small classifier, because a large one has freed memory enough for any picture."""
         size = self.size
-        big = Ask(f"/explanations/{COMMON}", bytes(encoded(Image.new("RGB", (7000, 7000), (90, 120, 40)))))
-        server, traffic = self._common()
-        return hardships.starved(server, traffic, room=64, seconds=size.seconds, clients=size.clients, big=big)
+        with ExitStack() as own:
+            server, traffic = self._common() if self.demo is None else own.enter_context(self._small("starved"))
+            big = Ask(traffic.asks[-1].path, bytes(encoded(Image.new("RGB", (7000, 7000), (90, 120, 40)))))
+            return hardships.starved(server, traffic, room=128, seconds=size.seconds, clients=size.clients, big=big)
 
     def poisoned(self) -> Row:
         """A CUDA context that is broken for good."""

@@ -67,7 +67,7 @@ def mixed(model: str) -> list[Ask]:
         Ask(explain, cat, {"X-Explain-Top-K": "2", "X-Explain-Method": "gradcam"}),
         Ask(explain, rocket, {"X-Explain-Target": "[0, 2]", "X-Explain-Method": "contrast"}),
         Ask(explain, coffee, {"Accept": "application/x-npy"}),
-        Ask(explain, rocket, {"Accept": "image/jpeg"}),
+        Ask(explain, rocket, {"Accept": "image/png"}),
         Ask(explain, b"no picture"),
         Ask(predict, cat[:1000]),
         Ask(explain, cat, {"X-Explain-Target": "no such label"}),
@@ -184,7 +184,8 @@ class Traffic:
                 return RIGHT, ""
             except AssertionError as error:
                 why = str(error)
-        return WRONG, f"{self.asks[number].path}: {' '.join(why.split())[:300]}"
+        ask = self.asks[number]
+        return WRONG, f"{ask.path} {dict(ask.headers)}: {answer.content_type} {' '.join(why.split())[:300]}"
 
 
 def _told(answer: Response) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import cv2
+import numpy as np
 import pytest
 
 from camserve.errors import RequestError
-from camserve.groups import chunks, run_halving
+from camserve.groups import chunks, is_out_of_memory, run_halving
 
 
 def test_chunks_keep_sizes_together_and_within_the_limit() -> None:
@@ -87,3 +89,21 @@ def test_one_picture_that_breaks_the_model_fails_alone_and_is_logged(caplog: pyt
     assert (outcome[2].status, outcome[2].kind) == (500, "InternalError")
     assert "secret" not in outcome[2].message
     assert "Traceback" in caplog.text
+
+
+def _raised(work: Callable[[], object]) -> BaseException:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 whichever it is
+        work()
+    return caught.value
+
+
+def test_opencvs_errors_count_as_out_of_memory() -> None:
+    """Its own, and what Python makes of NumPy's when OpenCV lets it through; its other errors do not."""
+    small = np.zeros((1, 1), np.uint8)
+    passed_on = SystemError("<built-in function convertScaleAbs> returned a result with an exception set")
+    passed_on.__cause__ = MemoryError()
+
+    assert is_out_of_memory(_raised(lambda: cv2.resize(small, (2**20, 2**20))))
+    assert is_out_of_memory(passed_on)
+    assert not is_out_of_memory(_raised(lambda: cv2.resize(small, (0, 0))))
+    assert not is_out_of_memory(SystemError("another"))

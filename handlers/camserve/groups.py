@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 """In torch's own words: CUDA's, the CPU allocator's, cuBLAS' and cuDNN's."""
 
+NO_MEMORY = -4
+"""The `code` of OpenCV's errors (`StsNoMem`), which are no RuntimeErrors."""
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -67,8 +70,12 @@ def _lone_failure(out_of_memory: bool) -> RequestError:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, the CPU allocator's, or a GPU's."""
+    """Whether memory ran out: Python's, the CPU allocator's, OpenCV's, or a GPU's."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    if isinstance(error, SystemError) and error.__cause__ is not None:  # a C function of OpenCV's, of NumPy's own error
+        return is_out_of_memory(error.__cause__)
+    if getattr(error, "code", None) == NO_MEMORY:
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 

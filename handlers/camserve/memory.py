@@ -7,7 +7,7 @@ import ctypes
 import os
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3): M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # mallopt(3): M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX
 KEPT = 1 << 30
 """Bytes that may lie free at the end of the heap, and from which on an allocation is a mapping of its own."""
 
@@ -16,8 +16,9 @@ def keep_freed_memory() -> bool:
     """Lets glibc keep what is freed for the next allocation; whether it does.
 
     By default it gives each large tensor back to the kernel and gets empty pages for the next, which then fault one by one:
-    with EfficientNet-Lite0 that takes a third of a forward pass on the CPU. The process keeps what each of its threads needed
-    at its peak; `give_back` is for peaks that are rare. Left alone where there is no glibc, and where the environment settles
+    with EfficientNet-Lite0 that takes a third of a forward pass on the CPU. The process keeps what it needed at its peak, in one
+    heap for all threads (one each would keep its own, and have nothing for the others when memory is short); `give_back` is for
+    peaks that are rare. Left alone where there is no glibc, and where the environment settles
     it (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`).
     """
     if sys.platform != "linux" or any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")):
@@ -26,6 +27,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
+    mallopt(_ARENA_MAX, 1)
     return bool(mallopt(_TRIM_THRESHOLD, KEPT) and mallopt(_MMAP_THRESHOLD, KEPT))
 
 
