@@ -213,6 +213,13 @@ def test_modules_beside_the_file_and_pure_ones_are_bundled(tmp_path: Path) -> No
     assert set(needed_modules(tmp_path / "tiny.py", tmp_path / "none")) == {"beside", "sortedcontainers", "iniconfig"}
 
 
+def test_files_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that is relative to the user's folder is not looked for in the folder of the process that loads it."""
+    write_model(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert needed_modules(Path("tiny.py"), Path("none")) == {}
+
+
 def test_only_what_the_model_imports_is_needed() -> None:
     """A module that torch tries for its own use stays hidden; one that the model's file imports is found, and what that imports."""
     needs = fresh.Needs({"model"}, frozenset({"torch"}), PathFinder.find_spec)

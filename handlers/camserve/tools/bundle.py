@@ -31,7 +31,7 @@ def needed_modules(model_file: Path, staging: Path) -> dict[str, Path]:
     Raises:
         ToolError: the file does not load, or it needs a module that an archive cannot carry.
     """
-    found = in_fresh_process("needs", str(model_file), str(staging))
+    found = in_fresh_process("needs", str(model_file.resolve()), str(staging.resolve()))
     if "error" in found:
         refused: Mapping[str, str] = found["refused"]
         for name, reason in refused.items():
