@@ -216,6 +216,18 @@ def test_second_signal_stops_at_once(store: Path, pool: ThreadPoolExecutor) -> N
 
 
 @pytest.mark.live
+def test_the_time_of_drain_runs_out(store: Path, pool: ThreadPoolExecutor) -> None:
+    """A request that takes longer than --drain allows is cut off; the command says so, and its exit status is 1."""
+    with Command(store, "--models", "stuck", "--drain", "1") as command:
+        (answer,) = ask(pool, command.url(), "stuck")
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(HANG) == 1
+        assert "stopped before every request was answered: --drain gave 1 s" in command.errors.read_text()
+        assert answer.result() == 0
+        assert not command.left()
+
+
+@pytest.mark.live
 def test_signal_before_ready(store: Path) -> None:
     """SIGTERM while models load ends the start, with 143, and leaves no process."""
     with Command(store, "--models", "quick") as command:
