@@ -8,9 +8,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() { sed -n '2,5s/^# \?//p' "$0" >&2; exit 2; }
 case "${1:-}" in
-    oldest) pair=("torch==2.4.0" "torchvision==0.19.0"); shift ;;
-    newest) pair=("torch" "torchvision"); shift ;;
-    [0-9]*) [ $# -ge 2 ] || usage; pair=("torch==$1" "torchvision==$2"); shift 2 ;;
+    oldest) pair=("torch==2.4.0" "torchvision==0.19.0" "numpy<2.3"); shift ;;
+    newest) pair=("torch" "torchvision" "numpy>=2.3"); shift ;;
+    [0-9]*) [ $# -ge 2 ] || usage; pair=("torch==$1" "torchvision==$2" "numpy<2.3"); shift 2 ;;
     *) usage ;;
 esac
 
@@ -18,9 +18,8 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/env"
 python=$folder/env/bin/python
-# torch brings its own of these; releases before 2.6 were not built for newer NumPy
+# these go with torch; older releases of it were not built for NumPy 2.3
 grep -vE '^(torch|torchvision|triton|numpy|fsspec|filelock|sympy|networkx|setuptools)==' constraints.txt >"$folder/constraints.txt"
-echo 'numpy<2.3; python_version < "3.13"' >>"$folder/constraints.txt"
 $python -m pip install --disable-pip-version-check --quiet -c "$folder/constraints.txt" "${pair[@]}" ".[test]"
 $python -m pip uninstall --quiet --yes camserve # the tests take this folder's
 $python -c 'import torch, torchvision; print("torch", torch.__version__, "torchvision", torchvision.__version__)'

@@ -90,8 +90,21 @@ def source(name: str, kind: str, folder: Path) -> list[str]:
     return ["--exported" if kind == "exported" else "--torchscript", str(file)]
 
 
-TABLE = [(name, "eager") for name in sorted(zoo.SMALLEST)]
-TABLE += [(name, kind) for name, script in ARCHIVED.items() for kind in (script, "exported")]
+LARGE = {"alexnet", "maxvit_t", "vgg11", "vit_b_16", "vit_b_32", "wide_resnet50_2"}
+"""Slow, for their files or their pictures."""
+
+QUICKLY_EXPORTED = {"mobilenet_v3_small", "resnet18", "squeezenet1_1"}
+"""torch.export takes many seconds for most."""
+
+
+def slow(name: str, kind: str) -> bool:
+    """Whether it is left to the slow run."""
+    return name in LARGE or (kind == "exported" and name not in QUICKLY_EXPORTED)
+
+
+CASES = [(name, "eager") for name in sorted(zoo.SMALLEST)]
+CASES += [(name, kind) for name, script in ARCHIVED.items() for kind in (script, "exported")]
+TABLE = [pytest.param(*case, marks=pytest.mark.slow) if slow(*case) else case for case in CASES]
 
 
 @pytest.mark.parametrize(("name", "kind"), TABLE)
