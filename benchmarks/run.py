@@ -60,7 +60,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables again")
     options = parser.parse_args(argv)
     if options.quick:
-        options.rounds, options.seconds, options.models = 1, 1, options.models[:1]
+        options.rounds, options.seconds, options.models = 1, 3, options.models[:1]
     return options
 
 

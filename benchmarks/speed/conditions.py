@@ -6,7 +6,6 @@ import os
 import platform
 import random
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,9 +38,8 @@ def conditions(**more: object) -> dict[str, str]:
 
 
 def java_version() -> str:
-    """Of the Java that runs TorchServe."""
-    told = subprocess.run([str(find_java()), "-version"], capture_output=True, text=True, check=False).stderr
-    return told.splitlines()[0] if told else "unknown"
+    """The release of the Java that runs TorchServe."""
+    return str(find_java().release)
 
 
 def _version(name: str) -> str:

@@ -6,6 +6,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import psutil
 import requests
 from benchmarks.speed import archives
 from benchmarks.speed.conditions import Spread, alternate, conditions, java_version, ratios
-from benchmarks.speed.load import Slice, load, wrk_version
+from benchmarks.speed.load import load, wrk_version
 
 from camserve.tools.server.server import Server
 
@@ -48,7 +49,7 @@ def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None])
             work = _slices(names, [server.url for server in (stock, ours, alone)], picture, seconds)
             found = alternate(work, rounds, lambda text: say(f"{model}, {text}"))
             say(f"{model}: the stock handler's explanations")
-            slow = load(stock.url, names[0], picture, seconds=max(20.0, 10 * seconds), share=1.0)
+            slow = _burst(f"{stock.url}/explanations/{names[0]}", picture)
     told = conditions(
         model=f"{model}, {'ImageNet' if model == archives.DEMO else 'random'} weights",
         picture=f"photograph, JPEG, 640 x 480, {size / 1024:.0f} KiB",
@@ -57,8 +58,8 @@ def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None])
         java=java_version(),
     )
     rates = {name: Spread.of(values).__dict__ for name, values in found.items()}
-    rates["stock, explanations"] = Spread.of([slow.rate]).__dict__
-    return {"conditions": told, "rows": _rows(found, slow), "rates": rates, "moved": moved}
+    rates["stock, explanations"] = Spread.of([slow]).__dict__
+    return {"conditions": told, "rows": _rows(model, found, slow), "rates": rates, "moved": moved}
 
 
 def _slices(names: Sequence[str], urls: Sequence[str], picture: Path, seconds: float) -> dict[str, Callable[[], float]]:
@@ -87,9 +88,25 @@ def _difference(one: str, other: str, picture: Path) -> float:
     return max(abs(first[label] - second[label]) for label in first)
 
 
-def _rows(found: Mapping[str, list[float]], slow: Slice) -> list[dict[str, Any]]:
+def _burst(url: str, picture: Path, count: int = 8) -> float:
+    """Answers a second of so many requests at once: the stock handler's take too long for slices of seconds.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
+    body = picture.read_bytes()
+    with ThreadPoolExecutor(count) as threads:
+        begun = time.perf_counter()
+        answers = list(threads.map(lambda _: requests.post(url, data=body, timeout=600), range(count)))
+        taken = time.perf_counter() - begun
+    if any(answer.status_code != 200 for answer in answers):
+        raise RuntimeError(f"the stock handler answers an explanation with {[answer.status_code for answer in answers]}")
+    return count / taken
+
+
+def _rows(model: str, found: Mapping[str, list[float]], slow: float) -> list[dict[str, Any]]:
     predictions = found["ours, predictions"]
-    drawn = 0.75
+    drawn = 0.85 if model == "resnet50" else 0.75  # what is drawn takes a larger share of a quicker model's time
     compared = (
         ("explanations/s (JSON) over our own predictions/s", found["ours, explanations, JSON"], predictions, 0.95, "least"),
         (
@@ -101,9 +118,9 @@ def _rows(found: Mapping[str, list[float]], slow: Slice) -> list[dict[str, Any]]
         ),
         ("our predictions/s over the stock handler's", predictions, found["stock, predictions"], 1.5, "least"),
         (
-            "our explanations/s over the stock handler's",
+            "our explanations/s over the stock handler's (eight at once, one time)",
             found["ours, explanations, JSON"],
-            [slow.rate] * len(predictions),
+            [slow] * len(predictions),
             100,
             "least",
         ),

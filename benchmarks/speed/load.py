@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+LONGEST = 60
+"""Seconds after which a server that has not answered is not waited for."""
 SCRIPT = Path(__file__).with_name("post.lua")
 
 
@@ -52,7 +54,9 @@ def load(
     share: float = 0.0,
     accept: str = "application/json",
 ) -> Slice:
-    """Sends the picture for so many seconds; `share` of the requests (0 to 1) ask for explanations, the others for predictions.
+    """Sends the picture for so many seconds, for longer where nothing is answered in these.
+
+    `share` of the requests (0 to 1) ask for explanations, the others for predictions.
 
     Raises:
         RuntimeError: a request failed, or none was answered.
@@ -74,6 +78,8 @@ def load(
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     share_of_core = (_child_seconds() - used) / (time.perf_counter() - begun)
     told = json.loads(done.stdout.strip().splitlines()[-1])
+    if not told["requests"] and seconds < LONGEST:
+        return load(url, model, picture, seconds=5 * seconds, connections=connections, share=share, accept=accept)
     if told["failed"] or not told["requests"]:
         raise RuntimeError(f"{told['failed']} of {told['requests']} requests to {model} failed: {done.stdout[-500:]}")
     return Slice(told["requests"] / told["seconds"], told["p50"], told["p99"], told["requests"], share_of_core)
