@@ -44,7 +44,7 @@ def test_nothing_is_lost_that_should_not_be(trial: survival.Trial, fault: str) -
 
 @LINUX
 def test_the_memory_of_large_pictures_is_given_back(tmp_path: Path) -> None:
-    """Eight pictures of 25 megapixels, decoded in several threads, leave the process as small as one leaves it."""
+    """Four pictures of 25 megapixels, decoded in several threads, leave the process as small as one leaves it."""
     program = """
         import sys
         import psutil
@@ -54,18 +54,18 @@ def test_the_memory_of_large_pictures_is_given_back(tmp_path: Path) -> None:
 
         service = load_service(sys.argv[1])
         picture = build.encoded(Image.new("RGB", (5000, 5000), (90, 120, 40)))
-        rows = [Row({"body": picture}, explain=True)] * 8
+        rows = [Row({"body": picture}, explain=True)] * 4
         size = lambda: psutil.Process().memory_info().rss / 2**20
         assert ask(service, rows[:1])[0].status == 200
         before = size()
-        assert [answer.status for answer in ask(service, rows)] == [200] * 8
+        assert [answer.status for answer in ask(service, rows)] == [200] * 4
         print(size() - before)
     """
     directory = archive(tmp_path / "large")
     environment = {**os.environ, "PYTHONPATH": f"{HANDLERS}:{HANDLERS.parent}"}
     command = [sys.executable, "-c", textwrap.dedent(program), str(directory)]
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=True)
-    assert float(ran.stdout.split()[-1]) < 100  # they take 760 MiB
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=True)
+    assert float(ran.stdout.split()[-1]) < 100  # they take 380 MiB
 
 
 @pytest.mark.gpu
