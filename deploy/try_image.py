@@ -124,8 +124,11 @@ class Container:
     @property
     def init(self) -> psutil.Process:
         """Process 1 inside."""
-        (child,) = psutil.Process(self.process.pid).children()
-        return child
+        end = time.monotonic() + 10
+        while not (children := psutil.Process(self.process.pid).children()):
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.01)
+        return children[0]
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """A command inside, as `docker exec` runs it."""
