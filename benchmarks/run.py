@@ -23,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
 
+import torch  # noqa: E402
 from benchmarks.speed import archives, report  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markdown import Markdown  # noqa: E402
@@ -35,13 +36,17 @@ def parts(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
     """What is to be measured, by the names under which it is kept."""
     from benchmarks.speed import engine, live, memory, scaling  # noqa: PLC0415 only now is it known that all is installed
 
+    if options.processor:
+        torch.set_num_threads(1)
     quick, rounds, seconds = options.quick, options.rounds, options.seconds
-    found: dict[str, Callable[[], Found]] = {"engine": lambda: engine.measure(rounds, say, 2 if quick else engine.BATCH)}
+    found: dict[str, Callable[[], Found]] = {
+        "engine": lambda: engine.measure(rounds, say, 2 if quick else engine.BATCH, options.processor)
+    }
     for model in options.models:
         found[f"live-{model}"] = partial(live.measure, model, rounds, seconds, say)
     for model in options.models:
         found[f"profile-{model}"] = partial(live.profile, model, 2 * seconds, say)
-    found["scaling-engine"] = lambda: scaling.engine(min(rounds, 5), say, quick)
+    found["scaling-engine"] = lambda: scaling.engine(min(rounds, 5), say, quick, options.processor)
     found["scaling-server"] = lambda: scaling.server(min(rounds, 3), seconds, say)
     for model in options.models[:1]:
         counts = (20, 60) if quick else (memory.FIRST, memory.LAST)
@@ -56,6 +61,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=list(archives.MODELS), choices=archives.MODELS, help="served ones (all)")
     parser.add_argument("--rounds", type=int, default=10, help="rounds after the warm-up (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="of a slice of load (%(default)s)")
+    help_ = "engine and scaling-engine: count the processor's seconds, in one thread, where other programs keep the cores busy"
+    parser.add_argument("--processor", action="store_true", help=help_)
     parser.add_argument("--quick", action="store_true", help="one round, short slices, one served model")
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables again")
     options = parser.parse_args(argv)

@@ -162,8 +162,8 @@ def saved(model: nn.Module, run: Run, batch: int) -> float:
     return sum(found.values()) / 2**20 / batch
 
 
-def measure(rounds: int, say: Callable[[str], None], batch: int = BATCH) -> dict[str, Any]:
-    """All ratios of the goals that need no server, in both memory formats."""
+def measure(rounds: int, say: Callable[[str], None], batch: int = BATCH, processor: bool = False) -> dict[str, Any]:
+    """All ratios of the goals that need no server, in both memory formats; by the clock, or in seconds of the `processor`."""
     keep_freed_memory()  # as the handler does; the peers gain as much by it
     rows: list[dict[str, Any]] = []
     saved_rows: dict[str, float] = {}
@@ -179,7 +179,7 @@ def measure(rounds: int, say: Callable[[str], None], batch: int = BATCH) -> dict
         for ours in kinds.values():
             freeze(ours.model)
         runs = _runs(model, kinds, pictures)
-        timed = alternate({each: seconds_of(run) for each, run in runs.items()}, rounds, _telling(say, name))
+        timed = alternate({each: seconds_of(run, processor) for each, run in runs.items()}, rounds, _telling(say, name))
         rows += [{"format": name, **row} for row in _rows(timed)]
         seconds[name] = {each: Spread.of(values).median for each, values in timed.items()}
         if not channels_last:
@@ -188,7 +188,13 @@ def measure(rounds: int, say: Callable[[str], None], batch: int = BATCH) -> dict
                 "camserve, closed form": saved(kinds[False, True].model, kinds[False, True].explain(pictures), batch),
                 **{peer: saved(model, run, batch) for peer, run in peers(model, pictures).items()},
             }
-    told = conditions(batch=batch, rounds=rounds, model=f"ResNet-50, {LAYER}, random weights", picture="noise, 224 x 224")
+    told = conditions(
+        model=f"ResNet-50, {LAYER}, random weights",
+        picture="noise, 224 x 224",
+        batch=batch,
+        rounds=rounds,
+        time="seconds of the processor" if processor else "by the clock",
+    )
     return {"conditions": told, "rows": rows, "saved": saved_rows, "seconds": seconds}
 
 

@@ -24,17 +24,18 @@ DEPTHS = ("layer4", "layer3", "layer2", "layer1", "maxpool")
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def engine(rounds: int, say: Callable[[str], None], quick: bool = False) -> dict[str, Any]:
+def engine(rounds: int, say: Callable[[str], None], quick: bool = False, processor: bool = False) -> dict[str, Any]:
     """The curves that need no server, on ResNet-50 as served (folded, channels_last)."""
     keep_freed_memory()
     ours = {closed: _ours(closed) for closed in (True, False)}
     found = {
-        "batch": _curve(BATCHES[:4] if quick else BATCHES, rounds, say, lambda n: _both(ours, n, 224, 1)),
-        "picture": _curve(SIDES[:2] if quick else SIDES, rounds, say, lambda side: _both(ours, 2, side, 1)),
-        "targets": _curve(TARGETS[:3] if quick else TARGETS, rounds, say, lambda n: _both(ours, 8, 224, n)),
-        "layer": _curve(DEPTHS[:2] if quick else DEPTHS, rounds, say, _at_depth),
+        "batch": _curve(BATCHES[:4] if quick else BATCHES, rounds, say, processor, lambda n: _both(ours, n, 224, 1)),
+        "picture": _curve(SIDES[:2] if quick else SIDES, rounds, say, processor, lambda side: _both(ours, 2, side, 1)),
+        "targets": _curve(TARGETS[:3] if quick else TARGETS, rounds, say, processor, lambda n: _both(ours, 8, 224, n)),
+        "layer": _curve(DEPTHS[:2] if quick else DEPTHS, rounds, say, processor, _at_depth),
     }
-    told = conditions(model="ResNet-50, folded, channels_last, random weights", rounds=rounds, picture="noise")
+    clock = "seconds of the processor" if processor else "by the clock"
+    told = conditions(model="ResNet-50, folded, channels_last, random weights", rounds=rounds, picture="noise", time=clock)
     return {"conditions": told, "curves": found}
 
 
@@ -58,11 +59,15 @@ def _at_depth(layer: str) -> dict[str, Run]:
 
 
 def _curve(
-    places: Sequence[Any], rounds: int, say: Callable[[str], None], runs: Callable[[Any], dict[str, Run]]
+    places: Sequence[Any],
+    rounds: int,
+    say: Callable[[str], None],
+    processor: bool,
+    runs: Callable[[Any], dict[str, Run]],
 ) -> list[dict[str, Any]]:
     rows = []
     for place in places:
-        timed = alternate({name: seconds_of(run) for name, run in runs(place).items()}, rounds, _telling(say, place))
+        timed = alternate({name: seconds_of(run, processor) for name, run in runs(place).items()}, rounds, _telling(say, place))
         row: dict[str, Any] = {"at": place, "plain": Spread.of(timed["plain"]).median}
         for name in timed.keys() - {"plain"}:
             row[name] = Spread.of(ratios(timed[name], timed["plain"])).__dict__
