@@ -5,8 +5,8 @@
     deploy/try_image.py --model-store DIR [pytest's arguments]
 
 Starts it, waits until it is ready, asks with and without a token, stops it under load, and prints what it found; then starts it
-without tokens and runs the tests of the contract from outside against it, but for gRPC, which the image does not publish (by default those of ARCHIVES, which --model-store
-must hold as `tests/conftest.py` packages them). Needs root, buildah and bubblewrap.
+without tokens and runs the tests of the contract from outside against it (all but gRPC's, which the image does not publish). The
+folder must hold the archives that `tests/conftest.py` packages. Needs root, buildah and bubblewrap.
 """
 
 from __future__ import annotations
