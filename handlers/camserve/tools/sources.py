@@ -101,7 +101,10 @@ def _options_for(arch: str, state: StateDict, options: Mapping[str, Any], classe
     found: dict[str, Any] = {}
     if arch in ("googlenet", "inception_v3"):
         found["aux_logits"] = any(name.lower().startswith("aux") for name in state)
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            default = torchvision.models.get_model(arch, weights=None, **options, **found).state_dict()
+    except NotImplementedError:  # RegNet computes its widths with tensors
         default = torchvision.models.get_model(arch, weights=None, **options, **found).state_dict()
     outputs = outputs_of(state, default, classes)
     return found if outputs == classes else {**found, "num_classes": outputs}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,9 @@ def fit(model: nn.Module, state: StateDict, kind: str) -> None:
     """
     own = model.state_dict()
     shapes = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
-    result = model.load_state_dict({name: state[name] for name in state if name not in shapes}, strict=False)
+    fitting = OrderedDict((name, state[name]) for name in state if name not in shapes)
+    fitting._metadata = getattr(state, "_metadata", None) or own._metadata  # type: ignore[attr-defined]  # modules' versions
+    result = model.load_state_dict(fitting, strict=False)
     missing = [name for name in result.missing_keys if name not in shapes]
     unknown = list(result.unexpected_keys)
     parts = [
