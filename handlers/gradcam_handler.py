@@ -94,6 +94,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             ),
             "weights": f"sha256:{digest}",
             "device": str(self.device),
+            "device_type": settings.get("deviceType"),
             "monitor": monitor.described() if monitor else None,
         }
         self._self_test(size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,9 @@ class Act(nn.Module):
         return torch.relu(x) if x.shape[1] == 6 else torch.sigmoid(x)
 
 
-@pytest.mark.skipif(not hasattr(torch.export.unflatten, "InterpreterModuleDispatcher"), reason="this torch cannot restore them")
+@pytest.mark.skipif(
+    not hasattr(import_module("torch.export.unflatten"), "InterpreterModuleDispatcher"), reason="this torch cannot restore them"
+)
 @pytest.mark.parametrize("preserve", [(), ("act",)], ids=["two modules", "one module that counts its calls"])
 def test_a_module_with_two_graphs_is_taken_at_its_last_call(preserve: tuple[str, ...]) -> None:
     """Under its own name, whatever torch makes of it."""

@@ -54,7 +54,7 @@ def of_version(name: str, told: Mapping[str, Any], exported: str) -> Iterator[Fi
         yield Finding("wrong", f"{name}: its handler is not camserve's", f"{command_of('package')} makes archives that explain")
         return
     yield Finding("ok", f"{name}: camserve {metadata['camserve']}, layer {metadata['layer']}, weights {metadata['weights'][:19]}")
-    yield from _device(name, told, ready, str(metadata.get("device", "")))
+    yield from _device(name, {**told, **metadata}, ready)
     yield from _clock(name, metadata)
     yield from _monitoring(name, metadata, exported)
 
@@ -85,7 +85,9 @@ def _timeouts(name: str, told: Mapping[str, Any]) -> Iterator[Finding]:
             )
 
 
-def _device(name: str, told: Mapping[str, Any], ready: Sequence[Mapping[str, Any]], device: str) -> Iterator[Finding]:
+def _device(name: str, told: Mapping[str, Any], ready: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """TorchServe's own `deviceType` says what it took: `cpu` without a word where it sees no GPU."""
+    device, wanted = str(told.get("device", "")), told.get("device_type") or told.get("deviceType")
     given = any(worker.get("gpu") for worker in ready)
     if given and device == "cpu":
         yield Finding(
@@ -93,7 +95,7 @@ def _device(name: str, told: Mapping[str, Any], ready: Sequence[Mapping[str, Any
             f"{name}: has a GPU and runs on the CPU: torch does not see it",
             "install a torch that is built for the machine's CUDA; CUDA_VISIBLE_DEVICES must hold numbers",
         )
-    elif told.get("deviceType") == "gpu" and not given:
+    elif wanted == "gpu" and not given:
         yield Finding(
             "wrong",
             f"{name}: asks for a GPU and runs on the CPU: TorchServe saw none",
