@@ -109,7 +109,7 @@ def test_norms_in_training_are_left_alone() -> None:
 
 def test_a_model_without_a_fold_is_not_touched_unless_asked() -> None:
     """Packaging saves the weights that it opened."""
-    model = nets.net("pooled")
+    model = copy.deepcopy(nets.net("pooled"))  # others share it
     weights = copy.deepcopy(model.state_dict())
     open_backend(model, Config(channels_last=False), SIZE, torch.device("cpu"))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights.items())

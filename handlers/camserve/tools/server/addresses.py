@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -125,11 +126,21 @@ def _bound(host: str, port: int) -> socket.socket:
     return bound
 
 
+def _bound_free(host: str) -> socket.socket:
+    """A socket bound to a free port that systems do not give to connections: one of theirs could take it before Java does."""
+    for _ in range(100):
+        try:
+            return _bound(host, random.randrange(10_000, 32_000))  # noqa: S311 no secret
+        except ServeError:
+            continue
+    return _bound(host, 0)
+
+
 def _free_row(hosts: list[str]) -> list[int]:
     """Three free ports in a row, one for each of `hosts`."""
     for _ in range(100):
         with ExitStack() as held:
-            first = held.enter_context(_bound(hosts[0], 0)).getsockname()[1]
+            first = held.enter_context(_bound_free(hosts[0])).getsockname()[1]
             try:
                 for offset, host in enumerate(hosts[1:], start=1):
                     held.enter_context(_bound(host, first + offset))
@@ -140,5 +151,5 @@ def _free_row(hosts: list[str]) -> list[int]:
 
 
 def _free_pair(host: str) -> tuple[int, int]:
-    with _bound(host, 0) as one, _bound(host, 0) as two:
+    with _bound_free(host) as one, _bound_free(host) as two:
         return one.getsockname()[1], two.getsockname()[1]
