@@ -20,7 +20,6 @@ trap 'rm -rf "$folder"' EXIT
 python=$folder/env/bin/python
 # these go with torch; older releases of it were not built for NumPy 2.3
 grep -vE '^(torch|torchvision|triton|numpy|fsspec|filelock|sympy|networkx|setuptools)==' constraints.txt >"$folder/constraints.txt"
-$python -m pip install --disable-pip-version-check --quiet -c "$folder/constraints.txt" "${pair[@]}" ".[test]"
-$python -m pip uninstall --quiet --yes camserve # the tests take this folder's
+$python -m pip install --disable-pip-version-check --quiet -c "$folder/constraints.txt" "${pair[@]}" -e ".[test]"
 $python -c 'import torch, torchvision; print("torch", torch.__version__, "torchvision", torchvision.__version__)'
 $python -m pytest -p no:cacheprovider "$@"
