@@ -241,6 +241,14 @@ def test_a_describe_header_from_a_client_harms_nobody(service: Any, explain: boo
         same(answer, ask(service, [Row(row.fields, explain=explain)])[0])
 
 
+@pytest.mark.parametrize("explain", [False, True])
+def test_nor_does_one_without_anything_else(service: Any, explain: bool) -> None:
+    """A form without fields looks like the management address's own question."""
+    (answer,) = ask(service, [Row({}, {"describe": "True"}, explain=explain)])
+
+    assert (answer.status, json.loads(answer.body)["type"]) == (400, "NoImage")
+
+
 def test_hostile_labels_reach_headers_and_json_escaped(service: Any) -> None:
     """A label with quotes, line ends and a tag is data everywhere."""
     answer, array = ask(

@@ -44,6 +44,10 @@ class Handler:
         self.seconds = context.model_yaml_config["seconds"]
         if self.seconds < 0:
             raise ValueError(f"seconds: {self.seconds} is negative")
+        if context.model_name == "forks":
+            child = os.fork()
+            time.sleep(2 if child else 0.7)
+            os.waitpid(child, 0) if child else os._exit(0)
     def handle(self, data, context):
         time.sleep(self.seconds)
         seen = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TMPDIR", "STRANGER")}
@@ -66,11 +70,12 @@ def write_archive(store: Path, name: str, *, seconds: float = 0, batch: int = 1,
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Archives: `quick` answers at once, `slow` after a second, `stuck` after minutes, `batch` waits two seconds for others, and
-    `bad` does not load."""
+    """Archives: `quick` answers at once, `forks` has a child while it loads, `slow` after a second, `stuck` after minutes, `batch` waits
+    two seconds for others, and `bad` does not load."""
     path = tmp_path_factory.mktemp("serve") / "store"
     path.mkdir()
     write_archive(path, "quick")
+    write_archive(path, "forks")
     write_archive(path, "slow", seconds=1)
     write_archive(path, "stuck", seconds=300)
     write_archive(path, "batch", batch=4, delay=2000)
@@ -202,6 +207,21 @@ def test_batch_that_fills_is_not_cut_off(store: Path, pool: ThreadPoolExecutor) 
 
 
 @pytest.mark.live
+def test_java_that_has_not_begun_is_waited_for(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of Java's that waits for a processor may hold a request that nobody has counted yet."""
+    with Server(store, ["quick"], config=CONFIG) as server:
+        monkeypatch.setattr(drain, "runnable", lambda _java: True)
+        assert not server.stop(drain=2)
+
+
+@pytest.mark.live
+def test_children_of_a_worker_are_no_workers(store: Path) -> None:
+    """A process that a model forks while it loads has its worker's command line; its end says nothing about the model."""
+    with Server(store, ["forks"], config=CONFIG) as server:
+        assert requests.post(f"{server.url}/predictions/forks", timeout=HANG).status_code == 200
+
+
+@pytest.mark.live
 def test_second_signal_stops_at_once(store: Path, pool: ThreadPoolExecutor) -> None:
     """A second signal cuts off what the first one let go on, busy workers too; the exit status tells its number."""
     with Command(store, "--models", "stuck", "--drain", "1000") as command:
@@ -295,7 +315,7 @@ def test_names_of_archives(store: Path) -> None:
     assert select(store, ["quick"]) == select(store, ["quick.mar"]) == [quick]
     (other,) = select(store, ["other=quick"])
     assert (other.name, other.argument, quick.argument) == ("other", "other=quick.mar", "quick.mar")
-    assert [archive.name for archive in select(store, [])] == ["bad", "batch", "quick", "slow", "stuck"]
+    assert [archive.name for archive in select(store, [])] == ["bad", "batch", "forks", "quick", "slow", "stuck"]
 
 
 def test_archive_as_folder_or_tarball(store: Path, tmp_path: Path) -> None:
