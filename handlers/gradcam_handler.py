@@ -88,15 +88,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             watcher=monitor,
             page=page(self.config, labels, self.backend.layers, self.info),
         )
-        self.metadata = {
-            **describe.metadata(
-                self.config, self.backend, labels, self.info, size, listed=None if self._hooks().predictions_of else listed
-            ),
-            "weights": f"sha256:{digest}",
-            "device": str(self.device),
-            "device_type": settings.get("deviceType"),
-            "monitor": monitor.described() if monitor else None,
-        }
+        self.metadata = self._described(size, f"sha256:{digest}", monitor)
         self._self_test(size)
         if monitor:
             monitor.start()
@@ -107,6 +99,17 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             f" ({self.backend.why})" if self.backend.why else "",
             time.perf_counter() - started,
         )
+
+    def _described(self, size: tuple[int, int], weights: str, monitor: Monitor | None) -> dict[str, Any]:
+        """The metadata; `weights` is the whole digest of the file."""
+        listed = None if self._hooks().predictions_of else int(self.get_max_result_classes())
+        return {
+            **describe.metadata(self.config, self.backend, self.labels, self.info, size, listed=listed),
+            "weights": weights,
+            "device": str(self.device),
+            "device_type": (getattr(self, "model_yaml_config", None) or {}).get("deviceType"),
+            "monitor": monitor.described() if monitor else None,
+        }
 
     def _load_torchscript_model(self, model_pt_path: str) -> torch.nn.Module:
         """TorchServe takes every `.pt` file without a model's file for TorchScript; it may hold a program of torch.export."""

@@ -21,20 +21,16 @@ if [ ! -f tests/node_modules/axe-core/axe.min.js ] && command -v npm >/dev/null;
     echo "Installing axe-core, which checks pages for accessibility, into tests/node_modules"
     npm install --prefix tests --no-save --no-package-lock --silent axe-core@4.14.1
 fi
-if ! cmp -s tests/kserve-requirements.txt .venv-kserve/requirements.txt; then
-    echo "Installing KServe's client into .venv-kserve"
-    rm -rf .venv-kserve
-    $bin/python -m venv .venv-kserve
-    .venv-kserve/bin/python -m pip install --disable-pip-version-check --quiet -r tests/kserve-requirements.txt
-    cp tests/kserve-requirements.txt .venv-kserve/requirements.txt
-fi
-if ! cmp -s tests/deploy-requirements.txt .venv-deploy/requirements.txt; then
-    echo "Installing what checks manifests into .venv-deploy"
-    rm -rf .venv-deploy
-    $bin/python -m venv .venv-deploy
-    .venv-deploy/bin/python -m pip install --disable-pip-version-check --quiet -r tests/deploy-requirements.txt
-    cp tests/deploy-requirements.txt .venv-deploy/requirements.txt
-fi
+beside() { # an environment of its own, .venv-NAME, with tests/NAME-requirements.txt
+    cmp -s "tests/$1-requirements.txt" ".venv-$1/requirements.txt" && return
+    echo "Installing $2 into .venv-$1"
+    rm -rf ".venv-$1"
+    $bin/python -m venv ".venv-$1"
+    ".venv-$1/bin/python" -m pip install --disable-pip-version-check --quiet -r "tests/$1-requirements.txt"
+    cp "tests/$1-requirements.txt" ".venv-$1/requirements.txt"
+}
+beside kserve "KServe's client"
+beside deploy "what checks manifests"
 echo "ruff check" && $bin/ruff check .
 echo "ruff format" && $bin/ruff format --check .
 echo "mypy" && $bin/mypy handlers

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from camserve import geometry, render
+from camserve import geometry
 from camserve.config import Config
+from camserve.drawing import drawn
 from camserve.errors import RequestError
 from camserve.explainer import Explainer, Map, Seen, Want
 from camserve.geometry import Rect
@@ -248,26 +249,7 @@ class Pipeline:
         if entry.picture is None or not (options.media in PICTURES or options.overlay):
             return answer
         with self.watcher.stage("render"):
-            return self._rendered(answer, entry, entry.picture)
-
-    def _rendered(self, answer: Answer, entry: Prepared, original: Image.Image) -> Answer:
-        options = entry.item.options
-        pixels, scale = render.fit(np.asarray(original), self._config.max_picture_side)
-        view = _scaled(entry.view, original.size, pixels.shape)
-        drawn = [
-            render.overlay(pixels, explanation.heatmap, view, options.colormap, options.opacity)
-            for explanation in answer.explanations
-        ]
-        if options.media in PICTURES:
-            whole = drawn[0]
-            if len(drawn) > 1:
-                whole = render.side_by_side(drawn, [explanation.label for explanation in answer.explanations])
-            return replace(answer, picture=render.encode(whole, options.media), scale=scale)
-        explanations = tuple(
-            replace(explanation, overlay=render.encode(picture, "png"))
-            for explanation, picture in zip(answer.explanations, drawn, strict=True)
-        )
-        return replace(answer, explanations=explanations)
+            return drawn(answer, entry.picture, entry.view, options, self._config.max_picture_side)
 
     def _reply(self, request: Request | Page | RequestError, answers: Sequence[Answer | RequestError]) -> Reply:
         if isinstance(request, RequestError):
@@ -313,12 +295,3 @@ def _want(entry: Prepared) -> Want | None:
         return None
     options = entry.item.options
     return Want(options.layer, options.method, options.targets, options.top_k)
-
-
-def _scaled(view: Rect | None, size: tuple[int, int], shape: tuple[int, ...]) -> Rect:
-    """The view in the pixels of the scaled picture; the whole picture where the view is not known."""
-    height, width = shape[:2]
-    if view is None:
-        return Rect(0, 0, width, height)
-    across, down = width / size[0], height / size[1]
-    return Rect(view.left * across, view.top * down, view.right * across, view.bottom * down)

@@ -1,0 +1,47 @@
+"""An answer's explanations drawn over the picture: one picture of them all, or an overlay in each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from camserve import render
+from camserve.geometry import Rect
+from camserve.messages import Answer, Options
+from camserve.negotiate import PICTURES
+
+
+def drawn(answer: Answer, original: Image.Image, view: Rect | None, options: Options, max_side: int) -> Answer:
+    """The answer with its picture where `options.media` is one, else with an overlay (PNG) in each explanation.
+
+    Args:
+        original: the picture, in mode RGB; drawn at its own size, its longer side scaled down to `max_side` pixels.
+        view: what the heatmaps cover, in the original's pixels; None: not known, and taken for all of it.
+    """
+    pixels, scale = render.fit(np.asarray(original), max_side)
+    place = _scaled(view, original.size, pixels.shape)
+    overlays = [
+        render.overlay(pixels, explanation.heatmap, place, options.colormap, options.opacity)
+        for explanation in answer.explanations
+    ]
+    if options.media in PICTURES:
+        whole = overlays[0]
+        if len(overlays) > 1:
+            whole = render.side_by_side(overlays, [explanation.label for explanation in answer.explanations])
+        return replace(answer, picture=render.encode(whole, options.media), scale=scale)
+    explanations = tuple(
+        replace(explanation, overlay=render.encode(picture, "png"))
+        for explanation, picture in zip(answer.explanations, overlays, strict=True)
+    )
+    return replace(answer, explanations=explanations)
+
+
+def _scaled(view: Rect | None, size: tuple[int, int], shape: tuple[int, ...]) -> Rect:
+    """The view in the pixels of the scaled picture; the whole picture where the view is not known."""
+    height, width = shape[:2]
+    if view is None:
+        return Rect(0, 0, width, height)
+    across, down = width / size[0], height / size[1]
+    return Rect(view.left * across, view.top * down, view.right * across, view.bottom * down)
