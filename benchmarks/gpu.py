@@ -92,11 +92,11 @@ def check(device: torch.device) -> bool:
     """Heatmaps on the GPU against the CPU's in float32, by autograd and in closed form."""
     pictures = pictures_of(4)
     want = [Want("layer4", "gradcam++", (1, 22))] * 4
-    reference = _maps(Ours(resnet50(channels_last=False), False, fold=False, closed=False), pictures, want)
+    reference = _maps(Ours(resnet50(channels_last=False), False, tune=False, closed=False), pictures, want)
     good = True
     for precision in PRECISIONS:
         for closed in (True, False):
-            ours = Ours(resnet50(channels_last=False), None, fold=True, closed=closed, device=device, precision=precision)
+            ours = Ours(resnet50(channels_last=False), None, tune=True, closed=closed, device=device, precision=precision)
             moved = float(np.abs(_maps(ours, pictures, want) - reference).max())
             good &= moved <= AGREE[precision]
             form = "closed form" if closed else "autograd"
@@ -114,7 +114,7 @@ def engine(device: torch.device, batch: int, rounds: int) -> None:
     """Time and peak memory of explaining over predicting."""
     for precision in PRECISIONS:
         for closed in (True, False):
-            ours = Ours(resnet50(channels_last=False), None, fold=True, closed=closed, device=device, precision=precision)
+            ours = Ours(resnet50(channels_last=False), None, tune=True, closed=closed, device=device, precision=precision)
             channels_last = ours.backend.channels_last
             pictures = pictures_of(batch, channels_last).to(device)
             runs = {"plain": _plain(ours, pictures, precision, device), "explain": ours.explain(pictures)}
@@ -171,7 +171,7 @@ def steps(device: torch.device, batch: int, rounds: int) -> None:
     """What each step takes for one batch, one after the other: in a server, decoding and rendering use the same threads."""
     config = Config()
     preprocess, data = Preprocess(config), _jpeg()
-    ours = Ours(resnet50(channels_last=False), None, fold=True, closed=False, device=device, precision="bfloat16")
+    ours = Ours(resnet50(channels_last=False), None, tune=True, closed=False, device=device, precision="bfloat16")
     clock = Clock(device, {})
     rows, targets = torch.arange(batch, device=device), torch.zeros(batch, dtype=torch.long, device=device)
     heat = np.random.default_rng(0).random((7, 7), dtype=np.float32)

@@ -62,7 +62,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         preprocess = self._preprocess_of(self.config)
         height, width = preprocess(Image.new("RGB", PROBE)).shape[1:]
         size = (height, width)
-        self.backend = open_backend(self.model, self.config, size, self.device, fold=True)
+        self.backend = open_backend(self.model, self.config, size, self.device, tune=True)
         self.labels = labels = Labels(self.backend.outputs, self.mapping)
         digest = _sha256(Path(self.model_pt_path)) if self.model_pt_path else ""
         version = str(context.manifest["model"].get("modelVersion", ""))

@@ -116,7 +116,7 @@ def test_a_model_without_a_fold_is_not_touched_unless_asked() -> None:
     weights = copy.deepcopy(model.state_dict())
     open_backend(model, Config(channels_last=False), SIZE, torch.device("cpu"))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights.items())
-    open_backend(model, Config(channels_last=False), SIZE, torch.device("cpu"), fold=True)
+    open_backend(model, Config(channels_last=False), SIZE, torch.device("cpu"), tune=True)
     assert "stem.1.weight" not in model.state_dict()
 
 
@@ -126,7 +126,7 @@ def test_the_gradients_are_the_same() -> None:
     found = []
     for fold in (False, True):
         config = Config(layers=("stem",), channels_last=False)
-        made = open_backend(copy.deepcopy(model), config, SIZE, torch.device("cpu"), fold=fold)
+        made = open_backend(copy.deepcopy(model), config, SIZE, torch.device("cpu"), tune=fold)
         captured = made.capture.forward(PICTURES, ["stem"])
         found.append(captured.gradients("stem", torch.arange(4), torch.arange(4)))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)

@@ -36,7 +36,7 @@ def net() -> nn.Module:
 def explained(model: nn.Module, device: torch.device, layer: str, count: int = 4, **settings: object) -> NDArray[np.float32]:
     """The heatmaps of two targets for each picture, `[2 * count, h, w]`."""
     config = Config.from_mapping({"layers": [layer], **settings})
-    backend = open_backend(copy.deepcopy(model).to(device), config, SIZE, device, fold=device.type == "cuda")
+    backend = open_backend(copy.deepcopy(model).to(device), config, SIZE, device, tune=device.type == "cuda")
     seen = Explainer(backend, device).explain(list(synthetic_picture(SIZE, count)), [Want(layer, "gradcam++", (1, 22))] * count)
     assert all(isinstance(each, Seen) for each in seen)
     return np.stack([found.heatmap for each in seen if isinstance(each, Seen) for found in each.maps])
@@ -55,7 +55,7 @@ def test_maps_are_those_of_the_cpu(net: nn.Module, layer: str, precision: str) -
 def test_nothing_stays_on_the_device(net: nn.Module) -> None:
     """A batch's tensors are let go of, however many batches there were."""
     device = torch.device("cuda")
-    backend = open_backend(net.to(device), Config(layers=("layer3",)), SIZE, device, fold=True)
+    backend = open_backend(net.to(device), Config(layers=("layer3",)), SIZE, device, tune=True)
     explainer, pictures = Explainer(backend, device), list(synthetic_picture(SIZE, 8))
     wants = [Want("layer3", "gradcam++", (1,))] * 8
     explainer.explain(pictures, wants)
@@ -72,7 +72,7 @@ def test_nothing_stays_on_the_device(net: nn.Module) -> None:
 def test_explaining_takes_little_more_memory_than_predicting(net: nn.Module) -> None:
     """Only the head behind the layer has a graph."""
     device = torch.device("cuda")
-    backend = open_backend(net.to(device), Config(layers=("layer4",)), (224, 224), device, fold=True)
+    backend = open_backend(net.to(device), Config(layers=("layer4",)), (224, 224), device, tune=True)
     explainer, pictures = Explainer(backend, device), list(synthetic_picture((224, 224), 32))
     peaks = []
     for wants in ([None] * 32, [Want("layer4", "gradcam++", (1,))] * 32):

@@ -47,7 +47,7 @@ class Ours:
     """Our engine on a model of its own.
 
     Args:
-        fold: whether batch normalisation is folded, as the handler does.
+        tune: whether the model is tuned, as the handler does: batch normalisation folded, convolutions prepacked.
         closed: whether the closed form is used where there is one.
         channels_last: the memory format; None: the faster.
     """
@@ -57,7 +57,7 @@ class Ours:
         model: nn.Module,
         channels_last: bool | None,
         *,
-        fold: bool,
+        tune: bool,
         closed: bool,
         layer: str = LAYER,
         device: torch.device = CPU,
@@ -65,7 +65,7 @@ class Ours:
     ) -> None:
         self.model = model.to(device)
         config = Config(layers=(layer,), channels_last=channels_last, precision=precision)
-        backend: Backend = open_backend(self.model, config, SIZE, device, fold=fold)
+        backend: Backend = open_backend(self.model, config, SIZE, device, tune=tune)
         if not closed:
             backend.capture._setting.heads.clear()  # type: ignore[attr-defined]
             backend = replace(backend, closed_form=())
@@ -172,8 +172,8 @@ def measure(rounds: int, say: Callable[[str], None], batch: int = BATCH, process
         pictures = pictures_of(batch, channels_last)
         model = resnet50(channels_last)
         kinds = {
-            (fold, closed): Ours(copy.deepcopy(model), channels_last, fold=fold, closed=closed)
-            for fold in (False, True)
+            (tune, closed): Ours(copy.deepcopy(model), channels_last, tune=tune, closed=closed)
+            for tune in (False, True)
             for closed in (False, True)
         }
         for ours in kinds.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from camserve.capture.kinds import beginning, looked_at, opened
 from camserve.capture.layers import LayerInfo
 from camserve.capture.layout import logits_of, synthetic_picture
 from camserve.capture.pooled import pooled_head
+from camserve.capture.prepack import prepack
 from camserve.capture.rule import check, pick
 from camserve.config import Config
 from camserve.errors import ConfigError
@@ -28,6 +29,7 @@ class Backend:
     `layers`: those that may be asked for, the default first. `why`: why the default was picked, "" where it was given.
     `closed_form`: the layers whose gradients need no backward pass. `channels_last`: the memory format in use. `kind`: `eager`,
     `torchscript` or `exported`. `compiled`: predictions run compiled, explanations do not. `maps`: all layers with a map.
+    `prepacked`: the convolutions' weights lie as oneDNN computes with them.
     """
 
     capture: Capture
@@ -39,16 +41,17 @@ class Backend:
     kind: str = "eager"
     compiled: bool = False
     maps: tuple[LayerInfo, ...] = ()
+    prepacked: bool = False
 
 
-def open_backend(model: object, config: Config, size: tuple[int, int], device: torch.device, *, fold: bool = False) -> Backend:
+def open_backend(model: object, config: Config, size: tuple[int, int], device: torch.device, *, tune: bool = False) -> Backend:
     """Prepares a model for pictures of `size` = (height, width).
 
     The model is an eager module, a TorchScript module, an exported program or its restored module (`load_exported`), and may
     be compiled: then predictions run compiled, and explanations run what was compiled.
 
-    Freezes the model's parameters, and may change an eager model's memory format and, with `fold`, its weights (`fold_norms`):
-    who goes on to save them must not ask for that.
+    Freezes the model's parameters, and may change an eager model's memory format. With `tune` it also changes its weights
+    (`fold_norms`) and how its convolutions run (`prepack`): who goes on to save it must not ask for that.
 
     Raises:
         ConfigError: it does not run on such pictures; a layer does not exist, has no map or decides nothing; or none is given
@@ -67,16 +70,19 @@ def open_backend(model: object, config: Config, size: tuple[int, int], device: t
     heads = {layer: pooled_head(own, site, pictures, found.outputs) for layer, site in sites.items()}
     known = {layer: head for layer, head in heads.items() if head is not None}
     eager: Any = getattr(model, "_orig_mod", model)
-    if fold and own.kind == "eager":
+    if tune and own.kind == "eager":
         fold_norms(eager, pictures, layers)
-    channels_last = own.kind == "eager" and choose_memory_format(eager, pictures, config.channels_last)
     compiled = eager is not model
+    packs = tune and not compiled and config.precision == "float32"
+    form = choose_memory_format(eager, pictures, config.channels_last, packs) if own.kind == "eager" else "contiguous"
+    channels_last = form != "contiguous"
     context = precision_context(config.precision, device)
     setting = Setting(known, size, model if compiled else None, context)  # type: ignore[arg-type]
     capture = own.capture(sites, setting)
     if compiled:
         _compile_now(capture, pictures, channels_last)
-    return Backend(capture, layers, found.outputs, why, tuple(known), channels_last, own.kind, compiled, found.maps)
+    prepacked = form == "prepacked"
+    return Backend(capture, layers, found.outputs, why, tuple(known), channels_last, own.kind, compiled, found.maps, prepacked)
 
 
 def _compile_now(capture: Capture, pictures: Tensor, channels_last: bool) -> None:
@@ -99,19 +105,43 @@ def precision_context(precision: str, device: torch.device) -> Context:
     return lambda: torch.autocast(device.type, dtype)
 
 
+MemoryFormat = Literal["contiguous", "channels_last", "prepacked"]
+"""`prepacked`: channels_last, and the convolutions' weights as `prepack` arranges them."""
+
 GAIN = 0.9
-"""The other memory format must take at most this share of the time: less is noise."""
+"""Channels_last must take at most this share of the time: less is noise."""
 
-BUDGET = 0.5
-"""Seconds that the choice may take once both formats ran for the first time."""
+BUDGET = 0.75
+"""Seconds that the choice may take once all formats ran for the first time."""
 
 
-def choose_memory_format(model: nn.Module, pictures: Tensor, wanted: bool | None) -> bool:
-    """Puts the model into channels_last where asked, or, for None, where it is clearly faster and equal within 1e-6."""
+def choose_memory_format(model: nn.Module, pictures: Tensor, wanted: bool | None, packs: bool = False) -> MemoryFormat:
+    """Puts the model into channels_last where asked, or, for None, where it is clearly faster and equal within 1e-6.
+
+    Args:
+        packs: whether its convolutions may be prepacked, which they then are where that is faster than the rest, and equal;
+            never where contiguous was asked for.
+    """
+    if wanted is False or (wanted is None and not _has_maps(model)):
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return "contiguous"
+    seconds, scores = float("inf"), None
     if wanted is None:
-        wanted = _has_maps(model) and _channels_last_is_faster(model, pictures)
-    model.to(memory_format=torch.channels_last if wanted else torch.contiguous_format)  # type: ignore[call-overload]
-    return wanted
+        scores, seconds = _timed(model, pictures, BUDGET / 3)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pictures = _formatted(pictures, channels_last=True)
+    other, other_seconds = _timed(model, pictures, BUDGET / 3)
+    scores = other if scores is None else scores
+    undo = prepack(model, pictures) if packs else None
+    if undo:
+        packed, packed_seconds = _timed(model, pictures, BUDGET / 3)
+        if _equal(scores, packed) and packed_seconds < min(seconds, other_seconds):
+            return "prepacked"
+        undo()
+    if wanted or (_equal(scores, other) and other_seconds < GAIN * seconds):
+        return "channels_last"
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return "contiguous"
 
 
 def _has_maps(model: nn.Module) -> bool:
@@ -119,12 +149,9 @@ def _has_maps(model: nn.Module) -> bool:
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
 
 
-def _channels_last_is_faster(model: nn.Module, pictures: Tensor) -> bool:
-    plain, seconds = _timed(model, pictures, BUDGET / 2)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    other, other_seconds = _timed(model, _formatted(pictures, channels_last=True), BUDGET / 2)
-    equal = bool((plain.softmax(1) - other.softmax(1)).abs().max() <= 1e-6)
-    return equal and other_seconds < GAIN * seconds
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two scores make the same probabilities, but for rounding."""
+    return bool((one.softmax(1) - other.softmax(1)).abs().max() <= 1e-6)
 
 
 def _formatted(pictures: Tensor, channels_last: bool) -> Tensor:
