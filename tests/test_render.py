@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFont
 from tests import oracle
 
-from camserve import render
+from camserve import png, render
 from camserve.config import COLORMAPS
 from camserve.errors import RequestError
 from camserve.geometry import Rect
@@ -185,10 +185,22 @@ def test_fit_averages() -> None:
     assert np.abs(render.fit(picture, 15)[0] - means).max() <= 0.5
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (33, 47)])
+@pytest.fixture(params=["ISA-L", "zlib"])
+def png_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PNG as it is made with python-isal, and without it."""
+    if request.param == "zlib":
+        monkeypatch.setattr(png, "ISAL", None)
+    else:
+        pytest.importorskip("isal", reason="python-isal has no wheel for this processor")
+
+
+@pytest.mark.usefixtures("png_by")
+@pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (33, 47), (300, 500)])
 def test_png_keeps_every_pixel(size: tuple[int, int]) -> None:
-    """PNG is lossless, red first."""
+    """PNG is lossless, red first; Pillow and OpenCV check its sums."""
     picture = photograph(*size)
+    told = np.frombuffer(render.encode(picture, "png"), np.uint8)
+    np.testing.assert_array_equal(cv2.imdecode(told, cv2.IMREAD_COLOR)[..., ::-1], picture)
     with Image.open(io.BytesIO(render.encode(picture, "png"))) as decoded:
         assert (decoded.format, decoded.mode) == ("PNG", "RGB")
         np.testing.assert_array_equal(np.asarray(decoded), picture)

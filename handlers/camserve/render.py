@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from camserve import png
 from camserve.errors import RequestError
 from camserve.geometry import Rect
 
@@ -33,18 +34,12 @@ SCALES = {
 BETWEEN = 16
 """How finely a colour table is interpolated between its 256 colours."""
 
-_QUICK_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # not in older releases of OpenCV
-    _QUICK_PNG += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
-"""A blend of a photograph, 640 x 480: 10 ms and 456 KiB. Trying every filter for each row takes 17 ms and gives 430 KiB; zlib's
-default strategy takes 19 ms at level 1 and gives 454 KiB."""
-
 _ENCODERS: dict[str, tuple[str, list[int], int]] = {
-    "png": (".png", [*_QUICK_PNG], 1_000_000),
+    "png": (".png", [], 1_000_000),
     "jpeg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 90], 65_500),
     "webp": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 90], 16_383),
 }
-"""Medium -> (suffix, OpenCV's parameters, longest side that the format or its encoder allows)."""
+"""Medium -> (suffix, OpenCV's parameters, longest side that the format or its encoder allows); for `png`, see there."""
 
 GAP = 4
 """Pixels between two pictures that stand side by side."""
@@ -115,6 +110,8 @@ def encode(picture: Picture, media: str) -> bytes:
     if max(height, width) > longest:
         problem = f"the picture would be {width} x {height} pixels; {media} allows {longest} a side"
         raise RequestError(413, "ResponseTooLarge", f"{problem}: ask for fewer targets, or for another format")
+    if media == "png":
+        return png.encoded(picture)
     return cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), parameters)[1].tobytes()
 
 

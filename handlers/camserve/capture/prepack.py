@@ -30,7 +30,7 @@ class Prepacked:
 
     def __init__(self, conv: nn.Conv2d, shape: tuple[int, ...]) -> None:
         self._own = conv._conv_forward
-        self._geometry = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups  # type: ignore[arg-type]
+        self._geometry = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
         self._weight, self._bias, self._version = conv.weight, conv.bias, conv.weight._version
         self._many = self._arranged(shape)
         # one by one, a convolution is a product of matrices, and that of a lone picture has another arrangement
@@ -41,13 +41,16 @@ class Prepacked:
         known = weight is self._weight and bias is self._bias and weight._version == self._version
         simple = given.dim() == 4 and given.dtype == torch.float32 and given.device.type == "cpu" and given.numel() > 0
         if not known or not simple or (given.requires_grad and torch.is_grad_enabled()):
-            return self._own(given, weight, bias)
+            own: Tensor = self._own(given, weight, bias)
+            return own
         packed = self._one if len(given) == 1 else self._many
-        return torch.ops.mkldnn._convolution_pointwise(given, packed, bias, *self._geometry, "none", [], "")  # type: ignore[no-any-return]
+        found: Tensor = torch.ops.mkldnn._convolution_pointwise(given, packed, bias, *self._geometry, "none", [], "")
+        return found
 
     def _arranged(self, shape: tuple[int, ...]) -> Tensor:
         reorder = torch.ops.mkldnn._reorder_convolution_weight
-        return reorder(self._weight.detach(), *self._geometry, list(shape))  # type: ignore[no-any-return]
+        arranged: Tensor = reorder(self._weight.detach(), *self._geometry, list(shape))
+        return arranged
 
 
 def prepack(model: nn.Module, pictures: Tensor) -> Undo | None:
@@ -57,15 +60,15 @@ def prepack(model: nn.Module, pictures: Tensor) -> Undo | None:
     A convolution stays as it is where the class is not torch's own, where its weights are computed (parametrised), or where
     torch does not have or does not take what `Prepacked` needs.
     """
-    done: list[nn.Conv2d] = []
+    done: list[nn.Module] = []
     modules = dict(model.named_modules())
     for name, shape in _shapes(model, modules, pictures).items():
-        conv = modules[name]
+        conv: Any = modules[name]
         try:
-            conv._conv_forward = Prepacked(conv, shape)  # type: ignore[assignment, arg-type]
+            conv._conv_forward = Prepacked(conv, shape)
         except (AttributeError, RuntimeError):
             continue
-        done.append(conv)  # type: ignore[arg-type]
+        done.append(conv)
 
     def undo() -> None:
         for conv in done:
@@ -76,7 +79,7 @@ def prepack(model: nn.Module, pictures: Tensor) -> Undo | None:
 
 def _shapes(model: nn.Module, modules: Mapping[str, nn.Module], pictures: Tensor) -> Shapes:
     """What those convolutions were given that may be arranged."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return {}
     found: dict[str, tuple[int, ...]] = {}
 
