@@ -43,6 +43,7 @@ def test_every_field_is_a_key_and_every_key_a_field() -> None:
         ("opacity", 1, 1.0),
         ("channels_last", None, None),
         ("method", "contrast", "contrast"),
+        ("monitor", {"rate": 1, "budget": 0.1}, {"rate": 1.0, "budget": 0.1}),
     ],
 )
 def test_good_values_are_read(key: str, value: object, expected: object) -> None:
@@ -84,6 +85,8 @@ def test_good_values_are_read(key: str, value: object, expected: object) -> None
         ("max_batch", -1),
         ("precision", "int8"),
         ("channels_last", "auto"),
+        ("monitor", {"budget": 0}),
+        ("monitor", {"budget": 1.5}),
     ],
 )
 def test_a_bad_value_is_refused_in_one_line_with_key_value_and_what_is_accepted(key: str, value: object) -> None:

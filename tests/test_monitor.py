@@ -490,6 +490,24 @@ def broken_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("camserve.monitor.measure", fail_first)
 
 
+@pytest.mark.parametrize(("share", "pictures", "most"), [(None, 1, 0.055), (None, 45, 0.011), (0.2, 1, 0.2), (0.2, 45, 0.2)])
+def test_the_budget_of_the_settings(share: float | None, pictures: int, most: float) -> None:
+    """What is given counts for batches of every size; without it a lone picture's share is larger."""
+    budget = Monitor(Monitoring(budget=share), Exporter("m", "1", len), None).budget
+    budget.add(pictures, work=1.0, spent=0.99 * most)
+    assert budget.allows()
+    budget.add(pictures, work=0.0, spent=0.02 * most)
+    assert not budget.allows()
+
+
+def test_a_budget_of_one_is_no_limit() -> None:
+    """Every prediction is measured, and each picture's runner-up too."""
+    budget = Monitor(Monitoring(budget=1), Exporter("m", "1", len), None).budget
+    budget.add(1, work=0.0, spent=1e6)
+    assert budget.allows()
+    assert not budget.limited
+
+
 def test_a_budget_allows_what_has_taken_no_more_than_its_share() -> None:
     """Of all the time so far, and of a batch of many less than of a lone picture; without a share, always."""
     budget = Budget(lambda pictures: 0.1 / pictures)

@@ -24,6 +24,7 @@ import requests
 
 from camserve.tools.serve import Server, main
 from camserve.tools.server import cores, drain, faults, folder, java
+from camserve.tools.server import server as serving
 from camserve.tools.server.addresses import Addresses, Settings
 from camserve.tools.server.errors import ServeError
 from camserve.tools.server.process import is_running
@@ -290,6 +291,16 @@ def test_model_that_does_not_load(store: Path) -> None:
             'error: the model "bad" does not load: ValueError: seconds: -1 is negative'
         ]
         assert command.output.read_text() == ""
+
+
+@pytest.mark.live
+def test_a_management_address_that_stays_silent(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not waited for without end, and the error says what was last heard of it; nothing goes on running."""
+    monkeypatch.setattr(serving, "SILENT", 0.3)  # Java takes longer to start
+    started = time.time()
+    with pytest.raises(ServeError, match=r"^http://127\.0\.0\.1:\d+ gave no answer for 0\.3 s: ConnectionError: "):
+        Server(store, ["quick"], config=CONFIG).__enter__()
+    assert not [child for child in psutil.Process().children(recursive=True) if child.create_time() > started]
 
 
 def test_unknown_model_names_the_nearest(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

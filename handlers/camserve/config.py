@@ -122,7 +122,7 @@ def _read_monitor(value: Any) -> bool | dict[str, float]:
     return {name: _MONITOR[name][1](given) for name, given in value.items()}
 
 
-_MONITOR = {"rate": _number(0, 1), "interval": _number(0.1, 3600)}
+_MONITOR = {"rate": _number(0, 1), "interval": _number(0.1, 3600), "budget": _number(0.001, 1)}
 _SIZE = "a whole number of pixels from 1 to 8192, [height, width], or null for none"
 
 KEYS: Mapping[str, Key] = MappingProxyType(
@@ -155,7 +155,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         ),
         "monitor": Key(
             "metrics, and what the model looks at in this share of the predictions, told every interval of seconds",
-            "true, false or {rate: a number from 0 to 1, interval: a number from 0.1 to 3600}",
+            "true, false or {rate: a number from 0 to 1, interval: a number from 0.1 to 3600, budget: a number from 0.001 to 1}",
             _read_monitor,
         ),
     }
@@ -164,10 +164,15 @@ KEYS: Mapping[str, Key] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Monitoring:
-    """Which share of the predictions is measured, and how many seconds lie between two reports."""
+    """Which share of the predictions is measured, and how many seconds lie between two reports.
+
+    `budget`: how long backward passes for this alone may take, as a share of the other passes' time; 1: as long as they
+    take; None: a share that depends on the batch.
+    """
 
     rate: float = 1.0
     interval: float = 15.0
+    budget: float | None = None
 
 
 @dataclass(frozen=True)

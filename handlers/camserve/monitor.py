@@ -58,7 +58,7 @@ class Monitor:
         self._scale = scale
         self._reference = reference
         self._why = why
-        self.budget = Budget(lambda pictures: OF_MANY + (OF_ONE - OF_MANY) / pictures)
+        self.budget = _budget(settings.budget)
         self._looks: deque[Look] = deque()
         self._times: deque[tuple[str, float]] = deque()
         self._stages = StageTimes(exporter)
@@ -174,6 +174,12 @@ class Monitor:
         for reason in MISSED:
             add(metrics.UNMEASURED, (reason,), 0)
         self._exporter.set(metrics.MONITORED, (), self._settings.rate)
+
+
+def _budget(share: float | None) -> Budget:
+    if share is None:
+        return Budget(lambda pictures: OF_MANY + (OF_ONE - OF_MANY) / pictures)
+    return Budget(lambda _pictures: share) if share < 1 else Budget()
 
 
 @dataclass

@@ -18,6 +18,7 @@ class Management:
         self._url = url
         self._key_file = key_file
         self._since = time.time()
+        self.trouble = ""  # why `models` came back without an answer, the last time
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy stands between a process and its own child
 
@@ -27,7 +28,8 @@ class Management:
             listed = self._get("/models?limit=1000")["models"]
             names = dict.fromkeys(model["modelName"] for model in listed)
             return [version for name in names for version in self._get(f"/models/{quote(name, safe='')}/all")]
-        except (OSError, ValueError, KeyError):  # nobody listens (requests' errors are OSErrors), or the token is not written yet
+        except (OSError, ValueError, KeyError) as error:  # nobody listens (an OSError), or the token is not written yet
+            self.trouble = f"{type(error).__name__}: {error}".split("\n", 1)[0]
             return None
 
     def close(self) -> None:

@@ -31,6 +31,8 @@ LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
 METRICS_CONFIG = Path(camserve.__file__).with_name("metrics.yaml")
 LATE, SETTLED = 10.0, 0.5
 """Seconds to wait for the words of a worker that has ended, and after the last of them."""
+SILENT = 600.0
+"""Seconds without an answer of the management address after which a server is given up: archives are unpacked before it listens."""
 Sinks = Callable[[int], tuple[str, Sequence[Callable[[str], None]]]]
 
 
@@ -146,11 +148,16 @@ class Server:
     def wait_ready(self) -> None:
         """Returns once every worker of every model has loaded it.
 
-        Raises `ServeError` with the worker's own reason when a model does not load, `Interrupted` when asked to stop.
+        Raises `ServeError` with the worker's own reason when a model does not load, or when the management address answers
+        nothing for `SILENT` seconds; `Interrupted` when asked to stop.
         """
+        heard = time.monotonic()
         while not self._asked.wait(0.1):
             models = self._management.models()
             self._check_alive()
+            heard = time.monotonic() if models is not None else heard
+            if time.monotonic() - heard > SILENT:
+                raise ServeError(f"{self.management_url} gave no answer for {SILENT} s: {self._management.trouble}")
             if self._is_ready(models):
                 return
             self._check_workers(models)
