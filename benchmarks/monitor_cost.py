@@ -2,9 +2,9 @@
 
     python benchmarks/monitor_cost.py [--rounds 60] [--threads 1]
 
-Prints, for models with the closed form and without it, and batches of 1 and 8, the mean milliseconds of a batch of predictions
-without monitoring and with it, the difference in percent with its 95 % interval (bootstrap over pairs of neighbouring batches),
-and the share of the pictures that were measured: less than all where maps take backward passes that the budget has no room for.
+The model is tuned as the handler does. Prints, for models with the closed form and without it, and batches of 1 and 8, the mean
+milliseconds of a batch of predictions without monitoring and with it, the difference in percent with its 95 % interval (bootstrap
+over pairs of neighbouring batches), and the share of the pictures that were measured: less than all where maps take backward passes that the budget has no room for.
 `wall` is the time until the answers are there, `cpu` what the process used. Means, not medians, because part of the work comes
 in lumps: statistics are computed for 64 pictures at a time. Pairs with a batch of more than twice the median were disturbed by
 something else; they are left out and counted.
@@ -37,6 +37,7 @@ from camserve.explainer import Explainer  # noqa: E402
 from camserve.images import Preprocess  # noqa: E402
 from camserve.labels import Labels  # noqa: E402
 from camserve.mapstats import Scale  # noqa: E402
+from camserve.memory import keep_freed_memory  # noqa: E402
 from camserve.metrics import Exporter  # noqa: E402
 from camserve.monitor import CHUNK, Monitor  # noqa: E402
 from camserve.reference import Made  # noqa: E402
@@ -65,9 +66,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 def pipeline_of(model: nn.Module, layer: str) -> Pipeline:
     """A pipeline as the handler makes it."""
-    config = Config(layers=(layer,), channels_last=False)
+    config = Config(layers=(layer,))
     device = torch.device("cpu")
-    backend = open_backend(model.eval(), config, (224, 224), device)
+    backend = open_backend(model.eval(), config, (224, 224), device, tune=True)
     labels = Labels(backend.outputs)
     return Pipeline(
         config=config,
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help="; ".join(MODELS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     load = os.getloadavg()[0]
     print(f"torch {torch.__version__}, NumPy {np.__version__}, Python {platform.python_version()}, {platform.machine()},")
     print(f"{os.cpu_count()} cores, {options.threads} thread(s), load {load:.1f} when it began")

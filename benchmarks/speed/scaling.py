@@ -25,7 +25,7 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def engine(rounds: int, say: Callable[[str], None], quick: bool = False, processor: bool = False) -> dict[str, Any]:
-    """The curves that need no server, on ResNet-50 as served (folded, channels_last)."""
+    """The curves that need no server, on ResNet-50 as served (tuned)."""
     keep_freed_memory()
     ours = {closed: _ours(closed) for closed in (True, False)}
     found = {
@@ -35,7 +35,7 @@ def engine(rounds: int, say: Callable[[str], None], quick: bool = False, process
         "layer": _curve(DEPTHS[:2] if quick else DEPTHS, rounds, say, processor, _at_depth),
     }
     clock = "seconds of the processor" if processor else "by the clock"
-    told = conditions(model="ResNet-50, folded, channels_last, random weights", rounds=rounds, picture="noise", time=clock)
+    told = conditions(model="ResNet-50, tuned as served, random weights", rounds=rounds, picture="noise", time=clock)
     return {"conditions": told, "curves": found}
 
 
@@ -69,7 +69,7 @@ def _curve(
     for place in places:
         timed = alternate({name: seconds_of(run, processor) for name, run in runs(place).items()}, rounds, _telling(say, place))
         row: dict[str, Any] = {"at": place, "plain": Spread.of(timed["plain"]).median}
-        for name in timed.keys() - {"plain"}:
+        for name in filter(lambda each: each != "plain", timed):
             row[name] = Spread.of(ratios(timed[name], timed["plain"])).__dict__
         rows.append(row)
     return rows

@@ -111,12 +111,15 @@ MemoryFormat = Literal["contiguous", "channels_last", "prepacked"]
 GAIN = 0.9
 """Channels_last must take at most this share of the time: less is noise."""
 
+EQUAL = 4e-6
+"""How far probabilities may move; scores in the tens, as untrained weights make them, round by that much by themselves."""
+
 BUDGET = 0.75
 """Seconds that the choice may take once all formats ran for the first time."""
 
 
 def choose_memory_format(model: nn.Module, pictures: Tensor, wanted: bool | None, packs: bool = False) -> MemoryFormat:
-    """Puts the model into channels_last where asked, or, for None, where it is clearly faster and equal within 1e-6.
+    """Puts the model into channels_last where asked, or, for None, where it is clearly faster and equal but for rounding.
 
     Args:
         packs: whether its convolutions may be prepacked, which they then are where that is faster than the rest, and equal;
@@ -151,7 +154,7 @@ def _has_maps(model: nn.Module) -> bool:
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether two scores make the same probabilities, but for rounding."""
-    return bool((one.softmax(1) - other.softmax(1)).abs().max() <= 1e-6)
+    return bool((one.softmax(1) - other.softmax(1)).abs().max() <= EQUAL)
 
 
 def _formatted(pictures: Tensor, channels_last: bool) -> Tensor:

@@ -32,7 +32,7 @@ METRICS_CONFIG = Path(camserve.__file__).with_name("metrics.yaml")
 LATE, SETTLED = 10.0, 0.5
 """Seconds to wait for the words of a worker that has ended, and after the last of them."""
 SILENT = 600.0
-"""Seconds without an answer of the management address after which a server is given up: archives are unpacked before it listens."""
+"""Seconds without an answer of the management address after which a server is given up; archives are unpacked before it."""
 Sinks = Callable[[int], tuple[str, Sequence[Callable[[str], None]]]]
 
 
