@@ -3,11 +3,11 @@
     python benchmarks/monitor_cost.py [--rounds 60] [--threads 1]
 
 The model is tuned as the handler does. Prints, for models with the closed form and without it, and batches of 1 and 8, the mean
-milliseconds of a batch of predictions without monitoring and with it, the difference in percent with its 95 % interval (bootstrap
-over pairs of neighbouring batches), and the share of the pictures that were measured: less than all where maps take backward passes that the budget has no room for.
-`wall` is the time until the answers are there, `cpu` what the process used. Means, not medians, because part of the work comes
-in lumps: statistics are computed for 64 pictures at a time. Pairs with a batch of more than twice the median were disturbed by
-something else; they are left out and counted.
+milliseconds of a batch of predictions without monitoring and with it, the difference in percent with its 95 % interval
+(bootstrap over pairs of neighbouring batches), and the share of the pictures that were measured: less than all where maps take
+backward passes that the budget has no room for. `wall` is the time until the answers are there, `cpu` what the process used.
+Means, not medians, because part of the work comes in lumps: statistics are computed for 64 pictures at a time. Pairs with a
+batch of more than twice the median were disturbed by something else; they are left out and counted.
 """
 
 from __future__ import annotations
