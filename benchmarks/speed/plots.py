@@ -20,6 +20,8 @@ TITLES = {
     "layer": "layer (batch of 8)",
 }
 
+COLOURS = {"closed form": "C0", "autograd": "C1"}
+
 
 def draw(found: Mapping[str, Any], folder: Path) -> list[str]:
     """Writes the plots that there are figures for; their paths from `folder`'s parent."""
@@ -45,7 +47,7 @@ def _engine(part: Mapping[str, Any], path: Path) -> Path:
                 [row[kind]["median"] - row[kind]["low"] for row in rows],
                 [row[kind]["high"] - row[kind]["median"] for row in rows],
             ]
-            axis.errorbar(places, values, errors, marker="o", markersize=4, capsize=2, label=kind)
+            axis.errorbar(places, values, errors, marker="o", markersize=4, capsize=2, label=kind, color=COLOURS[kind])
         axis.axhline(1, color="grey", linewidth=0.8)
         axis.set_xlabel(TITLES[name])
     axes[0].set_ylabel("explaining over the plain forward")
@@ -56,12 +58,12 @@ def _engine(part: Mapping[str, Any], path: Path) -> Path:
 def _server(part: Mapping[str, Any], path: Path) -> Path:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     left.plot([100 * row["at"] for row in part["shares"]], [row["median"] for row in part["shares"]], marker="o")
-    left.set(xlabel="share of explanations, %", ylabel="answers a second", ylim=(0, None))
+    left.set(xlabel="share of explanations, %", ylabel="answers a second", ylim=_from_zero(left))
     for kind in ("predictions", "explanations"):
         right.plot(
             [str(row["at"]) for row in part["workers"]], [row[kind]["median"] for row in part["workers"]], marker="o", label=kind
         )
-    right.set(xlabel="workers", ylim=(0, None))
+    right.set(xlabel="workers", ylim=_from_zero(right))
     right.legend(frameon=False)
     return _saved(figure, path)
 
@@ -71,9 +73,13 @@ def _memory(parts: Mapping[str, Any], path: Path) -> Path:
     for part in parts.values():
         places = [row["explanations"] for row in part["curve"]]
         axis.plot(places, [row["MiB"] for row in part["curve"]], label=part["conditions"]["model"])
-    axis.set(xlabel="explanations", ylabel="resident memory of the worker, MiB", ylim=(0, None))
+    axis.set(xlabel="explanations", ylabel="resident memory of the worker, MiB", ylim=_from_zero(axis))
     axis.legend(frameon=False)
     return _saved(figure, path)
+
+
+def _from_zero(axis: Any) -> tuple[float, float]:
+    return 0, 1.1 * max(float(value) for line in axis.lines for value in line.get_ydata())
 
 
 def _saved(figure: Any, path: Path) -> Path:
