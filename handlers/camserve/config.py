@@ -151,7 +151,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "max_batch": Key("most pictures in one forward pass", *_integer(1, 4_096)),
         "precision": Key("what the model computes in; maps are always float32", *_choice(PRECISIONS)),
         "channels_last": Key(
-            "memory format; null: the faster one, where both are equal", "true, false or null", _read_optional_flag
+            "memory format; null: the fastest one with equal answers", "true, false or null", _read_optional_flag
         ),
         "monitor": Key(
             "metrics, and what the model looks at in this share of the predictions, told every interval of seconds",
