@@ -208,7 +208,7 @@ def test_the_gallery_holds_everything_and_ends_no_element_early(tmp_path: Path) 
     pictures = files(tmp_path / "x", a="</script><script>alert(1)</script>", b="bad")
     run = Run(Told(), tmp_path / "out", {"model": "told", "overlay": True})
     run.explain(pictures, jobs=1)
-    text = gallery.write(list(run.journal.rows.values()), tmp_path / "out").read_text()
+    text = gallery.write(list(run.journal.rows.values())[::-1], tmp_path / "out").read_text()
 
     data = text.partition('id="data">')[2].partition("</script>")[0]
     good, bad = json.loads(data)

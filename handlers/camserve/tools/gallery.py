@@ -19,7 +19,8 @@ THUMB = 360
 
 
 def write(rows: Sequence[Row], folder: Path) -> Path:
-    """Writes `gallery.html` into the folder of the rows' overlays; returns its path."""
+    """Writes `gallery.html`, by the files' names, into the folder of the rows' overlays; returns its path."""
+    rows = sorted(rows, key=lambda row: str(row["file"]))  # they come as they were answered
     style, script = ((HERE / f"gallery.{kind}").read_text("utf-8") for kind in ("css", "js"))
     parts = {
         "policy": policy(style, [script]),
