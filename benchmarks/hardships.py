@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -150,21 +151,28 @@ def starved(server: Server, traffic: Traffic, *, room: int, seconds: float, clie
         limit = worker.memory_info().data + room * 2**20
         worker.rlimit(psutil.RLIMIT_DATA, (limit, before[1]))
         begun = time.monotonic()
+        during = []
         while time.monotonic() - begun < seconds:
-            large.ask()
+            during.append(large.answer(0))
         ended = time.monotonic()
         if worker.is_running():
             worker.rlimit(psutil.RLIMIT_DATA, before)
-    during = list(large.outcomes)
-    large.learn()
+    large.learn()  # only now: the memory that it takes is kept
+    verdicts = [(each.status, *large.judged(0, each)) for each in during]
     outcomes = [each for each in traffic.since(begun) if each.begun < ended]
-    told = ", ".join(sorted({str(each.status) for each in during}))
+    told = ", ".join(f"{count} times {status}" for status, count in sorted(Counter(each.status for each in during).items()))
     row = Row(
         "memory is short", f"RLIMIT_DATA {room} MiB above its own, pictures of 49 megapixels among small ones, {clients} clients",
-        outcomes, f"{len(during)} large pictures got {told}; afterwards {large.ask().status}",
+        outcomes, f"large pictures got {told}; afterwards {large.ask().status}",
     ).allow()  # fmt: skip
-    row.complaints += [f"large: {each.status} {each.words}" for each in during if not each.words.startswith("OutOfMemory")]
-    row.complaints += [f"afterwards large: {each.words}" for each in large.outcomes[len(during) :] if each.verdict != RIGHT]
+    refused = [words.startswith("OutOfMemory") for _, _, words in verdicts]
+    row.complaints += [] if any(refused) else ["no large picture got a 507: memory was not short"]
+    row.complaints += [
+        f"large: {status} {words}"
+        for (status, verdict, words), short in zip(verdicts, refused, strict=True)
+        if verdict != RIGHT and not short
+    ]
+    row.complaints += [f"afterwards large: {each.words}" for each in large.outcomes if each.verdict != RIGHT]
     row.complaints += [] if [each.pid for each in workers(server)] == [worker.pid] else ["the worker was replaced"]
     row.complaints += all_again(traffic)
     return row

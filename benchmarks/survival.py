@@ -106,7 +106,7 @@ class Trial(ExitStack):
         with ExitStack() as own:
             server, traffic = self._common() if self.demo is None else own.enter_context(self._small("starved"))
             big = Ask(traffic.asks[-1].path, bytes(encoded(Image.new("RGB", (7000, 7000), (90, 120, 40)))))
-            return hardships.starved(server, traffic, room=128, seconds=size.seconds, clients=size.clients, big=big)
+            return hardships.starved(server, traffic, room=64, seconds=size.seconds, clients=size.clients, big=big)
 
     def poisoned(self) -> Row:
         """A CUDA context that is broken for good."""

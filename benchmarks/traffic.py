@@ -91,8 +91,8 @@ class Traffic:
 
     def learn(self) -> None:
         """Takes the answer to each request alone as a right one, beside those that were learnt before."""
-        for ask, known in zip(self.asks, self._known, strict=True):
-            answer = self._answer(ask)
+        for number, (ask, known) in enumerate(zip(self.asks, self._known, strict=True)):
+            answer = self.answer(number)
             if answer.status >= 500:
                 raise RuntimeError(f"{ask.path} alone: {answer.status} {answer.body[:300]!r}")
             known.append(answer)
@@ -112,12 +112,12 @@ class Traffic:
         number = next(self._turns) % len(self.asks) if number is None else number
         begun = time.monotonic()
         try:
-            answer = self._answer(self.asks[number])
+            answer = self.answer(number)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             outcome = Outcome(number, begun, time.monotonic(), 0, LOST, f"{type(error).__name__}: {error}")
         else:
             ended = time.monotonic()
-            outcome = Outcome(number, begun, ended, answer.status, *self._judged(number, answer))
+            outcome = Outcome(number, begun, ended, answer.status, *self.judged(number, answer))
         with self._lock:
             self.outcomes.append(outcome)
         return outcome
@@ -168,12 +168,15 @@ class Traffic:
         with self._lock:
             return [each for each in self.outcomes if each.begun >= moment]
 
-    def _answer(self, ask: Ask) -> Response:
+    def answer(self, number: int) -> Response:
+        """Sends one request, and neither judges nor keeps what came of it."""
+        ask = self.asks[number]
         came = self._pool.urlopen("POST", ask.path, ask.body, dict(ask.headers))
         ours = {name.lower(): value for name, value in came.headers.items() if name.lower().startswith("x-explain")}
         return Response(came.status, came.headers.get("content-type", ""), ours, came.data)
 
-    def _judged(self, number: int, answer: Response) -> tuple[str, str]:
+    def judged(self, number: int, answer: Response) -> tuple[str, str]:
+        """The verdict of an answer to one of the requests, by those learnt until now, and why it is not a right one."""
         if answer.status >= 500:
             told = _told(answer)
             return (REFUSED if answer.status == 503 and told.startswith("ServiceUnavailable") else FAILED), told

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from camserve.tools import fresh
+from camserve.tools import bundle
 
 PARENT = """
 import json, os, runpy, sys
@@ -22,7 +22,8 @@ import captum.attr, cv2, torch, torchvision, yaml
 import ts.model_loader, ts.torch_handler.image_classifier
 torch.set_num_threads(1)
 program = runpy.run_path(sys.argv[1], run_name="forked")
-program["server_modules"]()
+import camserve_fresh.explain, camserve_fresh.modules, camserve_fresh.needs
+camserve_fresh.modules.server_modules()
 answers = os.dup(1)
 os.dup2(2, 1)
 for line in sys.stdin:
@@ -47,7 +48,7 @@ class Forks:
     def __enter__(self) -> Forks:
         self._folder = tempfile.TemporaryDirectory(prefix="camserve-")
         self._words = Path(self._folder.name, "words").open("w+")
-        command = [sys.executable, "-W", "ignore", "-c", PARENT, fresh.__file__]
+        command = [sys.executable, "-W", "ignore", "-c", PARENT, str(bundle.PROGRAMS)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words, cwd=self._folder.name, text=True
         )

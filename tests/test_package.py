@@ -20,10 +20,11 @@ from torch import nn
 
 from camserve.config import KEYS, Config, defaults
 from camserve.errors import ConfigError
-from camserve.tools import fresh, keys, package, sources, staging, weights
+from camserve.tools import keys, package, sources, staging, weights
 from camserve.tools.archive import Row, ask, load_service, open_archive
 from camserve.tools.bundle import needed_modules
 from camserve.tools.console import Progress, ToolError
+from camserve.tools.fresh.needs import Needs
 
 MODEL = '''
 from torch import nn
@@ -222,7 +223,7 @@ def test_files_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_only_what_the_model_imports_is_needed() -> None:
     """A module that torch tries for its own use stays hidden; one that the model's file imports is found, and what that imports."""
-    needs = fresh.Needs({"model"}, frozenset({"torch"}), PathFinder.find_spec)
+    needs = Needs({"model"}, frozenset({"torch"}), PathFinder.find_spec)
     for importer, seen in (("torch.utils", False), ("model", True), ("sortedcontainers.sortedlist", True)):
         asked = "iniconfig" if importer.startswith("sorted") else "sortedcontainers"
         assert eval(f"visible('{asked}')", {"__name__": importer, "visible": needs.visible}) is seen

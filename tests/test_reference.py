@@ -16,9 +16,10 @@ from tests.worker import monitored
 from camserve.mapstats import STATISTICS
 from camserve.reference import BINS, FILE, UNSEEN, Made, Reference, StaleReference, load
 from camserve.tools import archive as archives
-from camserve.tools import fresh, reference
+from camserve.tools import reference
 from camserve.tools.baseline import attention_of, build, edges_of, group_classes
 from camserve.tools.console import Progress, ToolError
+from camserve.tools.fresh.worker import Row, ask
 
 
 def binned(values: list[float]) -> list[int]:
@@ -257,9 +258,9 @@ def test_a_worker_bins_the_reference_pictures_into_the_references_counts(made: t
         service = monitored(opened.directory)
         handler = service._entry_point.__self__
         handler.pipeline.watcher._exporter._write = lines.append
-        rows = [fresh.Row({"body": each.read_bytes()}) for each in reference.pictures([folder])]
+        rows = [Row({"body": each.read_bytes()}) for each in reference.pictures([folder])]
         for start in range(0, len(rows), 8):
-            fresh.ask(service, rows[start : start + 8])
+            ask(service, rows[start : start + 8])
         handler.pipeline.watcher.close()
         found = load(opened.directory, handler.made)
         described = handler.metadata["monitor"]

@@ -13,15 +13,15 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.model_loader import ModelLoaderFactory
 
 from camserve.monitor import Monitor
-from camserve.tools import fresh
 from camserve.tools.archive import SHARED
+from camserve.tools.fresh.modules import drop, top_modules
 
 METRICS_YAML = build.HANDLERS / "camserve" / "metrics.yaml"
 
 
 def monitored(directory: Path) -> Any:
     """The unpacked archive's service; what its monitor tells after it has started goes nowhere."""
-    fresh.drop(fresh.top_modules(directory).difference(SHARED))  # another test's archive may have modules of these names
+    drop(top_modules(directory).difference(SHARED))  # another test's archive may have modules of these names
     sys.path[:] = [str(directory), *(each for each in sys.path if each != str(directory))]
     model = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_text())["model"]
     with warnings.catch_warnings():

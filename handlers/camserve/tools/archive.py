@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
-from camserve.tools import fresh
 from camserve.tools.console import ToolError
-from camserve.tools.fresh import Response, Row, ask
+from camserve.tools.fresh import worker
+from camserve.tools.fresh.modules import drop, place, top_modules
+from camserve.tools.fresh.worker import Response, Row, ask
 
 __all__ = ["Archive", "Response", "Row", "ask", "load_service", "open_archive"]
 
@@ -66,9 +67,9 @@ def load_service(directory: Path | str) -> Any:
     had a module of that name. Ask it with `ask`.
     """
     directory = Path(directory).resolve()
-    fresh.drop(fresh.top_modules(directory).difference(SHARED))
+    drop(top_modules(directory).difference(SHARED))
     sys.path[:] = [str(directory), *(each for each in sys.path if each != str(directory))]
-    return fresh.load_service(directory)
+    return worker.load_service(directory)
 
 
 def _opened(directory: Path) -> Archive:
@@ -105,5 +106,5 @@ def _forget(directory: Path) -> None:
     """Undoes what loading from `directory` left in this process."""
     if str(directory) in sys.path:
         sys.path.remove(str(directory))
-    loaded = fresh.top_modules(directory).intersection(sys.modules)
-    fresh.drop({name for name in loaded if fresh.place(sys.modules[name]).is_relative_to(directory)})
+    loaded = top_modules(directory).intersection(sys.modules)
+    drop({name for name in loaded if place(sys.modules[name]).is_relative_to(directory)})

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from camserve.tools.archive import Row, ask, load_service, open_archive
 from camserve.tools.client import Client, error_of
 from camserve.tools.console import ToolError
-from camserve.tools.fresh import words
+from camserve.tools.fresh.worker import words
 
 
 class Asker(Protocol):

@@ -15,8 +15,10 @@ from typing import Any
 
 from camserve.tools import fresh
 from camserve.tools.console import ToolError
+from camserve.tools.fresh.modules import canonical
 
 LICENCE_FILES = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "AUTHORS")
+PROGRAMS = Path(fresh.__file__).with_name("__main__.py")
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 START = "import sys; sys.path[:] = filter(None, sys.path); import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
@@ -54,7 +56,7 @@ def in_fresh_process(program: str, *arguments: str) -> Any:
     environment.setdefault("OMP_NUM_THREADS", "1")  # one picture gains nothing by more, and loses much on a busy machine
     with tempfile.TemporaryDirectory(prefix="camserve-") as folder:
         result = Path(folder) / "result.json"
-        command = [sys.executable, "-c", START, fresh.__file__, program, str(result), *arguments]
+        command = [sys.executable, "-c", START, str(PROGRAMS), program, str(result), *arguments]
         done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
         if not result.exists():
             last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:]
@@ -79,7 +81,7 @@ def copy_licences(distributions: Iterable[str], staging: Path) -> None:
     """Puts each distribution's licence files into `licenses/NAME-VERSION/`; where it has none, what its metadata says."""
     for name in dict.fromkeys(distributions):
         distribution = metadata.distribution(name)
-        folder = staging / "licenses" / f"{fresh.canonical(name)}-{distribution.version}"
+        folder = staging / "licenses" / f"{canonical(name)}-{distribution.version}"
         folder.mkdir(parents=True, exist_ok=True)
         files = [file for file in distribution.files or () if file.name.upper().startswith(LICENCE_FILES)]
         texts = [Path(str(file.locate())) for file in files if file.suffix not in (".py", ".pyc")]

@@ -13,10 +13,12 @@ from ts.torch_handler.image_classifier import ImageClassifier
 from ts.utils.util import list_classes_from_module
 
 from camserve.images import Preprocess
-from camserve.tools import fresh, sources, staging
+from camserve.tools import sources, staging
 from camserve.tools.archive import Archive
 from camserve.tools.bundle import SKIPPED
 from camserve.tools.console import ToolError
+from camserve.tools.fresh.modules import Beside, server_modules
+from camserve.tools.fresh.worker import words
 from gradcam_handler import GradCAMHandler
 
 STOCK = "image_classifier"
@@ -97,11 +99,11 @@ def _handler(name: str, stage: Path, workdir: Path) -> Path | None:
     if not path.is_file():
         raise ToolError(f"the archive's handler {name} is none of image classification; camserve explains image classifiers")
     module = path.stem
-    with fresh.Beside([stage], fresh.server_modules()):
+    with Beside([stage], server_modules()):
         try:
             found = list_classes_from_module(__import__(module))
         except Exception as error:
-            raise ToolError(f"the archive's handler {name} does not load: {fresh.words(error)}") from error
+            raise ToolError(f"the archive's handler {name} does not load: {words(error)}") from error
     handlers = [each for each in found if issubclass(each, ImageClassifier)]
     if len(handlers) != 1:
         raise ToolError(f"the archive's handler {name} defines no image classifier (a subclass of ImageClassifier)")
@@ -123,7 +125,7 @@ def _handler(name: str, stage: Path, workdir: Path) -> Path | None:
 
 def own_size(handler: Path, stage: Path) -> tuple[int, int] | None:
     """The (height, width) that a handler's own `image_processing` makes of a picture; None: it has the stock one."""
-    with fresh.Beside([handler.parent, stage], fresh.server_modules()):
+    with Beside([handler.parent, stage], server_modules()):
         (found,) = [each for each in list_classes_from_module(__import__(handler.stem)) if issubclass(each, ImageClassifier)]
     if found.image_processing is ImageClassifier.image_processing:
         return None

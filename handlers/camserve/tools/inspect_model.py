@@ -35,7 +35,7 @@ from camserve.tools import keys, sources
 from camserve.tools.archive import load_service, open_archive
 from camserve.tools.console import Progress, ToolError, command_of, fail
 from camserve.tools.contact_sheet import Shot, contact_sheet
-from camserve.tools.fresh import words
+from camserve.tools.fresh.worker import words
 
 TABLE_WIDTH = 120
 """Characters that the table may take where there is no terminal to say."""

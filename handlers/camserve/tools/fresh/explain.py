@@ -1,0 +1,27 @@
+"""One explanation from an unpacked archive that sees nothing but itself and TorchServe's environment."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from .modules import Hiding, place, server_modules, top_modules
+from .worker import Row, ask, load_service, words
+
+
+def explain(directory: str, picture: str) -> dict[str, Any]:
+    """One explanation of `picture` by the unpacked archive: `{"status", "body"}`, or `{"error"}` in the worker's own words."""
+    folder = Path(directory).resolve()
+    own, server = top_modules(folder), server_modules()
+    sys.path.insert(0, str(folder))
+    Hiding(lambda name: name in own or name in server)
+    try:
+        service = load_service(folder)
+        (response,) = ask(service, [Row({"body": bytearray(Path(picture).read_bytes())}, explain=True)])
+    except Exception as error:  # noqa: BLE001 the archive's handler may raise anything
+        return {"error": words(error)}
+    for name in sorted(own & set(sys.modules)):
+        if not place(sys.modules[name]).is_relative_to(folder):
+            return {"error": f"the module {name} was not loaded from the archive"}
+    return {"status": response.status, "body": response.body.decode("utf-8", "replace")}
