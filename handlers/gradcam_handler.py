@@ -93,10 +93,12 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         if monitor:
             monitor.start()
         logger.info(
-            "camserve %s: layers %s%s, ready in %.1f s",
+            "camserve %s: layers %s%s, %s%s, ready in %.1f s",
             __version__,
             ", ".join(self.backend.layers),
             f" ({self.backend.why})" if self.backend.why else "",
+            self.backend.memory_format,
+            ", compiled" if self.backend.compiled else "",
             time.perf_counter() - started,
         )
 
@@ -122,8 +124,8 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         """Answers a batch that mixes predictions and explanations: for each row what it would have got alone."""
         self.context = context
         started = time.perf_counter()
-        if self._is_describe() and len(data) == 1 and not data[0] and "explain" not in context.get_all_request_header(0):
-            return [self.describe_handle()]  # the inference routes say `explain` of each request, the management's never
+        if len(data) == 1 and not data[0] and self._is_describe() and _from_management(context.get_all_request_header(0)):
+            return [self.describe_handle()]
         calls = [_call(row, context.get_all_request_header(index)) for index, row in enumerate(data)]
         bodies = self._answered(calls)
         context.metrics.add_time("HandlerTime", round((time.perf_counter() - started) * 1000, 2), None, "ms")
@@ -214,10 +216,23 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
                 raise ConfigError(f"explain: the self-test at layer {layer} failed: {fault}")
 
 
+def _from_management(headers: Mapping[str, Any]) -> bool:
+    """Whether a request without a body came to the management address.
+
+    Most inference routes say `explain` of each request; `/invocations` and its like do not, and have no body where a form is
+    empty.
+    """
+    form = any(name.lower() == "content-type" and "form" in str(value).lower() for name, value in headers.items())
+    return "explain" not in headers and not form
+
+
 def _call(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call:
-    """TorchServe's row and headers as a call; it keeps each parameter's content type among the headers, as a dict."""
+    """TorchServe's row and headers as a call; it keeps each parameter's content type among the headers, as a dict.
+
+    Its own header is `explain`, in this case exactly: a client's `Explain` stands beside it.
+    """
     plain = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
-    return Call(explain=plain.get("explain") == "True", headers=plain, fields=row)
+    return Call(explain=headers.get("explain") == "True", headers=plain, fields=row)
 
 
 def _sha256(path: Path) -> str:

@@ -9,7 +9,6 @@ import torch
 from tests import nets
 from torch import Tensor, nn
 
-from camserve.capture import backend as backends
 from camserve.capture import open_backend, synthetic_picture
 from camserve.config import Config
 from camserve.errors import ConfigError
@@ -125,56 +124,19 @@ def test_the_memory_format_that_was_asked_for(wanted: bool) -> None:
     assert torch.allclose(made.capture.forward(PICTURES, ()).logits, expected, atol=1e-6)
 
 
-SAME, OTHER = torch.zeros(2, 5), torch.tensor([1e-3, 0, 0, 0, 0]).expand(2, 5)
+def test_a_program_keeps_its_memory_format() -> None:
+    """Channels_last cannot be had there, and is not dropped silently."""
+    with pytest.raises(
+        ConfigError, match="channels_last: true is for eager models; a model of the kind torchscript keeps its own"
+    ):
+        open_backend(nets.loaded("pooled", "script"), Config(channels_last=True), SIZE, CPU)
 
 
-@pytest.mark.parametrize(
-    ("channels_last", "prepacked", "chosen"),
-    [
-        ((SAME, 0.8), (SAME, 0.85), "channels_last"),
-        ((SAME, 0.95), (SAME, 0.96), "contiguous"),
-        ((SAME, 2.0), (SAME, 1.1), "contiguous"),
-        ((OTHER, 0.5), (SAME, 0.6), "contiguous"),
-        ((SAME, 0.8), (SAME, 0.7), "prepacked"),
-        ((SAME, 2.0), (SAME, 0.95), "prepacked"),
-        ((SAME, 0.8), (OTHER, 0.5), "channels_last"),
-    ],
-    ids=["faster", "hardly faster", "slower", "different", "prepacked", "only prepacked", "prepacked and different"],
-)
-def test_the_memory_format_is_the_fastest_that_is_equal(
-    monkeypatch: pytest.MonkeyPatch, channels_last: tuple[Tensor, float], prepacked: tuple[Tensor, float], chosen: str
-) -> None:
-    """Channels_last has to be faster by a tenth at least; a format with other probabilities is never taken."""
-    model = nets.Pooled().eval().requires_grad_(requires_grad=False)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    timed = iter([(SAME, 1.0), channels_last, prepacked])
-    monkeypatch.setattr(backends, "_timed", lambda *_: next(timed))
-    assert backends.choose_memory_format(model, PICTURES, None, packs=True) == chosen
-    assert model.stem[0].weight.is_contiguous(memory_format=torch.channels_last) is (chosen != "contiguous")
-    assert ("_conv_forward" in vars(model.stem[0])) is (chosen == "prepacked")
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_a_model_without_convolutions_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A transformer has one, and would be timed for nothing."""
-    monkeypatch.setattr(backends, "_timed", None)
-    assert backends.choose_memory_format(nets.Tokens(), PICTURES, None, packs=True) == "contiguous"
-
-
-def test_timing_is_bounded() -> None:
-    """At most five passes and one to warm up; a slow model is run once."""
-    passes: list[int] = []
-
-    class Counted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            passes.append(1)
-            return x.flatten(1)[:, :5]
-
-    backends._timed(Counted(), PICTURES, 1e9)
-    assert len(passes) == 6
-    backends._timed(Counted(), PICTURES, 0)
-    assert len(passes) == 8
+@pytest.mark.parametrize("channels_last", [None, True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_of_another_type_is_tuned_in_it(dtype: torch.dtype, channels_last: bool | None) -> None:
+    """Its convolutions stay as they are."""
+    model = nets.Pooled().eval().to(dtype)
+    made = open_backend(model, Config(channels_last=channels_last), SIZE, CPU, tune=True)
+    assert made.memory_format != "prepacked"
+    assert made.capture.forward(PICTURES, ()).logits.shape == (2, made.outputs)

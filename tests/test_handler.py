@@ -241,12 +241,23 @@ def test_a_describe_header_from_a_client_harms_nobody(service: Any, explain: boo
         same(answer, ask(service, [Row(row.fields, explain=explain)])[0])
 
 
-@pytest.mark.parametrize("explain", [False, True])
-def test_nor_does_one_without_anything_else(service: Any, explain: bool) -> None:
-    """A form without fields looks like the management address's own question."""
-    (answer,) = ask(service, [Row({}, {"describe": "True"}, explain=explain)])
+@pytest.mark.parametrize("explain", [False, True, None])
+@pytest.mark.parametrize("form", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_nor_does_one_without_anything_else(service: Any, explain: bool | None, form: str) -> None:
+    """A form without fields looks like the management address's own question, on `/invocations` and its like above all."""
+    (answer,) = ask(service, [Row({}, {"describe": "True", "Content-Type": form}, explain=explain)])
 
     assert (answer.status, json.loads(answer.body)["type"]) == (400, "NoImage")
+
+
+@pytest.mark.parametrize("explain", [False, True])
+def test_the_route_decides_the_mode_and_no_header_of_a_client(service: Any, explain: bool) -> None:
+    """TorchServe's headers lie in a hash map: `Explain` and `EXPLAIN` come after its own `explain`."""
+    (expected,) = ask(service, [Row({"body": PICTURES[0]}, explain=explain)])
+    headers = {"explain": str(explain), "EXPLAIN": str(not explain), "Explain": str(not explain)}
+    (answer,) = ask(service, [Row({"body": PICTURES[0]}, headers, explain=None)])
+
+    same(answer, expected)
 
 
 def test_hostile_labels_reach_headers_and_json_escaped(service: Any) -> None:
@@ -325,8 +336,8 @@ def test_a_fault_of_the_models_is_a_500_for_that_request_alone(folder: Path, cap
     assert "internal detail" in caplog.text
 
 
-def test_scores_that_are_not_finite_are_a_500(folder: Path) -> None:
-    """JSON has no NaN, and a prediction made of it would be a lie."""
+def test_scores_that_are_not_finite_are_a_500(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """JSON has no NaN, and a prediction made of it would be a lie; the log says so too."""
     service = load_service(archive(folder, fault="x = torch.where(x.mean((1, 2, 3), keepdim=True) > 0.9, torch.nan, x)"))
     white = encoded(np.full((64, 64, 3), 255, np.uint8))
 
@@ -334,6 +345,7 @@ def test_scores_that_are_not_finite_are_a_500(folder: Path) -> None:
 
     assert (bad.status, good.status) == (500, 200)
     assert b"not finite" in bad.body
+    assert "scores of 1 of 2 pictures are not finite" in caplog.text
 
 
 def test_nothing_is_held_after_a_reply(service: Any) -> None:

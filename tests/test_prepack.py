@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ import torchvision
 from tests import nets
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from camserve.capture import open_backend, synthetic_picture
 from camserve.capture.prepack import Prepacked, prepack
@@ -86,6 +90,52 @@ class Odd(nn.Module):
         return self.finer(x.double()).float().mean((2, 3))
 
 
+class Operators(TorchDispatchMode):
+    """Keeps the names of the operators that ran while it is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, operator: Any, _types: Any, given: Any = (), named: Any = None) -> Any:
+        self.names.append(operator.name().partition(".")[0])
+        return operator(*given, **(named or {}))
+
+
+def test_weights_that_torch_arranged_are_what_runs() -> None:
+    """One operator for each convolution; a lone picture has its own arrangement for convolutions of one cell."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)).eval().requires_grad_(requires_grad=False)
+    assert prepack(model, PICTURES)
+    wide, narrow = (vars(module)["_conv_forward"] for module in model)
+    assert wide._one is wide._many
+    assert narrow._one is not narrow._many
+    for count, arranged in ((1, "_one"), (4, "_many")):
+        with Operators() as ran:
+            model(PICTURES[:count])
+        assert [name for name in ran.names if "conv" in name] == ["mkldnn::_convolution_pointwise"] * 2
+        weights, narrow.__dict__[arranged] = narrow.__dict__[arranged], None
+        with pytest.raises(RuntimeError):
+            model(PICTURES[:count])
+        narrow.__dict__[arranged] = weights
+
+
+def test_copies_run_as_torch_has_it(tmp_path: Path) -> None:
+    """A module that is prepacked can be copied, pickled and saved; only the original stays prepacked."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)).eval().requires_grad_(requires_grad=False)
+    expected = model(PICTURES)
+    assert prepack(model, PICTURES)
+    torch.save(model, tmp_path / "whole.pt")
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(tmp_path / "whole.pt", weights_only=False)):
+        assert torch.equal(other(PICTURES), expected)
+        with torch.no_grad():
+            other[0].weight.zero_()
+            other[0].bias.zero_()
+        assert torch.equal(other[0](PICTURES), torch.zeros(4, 4, 30, 30))
+    assert close(model(PICTURES), expected)
+    assert packed(model) == {"0", "1"}
+
+
 def test_only_ordinary_convolutions_are_prepacked_and_all_is_taken_back() -> None:
     """Subclasses, other paddings, computed weights, other types and modules that do not run are left alone."""
     torch.manual_seed(0)
@@ -139,13 +189,13 @@ def test_gradients_flow_and_other_weights_count() -> None:
 @pytest.mark.parametrize("layers", [("layer4",), ("layer2", "layer4")], ids=["closed form", "autograd"])
 def test_a_tuned_model_explains_as_the_model_does(monkeypatch: pytest.MonkeyPatch, layers: tuple[str, ...]) -> None:
     """Scores and maps, with a head of convolutions behind the layer too; alone and in a batch."""
-    monkeypatch.setattr("camserve.capture.backend._timed", _quicker_each_time())
+    monkeypatch.setattr("camserve.capture.memory_format.PREPACKED_GAIN", 1000)
     torch.manual_seed(0)
     model = torchvision.models.resnet18().eval()
     pictures = synthetic_picture((64, 64), 3)
     plain = open_backend(copy.deepcopy(model), Config(layers=layers, channels_last=False), (64, 64), CPU)
     tuned = open_backend(model, Config(layers=layers), (64, 64), CPU, tune=True)
-    assert tuned.prepacked
+    assert tuned.memory_format == "prepacked"
     assert len(packed(model)) == 20
     for count in (3, 1):
         wants = [Want(layer, "gradcam++", (3, 5)) for layer in layers for _ in range(count)]
@@ -158,25 +208,19 @@ def test_a_tuned_model_explains_as_the_model_does(monkeypatch: pytest.MonkeyPatc
                 assert first.target == second.target
 
 
-@pytest.mark.parametrize(
-    "keys", [{"channels_last": False}, {"precision": "bfloat16"}], ids=["contiguous as asked", "half precision"]
-)
-def test_what_was_asked_for_comes_first(monkeypatch: pytest.MonkeyPatch, keys: dict[str, object]) -> None:
-    """A memory format that is given, or another precision: nothing is prepacked."""
-    monkeypatch.setattr("camserve.capture.backend._timed", _quicker_each_time())
-    model = nets.net("pooled")
-    made = open_backend(model, Config(**keys), (32, 32), CPU, tune=True)  # type: ignore[arg-type]
-    assert not made.prepacked
-    assert packed(model) == set()
-
-
-def _quicker_each_time() -> object:
-    """Stands for the clock: each format takes half as long as the one before."""
-    seconds = [1.0]
-
-    def timed(model: nn.Module, pictures: Tensor, _budget: float) -> tuple[Tensor, float]:
-        seconds[0] /= 2
-        with torch.no_grad():
-            return model(pictures), seconds[0]
-
-    return timed
+@pytest.mark.parametrize("change", ["other memory", "trained", "autocast"])
+def test_what_is_no_longer_as_it_was_runs_as_torch_has_it(change: str) -> None:
+    """Weights that were given other memory, that want a gradient, or that are cast for each pass."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3).requires_grad_(requires_grad=False)
+    conv._conv_forward = Prepacked(conv, tuple(PICTURES.shape))  # type: ignore[assignment, arg-type]
+    if change == "other memory":
+        conv.weight.data = torch.ones_like(conv.weight)
+    elif change == "trained":
+        conv.weight.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
+        found = conv(PICTURES)
+        del conv._conv_forward
+        assert torch.equal(found, conv(PICTURES))
+    assert found.requires_grad is (change == "trained")
+    assert found.dtype == (torch.bfloat16 if change == "autocast" else torch.float32)

@@ -45,7 +45,10 @@ def metadata(
         "formats": list(config.formats),
         "colormaps": list(COLORMAPS),
         "precision": config.precision,
+        "kind": backend.kind,
+        "compiled": backend.compiled,
         "channels_last": backend.channels_last,
+        "memory_format": backend.memory_format,
         "limits": {name: getattr(config, name) for name in LIMITS},
         "versions": {
             "torch": torch.__version__,

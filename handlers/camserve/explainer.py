@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from camserve.capture import Captured
 from camserve.capture.backend import Backend
 from camserve.errors import RequestError
 from camserve.watcher import Unwatched, Watcher
+
+logger = logging.getLogger(__name__)
 
 TOP_CLASSES = 5
 """How many classes a prediction lists, as the stock handler."""
@@ -115,18 +118,21 @@ class Explainer:
             captured = self._backend.capture.forward(self._stacked(pictures), list(dict.fromkeys(asked)))
             logits = captured.logits
             probabilities = torch.softmax(logits, 1)
-            depth = min(max(self._listed, 2, *(want.top_k if want else 1 for want in wants)), logits.shape[1])
-            top = torch.topk(probabilities, depth, dim=1)
-            values, indices = top.values.tolist(), top.indices.tolist()
+            top = torch.topk(probabilities, min(self._listed, logits.shape[1]), dim=1)  # as the stock handler, with its k
+            values, listed = top.values.tolist(), top.indices.tolist()
+            depths = (max(2, want.top_k if want else 1) for want in wants)
+            ranked = [_ranked(*each) for each in zip(probabilities, listed, depths, strict=True)]
             finite = torch.isfinite(logits).all(1).tolist()
+        if not all(finite):
+            logger.error("camserve: the model's scores of %d of %d pictures are not finite", finite.count(False), len(finite))
         asks = [
             _Ask(row, turn, target, want.layer, want.method)
             for row, want in enumerate(wants)
             if want and finite[row]
-            for turn, target in enumerate(want.targets or indices[row][: want.top_k])
+            for turn, target in enumerate(want.targets or ranked[row][: want.top_k])
         ]
         count = self._watched_maps() if watched else 0
-        looks = {row: self._watch(row, indices[row][:count]) for row in watched if finite[row]}
+        looks = {row: self._watch(row, ranked[row][:count]) for row in watched if finite[row]}
         raw = self._raw(captured, asks)
         between = time.perf_counter()
         raw |= self._raw(captured, [ask for several in looks.values() for ask in several if ask not in raw])
@@ -135,7 +141,7 @@ class Explainer:
         scores = logits.cpu()
         return [
             Seen(
-                tuple(zip(indices[row], values[row], strict=True))[: self._listed],
+                tuple(zip(listed[row], values[row], strict=True)),
                 tuple(maps.get(row, ())),
                 scores[row],
                 tuple(raw[ask].numpy() for ask in looks.get(row, ())),
@@ -193,6 +199,17 @@ class Explainer:
         rival_gradients = [captured.gradients(layer, row_index, rival) for rival in rivals.unbind(1)]
         stacked = torch.stack(rival_gradients, 1) if rival_gradients else torch.zeros_like(gradients)[:, None]
         return METHODS[method].function(activation, gradients, stacked)
+
+
+def _ranked(probabilities: Tensor, listed: list[int], depth: int) -> list[int]:
+    """The `depth` most probable classes of one picture, the listed ones first.
+
+    Which of equal probabilities `topk` takes, and in which order, depends on k: no neighbour's k may decide it.
+    """
+    if depth <= len(listed):
+        return listed
+    more = torch.topk(probabilities, min(depth, len(probabilities))).indices.tolist()
+    return [*listed, *(each for each in more if each not in listed)][:depth]
 
 
 def _scaled(asks: Sequence[_Ask], raw: Mapping[_Ask, Tensor], probabilities: Tensor) -> dict[int, list[Map]]:

@@ -1,0 +1,60 @@
+"""A chunk through the model: what a neighbour asks for decides nothing of what a picture gets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from camserve.capture import open_backend
+from camserve.config import Config
+from camserve.errors import RequestError
+from camserve.explainer import Explainer, Seen, Want
+
+CPU = torch.device("cpu")
+LAYER = "features"
+
+
+class Tied(nn.Module):
+    """Sixty classes; but for the first two, which are the least probable, all are equally so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 60)
+        with torch.no_grad():
+            self.features.weight.abs_()
+            self.fc.weight.fill_(1)
+            self.fc.weight[:2] = -1
+            self.fc.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, 60]`."""
+        return self.fc(self.features(x).mean((2, 3)))
+
+
+def seen(explainer: Explainer, wants: list[Want | None]) -> list[Seen]:
+    """What is seen of as many pictures as there are wants."""
+    torch.manual_seed(0)
+    found = explainer.explain([torch.rand(3, 8, 8) for _ in wants], wants)
+    assert not any(isinstance(each, RequestError) for each in found)
+    return found  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("listed", [1, 5])
+def test_equal_probabilities_are_listed_as_the_stock_handler_lists_them(listed: int) -> None:
+    """Whatever `top_k` a neighbour has: `topk` orders and chooses ties by its k."""
+    torch.manual_seed(1)
+    model = Tied().eval()
+    explainer = Explainer(open_backend(model, Config(layers=(LAYER,), channels_last=False), (8, 8), CPU), CPU, listed=listed)
+    (alone,) = seen(explainer, [Want(LAYER, "gradcam")])
+    probabilities = alone.logits.softmax(0)
+    assert [index for index, _ in alone.classes] == torch.topk(probabilities, listed).indices.tolist()
+    for deep in (2, 8, 40, 59, 60):
+        beside, neighbour = seen(explainer, [Want(LAYER, "gradcam"), Want(LAYER, "gradcam", top_k=deep)])
+        assert beside.classes == alone.classes
+        assert [each.target for each in beside.maps] == [each.target for each in alone.maps]
+        targets = [each.target for each in neighbour.maps]
+        assert len(set(targets)) == deep
+        assert targets[:listed] == [index for index, _ in neighbour.classes][:deep]
+        assert (0 in targets or 1 in targets) is (deep > 58)
