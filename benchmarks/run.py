@@ -28,13 +28,13 @@ from benchmarks.speed import archives, report  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markdown import Markdown  # noqa: E402
 
-PARTS = ("engine", "live", "profile", "scaling", "memory")
+PARTS = ("engine", "forward", "live", "profile", "scaling", "memory")
 Found = dict[str, Any]
 
 
 def parts(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Callable[[], Found]]:
     """What is to be measured, by the names under which it is kept."""
-    from benchmarks.speed import engine, live, memory, scaling  # noqa: PLC0415 only now is it known that all is installed
+    from benchmarks.speed import engine, forward, live, memory, scaling  # noqa: PLC0415 only now is it known that all is installed
 
     if options.processor:
         torch.set_num_threads(1)
@@ -42,6 +42,7 @@ def parts(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
     found: dict[str, Callable[[], Found]] = {
         "engine": lambda: engine.measure(rounds, say, 2 if quick else engine.BATCH, options.processor)
     }
+    found["forward"] = lambda: forward.measure(rounds, say)
     for model in options.models:
         found[f"live-{model}"] = partial(live.measure, model, rounds, seconds, say)
     for model in options.models:

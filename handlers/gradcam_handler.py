@@ -55,8 +55,11 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             ConfigError: in one line, what in the archive's configuration is wrong and what is accepted.
         """
         keep_freed_memory()
+        settings = getattr(context, "model_yaml_config", None) or {}
+        compiles = _compiles(settings.get("pt2"))  # before TorchServe takes the switch out
         super().initialize(context)
-        settings = getattr(self, "model_yaml_config", None) or {}
+        if compiles and not hasattr(self.model, "_orig_mod"):
+            raise ConfigError(f"pt2: TorchServe could not compile the model with {settings['pt2']!r}; the lines above say why")
         self.config = Config.from_mapping(settings.get("explain"))
         started = time.perf_counter()
         preprocess = self._preprocess_of(self.config)
@@ -175,6 +178,9 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         settings = self.config.monitoring
         if settings is None:
             return None
+        if self.backend.compiled and "monitor" not in self.config.given:
+            logger.info("camserve: nothing is monitored: that runs the model uncompiled; monitor: {rate: 0.05} takes a sample")
+            return None
         missing = undeclared(context.metrics.cache)
         if missing:
             logger.info("camserve: nothing is monitored: the server's metrics_config does not declare %s", missing[0])
@@ -214,6 +220,13 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             fault = self.pipeline.self_test(picture, layer)
             if fault:
                 raise ConfigError(f"explain: the self-test at layer {layer} failed: {fault}")
+
+
+def _compiles(pt2: object) -> bool:
+    """Whether the section asks TorchServe to compile: `{compile: {enable: true}}`, or in its older form a backend or options."""
+    if not isinstance(pt2, Mapping):
+        return isinstance(pt2, str)
+    return pt2["compile"].get("enable") is True if "compile" in pt2 else "export" not in pt2
 
 
 def _from_management(headers: Mapping[str, Any]) -> bool:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.build import PLAIN, archive, encoded, noise
+from tests.worker import monitored
 
+from camserve.errors import ConfigError
 from camserve.tools.archive import Row, ask, load_service
 
 PICTURE = encoded(noise(80, 64, 3))
@@ -63,3 +65,29 @@ def test_a_model_that_torchserve_compiles(tmp_path: Path, plain: dict[str, Any])
     predictions = json.loads(response.body)
     for label, probability in plain["predictions"].items():
         assert predictions[label] == pytest.approx(probability, abs=1e-6)
+
+
+@pytest.mark.parametrize("pt2", ["nope", {"compile": {"enable": True, "backend": "nope"}}, {"backend": "nope"}], ids=str)
+def test_a_compilation_that_torchserve_gives_up_stops_the_load(tmp_path: Path, pt2: object) -> None:
+    """TorchServe warns and goes on without; whoever asked for it would not know."""
+    with pytest.raises(ConfigError, match=r"pt2: TorchServe could not compile the model with .*nope"):
+        load_service(archive(tmp_path / "own", settings={"pt2": pt2}))
+
+
+@pytest.mark.parametrize("pt2", [{"compile": {"enable": False}}, {"export": {"aot_compile": False}}], ids=str)
+def test_what_does_not_ask_for_a_compilation(tmp_path: Path, pt2: object) -> None:
+    """Switched off, or about something else."""
+    service = load_service(archive(tmp_path / "own", settings={"pt2": pt2}))
+    assert not service._entry_point.__self__.backend.compiled
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_compiled_model_is_watched_only_where_that_is_asked_for(tmp_path: Path, asked: bool) -> None:
+    """A watched prediction needs the layer, and runs what was compiled instead of what the compiler made of it."""
+    settings = {"pt2": {"compile": {"enable": True, "backend": "eager"}}}
+    explain = {key: value for key, value in PLAIN.items() if key != "monitor"} | ({"monitor": True} if asked else {})
+    handler = monitored(archive(tmp_path / "own", explain, settings=settings))._entry_point.__self__
+    assert handler.metadata["compiled"]
+    assert (handler.metadata["monitor"] is not None) is asked
+    if asked:
+        handler.pipeline.watcher.close()

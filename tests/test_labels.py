@@ -42,6 +42,13 @@ def test_an_unknown_label_names_the_nearest() -> None:
     assert (caught.value.status, caught.value.kind) == (400, "UnknownLabel")
 
 
+@pytest.mark.parametrize("target", ["zzzzqqq", ""])
+def test_what_is_like_no_label_is_told_what_is_accepted(target: str) -> None:
+    """The range of indices, and a label for an example."""
+    with pytest.raises(RequestError, match=r'; give a class index from 0 to 4, or a label such as "crane"'):
+        BIRDS.index(target)
+
+
 @pytest.mark.parametrize(("target", "helped"), [("4", True), ("04", True), ("5", False), ("-1", False), ("9" * 5000, False)])
 def test_an_index_in_quotes_is_told_to_be_a_number(target: str, helped: bool) -> None:
     """In JSON a string is always a label."""

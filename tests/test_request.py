@@ -206,7 +206,8 @@ def test_body_beats_header() -> None:
     options = asked({"body": {"data": TEXT, "target": 2}}, headers)
     assert (options.targets, options.opacity) == ((2,), 0.1)
     assert asked({"data": JPEG, "target": b"2"}, headers).targets == (2,)
-    assert refused({"body": {"data": TEXT, "target": 2}}, {"x-explain-top-k": "1"}).kind == "InvalidOption"
+    assert asked({"body": {"data": TEXT, "target": 2}}, {"x-explain-top-k": "3"}).targets == (2,)
+    assert refused({"body": {"data": TEXT, "target": 2, "top_k": 1}}).kind == "InvalidOption"
 
 
 @pytest.mark.parametrize(

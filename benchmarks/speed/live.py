@@ -23,6 +23,7 @@ CONFIG = archives.ROOT / "config.properties"
 CONNECTIONS = 16
 PNG = "image/png"
 STAGE = re.compile(r'^camserve_stage_seconds_(sum|count)\{[^}]*stage="(\w+)"[^}]*\} (\S+)', re.MULTILINE)
+TAKEN = re.compile(r"^ts_inference_requests_total\{[^}]*\} (\S+)", re.MULTILINE)
 FLUSH = 2.5
 """Seconds after which a monitor with an interval of one second has told what it knows."""
 
@@ -164,18 +165,23 @@ def _profiled(server: Server, model: str, picture: Path, seconds: float, *, shar
     """Milliseconds a picture: of the clock, of each stage, and of processor time that Java, the worker and wrk used."""
     load(server.url, model, picture, seconds=2, share=share, accept=accept)
     time.sleep(FLUSH)
-    before, used = _stages(server), _used(server)
+    before, used, asked = _stages(server), _used(server), _requests(server)
     done = load(server.url, model, picture, seconds=seconds, share=share, accept=accept)
     spent = {name: value - used[name] for name, value in _used(server).items()}
     time.sleep(FLUSH)
     stages = {name: value - before.get(name, 0.0) for name, value in _stages(server).items()}
-    per_picture = 1000 / done.requests
+    per_picture = 1000 / (_requests(server) - asked)  # more than were answered: what wrk left in the queue is computed too
     return {
         "clock": 1000 / done.rate,
         **{f"stage {name}": value * per_picture for name, value in stages.items()},
         **{f"{name} used": value * per_picture for name, value in spent.items()},
-        "wrk used": done.generator * seconds * per_picture,
+        "wrk used": done.generator * seconds * 1000 / done.requests,
     }
+
+
+def _requests(server: Server) -> float:
+    """How many requests TorchServe took so far."""
+    return sum(map(float, TAKEN.findall(requests.get(f"{server.metrics_url}/metrics", timeout=30).text)))
 
 
 def _stages(server: Server) -> dict[str, float]:

@@ -89,7 +89,10 @@ def load(
 
 
 def _settle(url: str, model: str, picture: Path) -> None:
-    """Waits until what wrk left in the queue when it hung up is computed: that would weigh upon whatever is measured next."""
+    """Waits until what wrk left in the queue when it hung up is computed: that would weigh upon whatever is measured next.
+
+    Of several workers, another may then still have its last batch.
+    """
     requests.post(f"{url}/predictions/{model}", data=picture.read_bytes(), timeout=5 * LONGEST).raise_for_status()
 
 

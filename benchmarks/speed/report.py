@@ -50,6 +50,7 @@ def page(found: Mapping[str, Any], plots: Sequence[str]) -> str:
 
 PARTS = (
     ("The engine, without a server", ("engine",)),
+    ("The forward pass alone", ("forward",)),
     ("A live server", ("live",)),
     ("Where a picture's time goes", ("profile",)),
     ("Memory of a worker", ("memory",)),
@@ -68,7 +69,7 @@ def _blocks(name: str, part: Mapping[str, Any]) -> Iterable[str]:
 def _goals(part: Mapping[str, Any]) -> str:
     model = str(part["conditions"].get("model", "")).split(",")[0]
     formats = any("format" in row for row in part["rows"])
-    head = [model, *(["memory format"] if formats else []), "median (quartiles)", "goal", "met"]
+    head = [model, *(["plain model's format"] if formats else []), "median (quartiles)", "goal", "met"]
     return table(
         head,
         [
@@ -103,6 +104,11 @@ def _profile(part: Mapping[str, Any]) -> str:
     return table([f"{part['conditions']['model']}: ms a picture", *keys], rows)
 
 
+def _forward(part: Mapping[str, Any]) -> str:
+    rows = [[row["model"], row["what"], spread(row["ms"], 1), spread(row["over"], 2)] for row in part["forward"]]
+    return table(["model", "called", "ms a picture", "over as served"], rows)
+
+
 def _saved(part: Mapping[str, Any]) -> str:
     return table(["saved for backward", "MiB a picture"], [[name, f"{value:.2f}"] for name, value in part["saved"].items()])
 
@@ -126,6 +132,7 @@ def _shares(part: Mapping[str, Any]) -> str:
 SHOWN: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "rows": _goals,
     "rates": _rates,
+    "forward": _forward,
     "rows_ms": _profile,
     "saved": _saved,
     "curves": _curves,

@@ -40,7 +40,7 @@ def engine(rounds: int, say: Callable[[str], None], quick: bool = False, process
 
 
 def _ours(closed: bool, layer: str = "layer4") -> Ours:
-    return Ours(resnet50(channels_last=True), channels_last=True, tune=True, closed=closed, layer=layer)
+    return Ours(resnet50(channels_last=False), None, tune=True, closed=closed, layer=layer)
 
 
 def _both(ours: dict[bool, Ours], batch: int, side: int, targets: int) -> dict[str, Run]:

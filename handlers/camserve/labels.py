@@ -55,7 +55,8 @@ class Labels:
         found = self._exact.get(target) or self._folded.get(target.casefold())
         if not found:
             near = nearest(target, self.names)
-            hint = f"; the nearest are {listed(shown(name) for name in near)}" if near else ""
+            some = f"; give a class index from 0 to {len(self) - 1}, or a label such as {shown(self.names[0])}"
+            hint = f"; the nearest are {listed(shown(name) for name in near)}" if near else some
             if target.isascii() and target.isdigit() and len(target) < 10 and int(target) < len(self):
                 hint += f"; for the class of this index send the number {int(target)}, not a string"
             raise RequestError(400, "UnknownLabel", f"target: no class has the label {shown(target)}{hint}")

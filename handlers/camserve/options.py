@@ -90,6 +90,11 @@ class OptionReader:
                 given[name] = Given(_utf8(value), "text")
         return given
 
+    def merged(self, headers: Mapping[str, Given], own: Mapping[str, Given]) -> dict[str, Given]:
+        """The body's `own` options over the headers': `target` and `top_k` are one choice, which either makes."""
+        chosen = {"target", "top_k"} if own.keys() & {"target", "top_k"} else set()
+        return {**{name: given for name, given in headers.items() if name not in chosen}, **own}
+
     def named(self, values: Mapping[str, object], spelling: Spelling) -> dict[str, Given]:
         """Options by name; raises RequestError 400 `UnknownOption` for a name that is none."""
         for name in values:
@@ -121,7 +126,7 @@ class OptionReader:
         overlay = values.get("overlay", False)
         if tensor and media in PICTURES:
             raise no_picture(f"format: got {shown(media)}")
-        if tensor and overlay:
+        if tensor and overlay and media == "json":
             raise no_picture("overlay: got true")
         return Options(
             targets=values.get("target", ()),
