@@ -18,12 +18,14 @@ FROM base AS build
 RUN apt-get update -q && apt-get install -yq --no-install-recommends python3-venv && python3 -m venv /opt/venv
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_DEPS=1 PIP_REQUIRE_HASHES=1 PIP_ONLY_BINARY=:all:
 WORKDIR /build
-COPY deploy/requirements*.txt ./
+# First torch and CUDA's libraries, 4.5 GB: another pin of anything else takes them from the cache.
+COPY deploy/requirements-torch*.txt ./
 # Where torch comes from: the index that pip knows, or this one, for which `deploy/lock.py --torch-index URL` wrote the hashes.
 ARG TORCH_INDEX
 RUN if [ -z "$TORCH_INDEX" ]; then /opt/venv/bin/pip install -q -r requirements-torch.txt; \
     elif [ -f requirements-torch-index.txt ]; then /opt/venv/bin/pip install -q -i "$TORCH_INDEX" -r requirements-torch-index.txt; \
     else echo "error: run deploy/lock.py --torch-index $TORCH_INDEX first, for its hashes" >&2; exit 1; fi
+COPY deploy/requirements.txt ./
 RUN /opt/venv/bin/pip install -q -r requirements.txt && PIP_REQUIRE_HASHES=0 /opt/venv/bin/pip uninstall -qy pip
 
 FROM base

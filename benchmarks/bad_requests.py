@@ -12,8 +12,13 @@ from typing import Any
 import numpy as np
 from benchmarks.bad_pictures import BAD, LARGE, OK, Case, Draw, json_case
 from benchmarks.bad_text import GOOD
+from PIL import Image
+from tests.build import encoded
 
 from camserve.tools.archive import Row
+
+LARGE_PICTURE = base64.b64encode(encoded(Image.new("1", (7000, 7000)))).decode()
+"""49 megapixels in some kilobytes."""
 
 WRONG: dict[str, Sequence[Any]] = {
     "target": (
@@ -160,6 +165,17 @@ def garbage_name(draw: random.Random) -> str:
     return draw.choice(["option", "Parameters", "", "x" * 3000, "\r\n"])
 
 
+def kserve_pixels(draw: random.Random) -> Case:
+    """Many large pictures in few bytes: together they have more pixels than a request may."""
+    many = [LARGE_PICTURE] * draw.randint(5, 60)
+    if draw.random() < 0.5:
+        instances: list[Any] = [draw.choice([text, {"data": text, "overlay": True, "top_k": 3}]) for text in [*many, GOOD]]
+        body: dict[str, Any] = {"instances": draw.sample(instances, len(instances))}
+    else:
+        body = {"inputs": [{"name": "x", "datatype": "BYTES", "shape": [len(many)], "data": many}]}
+    return Case(Row({"body": body}, explain=draw.random() < 0.7), (LARGE,), ("ImageTooLarge",))
+
+
 def kserve_binary(draw: random.Random) -> Case:
     """The binary extension with lengths that lie."""
     file = base64.b64decode(GOOD)
@@ -225,6 +241,7 @@ CATEGORIES: dict[str, Draw] = {
     "header garbage": header_garbage,
     "KServe garbage": kserve_garbage,
     "KServe binary": kserve_binary,
+    "KServe pixels": kserve_pixels,
     "form garbage": form_garbage,
     "bad tensors": bad_tensor,
 }

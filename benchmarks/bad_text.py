@@ -67,8 +67,29 @@ def huge_json(draw: random.Random) -> Case:
         f"[[[{numbers}]]]",
         f'{{"instances": [{",".join([chr(34) * 2] * draw.choice([10, 65, many]))}]}}',
         f'{{"inputs": [{{"name": "x", "datatype": "FP32", "shape": [{size}, 3, 224, 224], "data": []}}]}}',
+        *[heavy_numbers(draw, digits, many)] * 3,
     ]
     return json_case(draw, draw.choice(texts), BAD, LARGE, explain=True)
+
+
+def heavy_numbers(draw: random.Random, digits: str, many: int) -> str:
+    """V2 data that a numeric library would make something huge of: uneven strings, uneven lists, long integers, depth."""
+    word, depth = json.dumps("a" * many), draw.choice([5, 40, 900])
+    short = ",".join(['"b"'] * many)
+    row = f"[{','.join(['0.5'] * 64)}]"
+    data = draw.choice(
+        [
+            f"[{word},{short}]",
+            f"[{','.join([word, *['0.5'] * 12287])}]",
+            f"[[{word}], [{short}]]",
+            f"[[[{','.join([row] * 64)}], [{row}], [{word}]]]",
+            f"[{','.join(['9' * 60] * 12288)}]",
+            f"[{','.join([row] * draw.choice([191, 192, 193]))}]",
+            "[" * depth + digits[:15] + "]" * depth,
+        ]
+    )
+    shape = draw.choice(["1, 3, 64, 64", f"1, 3, {digits[:4000]}, {digits[:4000]}", str(many)])
+    return f'{{"inputs": [{{"name": "x", "datatype": "FP32", "shape": [{shape}], "data": {data}}}]}}'
 
 
 NOT_FINITE = ("NaN", "Infinity", "-Infinity", "1e999", "-1e999")

@@ -1,21 +1,38 @@
+#!/usr/bin/env python3
 """Traffic to try monitoring on: varied crops of real photographs, as a fixed camera would take them, and ways to spoil them.
 
-python benchmarks/crops.py FOLDER [--count 800] [--spoil blur]
+benchmarks/crops.py FOLDER [--count 800] [--spoil blur]
+
+Where this Python lacks what it needs, it runs in the clone's .venv, which scripts/demo.sh makes.
 """
 
+# ruff: noqa: E402 the Python that has NumPy is found first
+
 from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+if __name__ == "__main__" and any(find_spec(name) is None for name in ("numpy", "PIL", "rich")):
+    PYTHON = ROOT / ".venv" / "bin" / "python"
+    if not PYTHON.exists() or Path(sys.prefix) == ROOT / ".venv":
+        sys.exit("error: this Python lacks NumPy, Pillow or rich; scripts/setup.sh makes an environment that has them")
+    os.execv(PYTHON, [str(PYTHON), *sys.argv])
 
 import argparse
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from rich.progress import track
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = ROOT / "examples"
 SIDE = 256
 
 # Where the thing is that a photograph shows, and how large a square around it is, as shares of width and height.
@@ -27,6 +44,8 @@ SUBJECTS = {
     "flower": (0.50, 0.50, 0.80),
 }
 NAMES = tuple(SUBJECTS)
+FURTHER = tuple(name for name in NAMES if not (EXAMPLES / f"{name}.jpg").is_file())
+"""Those that scikit-learn brings."""
 
 Spoil = Callable[[Image.Image], Image.Image]
 
@@ -35,11 +54,16 @@ Spoil = Callable[[Image.Image], Image.Image]
 def photograph(name: str) -> Image.Image:
     """One of `NAMES`: three of ours, two that scikit-learn brings."""
     path = EXAMPLES / f"{name}.jpg"
-    if not path.is_file():
+    if name in FURTHER:
         import sklearn.datasets  # noqa: PLC0415 only two photographs need it
 
         path = Path(sklearn.datasets.__file__).parent / "images" / f"{name}.jpg"
     return Image.open(path).convert("RGB")
+
+
+def at_hand() -> tuple[str, ...]:
+    """Those of `NAMES` that this environment has."""
+    return NAMES if find_spec("sklearn") else tuple(name for name in NAMES if name not in FURTHER)
 
 
 def crop(name: str, random: np.random.Generator, shift: float = 0.0) -> Image.Image:
@@ -140,9 +164,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="another number, other crops (%(default)s)")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    pictures = traffic(options.count, dict.fromkeys(NAMES, 1.0), options.seed, **SPOILS[options.spoil])  # type: ignore[arg-type]
+    names = at_hand()
+    pictures = traffic(options.count, dict.fromkeys(names, 1.0), options.seed, **SPOILS[options.spoil])  # type: ignore[arg-type]
     for place, picture in enumerate(track(pictures, "cropping", options.count)):
         (options.folder / f"{place:04}.jpg").write_bytes(picture)
+    lacking = f"; {' and '.join(FURTHER)} would come with scikit-learn" if len(names) < len(NAMES) else ""
+    print(f"{options.count} crops of {len(names)} photographs ({', '.join(names)}) in {options.folder}{lacking}")
 
 
 if __name__ == "__main__":

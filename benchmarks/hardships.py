@@ -1,9 +1,8 @@
-"""What goes wrong on the server's side: workers that are killed, poisoned or short of memory, too much to do, a new version."""
+"""What goes wrong on the server's side: workers that are killed, poisoned or short of memory, a new version."""
 
 from __future__ import annotations
 
 import signal
-import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,15 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import psutil
 import requests
-from benchmarks.traffic import FAILED, REFUSED, RIGHT, Ask, Outcome, Traffic, tally, wait_until
+from benchmarks.traffic import FAILED, RIGHT, Ask, Outcome, Traffic, wait_until
 from tests.build import encoded
 
 from camserve.tools.server import drain
 from camserve.tools.server.management import Management
 from camserve.tools.server.server import Server
 
-PROMPT = 30.0
-"""Seconds within which a full queue must be told; a limit for hanging, not a promise of speed."""
 WHITE = bytes(encoded(np.full((64, 64, 3), 255, np.uint8)))
 
 
@@ -114,31 +111,6 @@ def _newcomers(server: Server, known: set[int]) -> set[int]:
     """Waits for a worker that is not one of the `known`; those that there are."""
     wait_until(lambda: any(each.pid not in known for each in workers(server)), "another worker")
     return {each.pid for each in workers(server)} - known
-
-
-def overloaded(traffic: Traffic, *, seconds: float, times: float, queue: int, clients: int) -> Row:
-    """`times` as many requests as it can answer: what it cannot take is refused at once, and the rest is answered in time."""
-    capacity = _rate(traffic, clients, seconds / 4)
-    begun = time.monotonic()
-    traffic.flood(times * capacity, seconds, most=queue + 200)
-    outcomes = traffic.since(begun)
-    took = [each.seconds for each in outcomes if each.verdict == RIGHT]
-    told = [each.seconds for each in outcomes if each.verdict == REFUSED]
-    settled = time.monotonic()
-    again = all_again(traffic)
-    settled = time.monotonic() - settled
-    after = _rate(traffic, clients, seconds / 4)
-    offered = len(outcomes) / (max(each.begun for each in outcomes) - begun)
-    row = Row(
-        f"{times:g} times as many requests as it can answer",
-        f"{capacity:.0f}/s are possible, {offered:.0f}/s came for {seconds:g} s, queue of {queue}", outcomes,
-        f"answered in {_spread(took)}, refused in {_spread(told)}; afterwards all {len(traffic.asks)} kinds alone in "
-        f"{settled:.1f} s, and {after:.0f}/s",
-    ).allow(REFUSED)  # fmt: skip
-    row.complaints += again
-    row.complaints += [] if told else ["nothing was refused: this was no overload"]
-    row.complaints += [f"a refusal took {max(told):.0f} s"] if told and max(told) > PROMPT else []
-    return row
 
 
 def starved(server: Server, traffic: Traffic, *, room: int, seconds: float, clients: int, big: Ask) -> Row:
@@ -236,20 +208,3 @@ def _beyond(outcomes: Iterable[Outcome], faults: Sequence[tuple[float, float]], 
     strange = [each for each in failed if not any(each.begun <= end and begin <= each.ended for begin, end in faults)]
     found = [f"failed without a fault: {each.status} {each.words}" for each in strange[:5]]
     return found + ([f"{len(failed)} failed of {len(faults)} batches of {batch}"] if len(failed) > len(faults) * batch else [])
-
-
-def _rate(traffic: Traffic, clients: int, seconds: float) -> float:
-    """Right answers a second with `clients` that wait for theirs."""
-    begun = time.monotonic()
-    with traffic.running(clients):
-        time.sleep(seconds)
-    verdicts = tally(traffic.since(begun))
-    if set(verdicts) - {RIGHT}:
-        raise RuntimeError(f"without overload: {dict(verdicts)}")
-    return verdicts[RIGHT] / (time.monotonic() - begun)
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "no time"
-    return f"{statistics.median(values):.2f} s (99 %: {np.quantile(values, 0.99):.2f}, longest {max(values):.2f})"

@@ -16,13 +16,15 @@ from typing import IO
 
 import requests
 from benchmarks.hardships import Row, all_again
-from benchmarks.traffic import Outcome, Traffic, mixed, wait_until
+from benchmarks.traffic import LOST, RIGHT, Outcome, Traffic, mixed, wait_until
 
 from camserve.tools.server.addresses import Addresses, Settings
 from camserve.tools.server.management import Management
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = Path("/dev/full")
+PAUSE = 0.01
+"""Seconds that a client waits between an answer and its next request."""
 
 
 def free_port() -> int:
@@ -68,6 +70,42 @@ def stopped(store: Path, model: str, *, count: int) -> Row:
     ).allow()  # fmt: skip
     row.complaints += [] if status == 0 else [f"exit status {status}"]
     return row
+
+
+def continued(store: Path, model: str, *, seconds: float, clients: int, drain: float) -> Row:
+    """SIGTERM while clients go on asking, over connections that they keep and over new ones: what was sent before is answered."""
+    limit = ("--log-dir", "-", "--drain", str(drain))
+    with tempfile.TemporaryFile() as output, served(store, model, free_port(), *limit, output=output) as (url, process):
+        kept, fresh = (Traffic(url, mixed(model), clients, keep=keep) for keep in (True, False))
+        kept.learn()
+        fresh.adopt(kept)
+        begun = time.monotonic()
+        with kept.running(clients, PAUSE), fresh.running(clients, PAUSE):
+            time.sleep(seconds)
+            moment = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(drain + 120)
+            took = time.monotonic() - moment
+    outcomes = [each for traffic in (kept, fresh) for each in traffic.since(begun) if not each.unsent]
+    cut = {name: _lost(traffic.since(moment)) for name, traffic in (("kept", kept), ("new", fresh))}
+    open_then = sum(each.begun < moment < each.ended for each in outcomes)
+    answered = sum(each.begun >= moment and each.verdict == RIGHT for each in outcomes)
+    row = Row(
+        "SIGTERM while requests go on coming",
+        f"{clients} clients that keep their connections and {clients} that do not, --drain {drain:g}", outcomes,
+        f"exit status {status}, {took:.1f} s after the signal, when {open_then} were open; of those sent later {answered} were "
+        f"answered, and no answer came to {cut['kept']} over kept connections and to {cut['new']} over new ones",
+    ).allow(LOST)  # fmt: skip
+    before = [each for each in outcomes if each.begun < moment]
+    row.complaints += [f"sent before the signal: {each.words}" for each in before if each.verdict == LOST]
+    row.complaints += [] if open_then else ["nothing was in progress"]
+    row.complaints += [] if status in (0, 1) and took < drain + 60 else [f"exit status {status} after {took:.0f} s"]
+    row.complaints += [f"{name}: {lost} got no answer" for name, lost in cut.items() if lost > clients]
+    return row
+
+
+def _lost(outcomes: Sequence[Outcome]) -> int:
+    return sum(each.verdict == LOST and not each.unsent for each in outcomes)
 
 
 def full_disk(store: Path, model: str, *, seconds: float, clients: int, places: int) -> Row:

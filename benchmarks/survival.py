@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
 
 import psutil  # noqa: E402
 import torch  # noqa: E402
-from benchmarks import bad_clients, hardships, soak, stopping  # noqa: E402
+from benchmarks import bad_clients, hardships, overload, soak, stopping  # noqa: E402
 from benchmarks import survival_archives as archives  # noqa: E402
 from benchmarks.hardships import Row  # noqa: E402
 from benchmarks.traffic import FAILED, LOST, REFUSED, RIGHT, WRONG, Ask, Traffic, mixed, tally  # noqa: E402
@@ -37,6 +37,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from tests.build import encoded  # noqa: E402
 
+from camserve.tools.server import advice  # noqa: E402
 from camserve.tools.server.server import Server  # noqa: E402
 
 CONFIG = ROOT / "config.properties"
@@ -88,10 +89,24 @@ class Trial(ExitStack):
 
     def overloaded(self) -> Row:
         """More requests than can be answered."""
-        size = self.size
+        size, batch = self.size, 8 if self.demo else archives.BATCH
         fault = "" if self.demo else archives.SLOW
-        with self._served("overloaded", fault, jobQueueSize=size.queue) as (_, traffic):
-            return hardships.overloaded(traffic, seconds=size.seconds, times=10, queue=size.queue, clients=size.clients)
+        with self._served("overloaded", fault, jobQueueSize=size.queue, batchSize=batch) as (_, traffic):
+            return overload.overloaded(
+                traffic, seconds=size.seconds, times=10, queue=size.queue, batch=batch, clients=size.clients
+            )
+
+    def crammed(self) -> Row:
+        """More large requests than the queue takes: as many as the server's setting says, in a heap without a warning."""
+        size, clients = self.size, self.size.queue + archives.BATCH + 12
+        heap = advice.needed(size.queue) // 2**20
+        config = self._configured("crammed", f"job_queue_size={size.queue}", f"vmargs=-Xmx{heap}m")
+        with self._small("crammed", archives.SLOW, config=config) as (server, _):
+            traffic = Traffic(server.url, archives.large("crammed"), clients)
+            traffic.learn()
+            return overload.crammed(
+                server, traffic, seconds=size.seconds, clients=clients, queue=size.queue, batch=archives.BATCH, heap=heap
+            )
 
     def annoyed(self) -> Row:
         """Slow and broken clients."""
@@ -121,8 +136,7 @@ class Trial(ExitStack):
         """A new version under load."""
         size = self.size
         later = archives.small(self.store, "replaced", version="2.0", seed=1)
-        config = self.store.parent / "model-api.properties"
-        config.write_text(CONFIG.read_text().replace("enable_model_api=false", "enable_model_api=true"))
+        config = self._configured("replaced", "enable_model_api=true")
         with self._small("replaced", config=config) as (server, traffic):
             return hardships.replaced(
                 server, traffic, model="replaced", file=later.name, seconds=size.seconds, clients=size.clients
@@ -132,6 +146,14 @@ class Trial(ExitStack):
         """SIGTERM with requests in progress."""
         archives.small(self.store, "stopped", archives.SLOW)
         return stopping.stopped(self.store, "stopped", count=self.size.burst)
+
+    def continued(self) -> Row:
+        """SIGTERM while requests go on coming."""
+        size = self.size
+        archives.small(self.store, "continued", archives.SLOW)
+        return stopping.continued(
+            self.store, "continued", seconds=size.seconds / 3, clients=size.clients, drain=max(2, size.seconds / 3)
+        )
 
     def full_disk(self) -> Row:
         """No room for the log."""
@@ -163,6 +185,12 @@ class Trial(ExitStack):
         row.figures = f"found: {'; '.join(found.complaints)}"
         row.complaints = [f"not found: {each}" for each in missed]
         return row
+
+    def _configured(self, name: str, *lines: str) -> Path:
+        """The repository's configuration with other settings; of two for a key the last counts."""
+        config = self.store.parent / f"{name}.properties"
+        config.write_text("\n".join([CONFIG.read_text(), *lines, ""]))
+        return config
 
     def _common(self) -> tuple[Server, Traffic]:
         if self._shared is None:
@@ -198,11 +226,13 @@ def _ready(store: Path, name: str, config: Path = CONFIG) -> Iterator[tuple[Serv
 FAULTS: dict[str, Callable[[Trial], Row]] = {
     "killed": Trial.killed,
     "overloaded": Trial.overloaded,
+    "crammed": Trial.crammed,
     "annoyed": Trial.annoyed,
     "starved": Trial.starved,
     "poisoned": Trial.poisoned,
     "replaced": Trial.replaced,
     "stopped": Trial.stopped,
+    "continued": Trial.continued,
     "full_disk": Trial.full_disk,
     "soak": Trial.soaked,
     "control": Trial.control,

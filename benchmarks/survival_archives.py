@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from benchmarks.traffic import EXAMPLES, Ask
 from tests import build
+
+from camserve.tools.server.advice import UPLOAD
 
 BATCH = 4
 SETTINGS = {"minWorkers": 1, "maxWorkers": 1, "batchSize": BATCH, "maxBatchDelay": 10}
@@ -52,6 +55,15 @@ def small(store: Path, name: str = "small", fault: str = "", version: str = "1.0
     made.replace(target)
     folder.rmdir()
     return target
+
+
+def large(model: str) -> list[Ask]:
+    """Photographs of `UPLOAD` bytes that are decoded as quickly as small ones: what follows a picture's end is not looked at."""
+    return [
+        Ask(f"/{route}/{model}", (EXAMPLES / f"{name}.jpg").read_bytes().ljust(UPLOAD, b"\0"))
+        for route in ("predictions", "explanations")
+        for name in ("cat", "coffee")
+    ]
 
 
 def variant(archive: Path, target: Path, settings: Mapping[str, Any]) -> Path:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -53,6 +53,11 @@ class Outcome:
         """From the request's begin to its answer's end."""
         return self.ended - self.begun
 
+    @property
+    def unsent(self) -> bool:
+        """Whether nobody listened, so that no request was sent."""
+        return self.words.startswith("NewConnectionError")
+
 
 def mixed(model: str) -> list[Ask]:
     """Both modes, three pictures, several targets, methods and formats, and bad requests."""
@@ -75,15 +80,17 @@ def mixed(model: str) -> list[Ask]:
 
 
 class Traffic:
-    """Asks the server at `url`, and judges what it answers by what it answered to each of `asks` when each was alone."""
+    """Asks the server at `url`, and judges what it answers by what it answered to each of `asks` when each was alone.
 
-    def __init__(self, url: str, asks: Sequence[Ask], clients: int = 8) -> None:
+    Connections are kept and used again, or with `keep` false made anew for each request.
+    """
+
+    def __init__(self, url: str, asks: Sequence[Ask], clients: int = 8, keep: bool = True) -> None:
         address = urlsplit(url)
         self.host, self.port = str(address.hostname), int(address.port or 80)
         self.asks = list(asks)
-        self._pool = urllib3.HTTPConnectionPool(
-            self.host, self.port, maxsize=clients, retries=False, timeout=urllib3.Timeout(connect=HANG, read=HANG)
-        )
+        self._keep = keep
+        self._pool = self._connections(clients)
         self._known: list[list[Response]] = [[] for _ in self.asks]
         self._turns = count()
         self._lock = threading.Lock()
@@ -171,9 +178,14 @@ class Traffic:
     def answer(self, number: int) -> Response:
         """Sends one request, and neither judges nor keeps what came of it."""
         ask = self.asks[number]
-        came = self._pool.urlopen("POST", ask.path, ask.body, dict(ask.headers))
+        with nullcontext(self._pool) if self._keep else closing(self._connections(1)) as connections:
+            came = connections.urlopen("POST", ask.path, ask.body, dict(ask.headers))
         ours = {name.lower(): value for name, value in came.headers.items() if name.lower().startswith("x-explain")}
         return Response(came.status, came.headers.get("content-type", ""), ours, came.data)
+
+    def _connections(self, most: int) -> urllib3.HTTPConnectionPool:
+        patience = urllib3.Timeout(connect=HANG, read=HANG)
+        return urllib3.HTTPConnectionPool(self.host, self.port, maxsize=most, retries=False, timeout=patience)
 
     def judged(self, number: int, answer: Response) -> tuple[str, str]:
         """The verdict of an answer to one of the requests, by those learnt until now, and why it is not a right one."""

@@ -7,20 +7,22 @@ scripts/setup.sh test
 bin=.venv/bin
 
 # Programs that some tests drive. Where they cannot be installed, those tests are skipped, and the closing table says so.
-missing=()
-command -v chromium >/dev/null || missing+=(chromium)
-command -v prometheus >/dev/null || missing+=(prometheus)
-command -v amtool >/dev/null || missing+=(prometheus-alertmanager)
-command -v curl >/dev/null || missing+=(curl)
-if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    echo "Installing ${missing[*]}"
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-fi
-if [ ! -f tests/node_modules/axe-core/axe.min.js ] && command -v npm >/dev/null; then
-    echo "Installing axe-core, which checks pages for accessibility, into tests/node_modules"
-    npm install --prefix tests --no-save --no-package-lock --silent axe-core@4.14.1
-fi
+programs() {
+    local missing=()
+    command -v chromium >/dev/null || missing+=(chromium)
+    command -v prometheus >/dev/null || missing+=(prometheus)
+    command -v amtool >/dev/null || missing+=(prometheus-alertmanager)
+    command -v curl >/dev/null || missing+=(curl)
+    if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "Installing ${missing[*]}"
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    fi
+    if [ ! -f tests/node_modules/axe-core/axe.min.js ] && command -v npm >/dev/null; then
+        echo "Installing axe-core, which checks pages for accessibility, into tests/node_modules"
+        npm install --prefix tests --no-save --no-package-lock --silent axe-core@4.14.1
+    fi
+}
 beside() { # an environment of its own, .venv-NAME, with tests/NAME-requirements.txt
     cmp -s "tests/$1-requirements.txt" ".venv-$1/requirements.txt" && return
     echo "Installing $2 into .venv-$1"
@@ -29,9 +31,10 @@ beside() { # an environment of its own, .venv-NAME, with tests/NAME-requirements
     ".venv-$1/bin/python" -m pip install --disable-pip-version-check --quiet -r "tests/$1-requirements.txt"
     cp "tests/$1-requirements.txt" ".venv-$1/requirements.txt"
 }
-beside kserve "KServe's client"
-beside deploy "what checks manifests"
+programs & jobs=($!)
+{ beside kserve "KServe's client"; beside deploy "what checks manifests"; } & jobs+=($!)
 echo "ruff check" && $bin/ruff check .
 echo "ruff format" && $bin/ruff format --check .
 echo "mypy" && $bin/mypy handlers
+for job in "${jobs[@]}"; do wait "$job"; done
 echo "pytest" && exec $bin/python -m pytest --durations=15 --durations-min=1 "$@"

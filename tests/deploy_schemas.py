@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import kubernetes_validate
-from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
+from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule, ServiceMonitor
 from compose_spec import PyCompose
 from pydantic import ValidationError
 
-OPERATOR = {"PrometheusRule": PrometheusRule, "ServiceMonitor": ServiceMonitor}
+OPERATOR = {"PodMonitor": PodMonitor, "PrometheusRule": PrometheusRule, "ServiceMonitor": ServiceMonitor}
 RELEASES = ("1.37", "1.31")
 
 

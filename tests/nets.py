@@ -114,6 +114,48 @@ class Tokens(nn.Module):
         return self.fc(self.norm(x)[:, 0])
 
 
+class Attention(nn.Module):
+    """Normalisation, attention of two heads with its softmax as a module, and a residual."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.to_qkv = nn.Linear(width, 3 * width)
+        self.attend = nn.Softmax(dim=-1)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, T, C]`, twice."""
+        count, tokens, width = x.shape
+        heads = self.to_qkv(self.norm(x)).reshape(count, tokens, 3, 2, width // 2)
+        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = self.attend(query @ key.transpose(2, 3)) @ value
+        return x + self.to_out(mixed.transpose(1, 2).reshape(count, tokens, width))
+
+
+class Attending(nn.Module):
+    """A vision transformer without a convolution: patches are cut out, a class token alone is read."""
+
+    def __init__(self, width: int = 8, blocks: int = 2, side: int = 8) -> None:
+        super().__init__()
+        self.side = side
+        self.embed = nn.Linear(3 * side * side, width)
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.layers = nn.ModuleList(Attention(width) for _ in range(blocks))
+        self.fc = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        count, side = x.shape[0], self.side
+        rows, columns = x.shape[2] // side, x.shape[3] // side
+        x = x.reshape(count, 3, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
+        x = self.embed(x.reshape(count, rows * columns, 3 * side * side))
+        x = torch.cat([self.token.expand(count, -1, -1), x], 1)
+        for layer in self.layers:
+            x = layer(x)
+        return self.fc(x[:, 0])
+
+
 class Last(nn.Module):
     """Channels last: a normalisation over `[N, h, w, C]`, a permutation, pooling, and one linear layer."""
 
@@ -170,6 +212,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "twice": (Twice, ("act", "squeeze")),
     "functional": (Functional, ("body", "body.0")),
     "tokens": (Tokens, ("blocks.0", "blocks.1.norm")),
+    "attending": (Attending, ("layers.0", "layers.1.norm")),
     "last": (Last, ("norm", "patch")),
     "sequence": (Sequence, ("mix", "mix.0")),
 }

@@ -40,7 +40,7 @@ def backend(model: object, *layers: str, **keys: object) -> Backend:
 
 def as_grid(name: str, layer: str, values: Tensor) -> Tensor:
     """A layer's output as `[N, C, h, w]`, written down by hand for each net."""
-    if name == "tokens":
+    if name in ("tokens", "attending"):
         return values[:, 1:].reshape(-1, 4, 4, values.shape[2]).permute(0, 3, 1, 2)
     if name == "sequence":
         return values.reshape(4, 4, -1, values.shape[2]).permute(2, 3, 0, 1)

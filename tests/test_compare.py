@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from scipy import stats
-from tests.build import archive, encoded, noise, square, weights
+from tests.build import PLAIN, archive, encoded, noise, square, weights
 
 from camserve.geometry import Rect
+from camserve.labels import Labels
 from camserve.tools import compare
-from camserve.tools.agreement import centroid_shift, compared, half_overlap, read, spearman
+from camserve.tools.agreement import LIMITS, Classes, centroid_shift, compared, half_overlap, read, spearman
+from camserve.tools.client import CamserveError
+from camserve.tools.compare import Outcome
+from camserve.tools.console import ToolError
 from camserve.tools.result import Explanation, Prediction, Result
 
 LABELS = {"0": "bright <b>", "1": "dark", "2": "grey"}
@@ -61,18 +68,37 @@ def test_overlap_and_shift_by_hand() -> None:
     assert centroid_shift(one, np.zeros((4, 4))) is None
 
 
-def result(heatmap: NDArray[np.float32], warnings: tuple[str, ...] = ()) -> Result:
+GOOD = np.eye(4, dtype=np.float32)
+WHOLE = Rect(0, 0, 40, 40)
+
+
+def result(heatmap: NDArray[np.float32] = GOOD, warnings: tuple[str, ...] = (), view: Rect = WHOLE) -> Result:
     """An answer with one explanation."""
     explanation = Explanation(0, "bright", 0.5, heatmap, (0.0, 1.0), None, warnings)
-    return Result((Prediction(0, "bright", 0.5),), (explanation,), (40, 40), Rect(0, 0, 40, 40), "gradcam++", "f", "m", "1", "w")
+    return Result((Prediction(0, "bright", 0.5),), (explanation,), (40, 40), view, "gradcam++", "f", "m", "1", "w")
 
 
-def test_a_map_that_says_nothing_is_not_compared() -> None:
-    """Zeros agree with everything; the measures are None, not 0 or 1."""
-    good = np.eye(4, dtype=np.float32)
-    row = compared("a.png", result(good), result(np.zeros_like(good), ("zero",)))
+SILENT = result(np.zeros_like(GOOD), ("zero",))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "silent"), [(result(), SILENT, True), (SILENT, result(), False), (SILENT, SILENT, False)]
+)
+def test_a_map_that_says_nothing_is_not_measured(first: Result, second: Result, silent: bool) -> None:
+    """Zeros agree with everything; the measures are None, not 0 or 1. That it is the second's alone is told."""
+    row = compared("a.png", first, second)
 
     assert (row.rank, row.overlap, row.shift) == (None, None, None)
+    assert row.silent is silent
+
+
+def test_a_map_that_says_nothing_where_both_models_looked_is_silent_there() -> None:
+    """Its only bright cell lies beside the first's view; half of its maximum, which is 0 there, would be everywhere."""
+    corner = np.zeros_like(GOOD)
+    corner[0, 3] = 1
+    row = compared("a.png", result(view=Rect(0, 0, 20, 40)), result(corner))
+
+    assert (row.silent, row.overlap) == (True, None)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +130,8 @@ def test_an_archive_agrees_with_itself(tmp_path: Path, pictures: Path) -> None:
     status, told, page = compared_with(tmp_path, pictures, [6, 0, 0, 0, 0, 0], *limits)
 
     assert (status, told["pictures"], told["exceeded"]) == (0, 4, [])
-    assert [Path(name).name for name in told["failed"]] == ["broken.png"]  # type: ignore[attr-defined]
+    assert [Path(name).name for name in told["skipped"]] == ["broken.png"]  # type: ignore[attr-defined]
+    assert (told["failed"], told["figures"]["failed"], told["limits"]["failed"]) == ({}, 0, 0)  # type: ignore[index]
     assert (told["first"], told["second"]) == ("first 1.0", "second 1.0")
     assert "bright <b>" not in page
     assert "content-security-policy" in page
@@ -128,13 +155,180 @@ def test_archives_of_one_name_are_told_apart_by_their_files(tmp_path: Path, pict
     assert (found["first"], found["second"]) == (f"model 1.0 ({builds[0]})", f"model 1.0 ({builds[1]})")
 
 
+def reported(pairs: list[tuple[Result, Result]], *limits: str, failed: int = 0) -> dict[str, Any]:
+    """What is told of such answers, and of so many pictures that the second does not answer."""
+    rows = [compared(f"{place}.png", *pair) for place, pair in enumerate(pairs)]
+    outcome = Outcome(rows, {f"failed{place}.png": "500 InternalError: no" for place in range(failed)})
+    return compare.report(compare.parser().parse_args(["a", "b", "c", *limits]), [Named(), Named()], outcome, "")
+
+
 def test_a_figure_that_cannot_be_measured_does_not_keep_its_limit() -> None:
     """Maps that say nothing must not pass for maps that agree."""
-    row = compared("a.png", result(np.zeros((4, 4), np.float32), ("zero",)), result(np.eye(4, dtype=np.float32)))
-    told = compare.report(compare.parser().parse_args(["a", "b", "c", "--max-shift", "1"]), [Named(), Named()], [row], {})
+    told = reported([(SILENT, result())], "--max-shift", "1")
 
     assert told["figures"]["shift"] is None
     assert told["exceeded"] == ["shift"]
+
+
+def test_a_second_model_whose_maps_say_nothing_is_as_far_off_as_can_be() -> None:
+    """On two pictures of three: a median of what is left would be that of the one on which the two agree."""
+    pairs = [(result(), SILENT), (result(), SILENT), (result(), result())]
+    told = reported(pairs, "--max-overlap-loss", "0.9", "--max-rank-loss", "0.9", "--max-shift", "0.9", "--max-silent", "0.5")
+
+    assert told["figures"] == {
+        **{"failed": 0, "changed": 0, "confidence": 0, "silent": pytest.approx(2 / 3)},
+        **{"rank-loss": 1, "overlap-loss": 1, "shift": 1},
+    }
+    assert told["exceeded"] == ["silent", "rank-loss", "overlap-loss", "shift"]
+
+
+def test_a_second_model_that_fails_keeps_no_gate_open() -> None:
+    """Whichever limit is given, unless that on failures is; without any limit there is no gate."""
+    for limit in LIMITS:
+        told = reported([(result(), result())], f"--max-{limit.name}", "1", failed=3)
+        assert told["figures"]["failed"] == 0.75
+        assert told["exceeded"] == ([] if limit.name == "failed" else ["failed"]), limit.name
+    assert reported([(result(), result())], failed=3)["exceeded"] == []
+    assert reported([(result(), result())], "--max-failed", "0.5", failed=3)["exceeded"] == ["failed"]
+    assert reported([(result(), result())], "--max-failed", "0.5", "--max-shift", "1", failed=1)["exceeded"] == []
+
+
+def test_the_worst_come_first() -> None:
+    """Another class, then no map where the first has one, then little overlap; where the first has none, last."""
+    apart = np.fliplr(GOOD).copy()
+    other = result()
+    rows = [
+        compared("same", result(), result()),
+        compared("first silent", SILENT, result()),
+        compared("second silent", result(), SILENT),
+        compared("apart", result(), result(apart)),
+        compared("changed", result(), replace(other, predictions=(Prediction(1, "dark", 0.5),))),
+    ]
+
+    assert [row.file for row in compare._worst(rows)][:3] == ["changed", "second silent", "apart"]
+
+
+def labels(*names: str) -> Labels:
+    """Classes of these names; none: numbers."""
+    return Labels(len(names), {str(index): name for index, name in enumerate(names)})
+
+
+def test_classes_are_found_by_their_label() -> None:
+    """Wherever they stand."""
+    classes = Classes(labels("cat", "dog", "cow"), labels("cow", "cat", "horse", "dog"))
+
+    assert [classes.second(index) for index in range(3)] == [1, 3, 0]
+    assert "3 of 3 have another index in the second, 0 no counterpart" in classes.told()
+
+
+def test_a_class_that_the_second_lacks_is_told() -> None:
+    """Pictures of it count as failed."""
+    classes = Classes(labels("cat", "dog"), labels("dog", "horse"))
+
+    with pytest.raises(CamserveError, match="the second has no class 'cat'"):
+        classes.second(0)
+    assert classes.told().endswith("1 no counterpart; pictures of these are not compared, and count as failed: cat")
+
+
+def test_of_several_classes_with_one_label_none_is_guessed() -> None:
+    """ImageNet has two cranes. Where both have them at the same places they are the same; anywhere else nobody knows."""
+    cranes = labels("crane", "cat", "crane")
+    same, longer = Classes(cranes, labels("crane", "cat", "crane")), Classes(cranes, labels("crane", "tabby", "crane", "cat"))
+    assert [same.second(index) for index in range(3)] == [0, 1, 2]
+    assert same.told() == ""
+    assert [longer.second(index) for index in range(3)] == [0, 3, 2]
+
+    for first, second in ((cranes, labels("cat", "crane", "dog")), (labels("crane", "cat"), labels("cat", "crane", "crane"))):
+        with pytest.raises(CamserveError, match="several classes have the label 'crane'"):
+            Classes(first, second).second(0)
+
+
+def test_without_labels_classes_are_found_by_their_index() -> None:
+    """If there are as many; otherwise they are not the same ones, and nothing is compared."""
+    bare, named = Labels(3), labels("cat", "dog", "cow")
+
+    assert [Classes(bare, named).second(index) for index in range(3)] == [0, 1, 2]
+    assert "One of them has no labels" in Classes(named, bare).told()
+    assert Classes(bare, Labels(3)).told() == ""
+    for first, second in ((Labels(2), Labels(3)), (bare, labels("cat", "dog")), (labels("cat", "dog"), bare)):
+        with pytest.raises(ToolError, match=r"the first has \d classes and the second \d: without labels in both"):
+            Classes(first, second)
+
+
+@pytest.mark.parametrize("names", [["bright", "dark", "grey"], ["2", "0", "1"]])
+def test_a_model_that_orders_its_classes_differently_agrees(tmp_path: Path, pictures: Path, names: list[str]) -> None:
+    """The same weights with the classes turned round: every class is compared with itself, also where its label is a number."""
+    state = weights()
+    turned = {**state, "fc.weight": state["fc.weight"].flip(0), "fc.bias": state["fc.bias"].flip(0)}
+    first = archive(tmp_path / "first", labels=dict(zip("012", names, strict=True)))
+    second = archive(tmp_path / "second", labels=dict(zip("210", names, strict=True)), state=turned)
+    limits = [f"--max-{limit.name}={0 if limit.name in ('changed', 'silent') else 1e-5}" for limit in LIMITS]
+    page = tmp_path / "report.html"
+
+    assert compare.main([*map(str, (first, second, pictures)), "--html", str(page), *limits]) == 0
+    told = shown(page)
+    assert "2 of 3 have another index" in told["classes"]
+    assert [len(set(card["pictures"])) for card in told["cards"]] == [1] * 4  # both drew the heatmap of one class
+
+
+def shown(page: Path) -> dict[str, Any]:
+    """What the report holds."""
+    found = re.search(r'<script type="application/json" id="told">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found
+    told: dict[str, Any] = json.loads(found[1])
+    return told
+
+
+def test_a_picture_that_is_too_large_to_be_drawn_is_compared_all_the_same(tmp_path: Path, pictures: Path) -> None:
+    """An overlay is larger than the numbers; the report does without."""
+    first = archive(tmp_path / "first", labels=LABELS)
+    second = archive(tmp_path / "second", {**PLAIN, "max_response_bytes": 4000}, labels=LABELS)
+    page = tmp_path / "report.html"
+
+    assert compare.main([*map(str, (first, second, pictures)), "--html", str(page), "--max-failed", "0"]) == 0
+    assert [[drawn is not None for drawn in card["pictures"]] for card in shown(page)["cards"]] == [[True, False]] * 4
+
+
+def test_a_second_archive_that_refuses_most_pictures_does_not_pass(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One picture of five is small enough for it, and there the two agree."""
+    small = tmp_path / "small.png"
+    small.write_bytes(encoded(square(32, 32, 8, 8, 16)))
+    first = archive(tmp_path / "first", labels=LABELS)
+    second = archive(tmp_path / "second", {**PLAIN, "max_pixels": 2000}, labels=LABELS)
+    outputs = ["--json", str(tmp_path / "told"), "--html", str(tmp_path / "r.html")]
+    arguments = [*outputs, "--max-overlap-loss", "0.3", *map(str, (first, second, pictures))]
+
+    assert compare.main([*arguments, str(small)]) == 1
+    told = json.loads((tmp_path / "told").read_text())
+    assert (told["pictures"], told["figures"]["failed"], told["exceeded"]) == (1, 0.8, ["failed"])
+    assert all("413 ImageTooLarge" in why for why in told["failed"].values())
+    assert "4 are not answered by the second, 1 not by the first" in capsys.readouterr().out
+    assert "413 ImageTooLarge" in (tmp_path / "r.html").read_text()
+    assert compare.main(arguments) == 2
+    assert "the second says: 413 ImageTooLarge" in capsys.readouterr().err
+
+
+def test_an_archive_of_another_handler_is_refused(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The stock handler has no heatmaps to compare."""
+    first, stock = archive(tmp_path / "first"), archive(tmp_path / "stock", handler="stock")
+
+    assert compare.main([str(first), str(stock), str(pictures)]) == 2
+    assert "stock 1.0: its handler is not camserve's" in capsys.readouterr().err
+
+
+def test_both_archives_run_with_our_handler(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As --help says: not even the first one's serves the second, when it is the first that loads it here."""
+    monkeypatch.delitem(sys.modules, "gradcam_handler", raising=False)
+    both = [archive(tmp_path / name, labels=LABELS) for name in ("first", "second")]
+    for directory in both:
+        (directory / "handler.py").unlink()
+        (directory / "gradcam_handler.py").write_text("raise RuntimeError('an older release')")
+        manifest = directory / "MAR-INF" / "MANIFEST.json"
+        manifest.write_text(manifest.read_text().replace("handler.py", "gradcam_handler.py"))
+
+    assert compare.main([*map(str, both), str(pictures), "--html", str(tmp_path / "r.html")]) == 0
 
 
 class Named:

@@ -19,7 +19,8 @@ def test_an_empty_section_gives_the_documented_defaults() -> None:
     assert (config.mean, config.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert (config.exif, config.colormap, config.opacity) == (False, "viridis", 0.5)
     assert (config.max_pixels, config.max_picture_side, config.max_response_bytes) == (50_000_000, 1600, 6_000_000)
-    assert (config.max_targets, config.max_instances, config.max_batch) == (10, 64, 32)
+    assert (config.max_request_pixels, config.max_targets, config.max_instances) == (200_000_000, 10, 64)
+    assert config.max_batch == 32
     assert config.formats == ("jpeg", "png", "webp", "gif", "tiff", "bmp")
     assert config.precision == "float32"
 
@@ -81,6 +82,7 @@ def test_good_values_are_read(key: str, value: object, expected: object) -> None
         ("opacity", 1.01),
         ("opacity", True),
         ("max_pixels", 0),
+        ("max_request_pixels", 0),
         ("max_targets", 2.0),
         ("max_batch", -1),
         ("precision", "int8"),

@@ -7,6 +7,7 @@ import random
 import re
 import struct
 import threading
+import time
 import warnings
 import zlib
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from camserve.config import FORMATS, Config
-from camserve.decode import open_picture
+from camserve.decode import open_picture, pixels_of
 from camserve.errors import RequestError
 
 CONFIG = Config()
@@ -327,6 +328,59 @@ def test_a_bomb_is_refused_by_its_header(bomb: str, limit: int | None, monkeypat
     assert (error.status, error.kind) == (413, "ImageTooLarge")
     assert error.message == f"data: expected at most 50000000 pixels, got {claimed}"
     assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("kind", MODES)
+def test_the_header_tells_what_decoding_takes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is decoded for it; of another format, of damaged files and of none nothing is decoded later either."""
+    data = encoded(scene(50, 30), kind)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    assert pixels_of(data, CONFIG) == pixels_of(bytearray(data), CONFIG) == 50 * 30
+    assert pixels_of(data, Config(max_pixels=10)) == 50 * 30
+    assert pixels_of(data, Config(formats=("gif",) if kind != "GIF" else ("bmp",))) == 0
+    assert [pixels_of(each, CONFIG) for each in (data[:9], b"", b"nothing", b"%PDF-1.7")] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_the_header_tells_of_a_bomb(bomb: str) -> None:
+    """Canvas, or TIFF tile where that is larger."""
+    data, claimed = BOMBS[bomb]
+    width, height = re.findall(r"\d+", claimed)
+    assert pixels_of(data, CONFIG) == int(width) * int(height)
+
+
+def parts(kind: str, count: int) -> bytes:
+    """A good picture with so many parts that say nothing."""
+    data = encoded(scene(), kind)
+    if kind == "PNG":
+        return data[:33] + chunk(b"abCd", b"") * count + data[33:]
+    if kind == "JPEG":
+        return data[:20] + b"\xff\xfe\0\x02" * count + data[20:]
+    start = data.index(b",\0\0\0\0")
+    return data[:start] + b"!\xfe\x01c\0" * count + data[start:]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+def test_a_picture_of_millions_of_parts_is_refused(kind: str) -> None:
+    """Pillow reads each in Python: 32 MiB of them take ten seconds, in which no other request is answered."""
+    assert open_picture(parts(kind, 10_000), CONFIG).size == (40, 30)
+    data = parts(kind, 1_000_000)
+    started = time.process_time()
+    error = refusal(data)
+    assert pixels_of(data, CONFIG) == 0
+    assert (error.status, error.kind) == (400, "InvalidImage")
+    assert "at most 200000 parts and 100 EXIF blocks" in error.message
+    assert time.process_time() - started < 2
+
+
+def test_a_jpeg_of_many_exif_blocks_is_refused() -> None:
+    """Pillow joins them, copying all for each: 8 MiB of them took eight seconds, 32 MiB two minutes."""
+    data = encoded(scene(), "JPEG")
+    block = b"\xff\xe1\0\x09Exif\0\0x"
+    assert open_picture(data[:20] + block * 100 + data[20:], CONFIG).size == (40, 30)
+    error = refusal(data[:20] + block * 101 + data[20:])
+    assert (error.status, error.kind) == (400, "InvalidImage")
+    assert pixels_of(data[:20] + block * 101 + data[20:], CONFIG) == 0
 
 
 def test_the_limit_is_the_configurations_and_not_pillows(monkeypatch: pytest.MonkeyPatch) -> None:

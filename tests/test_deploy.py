@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from camserve.tools.server.addresses import Settings
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
+KSERVE = "../kserve"
 TOOLS = ROOT / ".venv-deploy" / "bin"
 KSERVE_PYTHON = ROOT / ".venv-kserve" / "bin" / "python"
 OPERATOR = "monitoring.coreos.com/v1"
@@ -52,12 +54,13 @@ def one(manifests: list[Any], kind: str, name: str = "camserve") -> Any:
 
 @pytest.fixture(scope="module")
 def from_store(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """The GPU overlay with archives from an object store."""
+    """The guide's overlay: GPUs, archives from an object store, a namespace, a model and an image of one's own."""
     folder = tmp_path_factory.mktemp("overlay")
-    shutil.copytree(KUBERNETES, folder / "kubernetes")
-    mine = folder / "kubernetes" / "overlays" / "mine"
+    shutil.copytree(KUBERNETES, folder / "camserve" / "deploy" / "kubernetes")
+    mine = folder / "mine"
     mine.mkdir()
-    (mine / "kustomization.yaml").write_text("resources: [../gpu]\ncomponents: [../../components/object-store]\n")
+    (overlay,) = re.findall(r"```yaml\n(.*?)```", text("deploy/README.md"), re.DOTALL)
+    (mine / "kustomization.yaml").write_text(overlay.replace("cats-1.mar", "cats-2.mar"))
     return list(yaml.safe_load_all(run(TOOLS / "kubectl", "kustomize", mine)))
 
 
@@ -72,12 +75,12 @@ def complaints(**given: list[Any]) -> Any:
 @needs_tools
 def test_every_manifest_fits_its_schema(from_store: list[Any]) -> None:
     """Kubernetes' own, strictly, for two releases; the operator's; the Compose specification. And mistakes are found."""
-    manifests = [*built("base"), *built("overlays/gpu"), *from_store]
+    manifests = [*built("base"), *built("overlays/gpu"), *from_store, *built(KSERVE)]
     rules = yaml.safe_load(run(KUBERNETES / "rules.sh"))
     operator = [each for each in manifests if each["apiVersion"] == OPERATOR] + [rules]
-    plain = [each for each in manifests if each["apiVersion"] != OPERATOR]
-    assert len(plain) >= 30
-    assert {each["kind"] for each in operator} == {"ServiceMonitor", "PrometheusRule"}
+    plain = [each for each in manifests if not each["apiVersion"].startswith(("monitoring.", "serving.kserve."))]
+    assert len(plain) >= 37
+    assert {each["kind"] for each in operator} == {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
     assert rules["spec"] == yaml.safe_load(text("deploy/prometheus/rules.yml"))
 
     assert complaints(kubernetes=plain, operator=operator, compose=[text("compose.yaml"), text("compose.gpu.yaml")]) == []
@@ -143,7 +146,6 @@ def test_the_images_settings_are_the_repositorys() -> None:
         "metrics_address",
         "disable_token_authorization",
         "token_expiration_min",
-        "job_queue_size",
         "vmargs",
     }
     set_by_serve = {"grpc_inference_port", "grpc_management_port", "metrics_config"}
@@ -221,12 +223,35 @@ def test_the_dockerfile_copies_what_is_sent_to_it() -> None:
     """What it copies from the context exists and passes .dockerignore; what it starts with exists."""
     ignored = [line for line in text(".dockerignore").splitlines() if line.startswith("!")]
     for source in re.findall(r"^COPY (?!--from)(\S+)", text("Dockerfile"), re.MULTILINE):
-        assert list(ROOT.glob(source)), source
-        assert any(fnmatch.fnmatch(line[1:], source) or line[1:].startswith(f"{source}/") for line in ignored), source
+        found = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(source)]
+        assert found, source
+        for path in found:
+            assert any(fnmatch.fnmatch(path, line[1:]) or line[1:].startswith(f"{path}/") for line in ignored), path
     for path in re.findall(r"/opt/camserve/([\w/.]+)", "".join(map(text, ("Dockerfile", "deploy/kserve/inferenceservice.yaml")))):
         if "." in path:
             assert (ROOT / path).is_file(), path
             assert any(fnmatch.fnmatch(path, line[1:]) or path.startswith(f"{line[1:]}/") for line in ignored), path
+
+
+def test_torch_is_built_from_its_own_pins() -> None:
+    """Before any other file is copied, so that another pin of anything else takes its layer of gigabytes from the cache."""
+    build = text("Dockerfile").split("FROM base AS build")[1].split("FROM base")[0]
+    copied = re.findall(r"^COPY (\S+)", build, re.MULTILINE)
+
+    assert copied == ["deploy/requirements-torch*.txt", "deploy/requirements.txt"]
+    assert not fnmatch.fnmatch("deploy/requirements.txt", copied[0])
+    assert {path.name for path in DEPLOY.glob("requirements-torch*.txt")} <= {
+        "requirements-torch.txt",
+        "requirements-torch-index.txt",
+    }
+    assert build.index("install -q -r requirements-torch.txt") < build.index(f"COPY {copied[1]}")
+
+
+def test_tokens_are_never_committed() -> None:
+    """TorchServe writes them where it is started: in a checkout, git passes over the file, and no image is built with it."""
+    assert "key_file.json" in text(".gitignore").splitlines()
+    assert "*" in text(".dockerignore").splitlines()
+    assert not [line for line in text(".dockerignore").splitlines() if line.startswith("!") and "key" in line]
 
 
 def test_compose_mounts_what_exists() -> None:
@@ -281,8 +306,95 @@ def test_pods_are_ready_when_workers_are_and_stop_gently() -> None:
     assert container["livenessProbe"]["httpGet"]["path"] == "/ping"
     delay = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] > delay + 30
-    assert container["args"] == ["--config", "/opt/camserve/deploy/torchserve/cluster.properties"]
+    assert container["args"][:2] == ["--config", "/opt/camserve/deploy/torchserve/cluster.properties"]
     assert "replicas" not in one(built("base"), "Deployment")["spec"]
+
+
+@needs_tools
+def test_pods_serve_the_archive_that_is_named(from_store: list[Any]) -> None:
+    """Not whatever lies in the store when they start. An overlay says which, and another name is another pod template."""
+    for manifests, model in ((built("base"), "cats=cats-1.mar"), (from_store, "cats=cats-2.mar")):
+        (given,) = (each for each in manifests if each["kind"] == "ConfigMap")
+        (container,) = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+        assert given["data"] == {"CAMSERVE_MODEL": model}
+        assert re.fullmatch(r"camserve-\w{10}", given["metadata"]["name"])
+        assert container["args"][2:] == ["--models", "$(CAMSERVE_MODEL)"]
+        reference = {"configMapKeyRef": {"name": given["metadata"]["name"], "key": "CAMSERVE_MODEL"}}
+        assert container["env"] == [{"name": "CAMSERVE_MODEL", "valueFrom": reference}]
+
+    service = yaml.safe_load(text("deploy/kserve/inferenceservice.yaml"))
+    (container,) = service["spec"]["predictor"]["containers"]
+    assert container["args"][-2] == "--models"
+    assert re.fullmatch(rf"{service['metadata']['name']}=\S+\.mar", container["args"][-1])
+
+
+@needs_tools
+def test_the_proxy_stays_and_goes_gently() -> None:
+    """Of two, one may be evicted, on different nodes; one that goes is reachable until the ingress has noticed, and answers what
+    it has. It opens a connection for each request, since one that is kept leads to a pod that is to go."""
+    manifests = built("base")
+    deployment = one(manifests, "Deployment", "camserve-auth-proxy")["spec"]
+    pod = deployment["template"]["spec"]
+    (container,) = pod["containers"]
+    assert deployment["replicas"] > one(manifests, "PodDisruptionBudget", "camserve-auth-proxy")["spec"]["maxUnavailable"] > 0
+    for name in ("camserve", "camserve-auth-proxy"):
+        selector = one(manifests, "PodDisruptionBudget", name)["spec"]["selector"]["matchLabels"]
+        template = one(manifests, "Deployment", name)["spec"]["template"]
+        assert selector.items() <= template["metadata"]["labels"].items()
+        (spread,) = template["spec"]["topologySpreadConstraints"]
+        assert spread["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        assert spread["topologyKey"] == "kubernetes.io/hostname"
+    (timeout,) = re.findall(r"--upstream-timeout=(\d+)s", " ".join(container["args"]))
+    assert pod["terminationGracePeriodSeconds"] >= container["lifecycle"]["preStop"]["sleep"]["seconds"] + int(timeout)
+    assert "--disable-keep-alives=true" in container["args"]
+
+
+@needs_tools
+def test_photographs_pass_the_ingress() -> None:
+    """Its limits are the server's and the proxy's: as large a body, as long a wait. Its class is said, and its namespace let in."""
+    manifests = built("base")
+    ingress = one(manifests, "Ingress")
+    limits = {name.removeprefix("nginx.ingress.kubernetes.io/"): v for name, v in ingress["metadata"]["annotations"].items()}
+    assert ingress["spec"]["ingressClassName"] == "nginx"
+    assert int(limits["proxy-body-size"].rstrip("m")) * 2**20 == int(
+        settings("deploy/torchserve/cluster.properties")["max_request_size"]
+    )
+    (proxy,) = one(manifests, "Deployment", "camserve-auth-proxy")["spec"]["template"]["spec"]["containers"]
+    assert f"--upstream-timeout={limits['proxy-read-timeout']}s" in proxy["args"]
+    assert limits.get("proxy-request-buffering", "on") == "on"
+    (allowed,) = one(manifests, "NetworkPolicy", "camserve-auth-proxy")["spec"]["ingress"]
+    (source,) = allowed["from"]
+    assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "ingress-nginx"}
+
+
+@needs_tools
+def test_kserves_pods_are_guarded_and_watched() -> None:
+    """By policies and monitors that select them by KServe's labels: the gateway reaches the server, Prometheus the metrics."""
+    manifests = built(KSERVE)
+    service = one(manifests, "InferenceService", "photographs")
+    (container,) = service["spec"]["predictor"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    pods = {"serving.kserve.io/inferenceservice": service["metadata"]["name"], "component": "predictor"}
+    assert {each["metadata"]["namespace"] for each in manifests} == {"vision"}
+    assert ports == {"http1": 8080, "metrics": 8082}
+
+    policy = one(manifests, "NetworkPolicy", "photographs")["spec"]
+    assert policy["podSelector"]["matchLabels"] == pods
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    allowed = {rule["ports"][0]["port"]: rule for rule in policy["ingress"]}
+    assert set(allowed) == set(ports.values())
+    assert all(len(rule["from"]) == len(rule["ports"]) == 1 for rule in allowed.values())
+    reached = {port: list(rule["from"][0]["namespaceSelector"]["matchLabels"].values()) for port, rule in allowed.items()}
+    assert reached == {8080: ["envoy-gateway-system"], 8082: ["monitoring"]}
+    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 443}
+
+    monitor = one(manifests, "PodMonitor", "photographs")["spec"]
+    assert monitor["selector"]["matchLabels"] == pods
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    assert ports[endpoint["port"]] == 8082
+    (scrape,) = yaml.safe_load(text("deploy/prometheus/prometheus.yml"))["scrape_configs"]
+    assert {"action": "replace", "targetLabel": "job", "replacement": scrape["job_name"]} in endpoint["relabelings"]
+    assert not [name for name in service["metadata"]["annotations"] if "prometheus" in name]
 
 
 @needs_tools
@@ -344,9 +456,12 @@ def test_pods_follow_the_rate_of_waiting() -> None:
     assert scaler["apiVersion"] == "autoscaling/v2"
     assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
     assert "rate(" in rule["metricsQuery"]
-    service = yaml.safe_load(text("deploy/kserve/inferenceservice.yaml"))
+    service = one(built(KSERVE), "InferenceService", "photographs")
     external = service["spec"]["predictor"]["autoScaling"]["metrics"][0]["external"]
-    assert f'rate(ts_queue_latency_microseconds{{model_name="{service["metadata"]["name"]}"}}' in external["metric"]["query"]
+    labels = f'namespace="{service["metadata"]["namespace"]}",model_name="{service["metadata"]["name"]}"'
+    assert f"rate(ts_queue_latency_microseconds{{{labels}}}[2m])" in external["metric"]["query"]
+    # KServe's webhook refuses a target without `value`, and hands nothing else to KEDA.
+    assert external["target"] == {"type": "Value", "value": metric["pods"]["target"]["averageValue"]}
     assert scaler["spec"]["scaleTargetRef"]["name"] == one(built("base"), "Deployment")["metadata"]["name"]
 
 
@@ -358,12 +473,17 @@ def test_the_overlays_change_what_they_say(from_store: list[Any]) -> None:
         assert container["resources"]["limits"] == container["resources"]["requests"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert container["livenessProbe"]
+        # No GPU to spare: a pod makes room for its successor.
+        update = one(manifests, "Deployment")["spec"]["strategy"]["rollingUpdate"]
+        assert update == {"maxSurge": 0, "maxUnavailable": 1}
+    assert one(built("base"), "Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert "nvidia" not in json.dumps(built("base"))
     pod = one(from_store, "Deployment")["spec"]["template"]["spec"]
     (volume,) = (each for each in pod["volumes"] if each["name"] == "models")
     assert list(volume) == ["emptyDir", "name"]
     assert {"name": "models", "mountPath": "/models"} in pod["initContainers"][0]["volumeMounts"]
-    assert one(from_store, "NetworkPolicy")["spec"]["egress"]
+    ports = {port["port"] for rule in one(from_store, "NetworkPolicy")["spec"]["egress"] for port in rule["ports"]}
+    assert ports == {53, 443}
 
 
 # ------------------------------------------------------------------ the guide
@@ -375,6 +495,53 @@ def test_every_alert_is_in_the_operations_guide() -> None:
     told = dict(re.findall(r"^\| `(Camserve\w+)` \| (\w+) \|", text("deploy/README.md"), re.MULTILINE))
 
     assert told == {rule["alert"]: rule["labels"]["severity"] for rule in rules if "alert" in rule}
+
+
+def medians(page: str, row: str) -> list[float]:
+    """The figures of every row of the page's tables that starts so, without their quartiles."""
+    rows = re.findall(rf"^\| {re.escape(row)} \|(.*)$", page, re.MULTILINE)
+    return [float(figure) for found in rows for figure in re.findall(r"([\d.]+) \(", found)]
+
+
+def test_the_guides_figures_are_those_measured() -> None:
+    """What an overlay costs and a second worker gains; and the command that measures them again takes those parts."""
+    guide, measured = text("deploy/README.md"), text("benchmarks/README.md")
+    shares = medians(measured, "explanations/s (overlay PNG) over our own predictions/s")
+    told = re.findall(r"overlays as PNG (\d+) to (\d+) % of that", guide)
+    assert told == [(f"{math.floor(min(shares) * 10)}0", f"{math.ceil(max(shares) * 10)}0")]
+
+    workers = measured.split("| workers | predictions/s | explanations/s |")[1].split("\n\n")[0]
+    gains = [two / one - 1 for one, two in zip(medians(workers, "1"), medians(workers, "2"), strict=True)]
+    (words,) = re.findall(r"A second worker gained a (\w+) of predictions and a (\w+) of explanations", guide)
+    parts = [
+        1 / (["half", "third", "quarter", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"].index(word) + 2)
+        for word in words
+    ]
+    assert gains == pytest.approx(parts, abs=0.01)
+
+    (names,) = re.findall(r"benchmarks/run\.py --only ([a-z ]+)`", guide)
+    (known,) = re.findall(r"^PARTS = (.*)$", text("benchmarks/run.py"), re.MULTILINE)
+    assert {"live", "scaling"} <= set(names.split()) <= set(re.findall(r'"(\w+)"', known))
+
+
+@needs_tools
+def test_the_memory_that_the_guide_adds_up_is_given() -> None:
+    """A quarter to the heap; for what is being received Java's own limit, below which requests get no answer, as was measured."""
+    for name in ("container", "cluster"):
+        arguments = settings(f"deploy/torchserve/{name}.properties")["vmargs"]
+        assert "-XX:MaxRAMPercentage=25.0" in arguments
+        assert "MaxDirectMemorySize" not in arguments
+    (told,) = re.findall(r"1 \+ 1 \+ ([\d.]+) \+ ([\d.]+)\s+of (\d+) GiB", text("deploy/README.md"))
+    (container,) = one(built("base"), "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["memory"] == f"{told[2]}Gi"
+    assert 2 + float(told[0]) + float(told[1]) < int(told[2])
+
+
+def test_what_guards_from_slow_clients_is_said() -> None:
+    """TorchServe has no limit of its own: what of all that is shipped has one, and what has none."""
+    said = text("SECURITY.md").split("**TorchServe waits without end**")[1].split("\n## ")[0]
+    for shipped in ("`deploy/kubernetes`", "`compose.yaml`", "`docker run`", "`deploy/kserve`", "`limit-connections`"):
+        assert shipped in said, shipped
 
 
 @pytest.mark.parametrize("page", ["deploy/README.md", "SECURITY.md"])

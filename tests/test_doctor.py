@@ -13,6 +13,7 @@ import ts
 from tests import build
 from tests.worker import monitored
 
+from camserve.metrics import METRICS
 from camserve.reference import FILE
 from camserve.tools import checkup, doctor
 from camserve.tools.checkup import Finding
@@ -70,6 +71,12 @@ def test_the_classic_mistakes_are_found_with_their_remedies(careless: Server, ca
     with pytest.raises(ToolError, match=r"wants a token .* --token-file key_file\.json"):
         list(examine(of(careless), {}))
     assert doctor.main(arguments(careless)) == 2
+    Path("other.json").write_text('{"inference": {"key": "other"}, "management": {"key": "other"}}')
+    capsys.readouterr()
+    assert doctor.main(arguments(careless, "--token-file", "other.json")) == 2
+    assert "refuses the token that was given" in capsys.readouterr().err
+    Path("one").write_text(doctor._tokens(Path("key_file.json"))["inference"])
+    assert "refuses the token" in one(list(examine(of(careless), doctor._tokens(Path("one")))), "management address").what
     assert doctor.main(arguments(careless, "--token-file", "key_file.json")) == 1
     assert "mend: metrics_mode=prometheus" in capsys.readouterr().out
     findings = list(examine(of(careless), doctor._tokens(Path("key_file.json"))))
@@ -105,6 +112,7 @@ def test_an_envelope_and_undeclared_metrics_are_found(wrapped: Server) -> None:
     findings = list(examine(of(wrapped), {}))
 
     assert "metrics_config" in one(findings, "/metrics has nothing of camserve's").mend
+    assert one(findings, "/metrics has nothing of camserve's").level == "wrong"
     assert "service_envelope" in one(findings, "wrapped 1.0: its handler does not describe itself").mend
 
 
@@ -116,7 +124,11 @@ def metadata(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return described
 
 
-def told(metadata: dict[str, Any], **changed: Any) -> list[Finding]:
+DECLARED = "".join(f"# HELP {metric.name} ...\n# TYPE {metric.name} {metric.kind.lower()}\n" for metric in METRICS)
+"""What the metrics address lists before anything is counted: what is declared."""
+
+
+def told(metadata: dict[str, Any], exported: str = DECLARED, **changed: Any) -> list[Finding]:
     """The findings on a version as the management address describes it, with some values changed."""
     version = {
         "modelVersion": "1.0",
@@ -130,7 +142,7 @@ def told(metadata: dict[str, Any], **changed: Any) -> list[Finding]:
         "workers": [{"status": "READY", "gpu": False}],
         "customizedMetadata": metadata,
     }
-    return list(checkup.of_version("m 1.0", {**version, **changed}, "camserve_"))
+    return list(checkup.of_version("m 1.0", {**version, **changed}, exported))
 
 
 def test_a_version_in_order_has_only_the_advice_on_the_reference(metadata: dict[str, Any]) -> None:
@@ -180,9 +192,134 @@ def test_a_reference_of_other_weights_is_told(tmp_path: Path) -> None:
     assert f"{FILE} cannot be read" in one(told(handler.describe_handle()), "no reference").what
 
 
-def test_an_archive_that_is_not_monitored_is_told(metadata: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("exported", "compiled", "why"),
+    [
+        (DECLARED, False, "the archive turns it off"),
+        (DECLARED, True, "a compiled model is not, unless its archive asks for it"),
+        (DECLARED.replace("camserve_maps_total", "other"), False, "off in the archive, or undeclared by the server"),
+        ("", False, "off in the archive, or undeclared by the server"),
+    ],
+)
+def test_an_archive_that_is_not_monitored_is_told(metadata: dict[str, Any], exported: str, compiled: bool, why: str) -> None:
     """It may be meant; nothing else would say it."""
-    assert "the archive turns it off" in one(told({**metadata, "monitor": None}), "nothing is monitored").what
+    found = one(told({**metadata, "monitor": None, "compiled": compiled}, exported), "nothing is monitored")
+
+    assert (found.level, found.what.split("monitored: ")[1]) == ("advice", why)
+
+
+def test_an_archive_that_measures_nothing_does_not_pass_for_one_that_is_watched(metadata: dict[str, Any]) -> None:
+    """It has a reference, and `monitor: {rate: 0}`."""
+    monitor = {"rate": 0.0, "interval": 15.0, "reference": {"images": 300, "classes": 3}}
+    findings = told({**metadata, "monitor": monitor})
+
+    assert one(findings, "rate is 0, so nothing is measured").level == "advice"
+    assert not [finding for finding in findings if "drift is watched" in finding.what]
+
+
+def exposition(model: str, measured: int, budget: int = 0, failed: int = 0) -> str:
+    """What the metrics address says of a model's maps, beside those of another model and of another version."""
+    lines = [DECLARED]
+    for name, version, counts in (
+        (model, "1.0", (measured, budget, failed)),
+        (model, "2.0", (7, 7, 7)),
+        ("other", "1.0", (9, 9, 9)),
+    ):
+        labels = f'model_name="{name}",model_version="{version}",Hostname="h",'
+        lines.append(f"camserve_maps_total{{{labels}}} {counts[0]:.1f}\n")
+        for reason, count in zip(("budget", "failed"), counts[1:], strict=True):
+            lines.append(f'camserve_unmeasured_maps_total{{reason="{reason}",{labels}}} {count:.1f}\n')
+    return "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("rate", "counts", "words"),
+    [
+        (1.0, (0,), ""),
+        (0.25, (0,), ", on 25 % of the predictions"),
+        (1.0, (1200,), ", on 100 % of the predictions"),
+        (1.0, (30, 970), ", on 3 % of the predictions (the others would take more than their budget: 970 until now)"),
+        (0.5, (30, 970), ", on 1.5 % of the predictions (the others would take more than their budget: 970 until now)"),
+        (1.0, (99, 0, 1), ", on 99 % of the predictions"),
+    ],
+)
+def test_the_share_that_is_really_measured_is_told(
+    metadata: dict[str, Any], rate: float, counts: tuple[int, ...], words: str
+) -> None:
+    """By what the metrics address has counted of this version: where maps take passes of their own, many are skipped."""
+    monitor = {"rate": rate, "interval": 15.0, "reference": {"images": 300, "classes": 3}}
+    findings = told({**metadata, "monitor": monitor, "model": "a model"}, exposition("a_model", *counts))
+
+    assert one(findings, "drift is watched").what == f"m 1.0: drift is watched, against 300 pictures{words}"
+    assert not [finding for finding in findings if "could not be measured" in finding.what]
+
+
+def test_measuring_that_fails_is_told(metadata: dict[str, Any]) -> None:
+    """From the share on at which the alert fires."""
+    monitor = {"rate": 1.0, "interval": 15.0, "reference": {"images": 300, "classes": 3}}
+    findings = told({**metadata, "monitor": monitor, "model": "m"}, exposition("m", 90, 0, 10))
+
+    assert one(findings, "10 of 100 predictions could not be measured").level == "advice"
+
+
+def answering(status: int, text: str) -> doctor.Get:
+    """A server that gives one answer to everything."""
+    answer = requests.Response()
+    answer.status_code, answer._content, answer.encoding = status, text.encode(), "utf-8"
+    return lambda _: answer
+
+
+NOWHERE = Addresses("http://127.0.0.1:0", "http://127.0.0.1:1", "http://127.0.0.1:2")
+REFUSAL = "Token Authorization failed. Token either incorrect, expired, or not provided correctly"
+"""TorchServe's own words for all three."""
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_token_that_is_refused_is_told_apart_from_none(status: int) -> None:
+    """To give one is no advice for somebody who gave one."""
+    text = REFUSAL if status == 400 else ""
+    with pytest.raises(ToolError, match=r"wants a token .*: give --token-file"):
+        list(doctor._examine_ping(NOWHERE, answering(status, text), False))
+    with pytest.raises(ToolError, match=r"refuses the token that was given: .* expired"):
+        list(doctor._examine_ping(NOWHERE, answering(status, text), True))
+
+
+@pytest.mark.parametrize(
+    ("answer", "token", "what"),
+    [
+        ((400, REFUSAL), False, "wants a token"),
+        ((400, REFUSAL), True, "refuses the token"),
+        ((404, "{}"), True, "does not answer"),
+        ((200, "<html>"), False, "does not answer"),
+    ],
+)
+def test_why_the_models_are_not_known_is_told(answer: tuple[int, str], token: bool, what: str) -> None:
+    """The management address has a token of its own."""
+    found = doctor._models(NOWHERE, answering(*answer), token)
+
+    assert isinstance(found, Finding)
+    assert f"http://127.0.0.1:1 {what}, so the models" in found.what
+    assert ("key_file.json" in found.mend) == ("token" in what)
+
+
+def test_metrics_that_are_declared_in_part_are_named() -> None:
+    """One that is missing is enough for a worker not to monitor."""
+    text = DECLARED.replace("camserve_stage_seconds_sum", "other").replace("camserve_monitored_ratio", "another")
+    _, (found,) = doctor._examine_metrics(NOWHERE, answering(200, text))
+
+    assert found.level == "wrong"
+    assert "/metrics lacks camserve_stage_seconds_sum, camserve_monitored_ratio: " in found.what
+    assert "metrics_config" in found.mend
+    _, (found,) = doctor._examine_metrics(NOWHERE, answering(200, DECLARED))
+    assert found.level == "ok"
+
+
+def test_a_page_that_is_none_of_the_servers_does_not_pass_for_its_metrics() -> None:
+    """A proxy's 404 has words too."""
+    text, (found,) = doctor._examine_metrics(NOWHERE, answering(404, "Not Found"))
+
+    assert (text, found.level) == ("", "advice")
+    assert "/metrics does not answer" in found.what
 
 
 def test_nobody_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,6 +339,28 @@ def test_nobody_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_other_addresses_follow_torchserves_habit(url: str, wanted: Addresses) -> None:
     """Management one port above, metrics two."""
     assert Addresses.of(url, None, None) == wanted
+
+
+@pytest.mark.parametrize("management", ["http://h:808", "http://h:808/", "h:808", "H:808//"])
+def test_the_management_address_may_end_in_a_slash_and_lack_its_scheme(management: str) -> None:
+    """Its URLs have no empty part, and it gets its own token whichever way it is written."""
+    addresses = Addresses.of("http://h:8080", management, "h:8082/")
+    authorised = doctor._Authorised(addresses, {"inference": "i", "management": "m"})
+    request = requests.Request("GET", f"{addresses.management}/models", auth=authorised).prepare()
+
+    assert addresses.management.lower() == "http://h:808"
+    assert addresses.metrics == "http://h:8082"
+    assert request.headers["Authorization"] == "Bearer m"
+    beside = requests.Request("GET", "http://h:8080/ping", auth=authorised).prepare()
+    assert beside.headers["Authorization"] == "Bearer i"
+
+
+def test_a_management_address_below_a_path_gets_its_own_token() -> None:
+    """Behind a proxy; requests keeps a path's case."""
+    authorised = doctor._Authorised(Addresses("http://h", "http://h/Admin", ""), {"inference": "i", "management": "m"})
+    asked = [requests.Request("GET", f"http://h/{path}", auth=authorised).prepare() for path in ("ping", "Admin/models")]
+
+    assert [each.headers["Authorization"] for each in asked] == ["Bearer i", "Bearer m"]
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,51 @@ def test_a_program_exported_in_training_mode_is_refused(part: nn.Module) -> None
         opened(export(model, (PICTURES,)), PICTURES)
 
 
+class Without(nn.Module):
+    """Runs its trunk, or all of it, without gradients."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.Tanh())
+        self.head = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5))
+        self.whole = whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, 5]`."""
+        with torch.no_grad():
+            x = self.trunk(x)
+            if self.whole:
+                return self.head(x.mean((2, 3)))
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_program_exported_without_gradients_says_where_its_layers_went() -> None:
+    """torch.export puts such a part into a graph of its own, without the names of the layers."""
+    program = export(Without(whole=True).eval(), (PICTURES,))
+    with pytest.raises(
+        ConfigError, match=r"exported with torch\.no_grad\(\) in its forward, which drops the names of the layers"
+    ):
+        open_backend(program, Config(), SIZE, CPU)
+    with pytest.raises(
+        ConfigError, match=r"^layer trunk does not exist, or does not run: it was exported with torch\.no_grad\(\)"
+    ):
+        open_backend(program, Config(layers=("trunk",)), SIZE, CPU)
+
+
+def test_a_part_exported_without_gradients_is_explained_at_its_end() -> None:
+    """Where the part gives a map: its graph is a module of its own."""
+    torch.manual_seed(0)
+    model = Without(whole=False).eval()
+    made = open_backend(export(model, (PICTURES,)), Config(), SIZE, CPU)
+    targets = torch.tensor([1, 4])
+    activation = model.trunk(PICTURES).detach().requires_grad_()
+    scores = model.head(activation.mean((2, 3)))
+    (gradient,) = torch.autograd.grad(scores[[0, 1], targets].sum(), activation)
+    captured = made.capture.forward(PICTURES, made.layers)
+    assert torch.allclose(captured.activation(made.layers[0]), activation, atol=1e-6)
+    assert torch.allclose(captured.gradients(made.layers[0], torch.arange(2), targets), gradient, atol=1e-7)
+
+
 def test_a_file_is_loaded_with_its_submodules(tmp_path: Path) -> None:
     """What `torch.export.save` wrote becomes a module that the rest of the server can move, freeze and call."""
     save(exported(2, Dim("n")), tmp_path / "model.pt2")

@@ -3,6 +3,7 @@
 import base64
 import json
 import struct
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -158,6 +159,20 @@ def test_v2_input_parameters_beat_the_requests() -> None:
     assert parse(v2(parameters={"target": "285"})).items[0].options.targets == (3,)
 
 
+def test_target_and_top_k_are_one_choice() -> None:
+    """What stands nearer to the picture makes it."""
+    headers = {"x-explain-top-k": "2"}
+    (item,) = parse({"instances": [{"data": TEXT, "target": 1}]}, headers).items
+    assert (item.options.targets, item.options.top_k) == ((1,), 1)
+    body = v2()
+    body["parameters"] = {"target": 1}
+    (item,) = parse(body, headers).items
+    assert (item.options.targets, item.options.top_k) == ((1,), 1)
+    body["inputs"][0]["parameters"] = {"top_k": 3}
+    (item,) = parse(body, headers).items
+    assert (item.options.targets, item.options.top_k) == ((), 3)
+
+
 def test_v2_column_of_bytes() -> None:
     """BYTES `[n, 1]`, flat or nested, are n pictures as well."""
     for data in ([TEXT, TEXT], [[TEXT], [TEXT]]):
@@ -245,11 +260,17 @@ def test_v2_outputs() -> None:
         (v2(input_={"datatype": "FP32", "shape": [1, 4, 1, 1]}), "InvalidTensor", 'got "FP32" [1, 4, 1, 1]'),
         (v2(input_={"datatype": None}), "InvalidTensor", "got null"),
         (v2([1, 2], input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "got shape [2]"),
-        (v2(["1"] * 3, input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "not all numbers"),
-        (v2([True] * 3, input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "not all numbers"),
-        (v2([10**400] * 3, input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "not all numbers"),
+        (v2(["1"] * 3, input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "got an element that is a str"),
+        (v2([True] * 3, input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "got an element that is a bool"),
+        (v2([10**400] * 3, input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "not finite in float32"),
+        (v2([{}] * 3, input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "got an element that is a dict"),
         (v2([1e300] * 3, input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "instance 0: data: "),
-        (v2([[1], [2, 3]], input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "ragged lists"),
+        (v2([[1], [2, 3]], input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "got shape [2, 1]"),
+        (v2([[[[1]], [[2]], [3]]], input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "got ragged lists"),
+        (v2([[[[1]], [[2]], [[3, 4]]]], input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "ragged lists"),
+        (v2([[[[1]], [[2]], [[[3]]]]], input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "that is a list"),
+        (v2(input_={"datatype": "FP32", "shape": [1, 3, 1, 1], "data": {"a": 1}}), "InvalidTensor", "got an object of 1"),
+        (v2([1], input_={"datatype": "FP32", "shape": [1, 3, 10**4000, 10**4000]}), "InvalidTensor", "of shape a list of 4"),
         (v2([float("nan")] * 3, input_={"datatype": "FP32", "shape": [1, 3, 1, 1]}), "InvalidTensor", "finite"),
         (v2(TENSOR, input_={"datatype": "FP32", "shape": [1, 3, 2, 1]}), "InvalidTensor", "got shape [3, 1, 2]"),
         (v2(input_={"parameters": {"binary_data_size": 0}}), "InvalidTensor", "and no data"),
@@ -292,7 +313,36 @@ def test_v2_bad_binary_numbers() -> None:
     tensor = {"shape": [1, 3, 10**9, 10**9], "datatype": "FP32", "data": None, "parameters": {"binary_data_size": 12}}
     body, headers = with_binary(v2(input_=tensor), b"\x00" * 12)
     assert "got 12" in refused(body, headers).message
+    tensor["shape"] = [1, 3, 10**4000, 10**4000]
+    body, headers = with_binary(v2(input_=tensor), b"\x00" * 12)
+    assert "got 12" in refused(body, headers).message
     assert refused(v2([1] * 3, input_={"datatype": "FP32", "shape": [1, 3, 10**9, 10**9]})).kind == "InvalidTensor"
+
+
+HEAVY: dict[str, list[Any]] = {
+    "strings of unequal length": ["a" * 20_000] + ["b"] * 2_000,
+    "as many strings as numbers": ["a" * 20_000] + ["b"] * 12_287,
+    "nested strings": [["a" * 20_000] + ["b"] * 2_000] * 2,
+    "nested lists of unequal length": [[[[0.5] * 64] * 64] * 3, [[[0.5] * 64] * 64] * 2, ["a" * 20_000] * 2_000],
+    "huge integers": [10**4000] * 12_288,
+    "lists in lists": json.loads("[" * 900 + "]" * 900),
+    "a string among numbers": [0.5] * 12_287 + ["a" * 20_000],
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+@pytest.mark.parametrize("shape", [[1, 3, 64, 64], [2, 3, 64, 64]])
+def test_v2_numbers_that_are_none_take_no_memory(name: str, shape: list[int]) -> None:
+    """NumPy would make an array of strings in which each takes as much as the longest, thousands of times what came."""
+    body = v2(HEAVY[name], input_={"datatype": "FP32", "shape": shape})
+    tracemalloc.start()
+    try:
+        error = refused(body)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert error.kind == "InvalidTensor"
+    assert peak < 1_000_000
 
 
 def test_v2_too_many() -> None:

@@ -49,6 +49,7 @@ def names(found: Survey) -> list[str]:
         ("deep", "relu"),
         ("functional", "body"),
         ("tokens", "blocks.1.norm"),
+        ("attending", "layers.1.norm"),
         ("last", "norm"),
         ("sequence", "mix"),
         ("twice", "squeeze"),

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from camserve.capture.layout import Layout, first_tensor, layout_of, logits_of, synthetic_picture, with_first
+from camserve.capture.layout import Layout, first_tensor, guessed_grid, logits_of, synthetic_picture, with_first
+from camserve.capture.readings import Moments, Output, Readings
+
+
+def layout_of(shape: tuple[int, ...], picture: tuple[int, int], token_grid: tuple[int, int] | None = None) -> Layout | None:
+    """The layout of the only output of a run, for two pictures."""
+    output = Output("layer", "Module", shape, Moments(negative=True, mean=0, square=1, absolute=0.8))
+    return Readings([output], 2, picture, token_grid).all[0].layout
 
 
 @pytest.mark.parametrize(
@@ -32,17 +39,28 @@ from camserve.capture.layout import Layout, first_tensor, layout_of, logits_of, 
 )
 def test_shapes(shape: tuple[int, ...], picture: tuple[int, int], expected: Layout | None) -> None:
     """Channels first or last, tokens with and without extra ones, tokens before the batch; and what is no map."""
-    assert layout_of(shape, 2, picture) == expected
+    assert layout_of(shape, picture) == expected
     if expected:
         assert expected.shape(2) == shape
 
 
 def test_the_token_grid_may_be_given() -> None:
     """Where it cannot be told from the picture: another number of registers, or of rows; others are told as before."""
-    assert layout_of((2, 60, 8), 2, (224, 224)) is None
-    assert layout_of((2, 60, 8), 2, (224, 224), (6, 10)) == Layout("tokens", 6, 10, 8)
-    assert layout_of((2, 76, 8), 2, (224, 224), (6, 10)) == Layout("tokens", 6, 10, 8, 16)
-    assert layout_of((2, 197, 8), 2, (224, 224), (6, 10)) == Layout("tokens", 14, 14, 8, 1)
+    assert layout_of((2, 60, 8), (224, 224)) is None
+    assert layout_of((2, 60, 8), (224, 224), (6, 10)) == Layout("tokens", 6, 10, 8)
+    assert layout_of((2, 76, 8), (224, 224), (6, 10)) == Layout("tokens", 6, 10, 8, 16)
+    assert layout_of((2, 197, 8), (224, 224), (6, 10)) == Layout("tokens", 14, 14, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "picture", "grid"),
+    [(18, (100, 60), None), (19, (100, 60), None), (15, (100, 60), (5, 3, 0)), (16, (100, 60), (5, 3, 1)), (4, (32, 64), None)],
+)
+def test_a_grid_is_not_guessed_where_patches_with_a_border_would_fit_better(
+    tokens: int, picture: tuple[int, int], grid: tuple[int, int, int] | None
+) -> None:
+    """18 tokens of 100x60 pixels are 6x3 patches of 16 and a border sooner than 5x3 patches of 20 and three tokens of others."""
+    assert guessed_grid(tokens, picture) == grid
 
 
 def test_cells_keep_their_places() -> None:
@@ -77,6 +95,13 @@ def test_outputs_of_any_form() -> None:
     for output in (None, 3, (), torch.ones(2, 5, 3), {"logits": 1}):
         with pytest.raises(ValueError, match=r"class scores of shape \[N, classes\]"):
             logits_of(output)
+
+
+def test_there_is_a_row_of_scores_for_each_picture() -> None:
+    """Where it is said how many pictures there were."""
+    assert len(logits_of(torch.ones(2, 5), 2)) == 2
+    with pytest.raises(ValueError, match="one row of class scores for each picture, got 2 for 3"):
+        logits_of(torch.ones(2, 5), 3)
 
 
 def test_the_first_tensor_is_replaced_in_place_of_itself() -> None:

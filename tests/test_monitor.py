@@ -25,10 +25,18 @@ from camserve.budget import Budget
 from camserve.config import Monitoring
 from camserve.explainer import Explainer
 from camserve.looks import Look, measure, rows_of
-from camserve.mapstats import STATISTICS, Scale, degenerate, input_statistics, map_statistics
+from camserve.mapstats import (
+    INPUT_STATISTICS,
+    SCORE_STATISTICS,
+    STATISTICS,
+    Scale,
+    degenerate,
+    input_statistics,
+    map_statistics,
+)
 from camserve.metrics import METRICS, Exporter, Metric, StageTimes, number, plain
 from camserve.monitor import Monitor
-from camserve.reference import BINS, UNSEEN, Made, Reference
+from camserve.reference import BINS, CLASS, UNSEEN, Made, Reference
 from camserve.tools.archive import Row, ask
 from camserve.watcher import Unwatched, Watcher
 
@@ -68,13 +76,17 @@ def look(
 
 
 def reference() -> Reference:
-    """A reference whose bins are the tenths of [0, 1], with classes 0 and 1 in groups 0 and 1."""
+    """A reference whose bins are the tenths of [0, 1]: 300 pictures of class 0, 100 of class 1, and 20 of unlike ones.
+
+    Classes 0 and 1 are groups 0 and 1, whose maps lie in all bins and in bin 0; of class 1 a fifth have no area.
+    """
     edges = {name: tuple(place / BINS for place in range(1, BINS)) for name in STATISTICS}
     tables = {name: np.zeros((BINS, BINS), dtype=np.int64) for name in STATISTICS}
-    for table in tables.values():
-        table[0, :] = 3
-        table[1, 0] = 10
-    return Reference(MADE, 40, edges, {0: 0, 1: 1}, tables, {})
+    for name, table in tables.items():
+        table[0, :] = 30
+        table[1, 0] = 80 if name == "area" else 100
+        table[UNSEEN, 9] = 20
+    return Reference(MADE, 420, edges, {0: 0, 1: 1}, tables, {})
 
 
 def monitor(output: Output, found: Reference | None = None, rate: float = 1.0, interval: float = 3600) -> Monitor:
@@ -209,7 +221,7 @@ def test_names_follow_prometheus_conventions(metric: Metric) -> None:
     assert metric.name.startswith("camserve_")
     assert not re.search(r"_(ms|milliseconds|percent|kb|mb)(_|$)", metric.name)
     assert (metric.kind == "COUNTER") == metric.name.endswith(("_total", "_bucket", "_sum", "_count"))
-    assert set(metric.labels) <= {"mode", "outcome", "reason", "stage", "le", "stat", "bin", "class_group"}
+    assert set(metric.labels) <= {"mode", "outcome", "reason", "stage", "le", "stat", "bin", "class_group", "reference"}
 
 
 @pytest.mark.parametrize(
@@ -234,12 +246,12 @@ def test_blocks_fit_a_pipe_and_begin_and_end_a_line() -> None:
     output = Output()
     exporter = Exporter("m" * 100, "1.0", output.blocks.append)
     for bin_ in range(500):
-        exporter.add(metrics.MAP_BIN, ("entropy", str(bin_)), bin_)
+        exporter.add(metrics.MAP_BIN, ("entropy", str(bin_), "r"), bin_)
     exporter.flush()
 
     assert len(output.blocks) > 10
     assert all(len(block) <= 4096 and block[:1] == block[-1:] == b"\n" for block in output.blocks)
-    assert output.totals() == {("camserve_map_bin_total", "entropy", str(bin_)): bin_ for bin_ in range(500)}
+    assert output.totals() == {("camserve_map_bin_total", "entropy", str(bin_), "r"): bin_ for bin_ in range(500)}
     exporter.flush()
     assert sum(output.totals().values()) == sum(range(500))
 
@@ -269,7 +281,7 @@ def test_counts_are_exact_beside_a_model_that_prints() -> None:
         thread.start()
     for count in range(300):
         exporter.add(metrics.REQUESTS, ("predict", "ok"))
-        exporter.add(metrics.MAP_BIN, ("area", str(count % 10)))
+        exporter.add(metrics.MAP_BIN, ("area", str(count % 10), "r"))
         exporter.flush()
     stop.set()
     for thread in noise:
@@ -326,41 +338,68 @@ def test_without_a_reference_no_bins_are_told() -> None:
     assert watcher.described()["reference"] is None
 
 
+def binned(output: Output, found: Reference) -> dict[tuple[str, ...], float]:
+    """Pictures by statistic and bin, where there are any; every series names the reference."""
+    told = {key[1:]: value for key, value in output.totals().items() if key[0] == "camserve_map_bin_total" and value}
+    assert {key[2] for key in told} == {found.digest}
+    return {key[:2]: value for key, value in told.items()}
+
+
 def test_pictures_fall_into_the_bins_of_the_reference() -> None:
     """One count a statistic and picture; degenerate maps have no map statistics, but a confidence; a class has a group."""
     output = Output()
     watcher = monitor(output, reference())
-    for each in (look(confidence=0.95, target=1), look(confidence=0.95, target=77), look(((0, 0), (0, 0)), confidence=0.31)):
+    for each in (look(confidence=0.95, target=1), look(confidence=0.95), look(((0, 0), (0, 0)), confidence=0.31)):
         watcher.saw(each)
     watcher.flush()
-    found = {key[1:]: value for key, value in output.totals().items() if key[0] == "camserve_map_bin_total" and value}
 
-    assert {key: value for key, value in found.items() if key[0] in ("area", "centroid_x", "confidence", "class")} == {
+    assert {
+        key: value
+        for key, value in binned(output, reference()).items()
+        if key[0] in ("area", "centroid_x", "confidence", "class")
+    } == {
         ("area", "5"): 2,  # two of four cells are at least 1.5
         ("centroid_x", "5"): 2,  # (2 * 0.25 + 4 * 0.75) / 6
         ("confidence", "9"): 2,
         ("confidence", "3"): 1,
         ("class", "1"): 1,
-        ("class", str(UNSEEN)): 1,
-        ("class", "0"): 1,
+        ("class", "0"): 2,
     }
     assert output.totals()["camserve_degenerate_maps_total", "zero"] == 1
     assert output.totals()["camserve_maps_total",] == 3
 
 
+def test_maps_of_classes_that_the_reference_never_saw_are_not_binned() -> None:
+    """Nobody knows where they are to be looked at; that they came, how sure the model is, and the pictures are told."""
+    output = Output()
+    watcher = monitor(output, reference())
+    watcher.saw(look(target=77))
+    watcher.flush()
+    found = binned(output, reference())
+
+    assert found["class", str(UNSEEN)] == 1
+    assert {name for name, _ in found} == {*SCORE_STATISTICS, *INPUT_STATISTICS, CLASS}
+    assert output.totals()["camserve_maps_total",] == 1
+
+
 def test_the_reference_is_told_as_shares_overall_and_by_group() -> None:
-    """Group 9 stands for unseen classes and is expected to look like all pictures together."""
+    """Of known classes' maps; of a group's pictures, not of its maps; group 9 has no maps, and its pictures are as all are."""
     output = Output()
     monitor(output, reference()).start()
-    found = output.totals()
+    told = output.totals()
+    assert {key[-1] for key in told if "reference" in key[0] or "bin" in key[0]} == {reference().digest}
+    found = {key[:-1]: value for key, value in told.items() if len(key) > 1}
 
-    assert found["camserve_map_bin_reference_ratio", "area", "0"] == pytest.approx(13 / 40)
-    assert found["camserve_map_bin_reference_ratio", "class", "0"] == pytest.approx(30 / 40)
-    assert found["camserve_map_bin_group_reference_ratio", "area", "0", "1"] == 1
+    assert found["camserve_map_bin_reference_ratio", "area", "0"] == pytest.approx(110 / 380)
+    assert found["camserve_map_bin_reference_ratio", "class", "0"] == pytest.approx(300 / 420)
+    assert found["camserve_map_bin_reference_ratio", "class", "9"] == pytest.approx(20 / 420)
+    assert found["camserve_map_bin_group_reference_ratio", "area", "0", "1"] == pytest.approx(0.8)
     assert found["camserve_map_bin_group_reference_ratio", "area", "4", "0"] == pytest.approx(0.1)
-    assert found["camserve_map_bin_group_reference_ratio", "area", "4", "9"] == pytest.approx(3 / 40)
-    assert [found["camserve_group_reference_images", group] for group in "019"] == [30, 10, 40]
-    assert found["camserve_map_reference_images", "area"] == 40
+    assert found["camserve_map_bin_group_reference_ratio", "width", "9", "9"] == pytest.approx(50 / 420)
+    groups = {key[1:4:2] for key in found if key[0] == "camserve_map_bin_group_reference_ratio"}
+    assert {stat for stat, group in groups if group == "9"} == {*SCORE_STATISTICS, *INPUT_STATISTICS}
+    assert [found["camserve_group_reference_images", group] for group in "019"] == [300, 100, 420]
+    assert [found["camserve_map_reference_images", name] for name in ("area", "width", "class")] == [380, 420, 420]
 
 
 def test_what_came_last_is_told_when_traffic_stops() -> None:
@@ -597,6 +636,21 @@ def test_a_prediction_does_not_fail_for_being_watched(service: Any, monkeypatch:
     watcher.flush()
     assert output.totals()["camserve_unmeasured_maps_total", "failed"] == 3
     assert output.totals()["camserve_maps_total",] == 0
+
+
+def test_a_picture_that_the_model_fails_on_is_no_failure_of_watching(tmp_path: Path) -> None:
+    """The chunk is halved down to that picture, and fails unwatched too: nothing is counted, and its neighbours are measured."""
+    white = np.full((64, 64, 3), 255, dtype=np.uint8)
+    fault = "assert not (x.amin((1, 2, 3)) == 1).any(), 'a white picture'"
+    service = monitored(build.archive(tmp_path / "picky", fault=fault))
+    output = Output()
+    watcher = service._entry_point.__self__.pipeline.watcher = monitor(output)
+    rows = [Row({"body": build.encoded(white if seed == 5 else build.noise(seed=seed))}) for seed in range(8)]
+
+    assert [answer.status for answer in ask(service, rows)] == [200] * 5 + [500] + [200] * 2
+    watcher.flush()
+    assert output.totals()["camserve_unmeasured_maps_total", "failed"] == 0
+    assert output.totals()["camserve_maps_total",] == 7
 
 
 def test_bad_requests_are_not_measured_but_counted(service: Any) -> None:

@@ -126,7 +126,6 @@ def test_settings_are_those_that_were_given_or_decided(tiny: tuple[Path, str]) -
             "maxBatchDelay": 1,
             "responseTimeout": 120,
             "startupTimeout": 300,
-            "jobQueueSize": 1000,
             "explain": {"resize": 64, "crop": 64, "max_pixels": 60000, "channels_last": False, "layers": ["features"]},
         }
         assert (opened.name, opened.version) == ("tiny", "2.1")
@@ -448,3 +447,95 @@ def test_settings_are_plain_yaml(tmp_path: Path) -> None:
     path = staging.write_settings(tmp_path, {"batchSize": 2}, {"layers": ("a",), "mean": (0.5, 0.5, 0.5)})
     assert "!!" not in path.read_text()
     assert yaml.safe_load(path.read_text()) == {"batchSize": 2, "explain": {"layers": ["a"], "mean": [0.5, 0.5, 0.5]}}
+
+
+SETTINGS = """
+pt2: {compile: {enable: true, backend: eager}}
+deviceType: cpu
+maxBatchDelay: 20
+batchSize: 16
+minWorkers: 2
+handler: {word: own}
+explain: {opacity: 0.25, colormap: jet, resize: 48, crop: 48, monitor: {rate: 0.5}}
+"""
+
+
+def test_a_configuration_is_merged_and_flags_beat_it(tmp_path: Path) -> None:
+    """TorchServe's settings, compilation among them, and the `explain:` section; the archive is tried compiled."""
+    arguments = write_model(tmp_path)
+    (tmp_path / "own.yaml").write_text(SETTINGS)
+    path, _ = made([*arguments, "--config", str(tmp_path / "own.yaml"), "--batch-size", "4", "--colormap", "turbo"])
+    with open_archive(path) as opened:
+        config = dict(opened.config)
+        service = load_service(opened.directory)
+        handler = service._entry_point.__self__
+        assert handler.backend.compiled
+        (response,) = ask(service, [Row({"body": encoded(noise(64, 64))}, explain=True)])
+        assert response.status == 200
+    explain = config.pop("explain")
+    assert explain == {
+        "opacity": 0.25,
+        "colormap": "turbo",
+        "resize": 64,  # of the flags, as crop
+        "crop": 64,
+        "monitor": {"rate": 0.5},
+        "channels_last": False,
+        "layers": ["features"],
+    }
+    assert config == {
+        **{"pt2": {"compile": {"enable": True, "backend": "eager"}}, "deviceType": "cpu", "handler": {"word": "own"}},
+        **{"maxBatchDelay": 20, "batchSize": 4, "minWorkers": 2, "maxWorkers": 2},
+        **{"responseTimeout": 120, "startupTimeout": 300},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("explain: {opacty: 1}", 'explain: unknown key "opacty"; did you mean opacity?'),
+        ("explain: {opacity: 2}", "explain: opacity: expected a number from 0 to 1, got 2"),
+        ("explain: [1]", "expected a mapping of TorchServe's settings, with a mapping `explain:`"),
+        ("- 1", "expected a mapping of TorchServe's settings"),
+        ("", "expected a mapping of TorchServe's settings"),
+        ("a: [", "own.yaml: it is not YAML: while parsing"),
+        ("batchSize: many", "--config: batchSize: expected a whole number, 0 or more, got 'many'"),
+        ("jobQueueSize: true", "--config: jobQueueSize: expected a whole number, 0 or more, got True"),
+        ("{minWorkers: 3, maxWorkers: 2}", "minWorkers is 3 and maxWorkers 2, which TorchServe does not take"),
+        (None, r"--config: there is no file .*own\.yaml"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    """With what is accepted, and no archive is left."""
+    arguments = write_model(tmp_path)
+    if text is not None:
+        (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises((ToolError, ConfigError), match=message):
+        made([*arguments, "--config", str(tmp_path / "own.yaml")])
+    assert not list(tmp_path.glob("*.mar"))
+
+
+def test_flags_for_workers_beat_a_configurations(tmp_path: Path) -> None:
+    """They set both numbers; a maximum is raised to a minimum that stands alone."""
+    options = package.parser().parse_args(["--demo", "--workers", "2"])
+    assert package._settings({"maxWorkers": 9}, {"minWorkers": 5}, options)["maxWorkers"] == 2
+    options = package.parser().parse_args(["--demo"])
+    assert package._settings({"minWorkers": 4}, {}, options)["maxWorkers"] == 4
+    assert package._settings({"batchSize": 3}, {"batchSize": 5}, options)["batchSize"] == 5
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_unforeseen_error_is_one_line(
+    tmp_path: Path, debug: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its traceback is for who asks for it."""
+    monkeypatch.setenv("CAMSERVE_DEBUG", "1" if debug else "")
+    imports = "class_error = type('OddError', (Exception,), {'__module__': 'odd'})"
+    assert package.main(write_model(tmp_path, imports=imports, step=r"raise class_error('one\ntwo ' + 500 * '.')")) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: OddError: one two ....")
+    assert len(lines[-1]) < 460
+    if debug:
+        assert lines[0] == "Traceback (most recent call last):"
+    else:
+        assert len(lines) == 1
+        assert lines[0].endswith("... (CAMSERVE_DEBUG=1 shows where)")

@@ -45,17 +45,6 @@ ARCHIVED = {
 }
 """One or two of each family whose size fits, and how they become TorchScript."""
 
-MODEL_FILE = '''
-from torchvision.models import get_model
-
-
-class Net:
-    """A vision transformer for small pictures."""
-
-    def __new__(cls):
-        return get_model("{name}", weights=None, num_classes={classes}, image_size={side})
-'''
-
 
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
@@ -85,12 +74,7 @@ def source(name: str, kind: str, folder: Path) -> list[str]:
     model, file = zoo.built(name), folder / "program.pt"
     if kind == "eager":
         torch.save(model.state_dict(), folder / "weights.pth")
-        weights = ["--weights", str(folder / "weights.pth")]
-        if not name.startswith("vit"):
-            return ["--torchvision", name, *weights]
-        text = MODEL_FILE.format(name=name, classes=zoo.CLASSES, side=zoo.side_of(name))
-        (folder / "small.py").write_text(text)
-        return ["--model-file", str(folder / "small.py"), *weights]
+        return ["--torchvision", name, "--weights", str(folder / "weights.pth")]
     file.write_bytes(nets.as_file(model, kind, zoo.batch(name)))
     return ["--exported" if kind == "exported" else "--torchscript", str(file)]
 
@@ -108,8 +92,12 @@ def slow(name: str, kind: str) -> bool:
 
 
 CASES = [(name, "eager") for name in sorted(zoo.SMALLEST)]
-CASES += [(name, kind) for name, script in ARCHIVED.items() for kind in (script, "exported")]
-TABLE = [pytest.param(*case, marks=pytest.mark.slow) if slow(*case) else case for case in CASES]
+CASES += [(name, script) for kind in ("script", "trace") for name, script in ARCHIVED.items() if script == kind]
+CASES += [(name, "exported") for name in ARCHIVED]
+TABLE = [
+    pytest.param(name, kind, id=f"{kind}-{name}", marks=pytest.mark.slow if slow(name, kind) else ()) for name, kind in CASES
+]
+"""By kind, and so by the tests' names: `-k exported-` runs one of them."""
 
 
 @pytest.mark.parametrize(("name", "kind"), TABLE)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from benchmarks.drift import divided, wilson
+from benchmarks.psi import drift
 from tests import build as small
 from tests.worker import monitored
 
-from camserve.mapstats import STATISTICS
-from camserve.reference import BINS, FILE, UNSEEN, Made, Reference, StaleReference, load
+from camserve.config import Config
+from camserve.looks import Measured
+from camserve.mapstats import MAP_STATISTICS, STATISTICS
+from camserve.reference import BINS, CLASS, FILE, INPUT, PER_GROUP, UNSEEN, Made, Reference, StaleReference, input_of, load
 from camserve.tools import archive as archives
 from camserve.tools import reference
-from camserve.tools.baseline import attention_of, build, edges_of, group_classes
+from camserve.tools.baseline import FEWEST, attention_of, build, edges_of, group_classes
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.fresh.worker import Row, ask
 
@@ -75,7 +82,44 @@ def test_groups_of_classes_are_even_and_keep_classes_whole() -> None:
     assert groups[7] != groups[3]
     assert sorted(sum(groups[each] == group for each in targets) for group in set(groups.values())) == [30, 30, 30, 90, 100]
     assert set(group_classes([1, 2, 3] * 10).values()) == {0}
-    assert max(group_classes(list(range(1000))).values()) == UNSEEN - 1
+    assert max(group_classes(list(range(500)) * 2).values()) == UNSEEN - 1
+    assert group_classes([]) == {}
+
+
+SKEWED = {
+    "98 to 2 %": [0] * 980 + [1] * 20,
+    "a class, and 20 that came up once": [0] * 980 + list(range(1, 21)),
+    "a class, and 20 that came up twice": [0] * 960 + list(range(1, 21)) * 2,
+    "three classes and a rare one": [0] * 500 + [1] * 330 + [2] * 150 + [3] * 20,
+    "all came up once": list(range(200)),
+    "98 to 2 % of few": [0] * 98 + [1] * 2,
+}
+
+
+@pytest.mark.parametrize("targets", SKEWED.values(), ids=SKEWED)
+def test_small_groups_of_classes_are_merged(targets: list[int]) -> None:
+    """No group is of a handful of pictures; and no share of bins is of fewer than fifty, where the reference has as many."""
+    found = reference_of(targets)
+    sizes = found.group_images
+    groups = sorted(set(found.groups.values()))
+    pools = [frozenset(pool) for pool in found._pools()]
+
+    assert len(groups) == 1 or min(sizes[groups]) >= FEWEST
+    assert sorted(group for pool in pools for group in pool) == groups
+    assert len(pools) == 1 or min(sizes[sorted(pool)].sum() for pool in pools) >= PER_GROUP
+    for pool in pools:
+        rows = [found.shares("area")[group].tolist() for group in pool]
+        assert all(row == rows[0] for row in rows)
+    assert found.shares("area")[groups].sum(1) == pytest.approx([1.0 if sizes[groups].any() else 0.0] * len(groups))
+
+
+def test_a_rare_class_keeps_a_group_of_its_own_in_the_class_mix() -> None:
+    """Its 20 pictures of 1,000 are too few for shares of bins, which it has together with others, and enough for one share."""
+    assert reference_of(SKEWED["98 to 2 %"]).group_images[:2].tolist() == [980, 20]
+    found = reference_of(SKEWED["three classes and a rare one"])
+    assert sorted(found.group_images[:4].tolist()) == [20, 150, 330, 500]
+    assert {len(pool) for pool in found._pools()} == {1, 2}
+    assert reference_of(SKEWED["98 to 2 % of few"]).group_images[:2].tolist() == [100, 0]
 
 
 def test_attention_of_a_class_with_few_pictures_or_maps_of_several_sizes_is_left_out() -> None:
@@ -86,11 +130,139 @@ def test_attention_of_a_class_with_few_pictures_or_maps_of_several_sizes_is_left
     assert set(attention_of([1] * 19 + [2] * 20 + [3] * 20, shares)) == {2}
 
 
+def traffic(targets: Any, random: np.random.Generator, fault: Any = ()) -> Measured:
+    """Made-up pictures of these classes; each class has its own place in every statistic; of some classes most maps say nothing."""
+    targets = np.asarray(targets)
+    values = {name: random.normal(targets * 0.37 % 1, 0.5) for name in STATISTICS}
+    silent = np.isin(targets, fault) & (random.random(len(targets)) < 0.8)
+    for name in MAP_STATISTICS:
+        values[name][silent] = np.nan
+    return Measured(values, targets.tolist(), ["zero" if each else "" for each in silent])
+
+
+def reference_of(targets: Any, seed: int = 0, fault: Any = ()) -> Reference:
+    """The reference of such pictures."""
+    return build(traffic(targets, np.random.default_rng(seed), fault), [None] * len(targets), Made("l", "m", "w"))
+
+
+def test_what_came_up_once_counts_as_unseen() -> None:
+    """Good's estimate: so many predictions to come are of classes that the reference never saw, and of the others fewer."""
+    found = reference_of([0] * 60 + [1] * 50 + [2] * 50 + [3, 4, 5, 6] + [7] * 36)
+
+    assert found.group_images[UNSEEN] == 4
+    assert found.group_images.sum() == found.images == 200
+    assert {found.group(index) for index in (3, 4, 5, 6)} <= set(range(UNSEEN))
+    assert found.group(8) == UNSEEN
+    assert found.counts["area"].sum(1).tolist() == found.group_images.tolist()
+    assert found.table("area")[UNSEEN].sum() == 0
+    assert found.table("width")[UNSEEN].sum() == 4
+
+
+def zipf(classes: int) -> Any:
+    """Probabilities by Zipf's law."""
+    weights = 1 / np.arange(1, classes + 1)
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize(("classes", "images"), [(1000, 1000), (100, 300), (30, 200)])
+def test_long_tailed_clean_traffic_is_no_drift_of_the_class_mix(classes: int, images: int) -> None:
+    """There are always classes that the reference has not seen; of 600 windows one in a thousand may be taken for drift."""
+    random = np.random.default_rng(1)
+    alarms: Counter[str] = Counter()
+    estimated, actual = [], []
+    for _ in range(20):
+        found = reference_of(random.choice(classes, images, p=zipf(classes)))
+        estimated.append(found.group_images[UNSEEN] / images)
+        actual.append(sum(p for index, p in enumerate(zipf(classes)) if index not in found.groups))
+        for _ in range(10):
+            for window in (250, 1000, 4000):
+                seen = Measured(found_nothing(window), random.choice(classes, window, p=zipf(classes)).tolist(), [""] * window)
+                alarms.update(drift(seen, found).alarms)
+
+    assert alarms[CLASS] <= 3
+    assert np.mean(estimated) == pytest.approx(np.mean(actual), abs=0.01)
+
+
+def found_nothing(pictures: int) -> dict[str, Any]:
+    """Statistics that no picture has."""
+    return {name: np.full(pictures, np.nan) for name in STATISTICS}
+
+
+def test_another_class_mix_is_still_told_where_there_are_many_classes() -> None:
+    """The tail's share is half as large again, or twenty classes come that were never seen before."""
+    random = np.random.default_rng(2)
+    found = reference_of(random.choice(1000, 1000, p=zipf(1000)))
+    more = random.choice(1000, 1000, p=(zipf(1000) ** 0.5) / (zipf(1000) ** 0.5).sum())
+    new = np.where(random.random(1000) < 0.25, 1000 + random.integers(0, 20, 1000), random.choice(1000, 1000, p=zipf(1000)))
+
+    for targets in (more, new):
+        assert drift(Measured(found_nothing(1000), targets.tolist(), [""] * 1000), found).alarms == [CLASS]
+
+
+def test_pictures_of_unseen_classes_are_no_drift_of_attention() -> None:
+    """Half of the window's are of a class that is looked at elsewhere: the mix has changed, and nothing else is said of maps."""
+    random = np.random.default_rng(3)
+    found = reference_of(random.integers(0, 4, 800))
+    window = traffic(random.integers(0, 8, 1000), random)
+    for name in MAP_STATISTICS:
+        window.values[name][np.array(window.targets) >= 4] += 3
+    told = drift(window, found)
+
+    assert set(told.alarms) & {CLASS, *MAP_STATISTICS} == {CLASS}
+    assert told.images["area"] == sum(target < 4 for target in window.targets)
+    assert told.images["width"] == 1000
+
+
+def test_maps_that_mostly_say_nothing_of_one_class_are_no_drift() -> None:
+    """Four of five of class 1's maps in the reference and in the window alike: fewer of them are to be expected."""
+    random = np.random.default_rng(4)
+    found = reference_of(random.integers(0, 2, 4000), fault=[1])
+    told = drift(traffic(random.integers(0, 2, 4000), random, fault=[1]), found)
+
+    assert found.shares("area")[[found.group(0), found.group(1)]].sum(1) == pytest.approx([1, 0.2], abs=0.03)
+    assert max(told.psi[name] for name in MAP_STATISTICS) < 0.02
+    assert told.alarms == []
+
+
+def test_few_pictures_and_few_maps_say_nothing() -> None:
+    """250 pictures are wanted, a hundred of them of known classes for what is said of maps."""
+    random = np.random.default_rng(6)
+    found = reference_of(random.integers(0, 2, 1000))
+    moved = traffic(random.integers(0, 2, 400), random)
+    for name in MAP_STATISTICS:
+        moved.values[name][:] += 3
+    strange = Measured(moved.values, [7] * 301 + moved.targets[301:], moved.reasons)
+
+    assert set(drift(moved, found).alarms) == set(MAP_STATISTICS)
+    assert drift(divided(moved, 249)[0], found).alarms == []
+    assert drift(strange, found).images["area"] == 99
+    assert drift(strange, found).alarms == [CLASS]
+
+
+def test_the_benchmarks_windows_share_no_picture_and_its_intervals_are_wilsons() -> None:
+    """Of 1,000 pictures there are four windows of 250 and one of 600; the intervals are those of the literature's tables."""
+    pool = Measured({"area": np.arange(1000.0)}, list(range(1000)), [""] * 1000)
+
+    assert [window.targets for window in divided(pool, 250)] == [list(range(start, start + 250)) for start in (0, 250, 500, 750)]
+    assert [len(window.values["area"]) for window in divided(pool, 600)] == [600]
+    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(1, 48) == pytest.approx((0.9259, 1), abs=1e-4)
+
+
+def test_the_threshold_knows_from_how_many_maps_the_expectation_is() -> None:
+    """Two groups, of one of which few maps were measured: the variance of each share is that of as many."""
+    found = reference_of([0] * 500 + [1] * 500, fault=[1])
+    window = traffic([0] * 200 + [1] * 200, np.random.default_rng(5), fault=[1])
+    told = drift(window, found)
+    measured = found.table("area").sum(1)[:2].sum()
+
+    assert told.threshold["area"] == pytest.approx(27.877 * (1 / told.images["area"] + 1 / measured))
+
+
 @pytest.fixture
 def found() -> Reference:
     """A reference of 120 made-up pictures of two classes."""
-    from camserve.looks import Measured
-
     random = np.random.default_rng(0)
     values = {name: random.random(120) for name in STATISTICS}
     values["overlap"][:20] = np.nan
@@ -123,6 +295,30 @@ def test_a_reference_is_read_as_it_was_written(found: Reference, tmp_path: Path)
     assert all(np.array_equal(again.counts[name], found.counts[name]) for name in STATISTICS)
     assert np.allclose(again.attention[4].grid, found.attention[4].grid, atol=1e-5)
     assert load(tmp_path / "nowhere", found.made) is None
+    assert again.digest == found.digest
+
+
+def test_a_remade_reference_has_another_name(found: Reference) -> None:
+    """Its bins are others, and counts by the old ones must not be added to them."""
+    names = {reference_of(range(200), seed).digest for seed in range(20)}
+
+    assert len(names) == 20
+    assert all(len(name) == 8 and int(name, 16) >= 0 for name in names)
+
+
+@pytest.mark.parametrize(
+    "age",
+    [
+        lambda values: {**values, "format": 1},
+        lambda values: {**values, "made": {name: value for name, value in values["made"].items() if name != "input"}},
+    ],
+)
+def test_a_reference_of_an_older_release_is_told_and_not_used(found: Reference, tmp_path: Path, age: Any) -> None:
+    """What it counts as unseen, or what its pictures went through, is not known."""
+    (tmp_path / FILE).write_text(json.dumps(age(json.loads(found.to_json()))))
+
+    with pytest.raises(StaleReference, match=f"{FILE} is of an older release; make it again"):
+        load(tmp_path, found.made)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +326,8 @@ def test_a_reference_is_read_as_it_was_written(found: Reference, tmp_path: Path)
     [
         lambda text: text[:100],
         lambda text: "[]",
-        lambda text: text.replace('"format":1', '"format":2'),
+        lambda text: text.replace('"format":2', '"format":3'),
+        lambda text: text.replace('"format":2', '"format":"2"'),
         lambda text: json.dumps({**json.loads(text), "edges": {}}),
         lambda text: json.dumps({**json.loads(text), "groups": {"4": 9}}),
         lambda text: json.dumps(
@@ -154,6 +351,33 @@ def test_a_reference_of_another_model_is_told_and_not_used(found: Reference, tmp
 
     with pytest.raises(StaleReference, match=f"made with the {name} .*, the archive now has {now}"):
         load(tmp_path, Made(**{**vars(found.made), name: now}))
+
+
+OTHERS = {
+    "resize": 288,
+    "crop": [224, 192],
+    "interpolation": "bicubic",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.25],
+    "exif": True,
+    "precision": "bfloat16",
+}
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_a_reference_of_pictures_prepared_otherwise_is_told_and_not_used(found: Reference, tmp_path: Path, key: str) -> None:
+    """The message says what it was, and what it is."""
+    now, then = Config.from_mapping({key: OTHERS[key]}), Config()
+    (tmp_path / FILE).write_text(
+        reference_of(range(200)).to_json().replace('"input":""', f'"input":{json.dumps(input_of(then))}')
+    )
+
+    assert set(OTHERS) == set(INPUT)
+    assert load(tmp_path, Made("l", "m", "w", input_of(then))) is not None
+    with pytest.raises(StaleReference) as told:
+        load(tmp_path, Made("l", "m", "w", input_of(now)))
+    before, after = (json.dumps(getattr(each, key), separators=(",", ":")) for each in (then, now))
+    assert str(told.value) == f"{FILE} was made with {key}={before}, the archive now has {key}={after}; make it again"
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +435,19 @@ def test_a_failed_write_leaves_the_old_archive_and_nothing_else(
         reference.put(path, FILE, "{}")
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["small.mar"]
+
+
+def test_a_link_stays_one_and_what_it_points_to_is_rewritten(mar: Path, tmp_path: Path) -> None:
+    """A model store may hold links to the archives of a release."""
+    (tmp_path / "store").mkdir()
+    path = Path(shutil.copy(mar, tmp_path))
+    link = tmp_path / "store" / "served.mar"
+    link.symlink_to("../small.mar")
+    reference.put(link, FILE, "{}")
+
+    assert link.is_symlink()
+    assert members(path)[FILE][3] == b"{}"
+    assert [each.name for each in (tmp_path / "store").iterdir()] == ["served.mar"]
 
 
 @pytest.fixture(scope="module")
@@ -277,8 +514,28 @@ def test_a_worker_bins_the_reference_pictures_into_the_references_counts(made: t
             told[stat, int(place)] = told.get((stat, int(place)), 0) + int(value)
     for name in STATISTICS:
         assert [told.get((name, place), 0) for place in range(BINS)] == found.counts[name].sum(0).tolist(), name
-    assert [told.get(("class", place), 0) for place in range(BINS)] == found.group_images.tolist()
-    assert described["reference"] == {"images": 130, "classes": len(found.groups)}
+    mix = [told.get(("class", place), 0) for place in range(BINS)]
+    assert (mix[UNSEEN], sum(mix)) == (0, 130)
+    assert all(seen >= repeated for seen, repeated in zip(mix[:UNSEEN], found.group_images[:UNSEEN], strict=True))
+    assert described["reference"] == {"id": found.digest, "images": 130, "classes": len(found.groups)}
+
+
+def test_an_archive_whose_preprocessing_was_edited_has_no_reference_any_more(made: tuple[Path, str]) -> None:
+    """The worker serves, and says what has changed."""
+    path, _ = made
+    with archives.open_archive(path) as opened:
+        config = opened.config
+    assert monitored_reference(path) is not None
+    reference.put(path, "model-config.yaml", yaml.safe_dump({**config, "explain": {**config["explain"], "exif": True}}))
+
+    assert monitored_reference(path) == f"{FILE} was made with exif=false, the archive now has exif=true; make it again"
+
+
+def monitored_reference(path: Path) -> Any:
+    """What a worker of an archive tells of its reference, or why it has none."""
+    with archives.open_archive(path) as opened:
+        told = monitored(opened.directory)._entry_point.__self__.metadata["monitor"]
+    return told["reference"] or told["why"]
 
 
 def test_every_picture_is_measured_where_maps_take_backward_passes(tmp_path: Path, folder: Path) -> None:
@@ -314,3 +571,82 @@ def test_an_archive_of_another_handler_is_refused(tmp_path: Path, folder: Path, 
 
     assert reference.main(["--archive", str(stock), str(folder)]) == 1
     assert "the archive's handler is not camserve's" in capsys.readouterr().err
+
+
+def said(path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command says when it fails; it must be one line."""
+    assert reference.main(["--archive", str(path), str(pictures)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_an_archive_that_does_not_load_is_told_in_one_line(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever its model raises."""
+    broken = small.archive(tmp_path / "broken", fault="raise ZeroDivisionError('no\\nluck')")
+    lacking = small.archive(tmp_path / "lacking")
+    (lacking / "model.py").write_text("import a_module_that_nobody_has")
+
+    assert "no luck" in said(broken, folder, capsys)
+    assert f"{lacking} does not load: ModuleNotFoundError: No module named 'a_module_that_nobody_has'" in said(
+        lacking, folder, capsys
+    )
+
+
+def refuse(error: Exception) -> Any:
+    """A function that raises this."""
+
+    def refusing(*_: object, **__: object) -> None:
+        raise error
+
+    return refusing
+
+
+def test_an_archive_that_cannot_be_rewritten_is_told_before_anything_is_measured(
+    mar: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A store that is mounted for reading only, or a disk that is full."""
+    path = Path(shutil.copy(mar, tmp_path))
+    monkeypatch.setattr(reference, "open_archive", refuse(AssertionError("it went on")))
+    with monkeypatch.context() as read_only:
+        read_only.setattr(reference.tempfile, "NamedTemporaryFile", refuse(OSError(errno.EROFS, "Read-only file system")))
+        assert f"{path} cannot be rewritten: in {tmp_path}: Read-only file system" in said(path, folder, capsys)
+    with monkeypatch.context() as full:
+        full.setattr(reference.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, path.stat().st_size))
+        assert f"are needed in {tmp_path}, and {path.stat().st_size} are free" in said(path, folder, capsys)
+    assert "it went on" in said(path, folder, capsys)
+    assert [each.name for each in tmp_path.iterdir()] == ["small.mar"]
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told_and_leaves_the_archive_as_it_was(
+    mar: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others write too."""
+    path = Path(shutil.copy(mar, tmp_path))
+    monkeypatch.setattr(reference, "_copy", refuse(OSError(errno.ENOSPC, "No space left on device")))
+
+    assert f"{path} cannot be rewritten, and is as it was: No space left on device" in said(path, folder, capsys)
+    assert path.read_bytes() == mar.read_bytes()
+
+
+def test_pictures_that_cannot_be_read_do_not_count(
+    mar: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are told like those that the model refuses, and end nothing."""
+    path = Path(shutil.copy(mar, tmp_path))
+    whole = Path.read_bytes
+
+    def read(self: Path) -> bytes:
+        if self.name in ("000.png", "128.png"):  # one beside the one that the model refuses
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return whole(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+
+    assert reference.make(path, [folder], Progress()).images == 128
+    printed = capsys.readouterr().out
+    assert "3 pictures were refused and do not count" in printed
+    assert f"{folder / '000.png'}: cannot be read: Permission denied" in printed

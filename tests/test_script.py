@@ -11,7 +11,7 @@ import torch
 from tests import nets
 from torch import Tensor, nn
 
-from camserve.capture import open_backend, opened, surgery, synthetic_picture
+from camserve.capture import cuts, open_backend, opened, surgery, synthetic_picture
 from camserve.capture.script import ScriptModel
 from camserve.config import Config
 from camserve.errors import ConfigError
@@ -133,9 +133,9 @@ def test_a_torch_without_the_private_parts_is_named(monkeypatch: pytest.MonkeyPa
 
 
 def test_every_private_part_that_is_used_is_looked_for() -> None:
-    """What the surgery's source calls on torch._C and its types is in the table."""
+    """What is looked for is what is called on torch._C and its types."""
     surgery.check_torch()
-    source = Path(surgery.__file__).read_text()
+    source = Path(surgery.__file__).read_text() + Path(cuts.__file__).read_text()
     for owner, names in surgery.NEEDED.items():
         for name in names:
             assert f".{name}" in source, (owner, name)
@@ -168,6 +168,135 @@ def test_a_trace_for_one_picture_is_fed_one_by_one() -> None:
         assert torch.allclose(captured.logits[row], scores[0], atol=1e-6)
         assert torch.allclose(captured.activation("conv")[row], activation[0], atol=1e-6)
         assert torch.allclose(found[place], gradient[0], atol=1e-7)
+
+
+class Whole(nn.Module):
+    """Takes the number of pictures for a number like any other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, 4, 1)
+        self.fc = nn.Linear(6 * 8 * 8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, 5]`; traced, N stays what it was."""
+        return self.fc(self.conv(x).relu().view(len(x), -1))
+
+
+class Means(Whole):
+    """The same with a reshape that fits any number of pictures, and then gives as many rows as it was traced for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, 5]`."""
+        return self.fc(self.conv(x).relu().view(len(x), 6, -1).mean(2))
+
+
+@pytest.mark.parametrize("made", [Whole, Means])
+@pytest.mark.parametrize("count", [2, 4, 7])
+def test_a_trace_for_several_pictures_is_fed_that_many(made: type[Whole], count: int) -> None:
+    """Five pictures get their own scores, activations and gradients, in pieces that are filled up; and so does one."""
+    torch.manual_seed(0)
+    model = made().eval()
+    program = nets.stored(model, "trace", nets.pictures(count))
+    assert opened(program, PICTURES).batch == (count, count)
+    made_of = open_(program)
+    assert made_of.layers == ("conv",)
+    for pictures in (5, 1):
+        batch, targets = nets.pictures(pictures), torch.arange(pictures)
+        captured = made_of.capture.forward(batch, ["conv"])
+        scores, activation, gradient = nets.by_autograd(model, "conv", batch, targets)
+        assert torch.allclose(captured.logits, scores, atol=1e-6)
+        assert torch.allclose(captured.activation("conv"), activation, atol=1e-6)
+        found = captured.gradients("conv", torch.arange(pictures), targets)
+        assert torch.allclose(found.expand_as(gradient), gradient, atol=1e-7)
+
+
+def test_a_trace_for_more_pictures_than_are_tried_says_what_failed() -> None:
+    """The interpreter's own reason, not the head of its traceback."""
+    program = nets.stored(Whole().eval(), "trace", nets.pictures(65))
+    with pytest.raises(
+        ConfigError, match=r"^the model does not run on pictures of shape .*: RuntimeError: shape '\[65, -1\]' is"
+    ):
+        open_(program)
+
+
+def test_a_trace_whose_pictures_depend_on_each_other_is_refused() -> None:
+    """It cannot be fed one by one, and nobody's answer may depend on who else asked."""
+
+    class Both(Whole):
+        def forward(self, x: Tensor) -> Tensor:
+            x = super().forward(x)
+            return x + 10 * x.mean(0, keepdim=True)
+
+    program = nets.stored(Both().eval(), "trace", nets.pictures(3))
+    with pytest.raises(ConfigError, match=r"^the program takes 3 pictures at once, and the scores of each depend on the others$"):
+        open_(program)
+
+
+def test_what_a_program_raises_is_told_by_its_last_line() -> None:
+    """A script's own exception, and an operation's."""
+
+    class Strict(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[2] != 48:
+                raise ValueError("48 rows, please")
+            return x.mean((2, 3))
+
+    with pytest.raises(ConfigError, match=r"\[2, 3, 32, 32\]: (builtins\.)?ValueError: 48 rows, please$"):
+        open_(nets.stored(Strict().eval(), "script", PICTURES))
+    narrow = nn.Sequential(nn.Conv2d(4, 6, 3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ConfigError, match=r": RuntimeError: .*expected input\[.*\] to have 4 channels, but got 3 channels"):
+        open_(nets.stored(narrow.eval(), "script", PICTURES))
+
+
+class Frozen(nn.Module):
+    """A backbone without gradients, in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.Tanh())
+        self.head = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, 5]`."""
+        with torch.no_grad():
+            x = self.trunk(x)
+            if x.dim() == 4:
+                with torch.no_grad():
+                    x = x * 2
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("layer", ["trunk", "trunk.0"])
+def test_a_script_that_switches_gradients_off_is_explained(layer: str) -> None:
+    """In a block, and in a branch within it: the program that is differentiated has neither."""
+    torch.manual_seed(0)
+    model = Frozen().eval()
+    module = nets.stored(model, "script", PICTURES)
+    assert open_(module).layers == ("trunk",)
+    captured = open_(module, layer).capture.forward(PICTURES, [layer])
+    targets = torch.tensor([1, 3])
+    activation = model.trunk[: 1 if layer == "trunk.0" else 2](PICTURES).detach().requires_grad_()
+    rest = torch.tanh(activation) if layer == "trunk.0" else activation
+    scores = model.head(2 * rest.mean((2, 3)))
+    (gradient,) = torch.autograd.grad(scores[[0, 1], targets].sum(), activation)
+    assert torch.allclose(captured.logits, scores, atol=1e-6)
+    assert torch.allclose(captured.activation(layer), activation, atol=1e-6)
+    assert torch.allclose(captured.gradients(layer, torch.arange(2), targets), gradient, atol=1e-7)
+
+
+def test_only_what_is_written_into_later_is_copied() -> None:
+    """Operations in place before the layer, on other values, and on the head's own copy take no copy of the activation."""
+    for name, layers in (("deep", ("norm", "relu", "conv")), ("twice", ("act", "squeeze")), ("functional", ("body", "body.0"))):
+        own = opened(nets.loaded(name, "script"), PICTURES)
+        assert isinstance(own, ScriptModel)
+        for layer in layers:
+            _, writes = cuts.with_leaves(own.program, [own.place(own.survey(PICTURES).site(layer))])
+            assert not writes
 
 
 class Mixing(nn.Module):
@@ -212,15 +341,15 @@ def test_the_altered_graphs_are_well_formed() -> None:
         assert isinstance(own, ScriptModel)
         own.program.graph.lint()
         places = [mark.place for mark in own.program.marks] + [place for ends in own.program.pools for place in ends]
-        for cut in (surgery.leaf, surgery.statistics):
-            surgery.with_outputs(own.program, dict.fromkeys(places, cut)).graph.lint()
+        for cut in (cuts.leaf, cuts.leaf_in_place, cuts.statistics):
+            cuts.with_outputs(own.program, dict.fromkeys(places, cut)).graph.lint()
 
 
 @pytest.mark.parametrize("kind", ["script", "trace"])
 def test_no_graph_is_left_with_an_insert_point_at_a_destroyed_node(kind: str) -> None:
     """torch's own passes go back to the insert point, and abort the process where its node is gone."""
     own = ScriptModel(nets.loaded("pooled", kind), PICTURES)
-    cut = surgery.with_outputs(own.program, {own.program.marks[-1].place: surgery.leaf})
+    cut = cuts.with_outputs(own.program, {own.program.marks[-1].place: cuts.leaf})
     assert own.program.graph.insertPoint().kind() == "prim::Return"
     assert cut.graph.insertPoint().kind() == "prim::Return"
 

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 import requests
+from PIL import Image
 from tests.build import encoded, mar, noise
 
 from camserve.tools.serve import Server
@@ -116,8 +117,17 @@ def test_the_metadata_tell_which_weights_are_in_use(live: Server, demo_store: Pa
 DEEP = b'{"data": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
 SIZE = b"IHDR" + (30_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
 WIDE = PICTURE[:12] + SIZE + zlib.crc32(SIZE).to_bytes(4, "big") + PICTURE[33:]  # a PNG that says it has 900 megapixels
+LARGE = base64.b64encode(encoded(Image.new("1", (7_000, 7_000)))).decode()  # 49 megapixels in some kilobytes
+WORDS = {"name": "x", "datatype": "FP32", "shape": [1, 3, 64, 64], "data": ["a" * 60_000] + ["b"] * 17_000}
 LIMITS = [
     ("pixels", WIDE, 413),
+    ("pixels of a request", {"instances": [LARGE] * 64}, 413),
+    ("words for numbers", {"inputs": [WORDS]}, 400),
+    (
+        "parts of a picture",
+        PICTURE[:33] + (b"\0\0\0\0abCd" + zlib.crc32(b"abCd").to_bytes(4, "big")) * 2_500_000 + PICTURE[33:],
+        400,
+    ),
     ("depth of JSON", DEEP, 400),
     ("targets", {"data": TEXT, "top_k": 11}, 400),
     ("instances", {"instances": [{"b64": TEXT}] * 65}, 413),

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import psutil
 import pytest
 import requests
 
 from camserve.tools.serve import Server, main
-from camserve.tools.server import cores, drain, faults, folder, java
+from camserve.tools.server import cores, drain, faults, folder, java, sockets
 from camserve.tools.server import server as serving
 from camserve.tools.server.addresses import Addresses, Settings
 from camserve.tools.server.errors import ServeError
+from camserve.tools.server.management import Management
 from camserve.tools.server.process import is_running
 from camserve.tools.server.store import Stored, read_archive, select
 
@@ -45,6 +51,8 @@ class Handler:
         self.seconds = context.model_yaml_config["seconds"]
         if self.seconds < 0:
             raise ValueError(f"seconds: {self.seconds} is negative")
+        if os.path.exists(context.model_yaml_config.get("broken", "")):
+            raise OSError("the disk is gone")
         if context.model_name == "forks":
             child = os.fork()
             time.sleep(2 if child else 0.7)
@@ -56,12 +64,12 @@ class Handler:
 """
 
 
-def write_archive(store: Path, name: str, *, seconds: float = 0, batch: int = 1, delay: int = 100) -> None:
+def write_archive(store: Path, name: str, *, seconds: float = 0, batch: int = 1, delay: int = 100, **more: object) -> None:
     """Packs the handler above, asleep for `seconds` in each batch, with the archiver that users have."""
     source = store.parent / "source"
     source.mkdir(exist_ok=True)
     (source / "sleeper.py").write_text(HANDLER)
-    settings = {"minWorkers": 1, "maxWorkers": 1, "batchSize": batch, "maxBatchDelay": delay, "seconds": seconds}
+    settings = {"minWorkers": 1, "maxWorkers": 1, "batchSize": batch, "maxBatchDelay": delay, "seconds": seconds} | more
     (source / "model-config.yaml").write_text(json.dumps(settings))
     archiver = [sys.executable, "-m", "model_archiver.model_packaging"]
     files = ["--handler", str(source / "sleeper.py"), "--config-file", str(source / "model-config.yaml")]
@@ -72,7 +80,7 @@ def write_archive(store: Path, name: str, *, seconds: float = 0, batch: int = 1,
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Archives: `quick` answers at once, `forks` has a child while it loads, `slow` after a second, `stuck` after minutes, `batch` waits
-    two seconds for others, and `bad` does not load."""
+    two seconds for others, `bad` does not load, and `fragile` does not where there is a file `broken`."""
     path = tmp_path_factory.mktemp("serve") / "store"
     path.mkdir()
     write_archive(path, "quick")
@@ -81,18 +89,32 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_archive(path, "stuck", seconds=300)
     write_archive(path, "batch", batch=4, delay=2000)
     write_archive(path, "bad", seconds=-1)
+    write_archive(path, "fragile", broken=str(path.parent / "broken"), maxRetryTimeoutInSec=5)
     return path
 
 
-class Command:
-    """`scripts/serve.py` as a process; on leaving, whatever is left of it is killed, and `left` says what that was."""
+@contextlib.contextmanager
+def inherited(ignored: Sequence[signal.Signals]) -> Iterator[None]:
+    """Inside, a child starts with these signals ignored, and the others as a terminal's shell leaves them."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(each, signal.SIG_IGN if each in ignored else signal.SIG_DFL) for each in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
-    def __init__(self, store: Path, *arguments: str) -> None:
+
+class Command:
+    """`scripts/serve.py` as a process, which starts with the signals `ignored` ignored and no others; on leaving, whatever is left
+    of it is killed, and `left` says what that was."""
+
+    def __init__(self, store: Path, *arguments: str, ignored: Sequence[signal.Signals] = ()) -> None:
         self.output = store.parent / "stdout.txt"
         self.errors = store.parent / "stderr.txt"
         command = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--model-store", str(store), "--config", str(CONFIG)]
         places = ["--port", "0", "--log-dir", str(store.parent / "logs")]
-        with self.output.open("w") as output, self.errors.open("w") as errors:
+        with self.output.open("w") as output, self.errors.open("w") as errors, inherited(ignored):
             self.process = subprocess.Popen([*command, *places, *arguments], stdout=output, stderr=errors, start_new_session=True)
         self.tree: list[psutil.Process] = []
 
@@ -128,6 +150,11 @@ class Command:
         while any(is_running(process) for process in self.tree) and time.monotonic() < deadline:
             time.sleep(0.05)
         return [process for process in self.tree if is_running(process)]
+
+
+def log(command: Command, url: str) -> Path:
+    """The log of the server at `url`."""
+    return command.output.with_name("logs") / f"serve-{url.rpartition(':')[2]}.log"
 
 
 @pytest.fixture
@@ -208,6 +235,51 @@ def test_batch_that_fills_is_not_cut_off(store: Path, pool: ThreadPoolExecutor) 
 
 
 @pytest.mark.live
+@LINUX
+def test_a_stop_refuses_new_connections(store: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its begin on, where the system lets us: what is open is answered, and Java lives until that is done."""
+    shut: Future[bool] = Future()
+    monkeypatch.setattr(serving, "shut_doors", lambda *where: shut.set_result(sockets.shut_doors(*where)))
+    with Server(store, ["slow"], config=CONFIG) as server:
+        answers = ask(pool, server.url, "slow", times=3)
+        stopped = pool.submit(server.stop, HANG)
+        if not shut.result(30):
+            pytest.skip("the system lets nobody copy another's socket")
+        with pytest.raises(requests.ConnectionError, match="refused"):
+            requests.post(f"{server.url}/predictions/slow", data=b"x", timeout=HANG)
+        assert not stopped.done()
+        assert [answer.result() for answer in answers] == [200] * 3
+        assert stopped.result()
+
+
+@pytest.mark.live
+@LINUX
+def test_the_first_idle_moment_ends_a_stop_that_lasts(
+    store: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that never leave it quiet for long are answered; in the second half of the time a moment is enough."""
+    monkeypatch.setattr(serving, "shut_doors", lambda *_: False)  # as in a container
+    monkeypatch.setattr(drain, "SLACK", 1000.0)
+    with Server(store, ["quick"], config=CONFIG) as server:
+        began = time.monotonic()
+        assert server.stop(drain=6)
+        assert 3 < time.monotonic() - began < 6
+
+
+def test_the_last_look_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes while the others are taken keeps the server from being idle, and is waited for."""
+    looks = iter([False, False, True, False, False])
+    monkeypatch.setattr(drain, "runnable", lambda _java: next(looks))
+    monkeypatch.setattr(drain, "mark", lambda _pid: (False, 0))
+    monkeypatch.setattr(drain, "SLACK", 0.0)
+    idle = versions("READY")
+    idle[0] |= {"jobQueueStatus": {"pendingRequests": 0}, "maxBatchDelay": 1, "workers": [{"pid": 1}]}
+    watch = drain.Drain(Told(idle), 1, 1, lambda: False)  # type: ignore[arg-type]
+    assert watch.wait(HANG, threading.Event())
+    assert list(looks) == []
+
+
+@pytest.mark.live
 def test_java_that_has_not_begun_is_waited_for(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread of Java's that waits for a processor may hold a request that nobody has counted yet."""
     with Server(store, ["quick"], config=CONFIG) as server:
@@ -282,6 +354,77 @@ def test_end_of_java_ends_the_command(store: Path) -> None:
         assert not command.left()
 
 
+def end_of_service(url: str, model: str) -> str:
+    """Asks again and again, over a new connection each time; the error that ends it."""
+    while True:
+        try:
+            assert requests.post(f"{url}/predictions/{model}", data=b"x", timeout=HANG).status_code == 200
+        except requests.ConnectionError as error:
+            return str(error)
+
+
+@pytest.mark.live
+@LINUX
+def test_a_model_that_torchserve_gives_up_ends_the_command(store: Path, pool: ThreadPoolExecutor) -> None:
+    """Its requests wait without end; the command says why its worker does not come back, answers what other models have in hand, and
+    fails, so that it is started anew."""
+    broken = store.parent / "broken"
+    try:
+        with Command(store, "--models", "fragile", "slow", "--max-outage", "15", "--drain", "5") as command:
+            url = command.url()
+            broken.touch()
+            host, _, port = url.rpartition(":")
+            (model,) = requests.get(f"{host}:{int(port) + 1}/models/fragile", timeout=HANG).json()
+            psutil.Process(model["workers"][0]["pid"]).kill()
+            command.wait_for(log(command, url), "Auto recovery failed again")
+            (answer,) = ask(pool, url, "fragile")
+            ends = [pool.submit(end_of_service, url, "slow") for _ in range(2)]
+            assert command.process.wait(HANG) == 1
+            (error,) = command.errors.read_text().splitlines()[1:]
+            reason = 'error: the model "fragile" has had no ready worker for \\d+ s, .*: OSError: the disk is gone'
+            assert re.fullmatch(reason, error)
+            assert answer.result() == 0
+            assert not command.left()
+            if doors_can_be_shut():
+                assert all("refused" in end.result() for end in ends), [end.result() for end in ends]
+    finally:
+        broken.unlink()
+
+
+def doors_can_be_shut() -> bool:
+    """Whether the system lets us copy another's socket, which engines of containers forbid."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        return sockets.shut_doors(os.getpid(), door.getsockname()[1])
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored_stays_so(store: Path, number: signal.Signals) -> None:
+    """`nohup scripts/serve.py &` goes on when its terminal is closed; another signal stops it."""
+    with Command(store, "--models", "quick", ignored=[number]) as command:
+        url = command.url()
+        command.process.send_signal(number)
+        time.sleep(1)
+        assert "stopping" not in command.errors.read_text()
+        assert requests.post(f"{url}/predictions/quick", timeout=HANG).status_code == 200
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(HANG) == 0
+
+
+@pytest.mark.live
+def test_what_may_go_wrong_is_said(store: Path, tmp_path: Path) -> None:
+    """An open server without tokens, and a queue that does not fit into Java's memory, are warnings; it serves all the same."""
+    config = tmp_path / "open.properties"
+    lines = ["inference_address=http://0.0.0.0:8080", "disable_token_authorization=true", "job_queue_size=100", "vmargs=-Xmx300m"]
+    config.write_text("\n".join(lines))
+    with Command(store, "--models", "quick", "--config", str(config)) as command:
+        command.url()
+        warnings = command.wait_for(command.errors, "100 requests may wait")
+        assert "warning: whoever reaches 0.0.0.0 uses the models" in warnings
+        assert '100 of them for "quick"' in warnings
+        assert "need 0.8 GB of Java's heap, which ends at 0.3 GB" in warnings
+
+
 @pytest.mark.live
 def test_model_that_does_not_load(store: Path) -> None:
     """A worker's own reason is the one message, the exit status is 1, and nothing is tried again."""
@@ -294,13 +437,128 @@ def test_model_that_does_not_load(store: Path) -> None:
 
 
 @pytest.mark.live
-def test_a_management_address_that_stays_silent(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_management_address_that_stays_silent(store: Path) -> None:
     """It is not waited for without end, and the error says what was last heard of it; nothing goes on running."""
-    monkeypatch.setattr(serving, "SILENT", 0.3)  # Java takes longer to start
     started = time.time()
-    with pytest.raises(ServeError, match=r"^http://127\.0\.0\.1:\d+ gave no answer for 0\.3 s: ConnectionError: "):
-        Server(store, ["quick"], config=CONFIG).__enter__()
+    with pytest.raises(ServeError, match=r"^http://127\.0\.0\.1:\d+ gave no usable answer for 0\.3 s: ConnectionError: "):
+        Server(store, ["quick"], config=CONFIG, max_silence=0.3).__enter__()  # Java takes longer to start
     assert not [child for child in psutil.Process().children(recursive=True) if child.create_time() > started]
+
+
+class Told:
+    """A management address that gives these answers, one after the other and the last again and again."""
+
+    trouble = "ValueError: nobody knows"
+
+    def __init__(self, *answers: list[dict[str, Any]] | None) -> None:
+        self.answers = deque(answers)
+
+    def models(self) -> list[dict[str, Any]] | None:
+        """The next answer."""
+        return self.answers.popleft() if len(self.answers) > 1 else self.answers[0]
+
+
+class Running:
+    """A process that neither ends nor has workers that could."""
+
+    ended = False
+    lines: Sequence[str] = ("its only words",)
+
+    def children(self, recursive: bool = True) -> set[psutil.Process]:
+        """None."""
+        return set()
+
+
+def versions(status: str) -> list[dict[str, Any]]:
+    """The model `quick`, whose one worker has this status."""
+    worker = {"status": status, "pid": 0}
+    return [{"modelName": "quick", "modelVersion": "1.0", "minWorkers": 1, "workers": [worker]}]
+
+
+def told(store: Path, management: Told, **limits: float) -> Server:
+    """A server that hears this of its management address, without one that runs."""
+    server = Server(store, ["quick"], config=CONFIG, **limits)  # type: ignore[arg-type]
+    server._archives = select(store, ["quick"])
+    server._addresses = Addresses(
+        (("http", "127.0.0.1", 1), ("http", "127.0.0.1", 2), ("http", "127.0.0.1", 3)), "127.0.0.1", (4, 5)
+    )
+    server._management, server._process = management, Running()  # type: ignore[assignment]
+    return server
+
+
+@contextlib.contextmanager
+def asked(server: Server, seconds: float) -> Iterator[None]:
+    """Inside, the server is asked to stop after so many seconds."""
+    timer = threading.Timer(seconds, server.ask)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def test_a_model_that_loads_for_long_is_waited_for(store: Path) -> None:
+    """As long as the management address answers, that no worker is ready yet is no silence."""
+    loads = [versions("UNLOADING")] * 12
+    server = told(store, Told(*loads, versions("READY")), max_silence=0.3)
+    began = time.monotonic()
+    server.wait_ready()
+    assert time.monotonic() - began > 1
+
+
+def test_silence_is_told_as_it_is(store: Path) -> None:
+    """The limit is the one that was given, in plain figures, and what came in place of an answer is said, not called silence."""
+    with pytest.raises(ServeError, match=r"^http://127\.0\.0\.1:2 gave no usable answer for 0\.2 s: ValueError: nobody knows$"):
+        told(store, Told(None), max_silence=0.2).wait_ready()
+    with pytest.raises(ServeError, match="no usable answer for 1 s: "):
+        told(store, Told(None), max_silence=1.0).wait_ready()
+
+
+def test_an_outage_ends_the_wait(store: Path) -> None:
+    """Once it is longer than the limit, and if the worker ends as soon as it is ready; a worker that is ready again, a management
+    address that is silent, and a model that has not been ready yet are none."""
+    server = told(store, Told(versions("READY"), versions("UNLOADING")), max_outage=0.5)
+    server.wait_ready()
+    with (
+        asked(server, 30),
+        pytest.raises(ServeError, match=r'^the model "quick" has had no ready worker for 1 s, .*\n  its only words$'),
+    ):
+        server.wait_asked()
+    for answers in ([versions("READY")], [versions("READY"), None], [versions("UNLOADING")]):
+        server = told(store, Told(*answers), max_outage=0.1)
+        with asked(server, 1.5):
+            server.wait_asked()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("not JSON", "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ('{"models": 3}', "TypeError"),
+        ("{}", "KeyError"),
+        (None, "HTTPError: 400"),
+    ],
+)
+def test_answers_that_are_of_no_use(content: str | None, words: str) -> None:
+    """Whatever answers at the address, it ends no wait with another error; what came is kept."""
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if content else 400)
+            self.end_headers()
+            self.wfile.write((content or "").encode())
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        management = Management(f"http://127.0.0.1:{other.server_port}")
+        assert management.models() is None
+        assert words in management.trouble
+        management.close()
+        other.shutdown()
 
 
 def test_unknown_model_names_the_nearest(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,7 +584,7 @@ def test_names_of_archives(store: Path) -> None:
     assert select(store, ["quick"]) == select(store, ["quick.mar"]) == [quick]
     (other,) = select(store, ["other=quick"])
     assert (other.name, other.argument, quick.argument) == ("other", "other=quick.mar", "quick.mar")
-    assert [archive.name for archive in select(store, [])] == ["bad", "batch", "forks", "quick", "slow", "stuck"]
+    assert [archive.name for archive in select(store, [])] == ["bad", "batch", "forks", "fragile", "quick", "slow", "stuck"]
 
 
 def test_archive_as_folder_or_tarball(store: Path, tmp_path: Path) -> None:
@@ -553,11 +811,63 @@ def test_replies_that_lie_unsent_are_seen() -> None:
         accepted, _ = listener.accept()
         port = listener.getsockname()[1]
         with accepted:
-            assert drain.unsent(port) == 0
+            assert sockets.unsent(port) == 0
             client.sendall(b"12345")
-            assert drain.unsent(port) == 5
+            assert sockets.unsent(port) == 5
             accepted.recv(5)
-            assert drain.unsent(port) == 0
+            assert sockets.unsent(port) == 0
+
+
+DOORMAN = """
+import socket, sys
+with socket.create_server(("127.0.0.1", 0)) as door:
+    print(door.getsockname()[1], flush=True)
+    sys.stdin.readline()
+    guests = [door.accept()[0] for _ in range(2)]
+    sys.stdin.readline()
+    for guest in guests:
+        guest.sendall(guest.recv(100))
+    sys.stdin.readline()
+"""
+
+
+@LINUX
+def test_doors_that_are_shut(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another's listening socket refuses who comes new; connections that are open, or wait to be taken, go on."""
+    monkeypatch.setattr(sockets, "KNOCKING", HANG)
+    command = [sys.executable, "-c", DOORMAN]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as doorman:
+        try:
+            assert doorman.stdin
+            assert doorman.stdout
+            port = int(doorman.stdout.readline())
+            assert not sockets.shut_doors(doorman.pid, port + 1)
+            with socket.create_connection(("127.0.0.1", port)) as one, socket.create_connection(("127.0.0.1", port)) as two:
+                one.sendall(b"before")
+                shut = pool.submit(sockets.shut_doors, doorman.pid, port)
+                time.sleep(0.3)
+                if shut.done():
+                    assert not shut.result()
+                    pytest.skip("the system lets nobody copy another's socket")
+                doorman.stdin.write("take them\n")
+                assert shut.result()
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", port))
+                two.sendall(b"after")
+                doorman.stdin.write("answer\n")
+                assert [one.recv(100), two.recv(100)] == [b"before", b"after"]
+        finally:
+            doorman.kill()
+
+
+def test_doors_that_cannot_be_shut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system does not let us, as in most containers, that is told, and nothing else happens."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        port = door.getsockname()[1]
+        monkeypatch.setattr(sockets, "PIDFD_GETFD", 100_000)  # no system call
+        assert not sockets.shut_doors(os.getpid(), port)
+        socket.create_connection(("127.0.0.1", port)).close()
+    assert not sockets.shut_doors(2**22 + 1, port)  # no process
 
 
 @LINUX

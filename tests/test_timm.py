@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +85,34 @@ def test_a_layer_by_rule_and_its_map(name: str) -> None:
     for row in range(2):
         exact = oracle.gradcam_plus_plus(activation[row], as_grid(slope, activation.shape[1])[row], rectify_sum=True)
         np.testing.assert_allclose(maps[row].numpy(), exact, rtol=0, atol=TOLERANCE * exact.max())
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "layer", "cells"),
+    [
+        ((384, 384), {"patch_size": 14, "class_token": False, "global_pool": "avg"}, "blocks", (27, 27)),
+        ((230, 230), {"patch_size": 16}, "blocks.1.norm1", (14, 14)),
+        ((100, 60), {"patch_size": 16}, "blocks.1.norm1", (6, 3)),
+        ((100, 60), {"patch_size": 16, "class_token": False, "global_pool": "avg"}, "blocks", (6, 3)),
+        ((224, 224), {"patch_size": 16, "reg_tokens": 4, "qk_norm": True}, "blocks.1.norm1", (14, 14)),
+        ((128, 128), {"patch_size": 16, "class_token": False, "global_pool": "avg", "qk_norm": True}, "blocks", (8, 8)),
+    ],
+)
+def test_patches_that_do_not_divide_the_picture(
+    size: tuple[int, int], options: dict[str, Any], layer: str, cells: tuple[int, int]
+) -> None:
+    """The tokens lie as the patch embedding's map, with the class token and registers before them; parts of heads are no maps."""
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": zoo.CLASSES}
+    model = timm.models.VisionTransformer(img_size=size, **sizes, **options).eval()
+    pictures = synthetic_picture(size, seed=5)
+    made = open_backend(model, Config(channels_last=False), size, torch.device("cpu"))
+    assert made.layers == (layer,)
+    captured = made.capture.forward(pictures, [layer])
+    _, output, _ = nets.by_autograd(model, layer, pictures, captured.logits.argmax(1))
+    expected = output[:, -cells[0] * cells[1] :].reshape(2, *cells, 32).permute(0, 3, 1, 2)
+    torch.testing.assert_close(captured.activation(layer), expected)
+    assert not [info.name for info in made.maps if ".attn." in info.name and len(info.shape) == 4]
 
 
 def test_an_archive_carries_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

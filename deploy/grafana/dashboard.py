@@ -6,6 +6,7 @@ python deploy/grafana/dashboard.py    writes camserve.json beside this file (nee
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ HERE = Path(__file__).resolve().parent
 OUTPUT = HERE / "camserve.json"
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 THIS = 'model_name="$model", model_version="$version"'
+BINNED = f'{THIS}, reference="$reference"'
+"""Counts by the bins of one reference, and what is made of them."""
+UP = 'up{job="camserve"}'
+FIRING = 'ALERTS{alertname=~"Camserve.*", alertstate="firing", model_name=~"$model|"}'
+"""Alerts of the model that fire, and those of servers, which have no model's name."""
 MAP = "entropy|area|centroid_x|centroid_y|border|overlap|peak"
 STATISTICS = (*MAP.split("|"), "confidence", "margin", "brightness", "contrast", "sharpness", "width", "height", "class")
 GREEN, ORANGE, RED = "green", "orange", "red"
@@ -59,8 +65,10 @@ def steps(*limits: tuple[float | None, str]) -> ThresholdsConfig:
     )
 
 
-def number(title: str, expr: str, unit: str, *, explained: str, limits: ThresholdsConfig | None = None) -> stat.Panel:
-    """One number, and how it went."""
+def number(
+    title: str, expr: str, unit: str, *, explained: str, limits: ThresholdsConfig | None = None, words: str = ""
+) -> stat.Panel:
+    """One number, and how it went; `words` for some numbers, in the colours of `limits`."""
     return (
         stat.Panel()
         .title(title)
@@ -69,10 +77,13 @@ def number(title: str, expr: str, unit: str, *, explained: str, limits: Threshol
         .with_target(query(expr).ref_id("A"))
         .unit(unit)
         .thresholds(limits or steps((None, GREEN)))
+        .mappings(
+            [ValueMap(options={value: ValueMappingResult(text=word)}) for value, word in re.findall(r"(\S+): (\w+)", words)]
+        )
         .color_mode(common.BigValueColorMode.VALUE)
         .graph_mode(common.BigValueGraphMode.AREA)
         .no_value("none")
-        .span(4)
+        .span(3)
         .height(4)
     )
 
@@ -105,25 +116,42 @@ def lines(title: str, unit: str, *targets: prometheus.Dataquery, explained: str,
 
 
 def healthy() -> list[stat.Panel]:
-    """Six numbers."""
+    """Eight numbers. The first two are there whatever is down: what is shown of a server that cannot be read is old."""
     rate = f"camserve_requests_total{{{THIS}}}[$__rate_interval]"
     served = f'sum(increase(camserve_requests_total{{{THIS}, mode=~"predict|explain", outcome="ok"}}[1h]))'
-    alerts = 'ALERTS{alertname=~"Camserve.*", alertstate="firing"'
     return [
         number(
             "Alerts",
-            f'count({alerts}, model_name="$model"}}) or vector(0)',
+            f"count({FIRING}) or 0 * max({UP} == 1) or vector(-1)",
             "none",
-            explained="Alerts of this model that fire now; the last panel says which, and since when.",
-            limits=steps((None, GREEN), (1, RED)),
+            explained="Alerts of this model and its servers that fire now; the last panel says which, and since when. Unknown: no"
+            " server can be read, and no alert tells so yet.",
+            limits=steps((None, RED), (0, GREEN), (1, RED)),
+            words="-1: unknown",
         ),
-        number("Requests", f"sum(rate({rate}))", "reqps", explained="Answers a second, of all kinds."),
+        number(
+            "Servers",
+            f"avg({UP}) or vector(0)",
+            "percentunit",
+            explained="Those that Prometheus can read, of all that it knows.",
+            limits=steps((None, RED), (0.001, ORANGE), (1, GREEN)),
+            words="0: down, 1: up",
+        ),
+        number("Requests", f"sum(rate({rate})) or vector(0)", "reqps", explained="Answers a second, of all kinds."),
+        number(
+            "Unanswered",
+            'max(camserve:unanswered:ratio{model_name="$model", window="10m"})',
+            "percentunit",
+            explained="Requests of the last ten minutes that no worker has answered: refused by a full queue, lost with a worker,"
+            " or still waiting. Of all versions.",
+            limits=steps((None, GREEN), (0.01, ORANGE), (0.05, RED)),
+        ),
         number(
             "Errors",
             f'sum(rate(camserve_requests_total{{{THIS}, outcome="server_error"}}[10m]))'
             f" / (sum(rate(camserve_requests_total{{{THIS}}}[10m])) > 0)",
             "percentunit",
-            explained="Answers 500 and 507 of the last ten minutes.",
+            explained="Answers 500 and 507 of the workers in the last ten minutes.",
             limits=steps((None, GREEN), (0.001, ORANGE), (0.01, RED)),
         ),
         number(
@@ -165,12 +193,8 @@ def fast() -> list[timeseries.Panel]:
             "Mean time to an answer, and waiting in the queue",
             "s",
             query('camserve:latency_seconds:mean10m{model_name="$model"}', "answer"),
-            query(
-                'sum(rate(ts_queue_latency_microseconds{model_name="$model"}[10m])) '
-                '/ (sum(rate(ts_inference_requests_total{model_name="$model"}[10m])) > 0) / 1e6',
-                "queue",
-            ),
-            explained="As TorchServe counts it, for all versions of the model.",
+            query('camserve:queue_seconds:mean10m{model_name="$model"}', "queue"),
+            explained="As TorchServe counts it, of answered requests of all versions of the model.",
             span=8,
             height=6,
         ),
@@ -181,7 +205,8 @@ def fast() -> list[timeseries.Panel]:
                 f"sum by (mode, outcome) (rate(camserve_requests_total{{{THIS}}}[$__rate_interval])) > 0", "{{mode}}, {{outcome}}"
             ),
             query(f"sum(rate(camserve_maps_total{{{THIS}}}[$__rate_interval]))", "maps measured"),
-            explained="By mode and outcome.",
+            query('sum(rate(ts_inference_requests_total{model_name="$model"}[$__rate_interval]))', "all that came"),
+            explained="Answers by mode and outcome. What came, for all versions of the model, is more when the queue is full.",
             span=8,
             height=6,
         ),
@@ -226,14 +251,14 @@ def bars(title: str, now: str, then: str, *, names: tuple[str, str], field: str,
 
 def looks() -> list[Any]:
     """What the maps are like, and of which classes."""
-    chosen = f'{THIS}, window="$window", stat="$statistic"'
-    mix = f'{THIS}, window="$window", stat="class"'
+    chosen = f'{BINNED}, window="$window", stat="$statistic"'
+    mix = f'{BINNED}, window="$window", stat="class"'
     return [
         bars(
             "$statistic: shares of the reference's ten bins",
             f"sum by (bin) (camserve:map_bin:ratio{{{chosen}}})",
             f"sum by (bin) (camserve:map_bin:expected{{{chosen}}})"
-            f' or sum by (bin) (camserve:map_bin:reference{{{THIS}, stat="$statistic"}})',
+            f' or sum by (bin) (camserve:map_bin:reference{{{BINNED}, stat="$statistic"}})',
             names=("now", "expected at this class mix"),
             field="bin",
             explained="Bin 0 holds the lowest values. The edges are in explain_reference.json of the archive.",
@@ -242,10 +267,11 @@ def looks() -> list[Any]:
         bars(
             "Predicted classes, in groups",
             f"sum by (bin) (camserve:map_bin:ratio{{{mix}}})",
-            f'sum by (bin) (camserve:map_bin:reference{{{THIS}, stat="class"}})',
+            f'sum by (bin) (camserve:map_bin:reference{{{BINNED}, stat="class"}})',
             names=("now", "reference"),
             field="bin",
-            explained="Groups of classes as the reference has them; 9 holds those that it has not seen.",
+            explained="Groups of classes as the reference has them; 9 holds those that it has not seen: as many are to be"
+            " expected as came up only once in it. Maps of those are not compared.",
             span=12,
         ),
     ]
@@ -258,8 +284,9 @@ def changed() -> list[Any]:
         lines(
             "Drift: PSI over what chance explains",
             "none",
-            query(f'camserve:map_psi:excess{{{THIS}, window="$window", stat=~"{MAP}"}}', "{{stat}}"),
-            explained="Of the maps, at the window's class mix. Above 1 (the line) it is no longer chance.",
+            query(f'camserve:map_psi:excess{{{BINNED}, window="$window", stat=~"{MAP}"}}', "{{stat}}"),
+            explained="Of the maps, at the window's mix of class groups. Above 1 (the line) it is no longer chance, but may still"
+            " be another mix inside a group.",
             span=12,
             height=8,
         )
@@ -271,7 +298,7 @@ def changed() -> list[Any]:
         lines(
             "The same of the pictures, the scores and the class mix",
             "none",
-            query(f'camserve:map_psi:excess{{{THIS}, window="$window", stat!~"{MAP}"}}', "{{stat}}"),
+            query(f'camserve:map_psi:excess{{{BINNED}, window="$window", stat!~"{MAP}"}}', "{{stat}}"),
             explained="If these moved at the same time, look at the camera, or at who sends pictures, before the model.",
             span=12,
             height=8,
@@ -286,8 +313,8 @@ def changed() -> list[Any]:
         .datasource(SOURCE)
         .with_target(
             query(
-                'max by (alertname, stat) (ALERTS{alertname=~"Camserve.*", alertstate="firing", model_name="$model"})',
-                "{{alertname}} {{stat}}",
+                f"max by (alertname, stat, instance) ({FIRING})",
+                "{{alertname}} {{stat}} {{instance}}",
             ).ref_id("A")
         )
         .mappings([ValueMap(options={"1": ValueMappingResult(text="firing", color=RED)})])
@@ -310,10 +337,12 @@ def variables(board: Dashboard) -> Dashboard:
     def labels(name: str, expr: str) -> QueryVariable:
         return QueryVariable(name).label(name).datasource(SOURCE).query(expr).refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
 
+    references = labels("reference", f'query_result(camserve_map_reference_images{{{THIS}, stat="class"}})')
     return (
         board.with_variable(DatasourceVariable("datasource").label("Prometheus").type("prometheus").hide(VariableHide.DONT_HIDE))
         .with_variable(labels("model", "label_values(camserve_requests_total, model_name)"))
         .with_variable(labels("version", 'label_values(camserve_requests_total{model_name="$model"}, model_version)'))
+        .with_variable(references.regex('/reference="([^"]+)"/'))  # those that are served when the time range ends
         .with_variable(custom("window", "window", ("1h", "1d")))
         .with_variable(custom("statistic", "statistic", STATISTICS))
     )

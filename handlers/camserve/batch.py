@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
-from camserve import geometry
+from camserve.bounds import Allowance, Gate
+from camserve.compose import answered
 from camserve.config import Config
-from camserve.drawing import drawn
 from camserve.errors import RequestError
-from camserve.explainer import Explainer, Map, Seen, Want
-from camserve.geometry import Rect
+from camserve.explainer import Explainer, Seen, Want
 from camserve.groups import chunks, is_out_of_memory, run_halving
 from camserve.images import Preprocess, open_picture
 from camserve.labels import Labels
 from camserve.looks import Look, rows_of
 from camserve.memory import give_back
-from camserve.negotiate import PICTURES
+from camserve.prepare import Hooks, Pictures, Prepared
 from camserve.request import Call, Item, Page, Parser, Request
-from camserve.response import Answer, Explanation, ImageInfo, Reply, Responder, Score, failure
+from camserve.response import Answer, Reply, Responder, failure
 from camserve.watcher import Watcher
+
+__all__ = ["Hooks", "Pipeline", "guarded"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,30 +38,23 @@ B = TypeVar("B")
 LARGE = 16_000_000
 """Pixels of one batch's pictures from which on their memory is given back: each thread that decodes would keep its own."""
 
+AT_ONCE = 100_000_000
+"""Pixels that are decoded, or drawn on, at once: each may take a dozen bytes meanwhile. Ordinary pictures never reach it."""
+
+KEPT = 64_000_000
+"""Pixels of a batch's pictures that are kept until they are drawn on; those beyond are decoded a second time."""
+
 _UNSEEN = RequestError(500, "InternalError", "the model did not see this picture")
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """One item, ready for the model: its tensor `[3, H, W]`; the picture, and the part of it that the model sees."""
+class _Entry:
+    """One item of the batch's `position`-th call, and how many pixels its picture has."""
 
-    item: Item
+    position: int
     explain: bool
-    tensor: Tensor
-    picture: Image.Image | None = None
-    view: Rect | None = None
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What a handler that subclasses ours replaces.
-
-    `tensor_of` makes the model's input `[3, H, W]` of an item's encoded picture or tensor (a `preprocess` of its own);
-    `predictions_of` makes the answer of a prediction of the scores `[K]` (a `postprocess` of its own).
-    """
-
-    tensor_of: Callable[[Any], Tensor] | None = None
-    predictions_of: Callable[[Tensor], Any] | None = None
+    item: Item
+    pixels: int
 
 
 class Pipeline:
@@ -91,13 +83,14 @@ class Pipeline:
         self._labels = labels
         self._parser = parser
         self._explainer = explainer
-        self._preprocess = preprocess
         self._responder = responder
         self._size = size
         self._hooks = hooks or Hooks()
+        self._pictures = Pictures(config, preprocess, lambda data: open_picture(data, config), self._hooks.tensor_of)
         self._page = page or failure(RequestError(400, "NoImage", "the body is empty"))
         self.watcher = watcher or explainer.watcher
         self._pixels = 0
+        self._gate = Gate(AT_ONCE)
         self._threads = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)), thread_name_prefix="camserve")
 
     @property
@@ -131,21 +124,35 @@ class Pipeline:
         return replies
 
     def _together(self, calls: Sequence[Call]) -> list[Reply]:
-        requests = [guarded(self._parser.parse, call) for call in calls]
-        entries = [
-            (position, request.explain, item)
-            for position, request in enumerate(requests)
-            if isinstance(request, Request)
-            for item in request.items
-        ]
-        prepared = self._map(lambda entry: self._prepare(entry[2], explain=entry[1]), entries)
-        self._pixels += sum(_pixels(entry) for entry in prepared)
+        requests, entries = self._read(calls)
+        self._pixels += sum(entry.pixels for entry in entries)
+        kept = Allowance(KEPT)
+        prepared = self._map(lambda entry: self._prepare(entry, kept), entries, [entry.pixels for entry in entries])
         seen = self._seen(prepared)
-        answers = self._map(lambda pair: self._answer(*pair), zip(prepared, seen, strict=True))
+        failed = {entry.position for entry, one in zip(entries, seen, strict=True) if isinstance(one, RequestError)}
+        limit = self._config.max_response_bytes
+        rooms = [None if position in failed else Allowance(limit) for position in range(len(requests))]
+        works = [(ready, one, rooms[entry.position]) for entry, ready, one in zip(entries, prepared, seen, strict=True)]
+        answers = self._map(lambda work: self._answer(*work), works, [self._drawing(*work) for work in works])
         gathered: dict[int, list[Answer | RequestError]] = {}
-        for (position, _, _), answer in zip(entries, answers, strict=True):
-            gathered.setdefault(position, []).append(answer)
+        for entry, answer in zip(entries, answers, strict=True):
+            gathered.setdefault(entry.position, []).append(answer)
         return [self._reply(request, gathered.get(position, [])) for position, request in enumerate(requests)]
+
+    def _read(self, calls: Sequence[Call]) -> tuple[list[Request | Page | RequestError], list[_Entry]]:
+        """What each call asks, and the items of those that can be answered."""
+        requests: list[Request | Page | RequestError] = []
+        entries: list[_Entry] = []
+        for position, call in enumerate(calls):
+            request: Request | Page | RequestError = guarded(self._parser.parse, call)
+            if isinstance(request, Request):
+                sizes = guarded(self._pictures.sizes, request.items)
+                if isinstance(sizes, RequestError):
+                    request = sizes
+                else:
+                    entries += [_Entry(position, request.explain, *each) for each in zip(request.items, sizes, strict=True)]
+            requests.append(request)
+        return requests, entries
 
     def self_test(self, picture: NDArray[np.float32], layer: str) -> str:
         """Explains one normalised tensor `[3, H, W]` at `layer`; what is wrong with the outcome, or ""."""
@@ -157,25 +164,24 @@ class Pipeline:
             return seen.message
         return "the map is not finite" if "not_finite" in seen.maps[0].warnings else ""
 
-    def _map(self, work: Callable[[A], B], entries: Iterable[A]) -> list[B | RequestError]:
-        """`work` on every entry, in threads where there are several: decoding and encoding release the interpreter lock."""
-        entries = list(entries)
+    def _map(self, work: Callable[[A], B], entries: Sequence[A], sizes: Sequence[int]) -> list[B | RequestError]:
+        """`work` on every entry, in threads where there are several: decoding and encoding release the interpreter lock.
+
+        Args:
+            sizes: how many pixels each entry's work has in memory; what goes beyond `AT_ONCE` waits.
+        """
         if len(entries) < 2:
             return [guarded(work, entry) for entry in entries]
-        return list(self._threads.map(lambda entry: guarded(work, entry), entries))
 
-    def _prepare(self, item: Item, *, explain: bool) -> Prepared:
+        def in_turn(entry: A, size: int) -> B | RequestError:
+            with self._gate.passed(size):
+                return guarded(work, entry)
+
+        return list(self._threads.map(in_turn, entries, sizes))
+
+    def _prepare(self, entry: _Entry, kept: Allowance) -> Prepared:
         with self.watcher.stage("decode"):
-            return self._decoded(item, explain=explain)
-
-    def _decoded(self, item: Item, *, explain: bool) -> Prepared:
-        if isinstance(item.image, np.ndarray):
-            return Prepared(item, explain, torch.from_numpy(item.image))
-        if self._hooks.tensor_of is None:
-            picture = open_picture(item.image, self._config)
-            return Prepared(item, explain, self._preprocess(picture), picture, self._preprocess.view(*picture.size))
-        tensor = self._hooks.tensor_of(item.image)
-        return Prepared(item, explain, tensor, open_picture(item.image, self._config) if explain else None)
+            return self._pictures.prepared(entry.item, kept, explain=entry.explain)
 
     def _seen(self, prepared: Sequence[Prepared | RequestError]) -> list[Seen | RequestError]:
         """Runs what could be prepared through the model, in groups of one size."""
@@ -195,9 +201,9 @@ class Pipeline:
         if (height, width) == self._size or not self.self_test(noise, entry.item.options.layer):
             return None
         own = f"; its own is {self._size[0]} x {self._size[1]}" if self._size else ""
-        if entry.picture is None:
+        if entry.size is None:
             return RequestError(400, "InvalidTensor", f"data: the model does not run on an input of {height} x {width}{own}")
-        came = f"a picture of {entry.picture.width} x {entry.picture.height}, which makes an input of {height} x {width}"
+        came = f"a picture of {entry.size[0]} x {entry.size[1]}, which makes an input of {height} x {width}"
         return RequestError(400, "InvalidImage", f"data: the model does not run on {came}{own}")
 
     def _explain(self, part: Sequence[tuple[int, Prepared]]) -> list[Seen | RequestError]:
@@ -209,47 +215,38 @@ class Pipeline:
         except Exception as error:
             if not watched:
                 raise
-            self.watcher.missed("failed", len(watched))
-            logger.warning("a chunk of %d pictures failed (%s): trying it unwatched", len(part), type(error).__name__)
-            return self._explainer.explain(tensors, wants)
-        for place in watched:
-            self._watch(entries[place], seen[place])
+            kind = type(error).__name__  # the error itself is let go of here: its traceback holds the chunk's tensors
+        else:
+            for place in watched:
+                self._watch(entries[place], seen[place])
+            return seen
+        logger.warning("a chunk of %d pictures failed (%s): trying it unwatched", len(part), kind)
+        seen = self._explainer.explain(tensors, wants)  # if this fails too, watching was not to blame
+        self.watcher.missed("failed", len(watched))
         return seen
 
     def _watch(self, entry: Prepared, seen: Seen | RequestError) -> None:
         if isinstance(seen, RequestError) or not seen.raw:
             return
-        size = entry.picture.size if entry.picture else (entry.tensor.shape[2], entry.tensor.shape[1])
+        size = entry.size or (entry.tensor.shape[2], entry.tensor.shape[1])
         self.watcher.saw(Look(seen.raw, rows_of(entry.tensor.numpy()), seen.classes[:2], size))
 
-    def _answer(self, entry: Prepared | RequestError, seen: Seen | RequestError) -> Answer:
+    def _answer(self, entry: Prepared | RequestError, seen: Seen | RequestError, room: Allowance | None) -> Answer:
+        """One item's answer; without pictures where there is no `room`, because the request has failed already."""
         if isinstance(entry, RequestError):
             raise entry
         if isinstance(seen, RequestError):
             raise seen
-        options = entry.item.options
-        classes = tuple(Score(index, self._labels[index], probability) for index, probability in seen.classes)
-        info = None if entry.picture is None else ImageInfo(*entry.picture.size, entry.view)
-        explanations = tuple(self._explanation(found, info) for found in seen.maps)
-        answer = Answer(classes, explanations, info, options.method, options.layer)
+        answer = answered(seen, entry.size, entry.view, entry.item.options, self._labels)
         if self._hooks.predictions_of is not None:
             answer = replace(answer, predictions=self._hooks.predictions_of(seen.logits))
-        return self._drawn(answer, entry) if entry.explain else answer
+        return self._pictures.drawn(answer, entry, room, self.watcher) if entry.drawn and room else answer
 
-    def _explanation(self, found: Map, info: ImageInfo | None) -> Explanation:
-        region = None
-        if info is not None and info.view is not None and not found.warnings:
-            region = geometry.region(found.heatmap, info.view, info.width, info.height)
-        label = self._labels[found.target]
-        return Explanation(found.target, label, found.probability, found.heatmap, found.range, region, found.warnings)
-
-    def _drawn(self, answer: Answer, entry: Prepared) -> Answer:
-        """The answer with its picture, or with an overlay in each explanation, where that is asked for."""
-        options = entry.item.options
-        if entry.picture is None or not (options.media in PICTURES or options.overlay):
-            return answer
-        with self.watcher.stage("render"):
-            return drawn(answer, entry.picture, entry.view, options, self._config.max_picture_side)
+    def _drawing(self, entry: Prepared | RequestError, seen: Seen | RequestError, room: Allowance | None) -> int:
+        """How many pixels `_answer` has in memory."""
+        if isinstance(entry, RequestError) or isinstance(seen, RequestError) or room is None:
+            return 0
+        return self._pictures.drawn_pixels(entry, len(seen.maps))
 
     def _reply(self, request: Request | Page | RequestError, answers: Sequence[Answer | RequestError]) -> Reply:
         if isinstance(request, RequestError):
@@ -259,18 +256,22 @@ class Pipeline:
         good: list[Answer] = []
         for place, answer in enumerate(answers):
             if isinstance(answer, RequestError):
-                return failure(answer if request.protocol == "plain" else answer.inside(f"instance {place}"))
+                whole = request.protocol == "plain" or answer.kind == "ResponseTooLarge"
+                return failure(answer if whole else answer.inside(f"instance {place}"))
             good.append(answer)
         reply = guarded(lambda given: self._responder.reply(request, given), good)
         return failure(reply) if isinstance(reply, RequestError) else reply
 
 
 def guarded(work: Callable[[A], B], entry: A) -> B | RequestError:
-    """`work(entry)`, or the request's own error; anything unforeseen is logged and becomes a 500 for this request alone."""
+    """`work(entry)`, or the request's own error; anything unforeseen is logged and becomes a 500 for this request alone.
+
+    The error is a new one: through its traceback the one that was raised holds the picture that it was raised about.
+    """
     try:
         return work(entry)
     except RequestError as error:
-        return error
+        return RequestError(error.status, error.kind, error.message)
     except Exception as error:
         if is_out_of_memory(error):
             return RequestError(507, "OutOfMemory", "this picture does not fit into the worker's memory, even by itself")
@@ -282,12 +283,6 @@ def _mode(call: Call, reply: Reply) -> str:
     if reply.content_type.startswith("text/html"):
         return "page"
     return "explain" if call.explain else "predict"
-
-
-def _pixels(entry: Prepared | RequestError) -> int:
-    if isinstance(entry, RequestError) or entry.picture is None:
-        return 0
-    return entry.picture.width * entry.picture.height
 
 
 def _want(entry: Prepared) -> Want | None:

@@ -144,6 +144,9 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "colormap": Key("colour map of overlays", *_choice(COLORMAPS)),
         "opacity": Key("opacity of overlays", *_number(0, 1)),
         "max_pixels": Key("largest picture, in pixels", *_integer(1, 2_000_000_000)),
+        "max_request_pixels": Key(
+            "largest sum of the pictures of one KServe request, in pixels; never below max_pixels", *_integer(1, 10**12)
+        ),
         "max_picture_side": Key("longest side of an overlay, in pixels", *_integer(16, 16_384)),
         "max_response_bytes": Key("largest answer, in bytes", *_integer(1_000, 2_000_000_000)),
         "max_targets": Key("most targets of one picture", *_integer(1, 1_000)),
@@ -192,6 +195,7 @@ class Config:
     colormap: str = "viridis"
     opacity: float = 0.5
     max_pixels: int = 50_000_000
+    max_request_pixels: int = 200_000_000
     max_picture_side: int = 1600
     max_response_bytes: int = 6_000_000
     max_targets: int = 10

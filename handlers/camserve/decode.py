@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import math
 import re
 import struct
 import threading
@@ -54,6 +55,7 @@ _FAULTS = (
 )
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
 _MAX_SCANS = 100
+_MAX_PARTS, _MAX_BLOCKS = 200_000, 100
 _TILE_WIDTH, _TILE_LENGTH, _BITS_PER_SAMPLE = 322, 323, 258
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -104,6 +106,22 @@ class _Quiet:
 _QUIET = _Quiet()
 
 
+class _File(BytesIO):
+    """A picture's bytes, as Pillow reads headers: part by part, in Python, and copying all EXIF blocks for each that follows."""
+
+    parts = blocks = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As `BytesIO`'s; 400 `InvalidImage` for a file of so many parts that they would keep the interpreter busy."""
+        part = super().read(size)
+        self.parts += 1
+        self.blocks += part.startswith(b"Exif\0\0")
+        if self.parts > _MAX_PARTS or self.blocks > _MAX_BLOCKS:
+            most = f"{_MAX_PARTS} parts and {_MAX_BLOCKS} EXIF blocks"
+            raise RequestError(400, "InvalidImage", f"data: expected a picture of at most {most}, got more")
+        return part
+
+
 def open_picture(data: bytes | bytearray, config: Config) -> Image.Image:
     """The first frame of an encoded picture, decoded, in mode RGB.
 
@@ -124,7 +142,7 @@ def open_picture(data: bytes | bytearray, config: Config) -> Image.Image:
         check_pixels(_webp_size(data), config)  # Pillow allocates the canvas as soon as it opens the file
     try:
         with _QUIET:
-            picture: Image.Image = Image.open(BytesIO(data), formats=[name.upper()])
+            picture = _header(data, name)
             check_pixels(picture.size, config)
             _check_layout(picture, data, config)
             picture.load()
@@ -134,6 +152,27 @@ def open_picture(data: bytes | bytearray, config: Config) -> Image.Image:
     except _FAULTS:
         message = f"data: expected a complete {name} picture, got {len(data)} bytes that cannot be decoded as one"
         raise RequestError(400, "InvalidImage", message) from None
+
+
+def pixels_of(data: bytes | bytearray, config: Config) -> int:
+    """How many pixels `open_picture` will decode, or one TIFF tile of it if that is more, by the header alone.
+
+    0 for what it will not even begin to decode.
+    """
+    try:
+        name = _format(data, config)
+        if name == "WebP":
+            return math.prod(_webp_size(data))
+        with _QUIET:
+            picture = _header(data, name)
+            return max(math.prod(picture.size), math.prod(_tile(picture)))
+    except (RequestError, *_FAULTS):
+        return 0
+
+
+def _header(data: bytes | bytearray, name: str) -> Image.Image:
+    """The picture, not decoded yet."""
+    return Image.open(_File(data), formats=[name.upper()])
 
 
 def _format(data: bytes | bytearray, config: Config) -> str:
@@ -171,13 +210,17 @@ def check_pixels(size: tuple[int, int], config: Config, what: str = "") -> None:
 
 def _check_layout(picture: Image.Image, data: bytes | bytearray, config: Config) -> None:
     """Refuses small pictures that are much work to decode: huge TIFF tiles, and JPEGs that redraw each pixel often."""
-    tags = getattr(picture, "tag_v2", {})
-    tile = tags.get(_TILE_WIDTH), tags.get(_TILE_LENGTH)
-    if isinstance(tile[0], int) and isinstance(tile[1], int):
-        check_pixels((tile[0], tile[1]), config, " in one TIFF tile")
+    check_pixels(_tile(picture), config, " in one TIFF tile")
     # Counting the bytes of the marker is quick and never too low; only then is it worth finding the true ones.
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MAX_SCANS and _scans(data) > _MAX_SCANS:
         raise RequestError(400, "InvalidImage", f"data: expected a JPEG picture of at most {_MAX_SCANS} scans, got more")
+
+
+def _tile(picture: Image.Image) -> tuple[int, int]:
+    """(width, height) of a TIFF's tiles; (0, 0) where there are none."""
+    tags = getattr(picture, "tag_v2", {})
+    width, height = tags.get(_TILE_WIDTH), tags.get(_TILE_LENGTH)
+    return (width, height) if isinstance(width, int) and isinstance(height, int) else (0, 0)
 
 
 def _scans(data: bytes | bytearray) -> int:

@@ -14,7 +14,7 @@ from camserve.config import Config
 from camserve.errors import RequestError, listed, shown
 from camserve.messages import Call, Image, Item, Options, Output, Request
 from camserve.options import Given, OptionReader
-from camserve.tensors import tensor_input
+from camserve.tensors import list_shape, numbers, tensor_input
 
 PREDICTION_OUTPUTS = ("label", "index", "probability")
 EXPLANATION_OUTPUTS = (*PREDICTION_OUTPUTS, "heatmap", "target", "range", "view")
@@ -65,7 +65,7 @@ def _read_instance(instance: object, headers: Mapping[str, Given], config: Confi
             raise RequestError(400, "NoImage", f"expected an object with data or b64, got only {names}")
         instance = options.pop(place)
     image = read_image(instance, config, place)
-    given = {**headers, **reader.named(options, "json")}
+    given = reader.merged(headers, reader.named(options, "json"))
     return Item(image, _read_options(given, reader, not isinstance(image, bytes)))
 
 
@@ -96,7 +96,7 @@ def parse_v2(body: Mapping[str, Any], tail: bytes, call: Call, config: Config, r
     images = _read_images(inputs[0], own, shape, tail, config)
     given = reader.from_headers(call.headers)
     for values in (parameters, own):
-        given |= reader.named({name: values[name] for name in values if name not in FOREIGN}, "parameter")
+        given = reader.merged(given, reader.named({name: values[name] for name in values if name not in FOREIGN}, "parameter"))
     options = _read_options(given, reader, not isinstance(images[0], bytes))
     if options.overlay:
         raise RequestError(400, "InvalidOption", "overlay: V2 outputs hold no pictures; expected false, got true")
@@ -229,21 +229,20 @@ def _binary_elements(tail: bytes, count: int) -> list[bytes]:
     return elements
 
 
-def _numbers(data: object, shape: tuple[int, ...]) -> NDArray[Any]:
+def _numbers(data: object, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Nested lists of just this shape, or one flat list in its order."""
+    came = list_shape(data)
     try:
-        array = np.asarray(data)
-    except (ValueError, OverflowError):
-        raise _invalid(f"data: expected a flat or nested list of numbers of shape {list(shape)}, got ragged lists") from None
-    if array.dtype.kind not in "iuf" or array.shape not in (shape, (math.prod(shape),)):
-        got = f"shape {_repeated(list(array.shape))}" if array.dtype.kind in "iuf" else "values that are not all numbers"
-        raise _invalid(f"data: expected numbers of shape {list(shape)}, flat or nested, got {got}")
-    return array.reshape(shape)
+        if tuple(came) not in (shape, (math.prod(shape),)):
+            raise ValueError(f"shape {_repeated(came)}" if came else shown(data))
+        return numbers(data, came, ["ragged lists"] * len(came)).reshape(shape)
+    except ValueError as error:
+        raise _invalid(f"data: expected numbers of shape {_repeated(list(shape))}, flat or nested, got {error}") from None
 
 
 def _binary_numbers(tail: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
     if len(tail) != 4 * math.prod(shape):
-        raise _invalid(f"expected {shown(4 * math.prod(shape))} bytes of FP32, as the shape says, got {len(tail)}")
+        raise _invalid(f"expected FP32 of shape {_repeated(list(shape))}, 4 bytes each, got {len(tail)} bytes")
     return np.frombuffer(tail, "<f4").reshape(shape)
 
 

@@ -35,15 +35,15 @@ RESPONSE_BYTES = Metric("camserve_response_bytes_total", "COUNTER", "Bytes", ("m
 MAPS = Metric("camserve_maps_total", "COUNTER", "Count")
 DEGENERATE = Metric("camserve_degenerate_maps_total", "COUNTER", "Count", ("reason",))
 UNMEASURED = Metric("camserve_unmeasured_maps_total", "COUNTER", "Count", ("reason",))
-MAP_BIN = Metric("camserve_map_bin_total", "COUNTER", "Count", ("stat", "bin"))
+MAP_BIN = Metric("camserve_map_bin_total", "COUNTER", "Count", ("stat", "bin", "reference"))
 STAGE_BUCKET = Metric("camserve_stage_seconds_bucket", "COUNTER", "Count", ("stage", "le"))
 STAGE_SUM = Metric("camserve_stage_seconds_sum", "COUNTER", "Seconds", ("stage",))
 STAGE_COUNT = Metric("camserve_stage_seconds_count", "COUNTER", "Count", ("stage",))
 MONITORED = Metric("camserve_monitored_ratio", "GAUGE", "Ratio")
-REFERENCE = Metric("camserve_map_bin_reference_ratio", "GAUGE", "Ratio", ("stat", "bin"))
-REFERENCE_IMAGES = Metric("camserve_map_reference_images", "GAUGE", "Count", ("stat",))
-GROUP_REFERENCE = Metric("camserve_map_bin_group_reference_ratio", "GAUGE", "Ratio", ("stat", "bin", "class_group"))
-GROUP_IMAGES = Metric("camserve_group_reference_images", "GAUGE", "Count", ("class_group",))
+REFERENCE = Metric("camserve_map_bin_reference_ratio", "GAUGE", "Ratio", ("stat", "bin", "reference"))
+REFERENCE_IMAGES = Metric("camserve_map_reference_images", "GAUGE", "Count", ("stat", "reference"))
+GROUP_REFERENCE = Metric("camserve_map_bin_group_reference_ratio", "GAUGE", "Ratio", ("stat", "bin", "class_group", "reference"))
+GROUP_IMAGES = Metric("camserve_group_reference_images", "GAUGE", "Count", ("class_group", "reference"))
 METRICS = (
     *(REQUESTS, RESPONSE_BYTES, MAPS, DEGENERATE, UNMEASURED, MAP_BIN, STAGE_BUCKET, STAGE_SUM, STAGE_COUNT),
     *(MONITORED, REFERENCE, REFERENCE_IMAGES, GROUP_REFERENCE, GROUP_IMAGES),

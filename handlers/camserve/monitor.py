@@ -8,7 +8,6 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from camserve.config import Monitoring
 from camserve.looks import Look, Measured, measure
 from camserve.mapstats import REASONS, Scale
 from camserve.metrics import Exporter, StageTimes
-from camserve.reference import BINS, CLASS, FILE, UNSEEN, Counts, Made, Reference, StaleReference, load
+from camserve.reference import CLASS, FILE, UNSEEN, Counts, Made, Reference, StaleReference, load
 from camserve.watcher import MISSED, MODES
 
 logger = logging.getLogger(__name__)
@@ -71,11 +70,12 @@ class Monitor:
             export_reference(reference, exporter)
 
     def described(self) -> dict[str, Any]:
-        """What the model's metadata say: rate, interval, and of how many pictures the reference is, or why there is none."""
+        """What the model's metadata say: rate, interval, and which reference of how many pictures, or why there is none."""
         found = {"rate": self._settings.rate, "interval": self._settings.interval}
         if self._reference is None:
             return {**found, "reference": None, "why": self._why}
-        return {**found, "reference": {"images": self._reference.images, "classes": len(self._reference.groups)}}
+        told = {"id": self._reference.digest, "images": self._reference.images, "classes": len(self._reference.groups)}
+        return {**found, "reference": told}
 
     def start(self) -> None:
         """Exports what is known already, forgets what the self-test took, and starts the thread."""
@@ -151,15 +151,9 @@ class Monitor:
             self._exporter.add(metrics.DEGENERATE, (reason,))
         if self._reference is None:
             return
-        for name, values in found.values.items():
-            if self._reference.counts[name].any():
-                self._add_bins(name, self._reference.bins(name, values[~np.isnan(values)]))
-        self._add_bins(CLASS, [self._reference.group(target) for target in found.targets])
-
-    def _add_bins(self, statistic: str, bins: Iterable[int]) -> None:
-        counts = np.bincount(np.fromiter(bins, dtype=np.int64), minlength=BINS)
-        for place in np.flatnonzero(counts):
-            self._exporter.add(metrics.MAP_BIN, (statistic, str(place)), int(counts[place]))
+        for name, counts in self._reference.counted(found).items():
+            for place in np.flatnonzero(counts):
+                self._exporter.add(metrics.MAP_BIN, (name, str(place), self._reference.digest), int(counts[place]))
 
     def _export_zeros(self) -> None:
         """Makes every series appear before there is anything to count: Prometheus cannot see an increase from nothing."""
@@ -219,30 +213,23 @@ def open_monitor(
 def export_reference(reference: Reference, exporter: Exporter) -> None:
     """Exports the shares of the reference as gauges, and its bins as counters at 0.
 
-    The class mix has the statistic `class`, whose bins are groups of classes. Pictures of a class that the reference has not
-    seen are compared with all its pictures.
+    The class mix has the statistic `class`, whose bins are groups of classes.
     """
-    sizes = reference.group_images
-    groups = [*np.flatnonzero(sizes), UNSEEN]
-    for name, counts in reference.counts.items():
-        if not counts.any():
-            continue
-        _export_shares(exporter, name, counts.sum(0))
-        for group in groups:
-            some = counts[group] if counts[group].any() else counts.sum(0)
-            for place, share in enumerate(_shares(some)):
-                exporter.set(metrics.GROUP_REFERENCE, (name, str(place), str(group)), share)
-    _export_shares(exporter, CLASS, sizes)
-    for group in groups:
-        exporter.set(metrics.GROUP_IMAGES, (str(group),), int(sizes[group]) or reference.images)
+    known = reference.known_images
+    _export_shares(reference, exporter, CLASS, reference.group_images)
+    for group in np.flatnonzero(known):
+        exporter.set(metrics.GROUP_IMAGES, (str(group), reference.digest), int(known[group]))
+    for name in reference.statistics:
+        _export_shares(reference, exporter, name, reference.table(name).sum(0))
+        shares = reference.shares(name)
+        for group in np.flatnonzero(known):
+            if group != UNSEEN or shares[group].any():
+                for place, share in enumerate(shares[group]):
+                    exporter.set(metrics.GROUP_REFERENCE, (name, str(place), str(group), reference.digest), float(share))
 
 
-def _export_shares(exporter: Exporter, name: str, counts: Counts) -> None:
-    exporter.set(metrics.REFERENCE_IMAGES, (name,), int(counts.sum()))
-    for place, share in enumerate(_shares(counts)):
-        exporter.set(metrics.REFERENCE, (name, str(place)), share)
-        exporter.add(metrics.MAP_BIN, (name, str(place)), 0)
-
-
-def _shares(counts: Counts) -> list[float]:
-    return [float(share) for share in counts / max(1, counts.sum())]
+def _export_shares(reference: Reference, exporter: Exporter, name: str, counts: Counts) -> None:
+    exporter.set(metrics.REFERENCE_IMAGES, (name, reference.digest), int(counts.sum()))
+    for place, share in enumerate(counts / counts.sum()):
+        exporter.set(metrics.REFERENCE, (name, str(place), reference.digest), float(share))
+        exporter.add(metrics.MAP_BIN, (name, str(place), reference.digest), 0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,8 @@ from camserve.config import Config
 from camserve.errors import RequestError, shown
 
 _MAX_SIDE = 4096
+_NOT_FINITE = "a number that is not finite in float32"
+_UNEVEN = ("another number of channels", "channels of different heights", "rows of different widths")
 
 
 def tensor_input(value: object, config: Config) -> NDArray[np.float32]:
@@ -21,25 +25,22 @@ def tensor_input(value: object, config: Config) -> NDArray[np.float32]:
         RequestError: 400 `InvalidTensor` unless `value` has 3 channels of 1 to 4096 rows of equally many (1 to 4096)
             finite numbers (booleans are none), with at most `config.max_pixels` in a channel.
     """
-    shape = list(value.shape) if isinstance(value, np.ndarray) else _list_shape(value)
+    shape = list(value.shape) if isinstance(value, np.ndarray) else list_shape(value)
     if len(shape) != 3 or shape[0] != 3 or not all(1 <= side <= _MAX_SIDE for side in shape[1:]):
         raise _bad_tensor(f"shape {shape}" if shape else shown(value))
     if shape[1] * shape[2] > config.max_pixels:
         raise _bad_tensor(f"shape {shape}, more than {config.max_pixels} pixels")
-    with np.errstate(over="ignore", invalid="ignore"):
-        array = _array(value) if isinstance(value, np.ndarray) else _array_of_lists(value, shape)
+    try:
+        array = _array(value) if isinstance(value, np.ndarray) else numbers(value, shape, _UNEVEN)
+    except ValueError as error:
+        raise _bad_tensor(str(error)) from None
     if not np.isfinite(array).all():
-        raise _bad_tensor("a number that is not finite in float32")
+        raise _bad_tensor(_NOT_FINITE)
     return array
 
 
-def _bad_tensor(came: str) -> RequestError:
-    expected = f"[3][H][W] of finite numbers, H and W from 1 to {_MAX_SIDE}"
-    return RequestError(400, "InvalidTensor", f"data: expected a tensor {expected}, got {came}")
-
-
-def _list_shape(value: object) -> list[int]:
-    """The shape as the first elements have it, down to four levels."""
+def list_shape(value: object) -> list[int]:
+    """The shape of nested lists as the first elements have it, down to four levels."""
     shape: list[int] = []
     while isinstance(value, list) and len(shape) < 4:
         shape.append(len(value))
@@ -47,23 +48,40 @@ def _list_shape(value: object) -> list[int]:
     return shape
 
 
+def numbers(value: object, shape: Sequence[int], uneven: Sequence[str]) -> NDArray[np.float32]:
+    """Nested lists of numbers (booleans are none) of just this shape, as float32; floats that are too large become infinite.
+
+    NumPy sees nothing that is not checked: of strings it would make an array in which each takes as much as the longest.
+
+    Args:
+        uneven: for each level, what to say of lists that are not as long as `shape` says.
+
+    Raises:
+        ValueError: says what came.
+    """
+    lists: list[Any] = [value]
+    for level, size in enumerate(shape):
+        if level:
+            lists = list(chain.from_iterable(lists))
+        if not all(isinstance(each, list) and len(each) == size for each in lists):
+            raise ValueError(uneven[level])
+    strange = set(map(type, chain.from_iterable(lists))) - {int, float}
+    if strange:
+        raise ValueError(f"an element that is a {min(kind.__name__ for kind in strange)}")
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.fromiter(chain.from_iterable(lists), dtype=np.float32, count=math.prod(shape)).reshape(shape)
+    except OverflowError:
+        raise ValueError(_NOT_FINITE) from None
+
+
 def _array(value: NDArray[np.generic]) -> NDArray[np.float32]:
     if value.dtype.kind not in "fiu":
-        raise _bad_tensor(f"an array of {value.dtype.name}")
-    return np.array(value, dtype=np.float32, order="C")
+        raise ValueError(f"an array of {value.dtype.name}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.array(value, dtype=np.float32, order="C")
 
 
-def _array_of_lists(value: object, shape: list[int]) -> NDArray[np.float32]:
-    channels: list[list[list[float]]] = value  # type: ignore[assignment] # checked here
-    if not all(isinstance(channel, list) and len(channel) == shape[1] for channel in channels):
-        raise _bad_tensor("channels of different heights")
-    rows = list(chain.from_iterable(channels))
-    if not all(isinstance(row, list) and len(row) == shape[2] for row in rows):
-        raise _bad_tensor("rows of different widths")
-    strange = set(map(type, chain.from_iterable(rows))) - {int, float}
-    if strange:
-        raise _bad_tensor(f"an element that is a {min(kind.__name__ for kind in strange)}")
-    try:
-        return np.fromiter(chain.from_iterable(rows), dtype=np.float32, count=math.prod(shape)).reshape(shape)
-    except OverflowError:
-        raise _bad_tensor("a number that is not finite in float32") from None
+def _bad_tensor(came: str) -> RequestError:
+    expected = f"[3][H][W] of finite numbers, H and W from 1 to {_MAX_SIDE}"
+    return RequestError(400, "InvalidTensor", f"data: expected a tensor {expected}, got {came}")

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from camserve.capture.base import Capture, Captured, Setting
-from camserve.capture.layers import Site, Survey, Surveyor
-from camserve.capture.layout import first_tensor, logits_of, with_first
-from camserve.capture.passes import Pass
-
-Keep = Callable[[str, Tensor], Tensor]
-"""Takes a layer's name and output, and returns what the head is to go on with."""
+from camserve.capture.hooks import followed, hooked, watched
+from camserve.capture.layers import Site, Survey, Surveyor, settle
+from camserve.capture.layout import first_tensor, logits_of
+from camserve.capture.passes import Pass, saving_copies
 
 
 class Eager:
     """An eager model (`Capture`).
 
-    The parameters must be frozen (`freeze`): then nothing but the head behind the first asked layer has a graph, and
-    grad mode never has to change inside the pass. Hooks live for one pass and belong to the thread that runs it.
+    The parameters must be frozen (`freeze`): then nothing but the head behind the first asked layer has a graph. Hooks live
+    for one pass and belong to the thread that runs it.
 
     Args:
         model: in eval mode, parameters frozen.
@@ -43,7 +41,8 @@ class Eager:
         self._sites = dict(sites)
         self._setting = setting or Setting({})
         self._modules = modules or {}
-        self._dtype = dtype_of(model.parameters())
+        self._dtype = dtype_of(chain(model.parameters(), model.buffers()))
+        self._shared: frozenset[str] = frozenset()
 
     @property
     def sites(self) -> Collection[str]:
@@ -59,80 +58,85 @@ class Eager:
             pictures = pictures.to(self._dtype) if self._dtype else pictures
             if not asked:
                 with torch.no_grad():
-                    return Pass({}, {}, {}, {}, logits_of(self._setting.predicted(self._model, pictures)))
-            kept = _Kept(heads)
-            closed = all(layer in heads for layer in asked)
-            with torch.set_grad_enabled(not closed), hooked(self._model, asked, kept, self._modules):
-                scores = logits_of(self._model(pictures))
-            return Pass(asked, heads, kept.activations, kept.sources, scores)
+                    answer = self._setting.predicted(self._model, pictures)
+                    return Pass({}, {}, {}, {}, logits_of(answer, len(pictures)))
+            while True:
+                kept = _Kept(heads, self._shared)
+                scores = self._kept(pictures, asked, kept)
+                if kept.written <= self._shared:
+                    return Pass(asked, heads, kept.activations, kept.sources, scores)
+                self._shared |= kept.written  # once in the life of such a model
+
+    def _kept(self, pictures: Tensor, asked: Mapping[str, Site], kept: _Kept) -> Tensor:
+        """Runs the model and keeps what the asked layers give; returns the scores."""
+        with ExitStack() as stack:
+            closed = all(kept.is_closed(layer) for layer in asked)
+            stack.enter_context(torch.set_grad_enabled(not closed))
+            stack.enter_context(hooked(self._model, asked, kept, self._modules))
+            if not self._shared.isdisjoint(asked):
+                stack.enter_context(saving_copies())
+            if not closed:
+                stack.enter_context(followed(self._model, [self._modules.get(layer, layer) for layer in asked], kept.reopen))
+            return logits_of(self._model(pictures), len(pictures))
 
 
 class _Kept:
     """Keeps layers' outputs as a pass goes on.
 
-    The head gets a copy: an in-place operation behind the layer then changes neither the activation nor a leaf.
+    Where the head is to be differentiated it gets a copy: an in-place operation behind the layer then changes neither the
+    activation nor a leaf. A model that goes on to write into the output by another name (that of the layer's input, say) would
+    not see this in the copy: such layers are `written`, and once they are known to be `shared`, the leaf is added in place.
+
+    A model may run the layer in `torch.no_grad()`. Grad mode then is switched on until that block ends. In `inference_mode` it
+    cannot be: the leaf is an ordinary tensor, whose graph starts behind the block.
     """
 
-    def __init__(self, heads: Mapping[str, Tensor]) -> None:
+    def __init__(self, heads: Mapping[str, Tensor], shared: Collection[str] = ()) -> None:
         self.activations: dict[str, Tensor] = {}
         self.sources: dict[str, Tensor] = {}
         self._heads = heads
+        self._shared = shared
+        self._versions: dict[str, tuple[Tensor, int]] = {}
+        self._opened = False
+
+    @property
+    def written(self) -> frozenset[str]:
+        """The layers into whose outputs something was written after they were kept."""
+        return frozenset(layer for layer, (output, version) in self._versions.items() if output._version != version)
+
+    def is_closed(self, layer: str) -> bool:
+        """Whether the layer's gradients are known without a graph."""
+        return layer in self._heads
+
+    def reopen(self) -> None:
+        """Switches grad mode on again, where a module that ran a layer without has ended."""
+        if self._opened:
+            torch.set_grad_enabled(True)
 
     def __call__(self, layer: str, output: Tensor) -> Tensor:
-        if layer not in self._heads:
-            if not output.requires_grad:
-                output = output.detach().requires_grad_()
-            self.sources[layer] = output
+        if self.is_closed(layer):
+            self.activations[layer] = output.detach().clone()
+            return output
+        if torch.is_inference_mode_enabled() or output.is_inference():
+            with torch.inference_mode(mode=False):
+                return self._with_leaf(layer, output.clone())
+        if not torch.is_grad_enabled():
+            torch.set_grad_enabled(True)
+            self._opened = True
+        return self._with_zeros(layer, output) if layer in self._shared else self._with_leaf(layer, output)
+
+    def _with_leaf(self, layer: str, output: Tensor) -> Tensor:
+        self._versions[layer] = output, output._version
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        self.sources[layer] = output
         self.activations[layer] = output.detach()
         return output.clone()
 
-
-@contextmanager
-def hooked(model: nn.Module, sites: Mapping[str, Site], keep: Keep, modules: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Calls `keep` at the last call of each layer, in this thread only; the hooks are gone afterwards.
-
-    Raises:
-        RuntimeError: a layer ran another number of times than when it was surveyed.
-    """
-    names = modules or {}
-    hooks = [_LastCall(site, keep) for site in sites.values()]
-    handles = []
-    try:
-        for hook in hooks:
-            module = model.get_submodule(names.get(hook.site.layer, hook.site.layer))
-            handles.append(module.register_forward_hook(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-    for hook in hooks:
-        hook.check()
-
-
-class _LastCall:
-    """A forward hook that acts at the call that was the last one when the layer was surveyed."""
-
-    def __init__(self, site: Site, keep: Keep) -> None:
-        self.site = site
-        self._keep = keep
-        self._thread = threading.get_ident()
-        self._calls = 0
-
-    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if threading.get_ident() != self._thread:
-            return None
-        self._calls += 1
-        tensor = first_tensor(output)
-        if self._calls != self.site.calls or tensor is None:
-            return None
-        return with_first(output, self._keep(self.site.layer, tensor))
-
-    def check(self) -> None:
-        if self._calls != self.site.calls:
-            raise RuntimeError(
-                f"layer {self.site.layer} ran {self._calls} times in this pass, and {self.site.calls} times when the model was "
-                "loaded: which call to explain is not known"
-            )
+    def _with_zeros(self, layer: str, output: Tensor) -> Tensor:
+        self.activations[layer] = output.detach().clone()
+        self.sources[layer] = torch.zeros_like(output, requires_grad=True)
+        return output.add_(self.sources[layer])
 
 
 class EagerModel:
@@ -147,17 +151,22 @@ class EagerModel:
     def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
         """Runs the module once and describes every layer that ran."""
         surveyor = Surveyor(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
+        scores = self._look(pictures, surveyor)
+        settle(surveyor, self._look, pictures)
+        return surveyor.found(scores)
+
+    def _look(self, pictures: Tensor, surveyor: Surveyor) -> Tensor:
+        """Shows the surveyor one run; returns the scores."""
 
         def look(name: str, module: nn.Module, output: Any) -> None:
             surveyor.look(name, self.class_of(module), first_tensor(output))
 
         with torch.no_grad(), watched(self.module, look):
-            scores = logits_of(self.module(self.fed(pictures)))
-        return surveyor.found(scores)
+            return logits_of(self.module(self.fed(pictures)), len(pictures))
 
     def fed(self, pictures: Tensor) -> Tensor:
         """The pictures in the type of the weights."""
-        return pictures.to(dtype_of(self.weights()) or pictures.dtype)
+        return fed(self.module, pictures)
 
     def class_of(self, module: nn.Module) -> str:
         """The name of a module's class."""
@@ -177,24 +186,14 @@ class EagerModel:
         return self.module.parameters()
 
 
-@contextmanager
-def watched(model: nn.Module, look: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
-    """Shows `look` the name, the module and the output of every call of a submodule."""
-
-    def hook_for(name: str) -> Callable[..., None]:
-        return lambda module, _inputs, output: look(name, module, output)
-
-    handles = [module.register_forward_hook(hook_for(name)) for name, module in model.named_modules() if name]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def dtype_of(weights: Iterable[Tensor]) -> torch.dtype | None:
     """The type of the first floating weight, which is what the model takes pictures in; None: it has none."""
     return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
+
+
+def fed(model: nn.Module, pictures: Tensor) -> Tensor:
+    """The pictures in the type of the model's weights, or of its buffers where it has no other weights."""
+    return pictures.to(dtype_of(chain(model.parameters(), model.buffers())) or pictures.dtype)
 
 
 def freeze(model: nn.Module) -> None:

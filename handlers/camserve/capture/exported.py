@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram, unflatten
 
 from camserve.capture.base import Capture, Captured, Setting
-from camserve.capture.eager import Eager, EagerModel, freeze, hooked, watched
+from camserve.capture.eager import Eager, EagerModel, freeze
+from camserve.capture.hooks import hooked, watched
 from camserve.capture.layers import Site, Survey, Surveyor
 from camserve.capture.layout import first_tensor, logits_of
 from camserve.capture.passes import Pieces, fitting
@@ -28,6 +29,14 @@ ANY = sys.maxsize - 1
 
 DISPATCHER = "InterpreterModuleDispatcher"
 """torch's class of a module that runs with several graphs and counts its calls; torch 2.4 has none."""
+
+TURNING = ("permute", "transpose", "movedim", "moveaxis", "swap", "einsum", "numpy_T", ".mT", "adjoint", ".t.")
+"""Parts of the names of operations that give a map another order; where there is none, channels come first as in the pictures."""
+
+NO_GRAD = (
+    "it was exported with torch.no_grad() in its forward, which drops the names of the layers inside; export it without, its "
+    "parameters need no gradient anyway"
+)
 
 MODE_ERROR = 1e-3
 """How far a picture's scores may change from pass to pass, as a share of the largest."""
@@ -110,7 +119,7 @@ class ExportedModel(EagerModel):
         fed = fitting(pictures, self.batch)
         others = torch.cat([fed[:1], -fed[1:]])
         with torch.no_grad():
-            first, again, mixed = (logits_of(self.module(self.fed(each))) for each in (fed, fed, others))
+            first, again, mixed = (logits_of(self.module(self.fed(each)), len(fed)) for each in (fed, fed, others))
         scale = first.abs().max()
         if (first - again).abs().max() > MODE_ERROR * scale or (first[0] - mixed[0]).abs().max() > MODE_ERROR * scale:
             raise ConfigError("the program was exported in training mode; call model.eval() before torch.export.export")
@@ -118,7 +127,9 @@ class ExportedModel(EagerModel):
     def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
         """Runs the program once and describes every layer that ran. A layer that runs with two graphs has one name."""
         pictures = fitting(pictures, self.batch)
-        surveyor = Surveyor(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
+        operations = _operations(self.module)
+        turned = any(part in operation for operation in operations for part in TURNING)
+        surveyor = Surveyor(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid, None if turned else "nchw")
         ran: dict[str, int] = {}
 
         def look(name: str, module: nn.Module, output: Any) -> None:
@@ -128,8 +139,9 @@ class ExportedModel(EagerModel):
             surveyor.look(layer, self._classes.get(layer) or self.class_of(module), first_tensor(output))
 
         with torch.no_grad(), watched(self.module, look):
-            scores = logits_of(self.module(self.fed(pictures)))
-        return surveyor.found(scores)
+            scores = logits_of(self.module(self.fed(pictures)), len(pictures))
+        hint = NO_GRAD if any("wrap_with_set_grad_enabled" in operation for operation in operations) else ""
+        return surveyor.found(scores, hint=hint)
 
     def capture(self, sites: Mapping[str, Site], setting: Setting | None = None) -> Capture:
         """A capture at these layers."""
@@ -153,6 +165,12 @@ class ExportedModel(EagerModel):
 def _plain(path: str) -> str:
     """A layer's name, without the number that torch gives to the call of a module that runs with several graphs."""
     return re.sub(r"@\d+", "", path)
+
+
+def _operations(module: nn.Module) -> set[str]:
+    """The names of all operations in the program."""
+    graphs: list[Any] = [getattr(each, "graph", None) for each in module.modules()]
+    return {str(node.target) for graph in graphs if graph for node in graph.nodes if node.op == "call_function"}
 
 
 def _classes_of(module: nn.Module) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram, UnflattenedModule
@@ -9,7 +11,7 @@ from torch.export import ExportedProgram, UnflattenedModule
 from camserve.capture.base import Model
 from camserve.capture.eager import EagerModel, freeze
 from camserve.capture.exported import ExportedModel, restored
-from camserve.capture.layers import Survey
+from camserve.capture.layers import FAILURES, Survey
 from camserve.capture.rule import pick
 from camserve.capture.script import ScriptModel
 from camserve.errors import ConfigError
@@ -41,7 +43,7 @@ def opened(model: object, pictures: Tensor) -> Model:
             return ExportedModel(model, pictures)
         freeze(model)
         return EagerModel(model)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except FAILURES as error:
         raise _does_not_run(pictures, error) from error
 
 
@@ -57,11 +59,11 @@ def looked_at(model: Model, pictures: Tensor, token_grid: tuple[int, int] | None
     """The survey of an opened model.
 
     Raises:
-        ConfigError: it does not run on such pictures.
+        ConfigError: it does not run on such pictures, or gives no row of scores for each; or no layer takes `token_grid`.
     """
     try:
         return model.survey(pictures, token_grid)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+    except FAILURES as error:
         raise _does_not_run(pictures, error) from error
 
 
@@ -72,8 +74,10 @@ def _does_not_run(pictures: Tensor, error: Exception) -> ConfigError:
 
 
 def beginning(error: Exception) -> str:
-    """The first two lines of what an exception says, as one."""
+    """The first two lines of what an exception says, as one; of a TorchScript program's traceback the last, which says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "TorchScript interpreter" in lines[0]:
+        return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception): ", line)), lines[-1])
     return " ".join(lines[:2]) or type(error).__name__
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from camserve.capture.layout import Layout, layout_of
+from camserve.capture.layout import Layout, Order, map_readings
+from camserve.capture.readings import NO_GRID, Moments, Output, Readings, told_orders
 from camserve.errors import ConfigError, listed, nearest
 
 POOL_INPUT = "pool_input"
@@ -20,8 +22,8 @@ PASSING = frozenset(
 )
 """Classes of modules that compute nothing of their own, or that pool: the layer before them is the one to explain."""
 
-SAME = 1e-5
-"""How far the moments of two equal maps may be apart, as a share of their root mean square: sums in another order differ."""
+FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError, ArithmeticError, torch.jit.Error)
+"""What a model's own code raises when it does not take the pictures."""
 
 
 @dataclass(frozen=True)
@@ -34,38 +36,11 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Moments:
-    """What is kept of an activation: whether some of it is negative, and three means that do not depend on its order.
-
-    The third is there because normalisation gives every activation the same mean and mean square.
-    """
-
-    negative: bool
-    mean: float
-    square: float
-    absolute: float
-
-    @classmethod
-    def of(cls, values: Tensor) -> Moments:
-        """Of any tensor of a floating type."""
-        values = values.detach().float()
-        square, absolute = float(values.square().mean()), float(values.abs().mean())
-        mean = float(values.mean())
-        return cls(bool((values < 0).any()), mean, square, absolute)
-
-    def like(self, other: Moments) -> bool:
-        """Whether both can be of the same values, in any order."""
-        scale = math.sqrt(max(self.square, other.square))
-        means = abs(self.mean - other.mean), abs(self.absolute - other.absolute)
-        return max(means) <= SAME * scale and abs(self.square - other.square) <= SAME * scale**2
-
-
-@dataclass(frozen=True)
 class LayerInfo:
     """One layer as the survey saw it at its last call.
 
     `layout` is None where the output is no map; `signed`: some activations were negative; `passes`: it only pools, or passes
-    on (perhaps in another order) what an earlier layer computed.
+    on (perhaps in another order) what an earlier layer computed; `fault`: why it has no map, where it might have one.
     """
 
     name: str
@@ -75,6 +50,7 @@ class LayerInfo:
     layout: Layout | None
     signed: bool
     passes: bool = False
+    fault: str = ""
 
     @property
     def cells(self) -> int:
@@ -122,8 +98,9 @@ class Survey:
             raise ConfigError(f"layer {name} cannot be reached: {self.hint}{hint}")
         if name in by_name:
             shape = list(by_name[name].shape)
-            tokens = " (token_grid says how its tokens lie)" if len(shape) == 3 else ""
-            raise ConfigError(f"layer {name} has no spatial map: its output has the shape {shape}{tokens}{hint}")
+            fault = by_name[name].fault or (NO_GRID if len(shape) == 3 else "")
+            why = f" ({fault})" if fault else ""
+            raise ConfigError(f"layer {name} has no spatial map: its output has the shape {shape}{why}{hint}")
         reason = f": {self.hint}" if self.hint and not self.hidden else ""
         raise ConfigError(f"layer {name} does not exist, or does not run{reason}{hint}")
 
@@ -136,14 +113,16 @@ class Survey:
 class Surveyor:
     """Takes what layers give, call by call, and makes the survey of it.
 
-    `batch` pictures of `size` = (height, width) are being looked at; `token_grid` = (h, w) settles how tokens lie.
+    `batch` pictures of `size` = (height, width) are being looked at; `token_grid` = (h, w) settles how tokens lie, and `usual`
+    where maps have their channels, if it is known.
     """
 
     batch: int
     size: tuple[int, int]
     token_grid: tuple[int, int] | None = None
-    _calls: dict[str, int] = field(default_factory=dict)
-    _seen: dict[str, tuple[LayerInfo, Moments | None]] = field(default_factory=dict)
+    usual: Order | None = None
+    _outputs: list[Output] = field(default_factory=list)
+    _orders: dict[int, Order] = field(default_factory=dict)
 
     def look(self, name: str, kind: str, output: Tensor | None) -> None:
         """Takes the output of one call; None: it gave no tensor."""
@@ -153,34 +132,70 @@ class Surveyor:
 
     def add(self, name: str, kind: str, shape: tuple[int, ...] | None, moments: Moments | None) -> None:
         """Takes what is known of one call's output: its shape, and its moments if it holds floating values."""
-        calls = self._calls[name] = self._calls.get(name, 0) + 1
-        self._seen.pop(name, None)
-        if shape is None:
-            return
-        layout = layout_of(shape, self.batch, self.size, self.token_grid) if moments else None
-        signed = bool(moments and moments.negative)
-        info = LayerInfo(name, kind, shape, calls, layout, signed, kind in PASSING or self._repeats(name, layout, moments))
-        self._seen[name] = (info, moments)
+        self._outputs.append(Output(name, kind, shape, moments))
 
     def cells(self, shape: tuple[int, ...], moments: Moments | None) -> int:
-        """Number of cells of the map that an output would be; 0: it is none."""
-        layout = layout_of(shape, self.batch, self.size, self.token_grid) if moments else None
+        """Number of cells of the map that an output would be by itself; 0: it is none."""
+        maps = map_readings(shape, self.batch, self.size) if moments else ()
+        alone = Readings([Output("", "", shape, moments)], self.batch, self.size, self.token_grid)
+        layout = maps[0] if maps else alone.all[0].layout
         return layout.height * layout.width if layout else 0
 
-    def _repeats(self, name: str, layout: Layout | None, moments: Moments | None) -> bool:
-        """Whether an earlier layer, not one inside this one, gave the same map."""
-        if layout is None or moments is None:
-            return False
-        shape = (layout.channels, layout.height, layout.width)
-        for info, other in self._seen.values():
-            earlier = info.layout
-            if earlier is None or other is None or info.name.startswith(f"{name}."):
-                continue
-            if shape == (earlier.channels, earlier.height, earlier.width) and moments.like(other):
-                return True
-        return False
+    def doubtful(self) -> list[int]:
+        """Places of the outputs that can be read with their channels first as well as last."""
+        return [place for place in self._read().doubts if place not in self._orders]
+
+    def learn(self, other: Surveyor) -> None:
+        """Takes what a run with pictures of another size tells of them."""
+        self._orders |= told_orders(self._outputs, self.doubtful(), other._outputs, other.batch, other.size)
+
+    def _read(self) -> Readings:
+        return Readings(self._outputs, self.batch, self.size, self.token_grid, orders=self._orders, usual=self.usual)
 
     def found(self, scores: Tensor, hidden: Collection[str] = (), hint: str = "") -> Survey:
-        """The survey of the run that ended in `scores`."""
-        layers = tuple(info for info, _ in self._seen.values())
-        return Survey(layers, scores.shape[1], frozenset(hidden), hint)
+        """The survey of the run that ended in `scores`.
+
+        Raises:
+            ConfigError: no layer takes the given `token_grid`.
+        """
+        readings = self._read()
+        readings.check_token_grid()
+        calls: dict[str, int] = {}
+        seen: dict[str, tuple[LayerInfo, Moments | None]] = {}
+        for output, reading in zip(self._outputs, readings.all, strict=True):
+            name, layout, moments = output.name, reading.layout, output.moments
+            calls[name] = calls.get(name, 0) + 1
+            seen.pop(name, None)
+            if output.shape is not None:
+                passes = output.kind in PASSING or _repeats(name, layout, moments, seen.values())
+                signed = bool(moments and moments.negative)
+                info = LayerInfo(name, output.kind, output.shape, calls[name], layout, signed, passes, reading.fault)
+                seen[name] = info, moments
+        return Survey(tuple(info for info, _ in seen.values()), scores.shape[1], frozenset(hidden), hint)
+
+
+def _repeats(
+    name: str, layout: Layout | None, moments: Moments | None, earlier: Collection[tuple[LayerInfo, Moments | None]]
+) -> bool:
+    """Whether an earlier layer, not one inside this one, gave the same map."""
+    if layout is None or moments is None:
+        return False
+    shape = (layout.channels, layout.height, layout.width)
+    for info, other in earlier:
+        if info.layout is None or other is None or info.name.startswith(f"{name}."):
+            continue
+        if shape == (info.layout.channels, info.layout.height, info.layout.width) and moments.like(other):
+            return True
+    return False
+
+
+def settle(surveyor: Surveyor, run: Callable[[Tensor, Surveyor], object], pictures: Tensor) -> None:
+    """Runs a model again, with smaller pictures or else with larger ones, where outputs of its run can be read in two ways."""
+    height, width = surveyor.size
+    for size in ((height // 2, width // 2), (2 * height, 2 * width)):
+        if not surveyor.doubtful():
+            return
+        other = Surveyor(surveyor.batch, size)
+        with suppress(*FAILURES):  # what was seen before it failed counts
+            run(torch.nn.functional.interpolate(pictures, size=size), other)
+        surveyor.learn(other)

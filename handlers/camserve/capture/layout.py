@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 MAX_EXTRA_TOKENS = 8
 """Most class, distillation or register tokens that are looked for before a picture's tokens."""
 
-MAX_EXTRA_GIVEN = 64
-"""Most of them where the configuration says what the grid is."""
+Order = Literal["nchw", "nhwc", "tokens", "sequence"]
+
+Grid = tuple[int, int, int]
+"""How tokens lie: rows, columns, and the number of extra tokens before them."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Layout:
     (`[extra + h * w, N, C]`).
     """
 
-    order: Literal["nchw", "nhwc", "tokens", "sequence"]
+    order: Order
     height: int
     width: int
     channels: int
@@ -59,24 +62,21 @@ class Layout:
         return height, count // max(height, 1)
 
 
-def layout_of(
-    shape: Sequence[int], batch: int, picture: tuple[int, int], token_grid: tuple[int, int] | None = None
-) -> Layout | None:
-    """The layout of an output of `shape` for `batch` pictures of `picture` = (height, width); None: it is no map.
+def map_readings(shape: Sequence[int], batch: int, picture: tuple[int, int]) -> tuple[Layout, ...]:
+    """How an output of `shape` can be read as a map of `batch` pictures of `picture` = (height, width).
 
-    A map's cells keep the picture's proportions, which tells channels from cells. `token_grid` = (h, w) settles the tokens'.
+    A map's cells keep the picture's proportions, which tells channels from cells; where there are about as many channels as
+    rows or columns, both readings are possible: channels first, then channels last.
     """
-    if len(shape) == 4 and shape[0] == batch:
-        _, first, second, third = shape
-        if _proportional((second, third), picture):
-            return Layout("nchw", second, third, first)
-        if _proportional((first, second), picture):
-            return Layout("nhwc", first, second, third)
-    if len(shape) == 3 and batch in shape[:2]:
-        order: Literal["tokens", "sequence"] = "tokens" if shape[0] == batch else "sequence"
-        grid = _token_grid(shape[1] if order == "tokens" else shape[0], picture, token_grid)
-        return Layout(order, *grid[:2], shape[2], grid[2]) if grid else None
-    return None
+    if len(shape) != 4 or shape[0] != batch:
+        return ()
+    _, first, second, third = shape
+    found = []
+    if _proportional((second, third), picture):
+        found.append(Layout("nchw", second, third, first))
+    if _proportional((first, second), picture):
+        found.append(Layout("nhwc", first, second, third))
+    return tuple(found)
 
 
 def _proportional(cells: tuple[int, int], picture: tuple[int, int]) -> bool:
@@ -87,19 +87,43 @@ def _proportional(cells: tuple[int, int], picture: tuple[int, int]) -> bool:
     return abs(height * picture_width - width * picture_height) <= 2 * max(picture_height, picture_width)
 
 
-def _token_grid(tokens: int, picture: tuple[int, int], given: tuple[int, int] | None) -> tuple[int, int, int] | None:
-    """(h, w, extra) of a row of tokens, the extra ones first."""
-    if given is not None and 0 <= tokens - given[0] * given[1] <= MAX_EXTRA_GIVEN:
-        return (*given, tokens - given[0] * given[1])
-    for extra in range(min(MAX_EXTRA_TOKENS, tokens - 1) + 1):
-        cells = tokens - extra
-        height = round((cells * picture[0] / picture[1]) ** 0.5)
-        if not height or cells % height:
-            continue
-        width = cells // height
+def row_of_tokens(shape: Sequence[int], batch: int) -> tuple[Literal["tokens", "sequence"], int, int] | None:
+    """In which order an output `[batch, T, C]` or `[T, batch, C]` lies, T, and C; None: it has another shape."""
+    if len(shape) != 3 or batch not in shape[:2]:
+        return None
+    return ("tokens", shape[1], shape[2]) if shape[0] == batch else ("sequence", shape[0], shape[2])
+
+
+@lru_cache(maxsize=1024)
+def guessed_grid(tokens: int, picture: tuple[int, int]) -> Grid | None:
+    """How a row of tokens lies, by nothing but the size of the picture; None: it cannot be told.
+
+    Square patches must divide the picture. That is no grid to trust where patches that leave a border out, or go beyond it,
+    would need fewer extra tokens.
+    """
+    cells = range(tokens, max(0, tokens - MAX_EXTRA_TOKENS - 1), -1)
+    exact = next((grid for count in cells for grid in _divided(count, picture, tokens)), None)
+    if exact is None:
+        return None
+    fewest = min((tokens - h * w for h, w in _bordered(picture) if 0 <= tokens - h * w <= MAX_EXTRA_TOKENS), default=exact[2])
+    return None if fewest < exact[2] else exact
+
+
+def _divided(count: int, picture: tuple[int, int], tokens: int) -> Iterator[Grid]:
+    """The grid of `count` square patches that divide the picture."""
+    height = round((count * picture[0] / picture[1]) ** 0.5)
+    if height and count % height == 0:
+        width = count // height
         if picture[0] % height == 0 and picture[1] % width == 0 and picture[0] // height == picture[1] // width:
-            return height, width, extra
-    return None
+            yield height, width, tokens - count
+
+
+@lru_cache(maxsize=16)
+def _bordered(picture: tuple[int, int]) -> frozenset[tuple[int, int]]:
+    """The grids of all square patches that leave a border of the picture out, or that go beyond it."""
+    height, width = picture
+    sides = range(1, min(picture) + 1)
+    return frozenset(grid for p in sides for grid in ((height // p, width // p), (-(-height // p), -(-width // p))))
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -117,11 +141,14 @@ def with_first(output: Any, value: Tensor) -> Any:
     return [value, *output[1:]] if isinstance(output, list) else value
 
 
-def logits_of(output: Any) -> Tensor:
+def logits_of(output: Any, count: int | None = None) -> Tensor:
     """The class scores `[N, K]` of a model's output: a tensor, the first of a tuple, or `.logits` as the field has it.
 
+    Args:
+        count: how many pictures it is an answer to, where that is to be checked.
+
     Raises:
-        ValueError: there are no scores of that shape.
+        ValueError: there are no scores of that shape, or not `count` rows of them.
     """
     found = getattr(output, "logits", None)
     if isinstance(output, dict):
@@ -133,6 +160,8 @@ def logits_of(output: Any) -> Tensor:
     if found is None or found.ndim != 2:
         came = "no tensor" if found is None else f"shape {list(found.shape)}"
         raise ValueError(f"the model's output must be class scores of shape [N, classes], got {came}")
+    if count is not None and len(found) != count:
+        raise ValueError(f"the model must give one row of class scores for each picture, got {len(found)} for {count}")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,11 @@ class Pass:
         seeds[rows, targets] = seed
         (gradient,) = torch.autograd.grad(self.scores, self.sources[layer], seeds, retain_graph=True)
         return self.sites[layer].layout.grid(gradient)[rows]
+
+
+def saving_copies() -> AbstractContextManager[object]:
+    """In which a graph keeps copies of what it needs, so that the model may write into its values afterwards."""
+    return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.clone, lambda value: value)
 
 
 class Pieces:

@@ -1,4 +1,4 @@
-"""Surgery on TorchScript graphs: calls of submodules inlined and marked, and layers' outputs made outputs of the program.
+"""Surgery on TorchScript graphs: calls of submodules inlined and marked, so that `cuts` can be made at what they give.
 
 TorchScript has no forward hooks on a loaded archive. This rests on private parts of torch, which `check_torch` looks for.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,11 +19,14 @@ from camserve.errors import ConfigError, listed
 NEEDED: Mapping[str, Sequence[str]] = {
     "torch._C": ("_create_function_from_graph", "_jit_pass_inline", "Graph", "Node", "Value"),
     "torch._C.Graph": (
-        *("addInput", "copy", "create", "inputs", "insert", "insertConstant", "insertGraph", "insertNode"),
+        *("addInput", "alias_db", "copy", "create", "inputs", "insert", "insertConstant", "insertGraph", "insertNode"),
         *("makeMultiOutputIntoTuple", "nodes", "registerOutput", "return_node", "setInsertPoint"),
     ),
     "torch._C.Node": ("blocks", "destroy", "inputs", "insertAfter", "insertBefore", "kind", "output", "outputs", "s"),
-    "torch._C.Value": ("node", "replaceAllUsesAfterNodeWith", "replaceAllUsesWith", "setType", "toIValue", "type", "unique"),
+    "torch._C.Value": (
+        *("node", "replaceAllUsesAfterNodeWith", "replaceAllUsesWith", "setType", "toIValue", "type", "unique", "uses"),
+    ),
+    "torch._C.AliasDb": ("may_contain_alias",),
 }
 
 MARK = "aten::alias"
@@ -35,19 +38,13 @@ POOLS = frozenset(
 )
 """Operations that may end the spatial part of a network."""
 
-SINGLE = 6
-"""TorchScript's number of float32."""
-
-FLOATING = frozenset({5, SINGLE, 7, 15})
-"""Those of float16, float32, float64 and bfloat16."""
-
 Graph: TypeAlias = Any  # the stubs of torch._C's own types lack what is used here
 Node: TypeAlias = Any
 Value: TypeAlias = Any
 
 
 def check_torch() -> None:
-    """Looks for the private parts of torch that this module uses.
+    """Looks for the private parts of torch that this module and `cuts` use.
 
     Raises:
         ConfigError: this version of torch has not got them.
@@ -106,11 +103,22 @@ def inlined(module: torch.jit.ScriptModule) -> Program:
                 called[mark.unique()] = path, str(callee.original_name)
     hidden = set(_nested_calls(module, graph, owner))
     torch._C._jit_pass_inline(graph)
+    _without_no_grad(graph, graph)
     pools = [_marked_ends(graph, node) for node in list(graph.nodes()) if node.kind() in POOLS and _is_tensor(node)]
     places = {node.output().unique(): place for place, node in enumerate(graph.nodes()) if node.kind() == MARK}
     marks = [Mark(*called[value], place) for value, place in places.items() if value in called]
     ends = tuple((places[first], places[last]) for first, last in pools)
     return Program(graph, tuple(marks), ends, frozenset(hidden.difference(mark.path for mark in marks)))
+
+
+def _without_no_grad(graph: Graph, block: Any) -> None:
+    """Takes `with torch.no_grad():` out of a program: who runs it says by itself whether there is to be a graph."""
+    for node in list(block.nodes()):
+        for inner in node.blocks():
+            _without_no_grad(graph, inner)
+        ends = node.kind() in ("prim::Enter", "prim::Exit") and str(next(node.inputs()).type()).endswith("grad_mode.no_grad")
+        if ends and not node.output().uses():
+            destroy(graph, node)
 
 
 def _is_tensor(node: Node) -> bool:
@@ -168,11 +176,11 @@ def _inline_call(graph: Graph, call: Node, body: Graph, marked: bool) -> Value |
             value.setType(given.type())
         given = value
     call.output().replaceAllUsesWith(given)
-    _destroy(graph, call)
+    destroy(graph, call)
     return mark
 
 
-def _destroy(graph: Graph, node: Node) -> None:
+def destroy(graph: Graph, node: Node) -> None:
     """Takes a node out of the graph, whose insert point must not stay there: torch's own passes go back to it, and abort."""
     graph.setInsertPoint(graph.return_node())
     node.destroy()
@@ -190,58 +198,18 @@ def _nested_calls(module: Any, block: Any, owner: Value) -> Iterator[str]:
             yield from _nested_calls(module, inner, owner)
 
 
-Cut = Callable[[Graph, Value], tuple[Value, list[Value]]]
-"""Adds nodes behind a value: gives what the rest of the program goes on with, and further outputs of the program."""
+def numbers(program: Program, largest: int) -> list[int]:
+    """The whole numbers from 2 to `largest` that are written into the program, in order."""
+    return sorted(number for number in set(_numbers(program.graph)) if 2 <= number <= largest)
 
 
-def with_outputs(program: Program, cuts: Mapping[int, Cut]) -> Any:
-    """A function of the program: the module and the pictures in; its answer and, cut by cut, the further outputs out.
-
-    Cuts are at marks: a call's output, or an end of an operation that may pool.
-    """
-    graph = program.graph.copy()
-    nodes = list(graph.nodes())
-    further: list[Value] = []
-    for place, cut in cuts.items():
-        mark = nodes[place]
-        graph.setInsertPoint(mark)
-        answer, outputs = cut(graph, next(mark.inputs()))
-        mark.output().replaceAllUsesWith(answer)
-        further += outputs
-    for place in {mark.place for mark in program.marks}.union(*program.pools):
-        node = nodes[place]
-        node.output().replaceAllUsesWith(next(node.inputs()))
-        _destroy(graph, node)
-    for value in further:
-        graph.registerOutput(value)
-    if further:
-        graph.makeMultiOutputIntoTuple()
-    return torch._C._create_function_from_graph("explained", graph)
-
-
-def leaf(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
-    """A cut that adds zeros that require grad: the gradient with respect to them is that with respect to the value.
-
-    So it is for any number of layers in one pass, whichever comes first. Outputs: the value, the zeros.
-    """
-    zeros = graph.insert("aten::zeros_like", [value])
-    zeros = graph.insert("aten::requires_grad_", [zeros, graph.insertConstant(True)])
-    return graph.insert("aten::add", [value, zeros]), [graph.insert("aten::detach", [value]), zeros]
-
-
-def statistics(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
-    """A cut that looks. Outputs: shape, type, whether some value is negative, mean, mean square, mean magnitude."""
-    false, true, single = graph.insertConstant(False), graph.insertConstant(True), graph.insertConstant(SINGLE)
-    copy = graph.insert("aten::to", [value, single, false, true])
-    negative = graph.insert("aten::any", [graph.insert("aten::lt", [copy, graph.insertConstant(0)])])
-    parts = [copy, graph.insert("aten::mul", [copy, copy]), graph.insert("aten::abs", [copy])]
-    means = [graph.insert("aten::mean", [part]) for part in parts]
-    return value, [graph.insert("aten::size", [value]), graph.insert("prim::dtype", [value]), negative, *means]
-
-
-def given_instead(graph: Graph, _value: Value) -> tuple[Value, list[Value]]:
-    """A cut that puts a further input of the program in the place of the value."""
-    return graph.addInput(), []
+def _numbers(block: Any) -> Iterator[int]:
+    for node in block.nodes():
+        if node.kind() == "prim::Constant":
+            value = node.output().toIValue()
+            yield from (each for each in (value if isinstance(value, list) else [value]) if type(each) is int)
+        for inner in node.blocks():
+            yield from _numbers(inner)
 
 
 def constants(program: Program) -> Iterator[Tensor]:
@@ -249,8 +217,3 @@ def constants(program: Program) -> Iterator[Tensor]:
     for node in program.graph.nodes():
         if node.kind() == "prim::Constant" and isinstance(value := node.output().toIValue(), Tensor):
             yield value
-
-
-def is_floating(dtype: int) -> bool:
-    """Whether TorchScript's number of a type is one of a floating type."""
-    return dtype in FLOATING

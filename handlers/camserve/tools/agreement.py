@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from camserve.errors import listed
 from camserve.geometry import Rect
+from camserve.labels import Labels
+from camserve.tools.client import CamserveError
+from camserve.tools.console import ToolError
 from camserve.tools.result import Result
 
 GRID = 32
@@ -23,6 +28,9 @@ class Agreement:
 
     Attributes:
         first, second: the predicted labels.
+        changed: the predicted classes differ.
+        target, index: the compared class's label, and its index in the first model, which predicts it.
+        silent: only the second heatmap says nothing.
         confidence: by how much the probability of the compared class differs, 0 to 1.
         rank: Spearman's correlation of the two heatmaps, -1 to 1.
         overlap: intersection over union of where each is at least half its maximum, 0 to 1.
@@ -32,30 +40,90 @@ class Agreement:
     file: str
     first: str
     second: str
+    changed: bool
     target: str
+    index: int
     confidence: float
+    silent: bool
     rank: float | None
     overlap: float | None
     shift: float | None
 
-    @property
-    def changed(self) -> bool:
-        """The predicted classes differ."""
-        return self.first != self.second
-
 
 def compared(file: str, first: Result, second: Result) -> Agreement:
-    """The agreement of two results whose first explanations are of one class."""
+    """The agreement of two results whose first explanations are of one class: the one that the first model predicts."""
     one, other = first.explanations[0], second.explanations[0]
     rank, overlap, shift = None, None, None
-    if not one.warnings and not other.warnings:
-        common = _common(first, second)
-        if common is not None:
-            maps = read(one.heatmap, _view(first), common), read(other.heatmap, _view(second), common)
+    speaks = [not one.warnings, not other.warnings]
+    common = _common(first, second)
+    if all(speaks) and common is not None:
+        maps = read(one.heatmap, _view(first), common), read(other.heatmap, _view(second), common)
+        speaks = [bool(np.ptp(each) > 0) for each in maps]  # it may say something, and not where both looked
+        if all(speaks):
             rank, overlap, shift = spearman(*maps), half_overlap(*maps), centroid_shift(*maps)
     confidence = abs(one.probability - other.probability)
-    labels = first.predictions[0].label, second.predictions[0].label
-    return Agreement(file, *labels, one.label, confidence, rank, overlap, shift)
+    predicted = first.predictions[0], second.predictions[0]
+    changed = (predicted[0].index, predicted[1].index) != (one.target, other.target)
+    silent = speaks == [True, False]
+    return Agreement(
+        file, predicted[0].label, predicted[1].label, changed, one.label, one.target, confidence, silent, rank, overlap, shift
+    )
+
+
+class Classes:
+    """Which class of the second model is a class of the first: by its label where both have labels, otherwise by its index.
+
+    Raises:
+        ToolError: one of them has no labels, and they have different numbers of classes.
+    """
+
+    def __init__(self, first: Labels, second: Labels) -> None:
+        self._first = first
+        self._second = second
+        self._counts = Counter(first.names)
+        self._places: dict[str, list[int]] = {}
+        for index, name in enumerate(second.names):
+            self._places.setdefault(name, []).append(index)
+        self.by_label = first.given and second.given
+        if not self.by_label and len(first) != len(second):
+            raise ToolError(
+                f"the first has {len(first)} classes and the second {len(second)}: without labels in both, nobody can tell which "
+                "of them are the same"
+            )
+
+    def second(self, index: int) -> int:
+        """The second model's index of a class of the first.
+
+        Raises:
+            CamserveError: it has no such class, or it cannot be told which of several it is.
+        """
+        label = self._first[index]
+        if not self.by_label or (index < len(self._second) and self._second[index] == label):
+            return index
+        places = self._places.get(label, [])
+        if not places:
+            raise CamserveError(None, "UnknownLabel", f"the second has no class {label!r}")
+        if len(places) > 1 or self._counts[label] > 1:
+            raise CamserveError(
+                None, "UnknownLabel", f"several classes have the label {label!r}, and the two order them differently"
+            )
+        return places[0]
+
+    def told(self) -> str:
+        """How the classes of the two differ; "" where they do not."""
+        if self._first.given != self._second.given:
+            return "One of them has no labels: classes are compared by their index"
+        if not self.by_label or self._first.names == self._second.names:
+            return ""
+        moved, lacking = 0, []
+        for index, label in enumerate(self._first.names):
+            try:
+                moved += self.second(index) != index
+            except CamserveError:
+                lacking.append(label)
+        words = f"Classes are compared by their label; {moved} of {len(self._first)} have another index in the second"
+        without = f"; pictures of these are not compared, and count as failed: {listed(lacking)}" if lacking else ""
+        return f"{words}, {len(lacking)} no counterpart{without}"
 
 
 def _view(result: Result) -> Rect:
@@ -128,48 +196,76 @@ def _centroid(values: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
+class Run:
+    """All pictures that the first model answers: the agreement on each, and how many the second does not answer."""
+
+    rows: Sequence[Agreement]
+    failed: int = 0
+
+
+@dataclass(frozen=True)
 class Limit:
-    """One figure of the whole run that `--max-...` may bound: of what, and how it is made; None: nothing to measure."""
+    """One figure of the whole run that `--max-...` may bound: of what, and how it is made; None: nothing to measure.
+
+    Where only the second model's heatmap says nothing, it counts as if it had nothing in common with the first's.
+    """
 
     name: str
     meaning: str
-    value: Callable[[Sequence[Agreement]], float | None]
+    value: Callable[[Run], float | None]
 
 
-def _median(values: Sequence[float | None]) -> float | None:
+def _median(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.median(known)) if known else None
 
 
-def _loss(values: Sequence[float | None]) -> float | None:
+def _loss(values: Iterable[float | None]) -> float | None:
     median = _median(values)
     return None if median is None else 1 - median
 
 
+def _share(several: Sequence[bool], of: int) -> float | None:
+    return sum(several) / of if of else None
+
+
+FAILED = "failed"
+"""The limit that is 0 where it is not given and another one is: no gate may open because a model fails."""
+
 LIMITS = (
+    Limit(
+        FAILED,
+        "share of the pictures that the first answers and the second does not",
+        lambda run: _share([True] * run.failed, len(run.rows) + run.failed),
+    ),
     Limit(
         "changed",
         "share of the pictures whose predicted class changed",
-        lambda rows: sum(row.changed for row in rows) / len(rows),
+        lambda run: _share([row.changed for row in run.rows], len(run.rows)),
     ),
     Limit(
         "confidence",
         "median change of the compared class's probability",
-        lambda rows: _median([row.confidence for row in rows]),
+        lambda run: _median(row.confidence for row in run.rows),
+    ),
+    Limit(
+        "silent",
+        "share of the pictures on which only the second's heatmap says nothing",
+        lambda run: _share([row.silent for row in run.rows], len(run.rows)),
     ),
     Limit(
         "rank-loss",
         "1 minus the median rank correlation of the heatmaps",
-        lambda rows: _loss([row.rank for row in rows]),
+        lambda run: _loss(0.0 if row.silent else row.rank for row in run.rows),
     ),
     Limit(
         "overlap-loss",
         "1 minus the median overlap of the heatmaps at half maximum",
-        lambda rows: _loss([row.overlap for row in rows]),
+        lambda run: _loss(0.0 if row.silent else row.overlap for row in run.rows),
     ),
     Limit(
         "shift",
         "median shift of the heatmaps' centroid, of the diagonal",
-        lambda rows: _median([row.shift for row in rows]),
+        lambda run: _median(1.0 if row.silent else row.shift for row in run.rows),
     ),
 )

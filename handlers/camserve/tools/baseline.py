@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from camserve.looks import Look, Measured, measure
 from camserve.mapstats import STATISTICS, Scale
-from camserve.reference import BINS, UNSEEN, Attention, Made, Reference
+from camserve.reference import BINS, PER_GROUP, UNSEEN, Attention, Made, Reference
 from camserve.watcher import Unwatched
 
-PER_GROUP = 50
-"""About how many pictures a group of classes has at least: below, the shares of its ten bins are mostly chance."""
+FEWEST = 10
+"""How many pictures a group of classes has at least: a share of fewer is mostly chance, and so is the drift of the mix."""
 
 PER_CLASS = 20
 """Of how many pictures a class's mean attention is kept."""
@@ -63,9 +63,14 @@ class Collector(Unwatched):
 
 
 def build(found: Measured, shares: Sequence[Floats | None], made: Made) -> Reference:
-    """The reference of what was measured."""
+    """The reference of what was measured.
+
+    Pictures of a class that came up only once are counted as `UNSEEN`, for the reason that `Reference` gives; when the class
+    comes up again, it is known.
+    """
     groups = group_classes(found.targets)
-    places = np.array([groups[target] for target in found.targets], dtype=np.int64)
+    sizes = Counter(found.targets)
+    places = np.array([groups[target] if sizes[target] > 1 else UNSEEN for target in found.targets], dtype=np.int64)
     edges = {name: edges_of(values[~np.isnan(values)]) for name, values in found.values.items()}
     bare = Reference(made, len(found.targets), edges, groups, {}, attention_of(found.targets, shares))
     counts = {}
@@ -98,15 +103,27 @@ def edges_of(values: Floats) -> tuple[float, ...]:
 
 
 def group_classes(targets: Sequence[int]) -> dict[int, int]:
-    """A group for each class that occurs: at most nine, as even in size as whole classes allow, of `PER_GROUP` pictures."""
+    """A group for each class that occurs, 0 to 8: as even in size as whole classes allow, and as many as that allows.
+
+    Some `PER_GROUP` pictures are meant for each; a rare class beside common ones has a group with `FEWEST` at least, so that
+    it is noticed when it comes up more often. Classes that came up only once, whose pictures count as unseen, do not fill one.
+    """
     sizes = Counter(targets)
-    loads = [0] * max(1, min(UNSEEN, len(targets) // PER_GROUP, len(sizes)))
+    repeated = sum(size for size in sizes.values() if size > 1)
+    wanted = max(1, min(UNSEEN, repeated // PER_GROUP, len(sizes)))
+    return next((groups for count in range(wanted, 0, -1) if (groups := _even(sizes, count))), {})
+
+
+def _even(sizes: Counter[int], count: int) -> dict[int, int]:
+    """The classes in so many groups, the largest class first and each into the smallest group; none if one gets too small."""
+    loads, filled = [0] * count, [0] * count
     groups = {}
     for target, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
         group = loads.index(min(loads))
         groups[target] = group
         loads[group] += size
-    return groups
+        filled[group] += size if size > 1 else 0
+    return groups if count == 1 or min(filled) >= FEWEST else {}
 
 
 def attention_of(targets: Sequence[int], shares: Sequence[Floats | None]) -> dict[int, Attention]:

@@ -25,15 +25,16 @@ START = "import sys; sys.path[:] = filter(None, sys.path); import runpy; runpy.r
 """Runs a file without its folder on the path: our modules would hide Python's own of the same name."""
 
 
-def needed_modules(model_file: Path, staging: Path) -> dict[str, Path]:
+def needed_modules(model_file: Path, staging: Path, requirements: Path | None = None) -> dict[str, Path]:
     """Name and file of each module to bundle, found by loading the model's file in a process of its own.
 
-    `staging` holds what goes into the archive anyway.
+    `staging` holds what goes into the archive anyway; what `requirements` names TorchServe installs.
 
     Raises:
         ToolError: the file does not load, or it needs a module that an archive cannot carry.
     """
-    found = in_fresh_process("needs", str(model_file.resolve()), str(staging.resolve()))
+    files = [model_file, staging, *([requirements] if requirements else [])]
+    found = in_fresh_process("needs", *(str(each.resolve()) for each in files))
     if "error" in found:
         refused: Mapping[str, str] = found["refused"]
         for name, reason in refused.items():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from camserve.metrics import MAPS, METRICS, UNMEASURED, plain
 from camserve.tools.console import command_of
 
 MAX_BATCH_DELAY = 50
@@ -15,6 +17,9 @@ MIN_TIMEOUT = 10
 """Seconds below which `responseTimeout` and `startupTimeout` end workers that are merely busy."""
 MAX_CLOCK_DIFFERENCE = 60.0
 """Seconds by which the server's clock may differ from this machine's."""
+
+FAILED = 0.05
+"""The share of predictions that could not be measured from which on it is told, as the alert CamserveNotMeasured does."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +128,14 @@ def _clock(name: str, metadata: Mapping[str, Any]) -> Iterator[Finding]:
 def _monitoring(name: str, metadata: Mapping[str, Any], exported: str) -> Iterator[Finding]:
     monitor = metadata.get("monitor")
     if monitor is None:
-        why = "the archive turns it off" if "camserve_" in exported else "off in the archive, or undeclared by the server"
-        yield Finding("advice", f"{name}: nothing is monitored: {why}", "monitor: true in model-config.yaml, and metrics_config")
+        yield _unmonitored(name, metadata, exported)
+        return
+    rate = float(monitor.get("rate", 1))
+    counts = _Counts.of(metadata, exported)
+    if rate == 0:
+        yield Finding(
+            "advice", f"{name}: the archive's rate is 0, so nothing is measured, and no drift is seen", "monitor: true, or a rate"
+        )
     elif monitor.get("reference") is None:
         yield Finding(
             "advice",
@@ -132,4 +143,61 @@ def _monitoring(name: str, metadata: Mapping[str, Any], exported: str) -> Iterat
             f"{command_of('reference')} --archive NAME.mar GOOD_PICTURES",
         )
     else:
-        yield Finding("ok", f"{name}: drift is watched, against {monitor['reference']['images']} pictures")
+        against = f"against {monitor['reference']['images']} pictures"
+        yield Finding("ok", f"{name}: drift is watched, {against}{counts.words(rate)}")
+    if counts.failed > FAILED * counts.sampled:
+        yield Finding(
+            "advice",
+            f"{name}: {counts.failed:.0f} of {counts.sampled:.0f} predictions could not be measured",
+            "the workers' log says why",
+        )
+
+
+def _unmonitored(name: str, metadata: Mapping[str, Any], exported: str) -> Finding:
+    """Which of the possible reasons it is, as far as can be told from outside: only the archive's own is certainly meant."""
+    mend = "monitor: true in model-config.yaml, unless that is meant"
+    if not exported or undeclared(exported):
+        why, mend = "off in the archive, or undeclared by the server", f"metrics_config, and {mend}"
+    elif metadata.get("compiled"):
+        why = "a compiled model is not, unless its archive asks for it"
+    else:
+        why = "the archive turns it off"
+    return Finding("advice", f"{name}: nothing is monitored: {why}", mend)
+
+
+def undeclared(exported: str) -> list[str]:
+    """Our metrics that a server does not export, by the text of its metrics address, which lists what is declared at once."""
+    found = set(re.findall(r"^(?:# TYPE )?(camserve_\w+)", exported, re.MULTILINE))
+    return [metric.name for metric in METRICS if metric.name not in found]
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Pictures of one version since the server started: measured, left out for want of time, and failed."""
+
+    measured: float
+    budget: float
+    failed: float
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any], exported: str) -> _Counts:
+        """Read from the text of the metrics address; 0 where it says nothing."""
+        wanted = {"model_name": plain(str(metadata.get("model"))), "model_version": plain(str(metadata.get("version")))}
+
+        def total(name: str, **labels: str) -> float:
+            samples = re.findall(rf"^{name}\{{([^}}]*)\}} (\S+)", exported, re.MULTILINE)
+            told = [(dict(re.findall(r'(\w+)="([^"]*)"', given)), float(value)) for given, value in samples]
+            return sum(value for given, value in told if given.items() >= {**wanted, **labels}.items())
+
+        return cls(total(MAPS.name), *(total(UNMEASURED.name, reason=reason) for reason in ("budget", "failed")))
+
+    @property
+    def sampled(self) -> float:
+        """All of them."""
+        return self.measured + self.budget + self.failed
+
+    def words(self, rate: float) -> str:
+        """Of how many predictions the map is really measured; "" where every one is meant to be, and there were none."""
+        share = rate * (self.measured / self.sampled if self.sampled else 1)
+        left = f" (the others would take more than their budget: {self.budget:.0f} until now)" if self.budget else ""
+        return f", on {100 * share:.3g} % of the predictions{left}" if self.sampled or rate < 1 else ""

@@ -26,15 +26,19 @@ function pair(card) {
   const both = make("div", undefined, "both");
   [[told.first, card.first], [told.second, card.second]].forEach(([name, label], index) => {
     const figure = make("figure");
-    const picture = make("img");
-    picture.src = card.pictures[index];
-    picture.alt = `What ${name} looked at for ${card.target}`;
-    figure.append(picture, make("figcaption", `${name}: ${label}`));
+    if (card.pictures[index]) {
+      const picture = make("img");
+      picture.src = card.pictures[index];
+      picture.alt = `What ${name} looked at for ${card.target}`;
+      figure.append(picture);
+    }
+    figure.append(make("figcaption", `${name}: ${label}`));
     both.append(figure);
   });
   const text = make("div", undefined, "text");
-  text.append(make("div", card.first === card.second ? card.first : `${card.first} became ${card.second}`, card.first === card.second ? "label" : "label beyond"));
-  text.append(make("div", `heatmaps of ${card.target}: overlap ${digits(card.overlap)}, rank correlation ${digits(card.rank)}, shift ${digits(card.shift)}`, "more"));
+  text.append(make("div", card.changed ? `${card.first} became ${card.second}` : card.first, card.changed ? "label beyond" : "label"));
+  const measures = `overlap ${digits(card.overlap)}, rank correlation ${digits(card.rank)}, shift ${digits(card.shift)}`;
+  text.append(make("div", `heatmaps of ${card.target}: ${card.silent ? `that of ${told.second} says nothing` : measures}`, card.silent ? "more beyond" : "more"));
   text.append(make("div", card.file, "file"));
   item.append(both, text);
   return item;
@@ -50,6 +54,12 @@ if (told.exceeded.length) {
 }
 figures();
 document.getElementById("pairs").append(...told.cards.map(pair));
-const failed = Object.entries(told.failed);
-document.getElementById("failed").hidden = !failed.length;
-document.getElementById("failures").append(...failed.map(([file, why]) => make("li", `${file}: ${why}`)));
+const classes = document.getElementById("classes");
+classes.hidden = !told.classes;
+classes.textContent = told.classes;
+for (const name of ["failed", "skipped"]) {
+  const files = Object.entries(told[name]);
+  const section = document.getElementById(name);
+  section.hidden = !files.length;
+  section.querySelector("ul").append(...files.map(([file, why]) => make("li", `${file}: ${why}`)));
+}

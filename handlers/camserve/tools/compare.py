@@ -1,6 +1,8 @@
 """Compares two archives on the same pictures: do they predict the same, and look at the same places?
 
-Heatmaps are compared for the class that the first archive predicts. Exit status 0 where every --max-... limit is kept, 1 where
+Heatmaps are compared for the class that the first archive predicts; the second is asked for the class of the same label, or of
+the same index where one of them has no labels. Both archives run with the camserve of this tool, not with the copies that they
+hold: what is compared is their models, settings and own handlers. Exit status 0 where every --max-... limit is kept, 1 where
 one is not, 2 where nothing could be compared.
 """
 
@@ -8,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import base64
+import importlib
 import io
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +24,24 @@ from rich.progress import track
 from rich.table import Table
 
 from camserve.document import fill, policy, script_json
-from camserve.tools.agreement import LIMITS, Agreement, compared
-from camserve.tools.askers import Asker, in_process
+from camserve.labels import Labels
+from camserve.tools.agreement import FAILED, LIMITS, Agreement, Classes, Run, compared
+from camserve.tools.askers import Asker, InProcess, in_process
 from camserve.tools.client import CamserveError
 from camserve.tools.console import Progress, ToolError, command_of, fail
 from camserve.tools.reference import pictures
 from camserve.tools.result import result_of
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the pictures: the agreement on each, or why the second archive (`failed`) or the first does not answer."""
+
+    rows: list[Agreement] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,18 +51,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         paths = list(pictures(options.images))
         with ExitStack() as stack:
+            importlib.import_module("gradcam_handler")  # ours is kept; otherwise the first archive's would serve both
             askers = [stack.enter_context(in_process(archive)) for archive in (options.first, options.second)]
-            rows, failed = _rows(askers[0], askers[1], paths)
-            if not rows:
-                raise ToolError(f"no picture could be compared; the first said: {next(iter(failed.values()), 'nothing')}")
-            told = report(options, askers, rows, failed)
-            worst = sorted(rows, key=lambda row: (not row.changed, row.overlap if row.overlap is not None else -1))
-            _write(options, told, worst[: options.worst], askers, {str(path): path for path in paths})
+            classes = Classes(*(_labels(asker) for asker in askers))
+            outcome = _asked(askers, classes, paths)
+            if not outcome.rows:
+                raise ToolError(f"no picture could be compared; {_first(outcome)}")
+            told = report(options, askers, outcome, classes.told())
+            _write(options, told, _overlays(askers, classes, _worst(outcome.rows)[: options.worst]))
     except (ToolError, OSError) as error:
         fail(error)
         return 2
-    _say(told, progress)
+    _say(told, outcome, progress)
     return 1 if told["exceeded"] else 0
+
+
+def _labels(asker: InProcess) -> Labels:
+    found = getattr(asker._service._entry_point.__self__, "labels", None)
+    if not isinstance(found, Labels):
+        raise ToolError(f"{asker.name}: its handler is not camserve's; {command_of('package')} makes archives that explain")
+    return found
+
+
+def _first(outcome: Outcome) -> str:
+    """The first picture that has no row, and why."""
+    for who, those in (("second", outcome.failed), ("first", outcome.skipped)):
+        for file, why in those.items():
+            return f"for {file} the {who} says: {why}"
+    return "there are none"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,9 +90,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", type=Path, metavar="FILE", help="where the figures go, for a program to read")
     made.add_argument("--html", type=Path, default=Path("out/compare.html"), metavar="FILE", help="the report (%(default)s)")
     made.add_argument("--worst", type=int, default=12, metavar="N", help="how many pictures the report shows (%(default)s)")
-    limits = made.add_argument_group("limits, 0 to 1; beyond one of them the exit status is 1")
+    limits = made.add_argument_group(
+        "limits, 0 to 1; beyond one of them the exit status is 1",
+        "Pictures that the first does not answer count nowhere. Where only the second's heatmap says nothing (zero, constant or "
+        "not finite), it counts as the worst: rank correlation 0, overlap 0, shift 1.",
+    )
     for limit in LIMITS:
-        limits.add_argument(f"--max-{limit.name}", type=_share, metavar="SHARE", help=limit.meaning)
+        default = "; 0 where it is not given and another limit is" if limit.name == FAILED else ""
+        limits.add_argument(f"--max-{limit.name}", type=_share, metavar="SHARE", help=limit.meaning + default)
     return made
 
 
@@ -74,40 +108,57 @@ def _share(text: str) -> float:
     return value
 
 
-def _rows(first: Asker, second: Asker, paths: Sequence[Path]) -> tuple[list[Agreement], dict[str, str]]:
-    """The agreement on each picture, and for each that has none why."""
-    rows, failed = [], {}
+def _asked(askers: Sequence[Asker], classes: Classes, paths: Sequence[Path]) -> Outcome:
+    """Asks both for every picture."""
+    outcome = Outcome()
+    first, second = askers
     for path in track(paths, description="comparing", transient=True):
-        picture = path.read_bytes()
         try:
+            picture = path.read_bytes()
             one = result_of(first.ask(picture, {}))
-            other = result_of(second.ask(picture, {"target": one.explanations[0].target}))
+        except (CamserveError, OSError) as error:
+            outcome.skipped[str(path)] = str(error)
+            continue
+        try:
+            other = result_of(second.ask(picture, {"target": classes.second(one.explanations[0].target)}))
         except CamserveError as error:
-            failed[str(path)] = str(error)
+            outcome.failed[str(path)] = str(error)
         else:
-            rows.append(compared(str(path), one, other))
-    return rows, failed
+            outcome.rows.append(compared(str(path), one, other))
+    return outcome
 
 
-def report(
-    options: argparse.Namespace, askers: Sequence[Asker], rows: Sequence[Agreement], failed: Mapping[str, str]
-) -> dict[str, Any]:
-    """The run's figures: `figures` by limit's name, `limits` as asked for, and the names of those that are `exceeded`."""
-    figures = {limit.name: limit.value(rows) for limit in LIMITS}
-    limits = {limit.name: getattr(options, f"max_{limit.name}".replace("-", "_")) for limit in LIMITS}
+def _worst(rows: Sequence[Agreement]) -> list[Agreement]:
+    """Those first on which the classes differ, then those on which only the second's heatmap says nothing."""
+    return sorted(rows, key=lambda row: (not row.changed, not row.silent, 1 if row.overlap is None else row.overlap))
+
+
+def report(options: argparse.Namespace, askers: Sequence[Asker], outcome: Outcome, classes: str) -> dict[str, Any]:
+    """The run's figures: `figures` by limit's name, `limits` as asked for, and the names of those that are `exceeded`.
+
+    `failed` are the pictures that the second does not answer, and `skipped` those that the first does not, with the reason.
+    """
+    run = Run(outcome.rows, len(outcome.failed))
+    figures = {limit.name: limit.value(run) for limit in LIMITS}
+    given = {limit.name: getattr(options, f"max_{limit.name}".replace("-", "_")) for limit in LIMITS}
+    limits = {name: value for name, value in given.items() if value is not None}
+    if limits:
+        limits = {FAILED: 0.0, **limits}
     names = [asker.name for asker in askers]
     if names[0] == names[1]:
         names = [f"{name} ({path})" for name, path in zip(names, (options.first, options.second), strict=True)]
     return {
         "first": names[0],
         "second": names[1],
-        "pictures": len(rows),
-        "failed": dict(failed),
+        "classes": classes,
+        "pictures": len(outcome.rows),
+        "failed": outcome.failed,
+        "skipped": outcome.skipped,
         "figures": figures,
-        "limits": {name: value for name, value in limits.items() if value is not None},
+        "limits": limits,
         # A figure that cannot be measured does not keep its limit.
-        "exceeded": [name for name, value in limits.items() if value is not None and not _kept(figures[name], value)],
-        "rows": [asdict(row) for row in rows],
+        "exceeded": [name for name, value in limits.items() if not _kept(figures[name], value)],
+        "rows": [asdict(row) for row in outcome.rows],
     }
 
 
@@ -115,17 +166,10 @@ def _kept(figure: float | None, limit: float) -> bool:
     return figure is not None and figure <= limit
 
 
-def _write(
-    options: argparse.Namespace,
-    told: Mapping[str, Any],
-    worst: Sequence[Agreement],
-    askers: Sequence[Asker],
-    paths: Mapping[str, Path],
-) -> None:
+def _write(options: argparse.Namespace, told: Mapping[str, Any], cards: Sequence[Mapping[str, Any]]) -> None:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(told, indent=2))
-    cards = [{**asdict(row), "pictures": _overlays(askers, paths[row.file].read_bytes())} for row in worst]
     style = "".join((HERE / name).read_text("utf-8") for name in ("gallery.css", "compare.css"))
     script = (HERE / "compare.js").read_text("utf-8")
     summary = {name: value for name, value in told.items() if name != "rows"}
@@ -140,11 +184,22 @@ def _write(
     options.html.write_text(fill((HERE / "compare.html").read_text("utf-8"), parts), "utf-8")
 
 
-def _overlays(askers: Sequence[Asker], picture: bytes) -> list[str]:
-    """Both archives' overlays of the compared class, as data URLs."""
-    first = askers[0].ask(picture, {"overlay": True})
-    second = askers[1].ask(picture, {"overlay": True, "target": first["explanations"][0]["target"]})
-    return [_smaller(answer["explanations"][0]["overlay"]) for answer in (first, second)]
+def _overlays(askers: Sequence[Asker], classes: Classes, rows: Sequence[Agreement]) -> list[dict[str, Any]]:
+    """The rows, each with both archives' overlays of the compared class as data URLs; None where one cannot be drawn."""
+    cards = []
+    for row in rows:
+        picture = Path(row.file).read_bytes()
+        targets = (row.index, classes.second(row.index))
+        drawn = [_overlay(asker, picture, target) for asker, target in zip(askers, targets, strict=True)]
+        cards.append({**asdict(row), "pictures": drawn})
+    return cards
+
+
+def _overlay(asker: Asker, picture: bytes, target: int) -> str | None:
+    try:
+        return _smaller(asker.ask(picture, {"overlay": True, "target": target})["explanations"][0]["overlay"])
+    except CamserveError:  # the whole picture may be more than an answer may hold
+        return None
 
 
 def _smaller(url: str, side: int = 420) -> str:
@@ -156,14 +211,19 @@ def _smaller(url: str, side: int = 420) -> str:
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _say(told: Mapping[str, Any], progress: Progress) -> None:
+def _say(told: Mapping[str, Any], outcome: Outcome, progress: Progress) -> None:
     table = Table("figure", "value", "limit", "", box=None, padding=(0, 3, 0, 0))
     for limit in LIMITS:
         value, bound = told["figures"][limit.name], told["limits"].get(limit.name)
         verdict = "" if bound is None else "beyond its limit" if limit.name in told["exceeded"] else "kept"
         table.add_row(limit.meaning, "-" if value is None else f"{value:.3f}", "" if bound is None else f"{bound:g}", verdict)
     progress.console.print(table)
-    progress.note(f"{told['pictures']} pictures compared, {len(told['failed'])} could not be")
+    if told["classes"]:
+        progress.note(told["classes"])
+    counts = f"{len(outcome.failed)} are not answered by the second, {len(outcome.skipped)} not by the first"
+    progress.note(f"{len(outcome.rows)} pictures compared; {counts}")
+    if outcome.failed or outcome.skipped:
+        progress.note(f"  {_first(outcome)}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from requests.auth import AuthBase
 from rich.console import Console
 from rich.markup import escape
 
-from camserve.tools.checkup import Finding, of_version
+from camserve.metrics import METRICS
+from camserve.tools.checkup import Finding, of_version, undeclared
 from camserve.tools.console import ToolError, command_of, fail
 from camserve.tools.token import token_from
 
@@ -39,27 +40,33 @@ class Addresses:
     @classmethod
     def of(cls, url: str, management: str | None, metrics: str | None) -> Addresses:
         """By TorchServe's habit management and metrics are on the two ports above."""
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        if parts.hostname is None:
-            raise ToolError(f"expected a server's URL such as http://127.0.0.1:8080, got {url}")
+        parts = urlsplit(_whole(url))
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        root = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        root = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
 
         def beside(step: int) -> str:
             return urlunsplit((parts.scheme, f"{root}:{port + step}", "", "", ""))
 
-        return cls(beside(0), management or beside(1), metrics or beside(2))
+        return cls(beside(0), _whole(management or beside(1)), _whole(metrics or beside(2)))
+
+
+def _whole(url: str) -> str:
+    """The address with its scheme, and without a slash at its end."""
+    whole = (url if "://" in url else f"http://{url}").rstrip("/")
+    if urlsplit(whole).hostname is None:
+        raise ToolError(f"expected a server's URL such as http://127.0.0.1:8080, got {url}")
+    return whole
 
 
 class _Authorised(AuthBase):
     """Sends each address the token that it wants."""
 
     def __init__(self, addresses: Addresses, tokens: Mapping[str, str]) -> None:
-        self._management = addresses.management
+        self._management = f"{addresses.management}/".lower()
         self._tokens = tokens
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        name = "management" if str(request.url).startswith(self._management) else "inference"
+        name = "management" if str(request.url).lower().startswith(self._management) else "inference"
         if self._tokens:
             request.headers["Authorization"] = f"Bearer {self._tokens[name]}"
         return request
@@ -105,7 +112,7 @@ def examine(addresses: Addresses, tokens: Mapping[str, str]) -> Iterator[Finding
     """Everything that can be found from outside, the server first, then each model.
 
     Raises:
-        ToolError: nothing answers at the inference address, or it wants a token.
+        ToolError: nothing answers at the inference address, or it wants a token, or another one.
     """
     with requests.Session() as session:
         session.auth = _Authorised(addresses, tokens)
@@ -113,31 +120,51 @@ def examine(addresses: Addresses, tokens: Mapping[str, str]) -> Iterator[Finding
         def get(url: str) -> requests.Response:
             return session.get(url, timeout=TIMEOUT)
 
-        yield from _examine_ping(addresses, get)
+        yield from _examine_ping(addresses, get, bool(tokens))
         yield from _examine_exposure(addresses, bool(tokens))
         exported, findings = _examine_metrics(addresses, get)
         yield from findings
-        try:
-            listed = get(f"{addresses.management}/models?limit=1000").json()["models"]
-        except (requests.RequestException, ValueError, KeyError):
-            yield Finding(
-                "advice",
-                f"the management address {addresses.management} does not answer, so the models cannot be looked at",
-                "run this beside the server, or give --management",
-            )
+        names = _models(addresses, get, bool(tokens))
+        if isinstance(names, Finding):
+            yield names
             return
-        if not listed:
+        if not names:
             yield Finding("wrong", "the server has no model", "start it with --models; its log says which archive failed")
-        for each in listed:
-            yield from _examine_model(each["modelName"], addresses, session, exported)
+        for name in names:
+            yield from _examine_model(name, addresses, session, exported)
 
 
-def _examine_ping(addresses: Addresses, get: Get) -> Iterator[Finding]:
+def _models(addresses: Addresses, get: Get, token: bool) -> list[str] | Finding:
+    """The models' names, or why they are not known."""
+    what, mend = "does not answer", "run this beside the server, or give --management"
+    try:
+        answer = get(f"{addresses.management}/models?limit=1000")
+        if not _refuses(answer):
+            return [each["modelName"] for each in answer.json()["models"]]
+        what = "refuses the token" if token else "wants a token"
+        mend = "give --token-file key_file.json: the management address has a token of its own, which expires too"
+    except (requests.RequestException, ValueError, KeyError, TypeError):
+        pass
+    return Finding("advice", f"the management address {addresses.management} {what}, so the models cannot be looked at", mend)
+
+
+def _refuses(answer: requests.Response) -> bool:
+    """Whether an answer is about the token: TorchServe's, or that of a proxy before it."""
+    return answer.status_code in (401, 403) or (answer.status_code == 400 and "Token" in answer.text)
+
+
+def _examine_ping(addresses: Addresses, get: Get, token: bool) -> Iterator[Finding]:
     try:
         answer = get(f"{addresses.inference}/ping")
     except requests.RequestException as error:
         raise ToolError(f"nothing answers at {addresses.inference}: {type(error).__name__}") from None
-    if answer.status_code in (400, 401, 403) and "Token" in answer.text:
+    if _refuses(answer) and token:
+        raise ToolError(
+            "the server refuses the token that was given: it is another server's, or has expired. TorchServe's expire after an "
+            "hour and at each start: key_file.json in the folder where the server was started holds the present ones, and "
+            "GET /token?type=inference on the management address, with the key named API, writes new ones into it"
+        )
+    if _refuses(answer):
         raise ToolError(
             "the server wants a token (TorchServe's default): give --token-file key_file.json, which lies in the folder where "
             "the server was started; probes cannot send one: behind an authenticating proxy set disable_token_authorization=true"
@@ -174,16 +201,20 @@ def _is_public(url: str) -> bool:
 def _examine_metrics(addresses: Addresses, get: Get) -> tuple[str, list[Finding]]:
     """The exposition's text, and what is to be said of it."""
     try:
-        text = get(f"{addresses.metrics}/metrics").text
+        answer = get(f"{addresses.metrics}/metrics")
+        answer.raise_for_status()
     except requests.RequestException:
         mend = "give --metrics, or open it to Prometheus"
         return "", [Finding("advice", f"{addresses.metrics}/metrics does not answer", mend)]
+    text, lacking = answer.text, undeclared(answer.text)
     if not text.strip():
         mend = "metrics_mode=prometheus in config.properties (not log, its default)"
         return text, [Finding("wrong", "/metrics is empty", mend)]
-    if "camserve_" not in text:
-        what = "/metrics has nothing of camserve's: the server's metrics_config does not declare it, or no archive is monitored"
-        return text, [Finding("wrong", what, "metrics_config=.../camserve/metrics.yaml in config.properties; monitor: true")]
+    if lacking:
+        mend = "metrics_mode=prometheus and metrics_config=.../camserve/metrics.yaml, of the archives' release"
+        what = "has nothing of camserve's" if len(lacking) == len(METRICS) else f"lacks {', '.join(lacking)}"
+        why = "the server's metrics_config does not declare all metrics of this release, and without one of them none is written"
+        return text, [Finding("wrong", f"/metrics {what}: {why}", f"{mend} in config.properties")]
     return text, [Finding("ok", f"{addresses.metrics}/metrics exports camserve's metrics")]
 
 

@@ -8,42 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from ts.torch_handler.image_classifier import ImageClassifier
-from ts.utils.util import list_classes_from_module
-
-from camserve.images import Preprocess
 from camserve.tools import sources, staging
 from camserve.tools.archive import Archive
 from camserve.tools.bundle import SKIPPED
 from camserve.tools.console import ToolError
-from camserve.tools.fresh.modules import Beside, server_modules
-from camserve.tools.fresh.worker import words
-from gradcam_handler import GradCAMHandler
+from camserve.tools.fresh.requirements import required
+from camserve.tools.their_handler import OURS, Adopted, adopt
 
-STOCK = "image_classifier"
-OURS = "gradcam_handler"
-WRAPPER = "explained_handler"
 OWN_FOLDERS = ("MAR-INF", "camserve", "licenses", "__pycache__")
-IN_THE_WAY = ("handle", "inference", "explain_handle")
-"""Methods of a handler's own that would take the batch before camserve can."""
-
-TEMPLATE = '''\
-"""{theirs}, which answers predictions as before, with explanations."""
-
-from {module} import {theirs}
-from gradcam_handler import GradCAMHandler
-from PIL import Image
-
-
-class Explained{theirs}({theirs}, GradCAMHandler):
-    """What {theirs} overrides stays in force; the rest is camserve's."""
-'''
 
 
 @dataclass(frozen=True)
 class Existing:
-    """What an archive brings: the model, its settings, its labels, and a handler of its own (None: camserve's)."""
+    """What an archive brings: the model, its settings, its labels, its handler, and its file of requirements in the stage.
+
+    `version` is empty where its manifest has none. `notes`: what the user should hear.
+    """
 
     source: sources.Source
     name: str
@@ -51,83 +31,93 @@ class Existing:
     settings: Mapping[str, Any]
     explain: Mapping[str, Any]
     labels: Mapping[str, str] | None
-    handler: Path | None
+    handler: Adopted
+    requirements: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read(archive: Archive, workdir: Path, stage: Path) -> Existing:
     """Reads an unpacked archive; its extra files are copied into `stage`, a handler that wraps theirs into `workdir`.
 
     Raises:
-        ToolError: its handler is no image classifier, or takes the batch itself; or its model cannot be loaded.
+        ToolError: its handler is no image classifier, or takes the batch itself; its requirements are not installed; a file
+            has a name that packaging needs; or its model cannot be loaded.
     """
     model = archive.manifest["model"]
-    folder = archive.directory
-    known = [model.get(key) for key in ("modelFile", "serializedFile", "configFile")]
-    for path in sorted(folder.iterdir()):
-        if path.name in OWN_FOLDERS or path.name in known or path.name in (f"{OURS}.py", f"{WRAPPER}.py", staging.LABELS):
+    model_file, weights, wanted = (_file(archive, key) for key in ("modelFile", "serializedFile", "requirementsFile"))
+    if weights is None:
+        raise ToolError("the archive holds no weights (serializedFile), so there is nothing to explain")
+    if not model.get("handler"):
+        raise ToolError("the archive's manifest names no handler")
+    _copy_files(archive, stage)
+    requirements = stage / wanted.name if wanted else None
+    notes = _check_requirements(requirements) if requirements else ()
+    if model_file:
+        source = sources.from_file(shutil.copyfile(model_file, workdir / model_file.name), weights, stage)
+    else:
+        source = sources.from_program(weights)
+    labels = archive.directory / staging.LABELS
+    return Existing(
+        replace(source, licensed=(), stored_as=weights.name),
+        archive.name,
+        archive.version,
+        {key: value for key, value in archive.config.items() if key != "explain"},
+        archive.config.get("explain") or {},
+        staging.read_labels(labels) if labels.is_file() else None,
+        adopt(str(model["handler"]), stage, workdir),
+        requirements,
+        notes,
+    )
+
+
+def _file(archive: Archive, key: str) -> Path | None:
+    """The file that the manifest names; None where it names none."""
+    name = archive.manifest["model"].get(key)
+    if not name:
+        return None
+    path = archive.directory / str(name)
+    if path.parent != archive.directory or not path.is_file():
+        raise ToolError(f"the archive's manifest names the file {name} ({key}), and the archive does not hold it")
+    return path
+
+
+def _copy_files(archive: Archive, stage: Path) -> None:
+    """Copies what a handler may need: all but the model, and what packaging writes; files that flags gave stay."""
+    model = archive.manifest["model"]
+    left = {*OWN_FOLDERS, f"{OURS}.py", staging.LABELS}
+    left |= {str(model.get(key)) for key in ("modelFile", "serializedFile", "configFile")}
+    for path in sorted(archive.directory.iterdir()):
+        if path.name in left or (stage / path.name).exists():
             continue
+        if path.name == staging.CONFIG:
+            raise ToolError(
+                f"the archive holds a file {path.name} that is not its configuration (configFile), and packaging writes one of "
+                "that name itself; rename it"
+            )
         if path.is_dir():
             shutil.copytree(path, stage / path.name, ignore=SKIPPED, copy_function=shutil.copyfile)
         else:
             shutil.copyfile(path, stage / path.name)
-    weights = folder / str(model.get("serializedFile"))
-    if not weights.is_file():
-        raise ToolError("the archive holds no weights (serializedFile), so there is nothing to explain")
-    if model.get("modelFile"):
-        model_file = shutil.copyfile(folder / model["modelFile"], workdir / model["modelFile"])
-        source = sources.from_file(Path(model_file), weights, stage)
-    else:
-        source = sources.from_program(weights)
-    labels = folder / staging.LABELS
-    settings = {key: value for key, value in archive.config.items() if key != "explain"}
-    return Existing(
-        replace(source, licensed=()),
-        archive.name,
-        archive.version,
-        settings,
-        archive.config.get("explain") or {},
-        staging.read_labels(labels) if labels.is_file() else None,
-        _handler(str(model["handler"]), stage, workdir),
-    )
+    licences = archive.directory / "licenses"
+    if licences.is_dir():  # of modules that it carries
+        own = shutil.ignore_patterns("camserve-*")
+        shutil.copytree(licences, stage / "licenses", ignore=own, copy_function=shutil.copyfile)
 
 
-def _handler(name: str, stage: Path, workdir: Path) -> Path | None:
-    """The handler's file for the new archive; None: camserve's own will do."""
-    if name.removesuffix(".py") in (STOCK, OURS, WRAPPER):
-        return None
-    path = stage / name
-    if not path.is_file():
-        raise ToolError(f"the archive's handler {name} is none of image classification; camserve explains image classifiers")
-    module = path.stem
-    with Beside([stage], server_modules()):
-        try:
-            found = list_classes_from_module(__import__(module))
-        except Exception as error:
-            raise ToolError(f"the archive's handler {name} does not load: {words(error)}") from error
-    handlers = [each for each in found if issubclass(each, ImageClassifier)]
-    if len(handlers) != 1:
-        raise ToolError(f"the archive's handler {name} defines no image classifier (a subclass of ImageClassifier)")
-    theirs = handlers[0]
-    if issubclass(theirs, GradCAMHandler):
-        moved = workdir / name
-        shutil.move(path, moved)
-        return moved
-    taken = [method for method in IN_THE_WAY if method in vars(theirs)]
-    if taken:
+def _check_requirements(file: Path) -> tuple[str, ...]:
+    """What to say of an archive's requirements; packaging loads what they name, and so does the check in a fresh process.
+
+    Raises:
+        ToolError: some are not installed.
+    """
+    found = required(file)
+    if found.missing:
+        words = " ".join(f"'{each}'" for each in found.missing)
         raise ToolError(
-            f"{theirs.__name__} in {name} has a {taken[0]}() of its own, which takes the batch before camserve can; let it "
-            "override preprocess, postprocess or image_processing, or make it a subclass of gradcam_handler.GradCAMHandler"
+            f"the archive's {file.name} asks for {', '.join(found.missing)}, which packaging needs too, to try the archive, and "
+            f"which is not installed here: pip install {words}"
         )
-    wrapper = workdir / f"{WRAPPER}.py"
-    wrapper.write_text(TEMPLATE.format(module=module, theirs=theirs.__name__))
-    return wrapper
-
-
-def own_size(handler: Path, stage: Path) -> tuple[int, int] | None:
-    """The (height, width) that a handler's own `image_processing` makes of a picture; None: it has the stock one."""
-    with Beside([handler.parent, stage], server_modules()):
-        (found,) = [each for each in list_classes_from_module(__import__(handler.stem)) if issubclass(each, ImageClassifier)]
-    if found.image_processing is ImageClassifier.image_processing:
-        return None
-    height, width = Preprocess.from_callable(found.image_processing)(Image.new("RGB", (256, 256))).shape[1:]
-    return height, width
+    notes = [f"Requirements: {file.name}; TorchServe installs them where its configuration has install_py_dep_per_model=true"]
+    notes += [f"Warning: the archive was tried without {each}, which {file.name} asks for" for each in found.others]
+    notes += [f"Warning: {file.name}: nothing tells which distribution {each} is" for each in found.unnamed]
+    return tuple(notes)

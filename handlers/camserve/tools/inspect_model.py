@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,99 +19,57 @@ from rich.progress import track
 from rich.table import Table
 
 from camserve import render
-from camserve.capture import LayerInfo, synthetic_picture
+from camserve.capture import LayerInfo, opened, synthetic_picture
 from camserve.capture.backend import Backend, open_backend
+from camserve.capture.kinds import looked_at
+from camserve.capture.rule import objections
 from camserve.config import Config
 from camserve.decode import open_picture
 from camserve.errors import ConfigError, RequestError
 from camserve.explainer import Explainer, Want
-from camserve.geometry import Rect, input_size
-from camserve.images import Preprocess
+from camserve.geometry import Rect
 from camserve.labels import Labels
-from camserve.tools import keys, sources
-from camserve.tools.archive import load_service, open_archive
+from camserve.tools import keys, subjects
 from camserve.tools.console import Progress, ToolError, command_of, fail
 from camserve.tools.contact_sheet import Shot, contact_sheet
-from camserve.tools.fresh.worker import words
+from camserve.tools.subjects import Subject, opened_subject
+from camserve.tools.unforeseen import unforeseen
 
 TABLE_WIDTH = 120
 """Characters that the table may take where there is no terminal to say."""
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A model, how pictures are prepared for it, the (height, width) that it sees, and names of its classes, if known."""
-
-    model: Any
-    config: Config
-    preprocess: Preprocess
-    size: tuple[int, int]
-    labels: Mapping[str, str] | None
+ABOUT_COSTS = (
+    "x prediction: the time of an explanation over that of a prediction, one picture on {threads} of this CPU's threads, in "
+    "{precision}, both by the model as it is; a worker also folds normalisations and arranges weights, or compiles"
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Inspects what `argv` names; the exit status."""
     options, progress = parser().parse_args(argv), Progress()
     try:
-        with _subject(options) as subject:
+        with opened_subject(options, progress) as subject:
             inspect(subject, options, progress)
     except (ToolError, ConfigError, OSError) as error:
         return fail(error)
     except RequestError as error:
         return fail(f"--image: {error.message}")
+    except Exception as error:  # noqa: BLE001 the model, its file and a handler's may raise anything
+        return unforeseen(error)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog=command_of("inspect_model"), description=__doc__, allow_abbrev=False)
-    made.add_argument("archive", nargs="?", type=Path, metavar="ARCHIVE.mar", help="an archive; or else a model:")
-    made.add_argument("--torchvision", metavar="ARCH", help="a classifier of torchvision's, random weights unless --weights")
-    made.add_argument("--model-file", metavar="FILE", type=Path, help="a file that defines one class without arguments")
-    made.add_argument("--weights", metavar="FILE", type=Path, help="its state dict")
+    subjects.add_flags(made)
     made.add_argument("--depth", type=int, default=2, metavar="N", help="levels of names to list (%(default)s)")
     made.add_argument("--rounds", type=int, default=9, metavar="N", help="timed passes a layer (%(default)s)")
     made.add_argument("--image", type=Path, metavar="FILE", help="a picture for the contact sheet")
     made.add_argument("--every-layer", action="store_true", help="draw each listed layer, not the last of each size of map only")
     made.add_argument("--out", type=Path, default=Path("out/layers.png"), metavar="FILE", help="the sheet (%(default)s)")
-    keys.add_flags(made.add_argument_group("how a model (not an archive) is run: keys of its configuration"))
+    keys.add_flags(made.add_argument_group("how it is run: keys of the configuration, an archive's own where none are given"))
     return made
-
-
-@contextmanager
-def _subject(options: argparse.Namespace) -> Iterator[Subject]:
-    named = [each for each in (options.archive, options.torchvision, options.model_file) if each]
-    if len(named) != 1:
-        raise ToolError("give one of ARCHIVE.mar, --torchvision ARCH and --model-file FILE")
-    if options.archive:
-        with open_archive(options.archive) as opened:
-            yield _of_archive(opened.directory)
-        return
-    with tempfile.TemporaryDirectory(prefix="camserve-") as folder:
-        yield _of_model(options, Path(folder))
-
-
-def _of_archive(directory: Path) -> Subject:
-    try:
-        handler = load_service(directory)._entry_point.__self__
-    except Exception as error:
-        raise ToolError(f"the archive does not load: {words(error)}") from error
-    if not hasattr(handler, "backend"):
-        raise ToolError(f"its handler is not camserve's; {command_of('package')} --from-archive makes an archive that explains")
-    size = tuple(handler.metadata["input_size"])
-    return Subject(handler.model, handler.config, handler._preprocess_of(handler.config), size, handler.mapping)
-
-
-def _of_model(options: argparse.Namespace, workdir: Path) -> Subject:
-    if options.torchvision:
-        source = sources.from_torchvision(options.torchvision, workdir, options.weights, random=options.weights is None)
-    elif options.weights:
-        source = sources.from_file(options.model_file, options.weights, workdir)
-    else:
-        raise ToolError("--model-file needs --weights FILE")
-    config = Config.from_mapping({**source.preprocessing, **keys.given_keys(options)})
-    labels = {str(index): label for index, label in enumerate(source.labels)} if source.labels else None
-    return Subject(source.model, config, Preprocess(config), input_size(256, 256, config.resize, config.crop), labels)
 
 
 def inspect(subject: Subject, options: argparse.Namespace, progress: Progress) -> None:
@@ -122,12 +77,17 @@ def inspect(subject: Subject, options: argparse.Namespace, progress: Progress) -
     device = torch.device("cpu")
     config = replace(subject.config, layers=(), channels_last=False)
     with progress.step("Run the model once to find its layers"):
-        picked = open_backend(subject.model, config, subject.size, device)
+        try:
+            picked = open_backend(subject.model, config, subject.size, device)
+        except ConfigError:
+            _print_none(subject, options.depth, progress)
+            raise
     shown = _shown(picked, subject.config.layers, options.depth)
     backend, refused = _usable(subject, config, shown, device)
     costs = _costs(backend, subject.size, options.rounds)
     listed = [info for info in shown if info.name in backend.layers]
     _print(listed, picked.layers[0], backend.closed_form, costs, subject.size, progress=progress)
+    progress.note(ABOUT_COSTS.format(precision=config.precision, threads=torch.get_num_threads()))
     for name, why in refused.items():
         progress.note(f"  {name}: {why}")
     progress.note(f"The rule picks {picked.layers[0]}: {picked.why}")
@@ -213,6 +173,29 @@ def _print(
         shape = f"{layout.channels} x {layout.height}x{layout.width}"
         signed = "yes" if info.signed else "no"
         table.add_row(info.name, info.kind, shape, stride, signed, closed, f"{costs[info.name]:.2f}", mark)
+    progress.console.width = max(progress.console.width, TABLE_WIDTH)
+    progress.console.print(table)
+
+
+def _print_none(subject: Subject, depth: int, progress: Progress) -> None:
+    """Lists the layers of a model of which none can be explained, with what speaks against each.
+
+    Raises:
+        ConfigError: it does not even run.
+    """
+    pictures = synthetic_picture(subject.size)
+    own = opened(subject.model, pictures)
+    found = looked_at(own, pictures, subject.config.token_grid)
+    shown = [info for info in found.layers if info.name.count(".") < depth]
+    maps = [info for info in shown if info.cells > 1]
+    faults = objections(own, pictures, maps, found.outputs) if maps else {}
+    table = Table("layer", "kind", "output", "why it is not taken", box=None, padding=(0, 2, 0, 0))
+    for info in shown:
+        alone = "its map has a single cell" if info.layout else info.fault or "it has no spatial map"
+        passed = "it only pools, or passes on" if info.passes else ""
+        table.add_row(
+            info.name, info.kind, "x".join(map(str, info.shape)), faults.get(info.name, passed) if info.cells > 1 else alone
+        )
     progress.console.width = max(progress.console.width, TABLE_WIDTH)
     progress.console.print(table)
 

@@ -24,6 +24,8 @@ from camserve.tools import existing, keys, sources, staging
 from camserve.tools.archive import Archive, open_archive
 from camserve.tools.bundle import bundle, copy_licences, needed_modules
 from camserve.tools.console import Progress, ToolError, command_of, fail
+from camserve.tools.existing import Existing
+from camserve.tools.unforeseen import unforeseen
 
 STORE = Path("model_store")
 DEFAULTS = {
@@ -33,9 +35,9 @@ DEFAULTS = {
     "maxBatchDelay": 1,
     "responseTimeout": 120,
     "startupTimeout": 300,
-    "jobQueueSize": 1000,
 }
-"""TorchServe's settings where neither a flag nor an old archive gives them."""
+"""TorchServe's settings where nothing else gives them. How many requests may wait (`jobQueueSize`) depends on the server's
+memory, so the server's `job_queue_size` says it."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
         _report(package(options, progress), options, progress)
     except (ToolError, ConfigError) as error:
         return fail(error)
+    except Exception as error:  # noqa: BLE001 the model, its file and a handler's may raise anything
+        return unforeseen(error)
     return 0
 
 
@@ -56,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--model-file", metavar="FILE", type=Path, help="a file that defines one class without arguments")
     model.add_argument("--torchscript", metavar="FILE", type=Path, help="a TorchScript file, scripted or traced")
     model.add_argument("--exported", metavar="FILE", type=Path, help="a program that torch.export.save wrote")
-    model.add_argument("--from-archive", metavar="OLD.mar", type=Path, help="an archive that is served already")
+    model.add_argument("--from-archive", metavar="OLD", type=Path, help="an archive that is served already (.mar, .tar.gz)")
     model.add_argument("--demo", action="store_true", help="EfficientNet-Lite0 with its ImageNet weights")
     weights = made.add_argument_group("its weights").add_mutually_exclusive_group()
     weights.add_argument("--weights", metavar="FILE", type=Path, help="a state dict, or a checkpoint that holds one")
@@ -67,13 +71,15 @@ def parser() -> argparse.ArgumentParser:
     archive.add_argument("--labels", metavar="FILE", type=Path, help='index_to_name.json: {"0": "tench", ...}')
     archive.add_argument("--extra-files", metavar="FILES", action="append", default=[], help="comma-separated, repeatable")
     archive.add_argument("--export-path", metavar="DIR", type=Path, default=STORE, help="where it is written (%(default)s)")
+    settings = "a model-config.yaml: TorchServe's settings (pt2, deviceType, ...) and a section `explain:`; flags beat it"
+    archive.add_argument("--config", metavar="FILE", type=Path, help=settings)
     archive.add_argument("--force", action="store_true", help="replace an archive that exists")
     server = made.add_argument_group("how it is served")
     server.add_argument("--batch-size", metavar="N", type=_count, help="most requests in a batch (8)")
     delay = "how long a batch waits for more, in milliseconds (1: under load batches fill by themselves)"
     server.add_argument("--max-batch-delay", metavar="MS", type=_count, help=delay)
     server.add_argument("--workers", metavar="N", type=_count, help="worker processes (1)")
-    queue = "most waiting requests, which lie in Java's memory; beyond, the answer is 503 (1000)"
+    queue = "most waiting requests, which lie in Java's memory; beyond, the answer is 503 (the server's job_queue_size)"
     server.add_argument("--job-queue-size", metavar="N", type=_count, help=queue)
     keys.add_flags(made.add_argument_group("how it explains: the section `explain:` of model-config.yaml"))
     return made
@@ -94,6 +100,7 @@ def package(options: argparse.Namespace, progress: Progress) -> Path:
     """
     given = keys.given_keys(options)
     _check_flags(options)
+    server, section = staging.read_settings(options.config) if options.config else ({}, {})
     with tempfile.TemporaryDirectory(prefix="camserve-") as folder, ExitStack() as stack:
         workdir, stage = Path(folder, "work"), Path(folder, "staging")
         workdir.mkdir()
@@ -104,23 +111,22 @@ def package(options: argparse.Namespace, progress: Progress) -> Path:
         with progress.step("Load the model and its weights"):
             old = existing.read(opened, workdir, stage) if opened else None
             source = old.source if old else _source(options, workdir, stage, progress)
-        explain = {**source.preprocessing, **(old.explain if old else {}), **given}
+        for note in [*source.notes, *(old.notes if old else ())]:
+            progress.note(note)
+        explain = {**source.preprocessing, **(old.explain if old else {}), **section, **given}
+        settings = _settings(old.settings if old else {}, server, options)
         with progress.step("Run the model once to find its layers"):
-            size = existing.own_size(old.handler, stage) if old and old.handler else None
-            config, backend = _settled(source, explain, size)
+            config, backend = _settled(source, explain, old.handler.size if old else None)
         _say_layers(backend, progress)
         _put_labels(options, old.labels if old else _names(source, backend.outputs), backend.outputs, stage, progress)
-        _put_modules(source, stage, progress)
-        handler = staging.copy_package(stage)
-        if old and old.handler:
-            shutil.copyfile(handler, stage / handler.name)
-            handler = old.handler
-            progress.note(f"Handler: {handler.name}, over camserve's")
-        settings = {**DEFAULTS, **(old.settings if old else {}), **_server_settings(options)}
+        requirements = old.requirements if old else None
+        _put_modules(source, requirements, stage, progress)
+        handler = _put_handler(old, stage, progress)
         written = staging.write_settings(workdir, settings, {**explain, "layers": backend.layers})
         with progress.step("Build the archive with torch-model-archiver"):
-            version = options.version or (old.version if old else "1.0")
-            archive = staging.build(source, staging=stage, handler=handler, settings=written, name=target.stem, version=version)
+            parts = staging.Parts(stage, handler, written, requirements)
+            version = options.version or (old.version if old else "") or "1.0"
+            archive = staging.build(source, parts, name=target.stem, version=version)
         with progress.step("Explain a picture from the archive in a fresh process"):
             answer = staging.explain_once(archive, config)
         staging.put(archive, target)
@@ -160,17 +166,13 @@ def _target(options: argparse.Namespace, old: Archive | None) -> Path:
 
 def _source(options: argparse.Namespace, workdir: Path, stage: Path, progress: Progress) -> sources.Source:
     if options.demo:
-        source = sources.demo()
-    elif options.torchvision:
+        return sources.demo()
+    if options.torchvision:
         bar = progress.console.is_terminal
-        source = sources.from_torchvision(options.torchvision, workdir, options.weights, options.random_weights, bar)
-    elif options.model_file:
-        source = sources.from_file(options.model_file, options.weights, stage)
-    else:
-        source = sources.from_program(options.torchscript or options.exported)
-    for note in source.notes:
-        progress.note(note)
-    return source
+        return sources.from_torchvision(options.torchvision, workdir, options.weights, options.random_weights, bar)
+    if options.model_file:
+        return sources.from_file(options.model_file, options.weights, stage)
+    return sources.from_program(options.torchscript or options.exported)
 
 
 def _settled(source: sources.Source, explain: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[Config, Backend]:
@@ -212,18 +214,48 @@ def _put_labels(
         staging.write_labels(stage, mapping)
 
 
-def _put_modules(source: sources.Source, stage: Path, progress: Progress) -> None:
+def _put_handler(old: Existing | None, stage: Path, progress: Progress) -> Path:
+    """The handler's file, beside the package and, where it is the old archive's, camserve's own handler in `stage`."""
+    ours = staging.copy_package(stage)
+    if old is None or old.handler.file is None:
+        return ours
+    shutil.copyfile(ours, stage / ours.name)
+    progress.note(f"Handler: {old.handler.file.name}, over camserve's")
+    return old.handler.file
+
+
+def _put_modules(source: sources.Source, requirements: Path | None, stage: Path, progress: Progress) -> None:
     licensed = list(source.licensed)
     if source.model_file and not source.generated:
         with progress.step("Find the modules that the model's file needs"):
-            modules = needed_modules(source.model_file, stage)
+            modules = needed_modules(source.model_file, stage, requirements)
         licensed += bundle(modules, stage)
         if modules:
             progress.note(f"Bundled, since TorchServe does not bring them: {', '.join(modules)}")
     copy_licences(licensed, stage)
 
 
-def _server_settings(options: argparse.Namespace) -> dict[str, int]:
+def _settings(old: Mapping[str, Any], server: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """TorchServe's settings: flags beat those of --config (`server`), these the old archive's, and these the defaults.
+
+    Raises:
+        ToolError: --config gives one that TorchServe would leave out, or more workers at least than at most.
+    """
+    for name in (*DEFAULTS, "jobQueueSize"):
+        value = server.get(name, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ToolError(f"--config: {name}: expected a whole number, 0 or more, got {value!r}")
+    asked = {**old, **server, **_flagged(options)}
+    found = {**DEFAULTS, **asked}
+    low, high = found["minWorkers"], found["maxWorkers"]
+    if isinstance(low, int) and isinstance(high, int) and low > high:
+        if "maxWorkers" in asked:
+            raise ToolError(f"minWorkers is {low} and maxWorkers {high}, which TorchServe does not take; --workers sets both")
+        found["maxWorkers"] = low
+    return found
+
+
+def _flagged(options: argparse.Namespace) -> dict[str, int]:
     """TorchServe's settings that flags give."""
     given = {
         "minWorkers": options.workers,

@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ from camserve.request import Call
 from camserve.tools.archive import load_service, open_archive
 from camserve.tools.baseline import Collector, build
 from camserve.tools.console import Progress, ToolError, command_of, fail
+from camserve.tools.fresh.worker import words
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
 LEAST = 100
 ENOUGH = 1000
 """Of how many pictures a reference is hardly better for having more: windows of 1,000 predictions then tell PSI 0.1."""
 BATCH = 8
+ROOM = 4_000_000
+"""Bytes that a reference hardly exceeds."""
 SHADES = " ░▒▓█"
 
 
@@ -40,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         make(options.archive, options.images, Progress())
-    except (ToolError, ConfigError) as error:
+    except (ToolError, ConfigError, OSError) as error:
         return fail(error)
     return 0
 
@@ -60,14 +64,13 @@ def make(archive: Path, images: Sequence[Path], progress: Progress) -> Reference
     """Measures the pictures, writes the reference into the archive, and says what was found.
 
     Raises:
-        ToolError: no archive, too few pictures that the model can read, or an archive that does not load.
+        ToolError: no archive, one that does not load or cannot be rewritten, or too few pictures that the model can read.
     """
     paths = list(pictures(images))
     if len(paths) < LEAST:
         raise ToolError(f"expected at least {LEAST} pictures ({', '.join(SUFFIXES)}), found {len(paths)}")
-    with open_archive(archive) as opened:
-        with progress.step("Load the archive"):
-            handler = _handler_of(opened.directory)
+    _check_writable(archive)
+    with _loaded(archive, progress) as handler:
         collector = Collector(handler.scale)
         handler.pipeline.watcher = collector
         refused = _ask_all(handler.pipeline, paths, progress)
@@ -79,17 +82,54 @@ def make(archive: Path, images: Sequence[Path], progress: Progress) -> Reference
         reference = build(found, collector.shares, handler.made)
         _say(found, reference, refused, handler, progress)
     with progress.step(f"Write {FILE} into the archive"):
-        put(archive, FILE, reference.to_json())
+        try:
+            put(archive, FILE, reference.to_json())
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ToolError(f"{archive} cannot be rewritten, and is as it was: {_why(error)}") from error
     progress.note(f"{archive} now holds the reference; serve it anew for Prometheus to see it")
     return reference
 
 
-def _handler_of(directory: Path) -> Any:
+def _check_writable(archive: Path) -> None:
+    """Finds out, before anything is measured, what would keep an archive from being rewritten.
+
+    Raises:
+        ToolError: nothing can be written beside it, or there is no room for a second one.
+    """
+    if not archive.exists():
+        return
+    target = _target(archive, FILE)
+    try:
+        with tempfile.NamedTemporaryFile(prefix=f".{target.name}.", suffix=".part", dir=target.parent):
+            free = shutil.disk_usage(target.parent).free
+    except OSError as error:
+        raise ToolError(f"{archive} cannot be rewritten: in {target.parent}: {_why(error)}") from error
+    needed = (0 if archive.is_dir() else target.stat().st_size) + ROOM
+    if free < needed:
+        raise ToolError(f"{archive} cannot be rewritten: {needed} bytes are needed in {target.parent}, and {free} are free")
+
+
+def _why(error: Exception) -> str:
+    """The system's own words, without the name of a temporary file."""
+    return (isinstance(error, OSError) and error.strerror) or words(error)
+
+
+@contextmanager
+def _loaded(archive: Path, progress: Progress) -> Iterator[Any]:
+    """The archive's handler, loaded in this process, and forgotten afterwards; raises `ToolError` where that cannot be done."""
     logging.getLogger("ts").setLevel(logging.ERROR)  # it warns of accelerators that nobody asked for
-    handler = load_service(directory)._entry_point.__self__
-    if not hasattr(handler, "made"):
-        raise ToolError(f"the archive's handler is not camserve's, or an older one's; make it with {command_of('package')}")
-    return handler
+    with ExitStack() as stack:
+        with progress.step("Load the archive"):
+            try:
+                opened = stack.enter_context(open_archive(archive))
+                handler = load_service(opened.directory)._entry_point.__self__
+            except (ToolError, ConfigError):
+                raise
+            except Exception as error:  # its model and its handler may raise anything
+                raise ToolError(f"{archive} does not load: {words(error)}") from error
+        if not hasattr(handler, "made"):
+            raise ToolError(f"the archive's handler is not camserve's, or an older one's; make it with {command_of('package')}")
+        yield handler
 
 
 def pictures(given: Sequence[Path]) -> Iterator[Path]:
@@ -110,9 +150,10 @@ def pictures(given: Sequence[Path]) -> Iterator[Path]:
 def put(archive: Path, name: str, text: str) -> None:
     """Writes one file into an archive, in place of one of that name; everything else stays as it is, byte for byte.
 
-    No server and no interruption ever sees half of it: it is written beside the archive and then takes its place.
+    No server and no interruption ever sees half of it: it is written beside the archive and then takes its place. Where the
+    archive is a link, what it points to is rewritten, and the link stays.
     """
-    target = archive / name if archive.is_dir() else archive
+    target = _target(archive, name)
     handle, part = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     os.close(handle)
     try:
@@ -127,6 +168,11 @@ def put(archive: Path, name: str, text: str) -> None:
         Path(part).replace(target)
     finally:
         Path(part).unlink(missing_ok=True)
+
+
+def _target(archive: Path, name: str) -> Path:
+    """The file that is replaced: the archive, or one in the folder that it is; never a link."""
+    return (archive / name if archive.is_dir() else archive).resolve()
 
 
 def _copy(archive: Path, part: Path, name: str, text: str) -> None:
@@ -147,18 +193,27 @@ def _ask_all(pipeline: Any, paths: Sequence[Path], progress: Progress) -> dict[P
     with Bar(*columns, console=progress.console, transient=True, disable=not progress.console.is_terminal) as bar:
         task = bar.add_task("", total=len(paths))
         for start in range(0, len(paths), BATCH):
-            part = paths[start : start + BATCH]
-            replies = pipeline.run([Call(False, {}, {"body": path.read_bytes()}) for path in part])
+            part = {path: _read(path) for path in paths[start : start + BATCH]}
+            refused.update({path: f"cannot be read: {_why(read)}" for path, read in part.items() if isinstance(read, OSError)})
+            given = {path: read for path, read in part.items() if isinstance(read, bytes)}
+            replies = pipeline.run([Call(False, {}, {"body": body}) for body in given.values()])
             refused.update(
-                {path: str(reply.body, "utf-8") for path, reply in zip(part, replies, strict=True) if reply.status != 200}
+                {path: str(reply.body, "utf-8") for path, reply in zip(given, replies, strict=True) if reply.status != 200}
             )
             bar.advance(task, len(part))
     return refused
 
 
+def _read(path: Path) -> bytes | OSError:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        return error
+
+
 def _first(refused: dict[Path, str]) -> str:
     for path, message in refused.items():
-        return f"for {path} it answers {message}"
+        return f"{path}: {message}"
     return "the maps of the others could not be made"
 
 

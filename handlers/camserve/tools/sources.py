@@ -17,6 +17,7 @@ from camserve.errors import listed, nearest
 from camserve.tools.console import ToolError
 from camserve.tools.fresh.modules import Beside, server_modules
 from camserve.tools.fresh.worker import model_class, words
+from camserve.tools.vit import image_size, trained_as
 from camserve.tools.weights import StateDict, fit, outputs_of, read_state_dict
 
 DEMO = "efficientnet_lite0"
@@ -43,7 +44,8 @@ class Source:
     `weights` is the user's file where it is a plain state dict: the archive then holds it as it is, under the same checksum.
     `preprocessing` holds keys of the configuration; `labels` one name a class; `licensed` the distributions whose files or
     weights the archive carries; `notes` what the user should hear. A `generated` file needs only torchvision. Without a
-    `model_file`, `weights` is a whole program: TorchScript or `torch.export`'s.
+    `model_file`, `weights` is a whole program: TorchScript or `torch.export`'s. `stored_as`: the weights' name in the archive,
+    where it is not to be packaging's own.
     """
 
     model_file: Path | None
@@ -54,12 +56,14 @@ class Source:
     licensed: tuple[str, ...] = ()
     generated: bool = False
     notes: tuple[str, ...] = ()
+    stored_as: str | None = None
 
 
 def from_torchvision(arch: str, workdir: Path, weights: Path | None, random: bool, progress: bool = False) -> Source:
     """An architecture of torchvision's, with a file's weights, random ones, or the published default ones (downloaded).
 
-    Preprocessing and labels are those of the default weights' metadata; labels only where the number of classes matches.
+    Preprocessing and labels are those of the default weights' metadata; labels only where the number of classes matches. A
+    vision transformer is built for the pictures that its weights are for, and prepared as torchvision's weights of that size.
 
     Raises:
         ToolError: no such architecture, weights that do not fit it, or a download that failed.
@@ -71,12 +75,12 @@ def from_torchvision(arch: str, workdir: Path, weights: Path | None, random: boo
         raise ToolError(f"torchvision has no classifier {arch}; {hint}")
     published = torchvision.models.get_model_weights(arch).DEFAULT
     categories = published.meta["categories"]
-    options: dict[str, Any] = {}
-    notes: list[str] = []
+    state, notes = read_state_dict(weights) if weights is not None else (None, [])
+    side = image_size(arch, published, state)
+    options: dict[str, Any] = {} if side is None else {"image_size": side}
     if arch in ("googlenet", "inception_v3"):  # as their builders set it for published weights
         options = {"transform_input": True, "init_weights": False}
-    if weights is not None:
-        state, notes = read_state_dict(weights)
+    if state is not None:
         options |= _options_for(arch, state, options, len(categories))
     elif arch == "googlenet":
         options["aux_logits"] = False
@@ -84,12 +88,16 @@ def from_torchvision(arch: str, workdir: Path, weights: Path | None, random: boo
     model_file.write_text(TEMPLATE.format(arch=arch, name=_class_name(arch), options=_written(options)))
     torch.manual_seed(0)
     model = torchvision.models.get_model(arch, weights=None, **options)
-    if weights is not None:
+    if state is not None:
         fit(model, state, f"torchvision's {arch}")
     elif not random:
         model.load_state_dict(_downloaded(arch, published, progress))
     labels = categories if options.get("num_classes", len(categories)) == len(categories) else None
-    return Source(model_file, model.eval(), _preprocessing(published), labels, plain(weights, notes), (), True, tuple(notes))
+    preprocessing, stored = _preprocessing(published), plain(weights, notes)
+    if side is not None and side != published.meta["min_size"][0]:
+        preprocessing, how = _preprocessing_at(published, preprocessing, side)
+        notes = [*notes, f"These weights are for pictures of {side}x{side}: {how}; --resize, --crop, ... say otherwise"]
+    return Source(model_file, model.eval(), preprocessing, labels, stored, (), True, tuple(notes))
 
 
 def plain(weights: Path | None, notes: Sequence[str]) -> Path | None:
@@ -139,6 +147,15 @@ def _preprocessing(published: Any) -> dict[str, Any]:
         "mean": list(transforms.mean),
         "std": list(transforms.std),
     }
+
+
+def _preprocessing_at(published: Any, default: Mapping[str, Any], side: int) -> tuple[dict[str, Any], str]:
+    """The same for weights that are for pictures of another side than the published default, and words for how they are made."""
+    alike = trained_as(published, side)
+    if alike is not None:
+        return _preprocessing(alike), f"they are prepared as for torchvision's {alike.name}"
+    resize = round(side * default["resize"] / default["crop"])
+    return {**default, "resize": resize, "crop": side}, f"they are resized to {resize} and cropped to {side}"
 
 
 def _side(size: Sequence[int]) -> int | list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import glob
 import io
 import json
@@ -11,7 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,25 @@ def write_settings(folder: Path, settings: Mapping[str, Any], explain: Mapping[s
     return path
 
 
+def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """TorchServe's settings of a `model-config.yaml`, and its `explain:` section, neither of them checked.
+
+    Raises:
+        ToolError: no such file, or not such a mapping.
+    """
+    if not path.is_file():
+        raise ToolError(f"--config: there is no file {path}")
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ToolError(f"--config {path}: it is not YAML: {' '.join(str(error).split())}") from error
+    explain = found.get("explain") or {} if isinstance(found, dict) else None
+    if not isinstance(explain, dict):
+        wanted = "expected a mapping of TorchServe's settings, with a mapping `explain:` of camserve's keys or without"
+        raise ToolError(f"--config {path}: {wanted}")
+    return {str(key): value for key, value in found.items() if key != "explain"}, explain
+
+
 def read_labels(path: Path) -> dict[str, str]:
     """Index and name of each class, in any of the forms that TorchServe's stock handlers take.
 
@@ -112,32 +133,54 @@ def write_labels(staging: Path, labels: Mapping[str, str]) -> None:
     (staging / LABELS).write_text(json.dumps(dict(labels), ensure_ascii=False, indent=0) + "\n", "utf-8")
 
 
-def build(source: Source, *, staging: Path, handler: Path, settings: Path, name: str, version: str) -> Path:
+@dataclass(frozen=True)
+class Parts:
+    """What an archive holds besides its model: a folder of files, the handler, the settings, and a file of requirements."""
+
+    folder: Path
+    handler: Path
+    settings: Path
+    requirements: Path | None = None
+
+
+def build(source: Source, parts: Parts, *, name: str, version: str) -> Path:
     """Runs torch-model-archiver with a temporary folder of its own (it deletes what it finds there); the archive's path.
 
-    `staging` holds what goes into the archive besides model, handler and settings; the archive lies beside it.
+    The archive lies beside the folder of `parts`.
 
     Raises:
-        ToolError: in the archiver's own words, why it failed.
+        ToolError: two files of one name; or, in the archiver's own words, why it failed.
     """
-    name_in_archive = WEIGHTS if source.model_file else PROGRAM
+    staging, settings = parts.folder, parts.settings
+    name_in_archive = source.stored_as or (WEIGHTS if source.model_file else PROGRAM)
     weights, store, temporary = settings.with_name(name_in_archive), staging.with_name("built"), staging.with_name("archiver")
     if source.weights is None:
         torch.save(source.model.state_dict(), weights)
     else:
         shutil.copyfile(source.weights, weights)
+    _check_names([weights, settings, parts.handler, *([source.model_file] if source.model_file else [])], staging)
     store.mkdir()
     temporary.mkdir()
     command = [sys.executable, "-m", "model_archiver.model_packaging"]
     command += ["--model-name", name, "--version", version]
     command += ["--model-file", str(source.model_file.resolve())] if source.model_file else []
-    command += ["--serialized-file", str(weights), "--handler", str(handler), "--extra-files", str(staging)]
+    command += ["--serialized-file", str(weights), "--handler", str(parts.handler), "--extra-files", str(staging)]
+    command += ["--requirements-file", str(parts.requirements)] if parts.requirements else []
     command += ["--config-file", str(settings), "--export-path", str(store), "--archive-format", "zip-store"]
     environment = {**os.environ, "TMPDIR": str(temporary)}
     done = subprocess.run(command, env=environment, cwd=temporary, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ToolError(f"torch-model-archiver failed: {' '.join(done.stderr.split()[-40:])}")
     return store / f"{name}.mar"
+
+
+def _check_names(files: Sequence[Path], staging: Path) -> None:
+    """Refuses a file of `staging` that would take the place of another one: the archiver copies them last."""
+    names = [file.name for file in files]
+    for file in files:
+        beside = staging / file.name
+        if names.count(file.name) > 1 or beside.is_dir() or (beside.exists() and not filecmp.cmp(file, beside, shallow=False)):
+            raise ToolError(f"the archive would hold two files of the name {file.name}, which packaging needs; rename one")
 
 
 def explain_once(archive: Path, config: Config) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""One explanation from an unpacked archive that sees nothing but itself and TorchServe's environment."""
+"""One explanation from an unpacked archive that sees itself, TorchServe's environment, and what its requirements name."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from .modules import Hiding, place, server_modules, top_modules
+from .requirements import required
 from .worker import Row, ask, load_service, words
 
 
@@ -14,6 +16,9 @@ def explain(directory: str, picture: str) -> dict[str, Any]:
     """One explanation of `picture` by the unpacked archive: `{"status", "body"}`, or `{"error"}` in the worker's own words."""
     folder = Path(directory).resolve()
     own, server = top_modules(folder), server_modules()
+    wanted = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text("utf-8"))["model"].get("requirementsFile")
+    if wanted:
+        server |= required(folder / wanted).modules
     sys.path.insert(0, str(folder))
     Hiding(lambda name: name in own or name in server)
     try:

@@ -28,9 +28,15 @@ def canonical(name: str) -> str:
 @cache
 def server_modules() -> frozenset[str]:
     """Top-level modules that TorchServe's own environment brings, the standard library included."""
-    from packaging.requirements import Requirement  # noqa: PLC0415 itself one of them
+    library = top_modules(Path(json.__file__).parents[1])  # more than sys.stdlib_module_names: sysconfig's data
+    return modules_of((name, "") for name in SERVER) | library | set(sys.stdlib_module_names) | {"__main__"}
 
-    wanted = [(name, "") for name in SERVER]
+
+def modules_of(distributions: Iterable[tuple[str, str]]) -> frozenset[str]:
+    """Top-level modules of installed distributions, each with the name of an extra or "", and of whatever they require."""
+    from packaging.requirements import Requirement  # noqa: PLC0415 itself one of TorchServe's environment
+
+    wanted = list(distributions)
     seen: set[tuple[str, str]] = set()
     while wanted:
         name, extra = wanted.pop()
@@ -46,9 +52,7 @@ def server_modules() -> frozenset[str]:
                 wanted += [(each.name, chosen) for chosen in ("", *each.extras)]
     brought = {name for name, _ in seen}
     packages = metadata.packages_distributions().items()
-    modules = {module for module, names in packages if brought & {canonical(name) for name in names}}
-    library = top_modules(Path(json.__file__).parents[1])  # more than sys.stdlib_module_names: sysconfig's data
-    return frozenset(modules | library | set(sys.stdlib_module_names) | {"__main__"})
+    return frozenset(module for module, names in packages if brought & {canonical(name) for name in names})
 
 
 class Hiding(MetaPathFinder):

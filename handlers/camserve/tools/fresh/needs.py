@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from .modules import Beside, Hiding, server_modules, top_modules
+from .requirements import required
 from .worker import model_class, words
 
 
@@ -66,12 +67,14 @@ def unfit(spec: ModuleSpec) -> str:
     return ""
 
 
-def needs(model_file: str, staging: str) -> dict[str, Any]:
+def needs(model_file: str, staging: str, requirements: str = "") -> dict[str, Any]:
     """What the model's file imports beyond TorchServe's environment: `{"modules": {name: path}, "refused": {name: reason}}`.
 
-    An error of the file itself is under `error`.
+    What a file of `requirements` names is installed with the archive. An error of the model's file itself is under `error`.
     """
     path, server = Path(model_file).resolve(), server_modules()
+    if requirements:
+        server |= required(Path(requirements)).modules
     beside = Beside([Path(staging), path.parent], server)
 
     def find(name: str) -> ModuleSpec | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import random
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlsplit
@@ -18,12 +19,14 @@ from camserve.tools.server.errors import ServeError
 LOOPBACK = "127.0.0.1"
 HTTP = ("inference_address", "management_address", "metrics_address")
 GRPC = ("grpc_inference_port", "grpc_management_port")
+OURS = "camserve_"
+"""How the keys begin that camserve reads of TorchServe's configuration, and TorchServe does not."""
 
 # For a server that is started without a configuration file; config.properties says why.
 DEFAULTS = """disable_token_authorization=true
 allowed_urls=(?!)
 default_workers_per_model=1
-job_queue_size=1000
+job_queue_size=100
 max_request_size=33554432
 metrics_mode=prometheus
 disable_system_metrics=true
@@ -32,10 +35,11 @@ disable_system_metrics=true
 
 @dataclass(frozen=True)
 class Settings:
-    """A configuration file: its text, and its keys and values."""
+    """A configuration file: its text, TorchServe's keys and values, and our own (`OURS`)."""
 
     text: str
     values: Mapping[str, str]
+    own: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def read(path: Path | None) -> Settings:
@@ -46,7 +50,13 @@ class Settings:
             raise ServeError(f"cannot read the configuration {shown(str(path))}: {error.strerror}") from error
         lines = (line.strip() for line in text.splitlines())
         pairs = (line.partition("=") for line in lines if not line.startswith(("#", "!")))
-        return Settings(text, MappingProxyType({key.strip(): value.strip() for key, equals, value in pairs if equals}))
+        found = {key.strip(): value.strip() for key, equals, value in pairs if equals}
+        own = {key: found.pop(key) for key in list(found) if key.startswith(OURS)}
+        return Settings(text, MappingProxyType(found), MappingProxyType(own))
+
+    def is_set(self, key: str) -> bool:
+        """Whether a key, TorchServe's or our own, is `true`."""
+        return (self.own if key.startswith(OURS) else self.values).get(key, "").lower() == "true"
 
 
 @dataclass(frozen=True)
@@ -59,12 +69,16 @@ class Addresses:
     grpc: tuple[int, int]
 
     @staticmethod
-    def choose(settings: Settings, port: int | None) -> Addresses:
+    def choose(settings: Settings, port: int | None, public_management: bool = False) -> Addresses:
         """The hosts of `settings`, on `port`, `port + 1` and `port + 2`; 0 picks free ones, None keeps the file's.
 
-        Raises `ServeError` for an address that is taken or cannot be used.
+        Raises `ServeError` for an address that is taken or cannot be used, and for management beyond loopback unless
+        `public_management`.
         """
         found = [_split(settings, key, 8080 + offset) for offset, key in enumerate(HTTP)]
+        if not public_management:
+            _refuse_public("management_address", found[1][1])
+            _refuse_public("grpc_management_address", settings.values.get("grpc_management_address", LOOPBACK))
         if port is not None and not 0 <= port <= 65533:
             raise ServeError(f"--port {port} is not from 0 to 65533")
         hosts = [host for _, host, _ in found]
@@ -90,6 +104,23 @@ class Addresses:
         lines = [f"{key}={scheme}://{_bracketed(host)}:{port}" for key, (scheme, host, port) in http]
         lines += [f"{key}={port}" for key, port in zip(GRPC, self.grpc, strict=True)]
         return "\n".join(lines) + "\n"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine reaches `host`: an address, or a name."""
+    try:
+        found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return False
+    return all(ipaddress.ip_address(address).is_loopback for address in found)
+
+
+def _refuse_public(key: str, host: str) -> None:
+    if not is_loopback(host):
+        raise ServeError(
+            f"{key} is {shown(host)}, which is not loopback: whoever reaches management takes models out of service, even with "
+            "the model API off. Bind it to 127.0.0.1; where something else keeps others from it, say --public-management"
+        )
 
 
 def _bracketed(host: str) -> str:

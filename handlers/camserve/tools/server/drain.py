@@ -5,11 +5,14 @@ A request waits in the model's queue (`pendingRequests`), then in Java's hands w
 batch may fill, no queue holds a request, every worker's main thread sleeps in the read of its next command and has not
 woken, no reply lies unsent, and no thread of Java's has anything to do (on a busy machine it may wait long for a processor,
 with a request that it has read and not yet queued).
+
+Requests that come meanwhile are answered too, so a server may never be idle for so long. Queues are first in, first out:
+what was there when the wait began is answered first. In the second half of the wait the first moment will do at which
+nothing is in progress: whoever asks later finds a closed port, which is better than an answer that never comes.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +22,11 @@ from typing import Any
 import psutil
 
 from camserve.tools.server.management import Management
+from camserve.tools.server.sockets import unsent
 
 INTERVAL = 0.05
+HASTE = 0.002
+"""Seconds between two looks, in the first half of the wait and in the second."""
 SLACK = 0.3
 BLIND_SLACK = 2.0
 Mark = tuple[bool, object]
@@ -38,19 +44,23 @@ class Drain:
 
     def wait(self, limit: float, hurry: Event) -> bool:
         """True once the server is idle; False after `limit` seconds, when `hurry` is set, or when the server has ended."""
-        end = time.monotonic() + limit
+        begun = quiet_since = time.monotonic()
         marks: dict[int, Mark] = {}
-        quiet_since = time.monotonic()
-        while time.monotonic() < end and not hurry.is_set() and not self._ended():
+        while time.monotonic() < begun + limit and not hurry.is_set() and not self._ended():
+            patient = time.monotonic() < begun + limit / 2
             at_work = runnable(self._java)  # before it is asked, which wakes it
             models = self._management.models()
             before, marks = marks, {pid: mark(pid) for pid in _worker_pids(models or [])}
             if at_work or models is None or marks != before or self._is_busy(models, marks):
                 quiet_since = time.monotonic()
-            elif time.monotonic() - quiet_since > _longest_wait(models):
+            elif time.monotonic() - quiet_since > _longest_wait(models, patient) and self._still_idle(marks):
                 return True
-            hurry.wait(INTERVAL)
+            hurry.wait(INTERVAL if patient else HASTE)
         return False
+
+    def _still_idle(self, marks: dict[int, Mark]) -> bool:
+        """A last look, which takes two milliseconds; all that was asked before it took some twenty."""
+        return {pid: mark(pid) for pid in marks} == marks and not runnable(self._java)
 
     def _is_busy(self, models: list[dict[str, Any]], marks: dict[int, Mark]) -> bool:
         return any(busy for busy, _ in marks.values()) or _pending(models) > 0 or unsent(self._port) > 0
@@ -64,9 +74,11 @@ def _pending(models: list[dict[str, Any]]) -> int:
     return sum(model["jobQueueStatus"]["pendingRequests"] for model in models)
 
 
-def _longest_wait(models: list[dict[str, Any]]) -> float:
-    """Seconds of silence after which no batch can still be filling."""
-    slack = SLACK if Path("/proc/self/wchan").exists() else BLIND_SLACK
+def _longest_wait(models: list[dict[str, Any]], patient: bool) -> float:
+    """Seconds of silence after which no batch can still be filling; with some more where there is time for it, or where little
+    is seen."""
+    sees = Path("/proc/self/wchan").exists()
+    slack = (SLACK if patient else 0) if sees else BLIND_SLACK
     return max((model["maxBatchDelay"] for model in models), default=0) / 1000 + slack
 
 
@@ -104,20 +116,3 @@ def runnable(pid: int) -> bool:
         except OSError:
             continue
     return False
-
-
-def unsent(port: int) -> int:
-    """Bytes that clients of `port` have not taken yet, or that the server has not read (Linux; elsewhere 0)."""
-    if sys.platform != "linux":
-        return 0
-    total = 0
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            rows = Path(table).read_text("ascii").splitlines()[1:]
-        except OSError:
-            continue
-        for row in rows:
-            _, local, _, state, queues, *_ = row.split()
-            if state != "0A" and int(local.rpartition(":")[2], 16) == port:  # 0A: listening
-                total += sum(int(queue, 16) for queue in queues.split(":"))
-    return total

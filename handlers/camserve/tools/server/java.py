@@ -63,6 +63,19 @@ def _release(path: Path) -> int:
     return int(match[1]) if match and ran.returncode == 0 else 0
 
 
+def largest_heap(command: Sequence[str]) -> int:
+    """Bytes that the heap of a `server_command` may grow to on this machine, or in this container; 0 when Java does not tell."""
+    options = command[: command.index("-cp")]
+    try:
+        ran = subprocess.run(
+            [*options, "-XX:+PrintFlagsFinal", "-version"], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    match = re.search(r"^ *size_t MaxHeapSize *= *(\d+)", ran.stdout, re.MULTILINE)
+    return int(match[1]) if match else 0
+
+
 def torchserve_home() -> Path:
     """The folder that holds the package `ts`, found without importing it."""
     spec = importlib.util.find_spec("ts")

@@ -23,12 +23,12 @@ class Management:
         self._session.trust_env = False  # no proxy stands between a process and its own child
 
     def models(self) -> list[dict[str, Any]] | None:
-        """Every version of every model, as `GET /models/{name}/all` describes it; None while nobody answers."""
+        """Every version of every model, as `GET /models/{name}/all` describes it; None while no usable answer comes."""
         try:
             listed = self._get("/models?limit=1000")["models"]
             names = dict.fromkeys(model["modelName"] for model in listed)
             return [version for name in names for version in self._get(f"/models/{quote(name, safe='')}/all")]
-        except (OSError, ValueError, KeyError) as error:  # nobody listens (an OSError), or the token is not written yet
+        except (OSError, ValueError, LookupError, TypeError) as error:  # nobody listens, no token yet, or JSON of another kind
             self.trouble = f"{type(error).__name__}: {error}".split("\n", 1)[0]
             return None
 
@@ -52,3 +52,9 @@ class Management:
             return {}
         token = json.loads(self._key_file.read_text("utf-8"))[key]["key"]
         return {"Authorization": f"Bearer {token}"}
+
+
+def all_ready(model: dict[str, Any]) -> bool:
+    """Whether a version, as `Management.models` describes it, has all its workers, and each has loaded it."""
+    workers = model["workers"]
+    return len(workers) >= max(1, model["minWorkers"]) and all(worker["status"] == "READY" for worker in workers)

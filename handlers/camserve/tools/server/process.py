@@ -111,3 +111,11 @@ def is_running(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether a process is one of TorchServe's workers, or a child that one has forked."""
+    try:
+        return any("model_service_worker" in word for word in process.cmdline())
+    except psutil.Error:
+        return False

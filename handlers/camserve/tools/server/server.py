@@ -15,15 +15,17 @@ import psutil
 
 import camserve
 from camserve.errors import listed, shown
-from camserve.tools.server import faults
+from camserve.tools.server import advice, faults
 from camserve.tools.server.addresses import Addresses, Settings
 from camserve.tools.server.cores import cores
 from camserve.tools.server.drain import Drain
-from camserve.tools.server.errors import Interrupted, ServeError
+from camserve.tools.server.errors import Interrupted, OutageError, ServeError
 from camserve.tools.server.folder import own_folder
-from camserve.tools.server.java import find_java, server_command
-from camserve.tools.server.management import Management
-from camserve.tools.server.process import OwnProcess
+from camserve.tools.server.java import find_java, largest_heap, server_command
+from camserve.tools.server.management import Management, all_ready
+from camserve.tools.server.outages import Outages
+from camserve.tools.server.process import OwnProcess, is_worker
+from camserve.tools.server.sockets import shut_doors
 from camserve.tools.server.store import Stored, select
 
 CONFIG = Path("config.properties")
@@ -32,7 +34,9 @@ METRICS_CONFIG = Path(camserve.__file__).with_name("metrics.yaml")
 LATE, SETTLED = 10.0, 0.5
 """Seconds to wait for the words of a worker that has ended, and after the last of them."""
 SILENT = 600.0
-"""Seconds without an answer of the management address after which a server is given up; archives are unpacked before it."""
+"""Seconds without a usable answer of the management address after which a start is given up; archives are unpacked before."""
+LOOK = 30.0
+"""Seconds between two looks at the workers of a server that serves."""
 Sinks = Callable[[int], tuple[str, Sequence[Callable[[str], None]]]]
 
 
@@ -43,7 +47,8 @@ class Server:
     where there is none. `port` 0 picks free ports, None takes the configuration's. `sinks` is given the port and returns
     where the log goes, in words, and the functions that take its lines. As a context manager it is ready inside, and
     ended outside, whatever happened; a server whose process is killed is killed with it (Linux), so make it on a thread
-    that lives as long as it.
+    that lives as long as it. `public_management` allows management beyond loopback; `max_silence` and `max_outage` are
+    what `wait_ready` and `wait_asked` put up with.
     """
 
     def __init__(
@@ -54,6 +59,9 @@ class Server:
         config: Path | str | None = None,
         port: int | None = 0,
         log_config: Path | str | None = None,
+        public_management: bool = False,
+        max_silence: float = SILENT,
+        max_outage: float | None = None,
         sinks: Sinks = lambda _: ("memory", ()),
     ) -> None:
         chosen = Path(config) if config is not None else (CONFIG if CONFIG.is_file() else None)
@@ -63,6 +71,9 @@ class Server:
         self._names = tuple(models)
         self._port = port
         self._log_config = Path(log_config or LOG_CONFIG)
+        self._public_management = public_management
+        self._max_silence, self._max_outage = max_silence, max_outage
+        self._outages = Outages(max_outage)
         self._sinks = sinks
         self._asked, self._hurry = Event(), Event()
         self._archives: list[Stored] = []
@@ -85,10 +96,10 @@ class Server:
         """Starts TorchServe, without waiting for it, and ends it and removes its folder on leaving."""
         self._archives = select(self._store, self._names)
         java = find_java()
-        self._addresses = Addresses.choose(self._settings, self._port)
+        self._addresses = Addresses.choose(self._settings, self._port, self._public_management)
         self.log_place, sinks = self._sinks(self._addresses.http[0][2])
         with own_folder() as folder:
-            command = server_command(
+            self._command = server_command(
                 java,
                 config=self._write_config(folder),
                 vmargs=self._settings.values.get("vmargs", "").split(),
@@ -98,7 +109,7 @@ class Server:
                 models=[archive.argument for archive in self._archives],
             )
             self._management = Management(self.management_url, self._key_file())
-            self._process = OwnProcess(command, self._environment(folder), sinks)
+            self._process = OwnProcess(self._command, self._environment(folder), sinks)
             try:
                 yield
             finally:
@@ -148,31 +159,60 @@ class Server:
     def wait_ready(self) -> None:
         """Returns once every worker of every model has loaded it.
 
-        Raises `ServeError` with the worker's own reason when a model does not load, or when the management address answers
-        nothing for `SILENT` seconds; `Interrupted` when asked to stop.
+        Raises `ServeError` with the worker's own reason when a model does not load, or when the management address gives no
+        usable answer for `max_silence` seconds; `Interrupted` when asked to stop.
         """
         heard = time.monotonic()
         while not self._asked.wait(0.1):
             models = self._management.models()
             self._check_alive()
             heard = time.monotonic() if models is not None else heard
-            if time.monotonic() - heard > SILENT:
-                raise ServeError(f"{self.management_url} gave no answer for {SILENT} s: {self._management.trouble}")
+            if time.monotonic() - heard > self._max_silence:
+                silence = f"{self.management_url} gave no usable answer for {self._max_silence:g} s"
+                raise ServeError(f"{silence}: {self._management.trouble}")
             if self._is_ready(models):
+                self._outages.longest(models, time.monotonic())
                 return
             self._check_workers(models)
         raise Interrupted
 
     def wait_asked(self) -> None:
-        """Returns when asked to stop; raises `ServeError` when the server ends by itself."""
+        """Returns when asked to stop.
+
+        Raises `ServeError` when the server ends by itself; `OutageError` when a model that was served has been without a
+        ready worker for `max_outage` seconds (None: longer than TorchServe tries to start one).
+        """
+        pause = LOOK if self._max_outage is None else min(LOOK, self._max_outage / 4)
+        looked = float("-inf")
         while not self._asked.wait(0.2):
             self._check_alive()
+            if time.monotonic() - looked > pause:
+                self._check_outages()
+                looked = time.monotonic()
+
+    def openness(self) -> list[str]:
+        """Warnings about who reaches this server."""
+        return advice.openness(self._settings, self._addresses)
+
+    def largest_heap(self) -> int:
+        """Bytes that Java's heap may grow to, by a Java of the same options; 0 when it does not tell."""
+        return largest_heap(self._command)
+
+    def crowding(self, heap: int) -> list[str]:
+        """Warnings about what a heap of so many bytes holds, by the queues that a server tells of which is ready."""
+        return advice.crowding(self._management.models() or (), heap)
 
     def stop(self, drain: float = 0) -> bool:
-        """Ends Java and every worker, first letting requests finish for up to `drain` seconds; whether all had finished."""
+        """Ends Java and every worker, first letting requests finish for up to `drain` seconds; whether all had finished.
+
+        New connections are refused meanwhile where the system lets us; where it does not, they are answered too.
+        """
         drained = False
         if drain > 0 and not self._process.ended:
-            watch = Drain(self._management, self._process.pid, self._addresses.http[0][2], lambda: self._process.ended)
+            port, management = (self._addresses.http[index][2] for index in (0, 1))
+            if port != management:
+                shut_doors(self._process.pid, port)
+            watch = Drain(self._management, self._process.pid, port, lambda: self._process.ended)
             drained = watch.wait(drain, self._hurry)
         self._process.end()
         self._management.close()
@@ -185,19 +225,27 @@ class Server:
         for archive in self._archives:
             if (archive.name, archive.version) not in loaded:
                 raise ServeError(f"TorchServe does not take {archive.file}: {self._last(3)}")
-        return all(_all_ready(model) for model in models)
+        return all(all_ready(model) for model in models)
 
     def _check_alive(self) -> None:
         if self._process.ended:
             raise ServeError(f"TorchServe ended by itself: {self._last(6)}")
 
+    def _check_outages(self) -> None:
+        """A model that TorchServe has given up is served again only by a new start."""
+        found = self._outages.longest(self._management.models(), time.monotonic())
+        if found:
+            name, seconds = found
+            why = faults.reason(self.lines, name) or self._last(4)
+            raise OutageError(f"the model {shown(name)} has had no ready worker for {seconds:.0f} s, and requests wait: {why}")
+
     def _check_workers(self, models: list[dict[str, Any]] | None) -> None:
         """A worker that has ended before it was ready could not load its model: TorchServe would try on for minutes."""
-        now = {child for child in self._process.children(recursive=False) if _is_worker(child)}
+        now = {child for child in self._process.children(recursive=False) if is_worker(child)}
         gone, self._seen = self._seen - now, now
         if not gone:
             return
-        waiting = [model["modelName"] for model in models or [] if not _all_ready(model)]
+        waiting = [model["modelName"] for model in models or [] if not all_ready(model)]
         names = waiting or [archive.name for archive in self._archives]
         found = self._reason(names)
         if found:
@@ -226,7 +274,7 @@ class Server:
         return path
 
     def _key_file(self) -> Path | None:
-        if self._settings.values.get("disable_token_authorization", "").lower() == "true":
+        if self._settings.is_set("disable_token_authorization"):
             return None
         return Path("key_file.json").resolve()
 
@@ -250,15 +298,3 @@ def _beside(config: Path | None, metrics_config: str | None) -> Path:
         return METRICS_CONFIG
     beside = config.parent / metrics_config
     return (beside if beside.is_file() else Path(metrics_config)).resolve()
-
-
-def _all_ready(model: dict[str, Any]) -> bool:
-    workers = model["workers"]
-    return len(workers) >= max(1, model["minWorkers"]) and all(worker["status"] == "READY" for worker in workers)
-
-
-def _is_worker(process: psutil.Process) -> bool:
-    try:
-        return any("model_service_worker" in word for word in process.cmdline())
-    except psutil.Error:
-        return False

@@ -40,6 +40,9 @@ class Stored:
 def select(store: Path, names: Sequence[str]) -> list[Stored]:
     """The archives that `names` mean (`name`, `name.mar` or `alias=name.mar`), all of the store's for none.
 
+    TorchServe answers requests that name no version with the first that it is given. So all of a store's come with the oldest
+    version of each model first: a newer one that is put beside it waits to be named, whatever its file is called.
+
     Raises `ServeError` for a store without archives, a name that it does not have, an archive that cannot be read, and
     two archives of one name and version.
     """
@@ -48,9 +51,22 @@ def select(store: Path, names: Sequence[str]) -> list[Stored]:
     files = {path.name: path for path in sorted(store.iterdir()) if _is_archive(path)}
     if not files:
         raise ServeError(f"the model store {shown(str(store))} holds no archive: package a model first")
-    chosen = [_named(name, files, store) for name in names] or [read_archive(path) for path in files.values()]
+    chosen = [_named(name, files, store) for name in names] or sorted(map(read_archive, files.values()), key=_by_age)
     _refuse_twins(chosen)
     return chosen
+
+
+def described(archives: Sequence[Stored]) -> list[str]:
+    """Each archive in words; where a model has several, with its version, and which is the default."""
+    names = [archive.name for archive in archives]
+    told = []
+    for index, (name, archive) in enumerate(zip(names, archives, strict=True)):
+        if names.count(name) == 1:
+            told.append(f"{name} ({archive.file})")
+        else:
+            default = ", the default" if names.index(name) == index else ""
+            told.append(f"{name} {archive.version} ({archive.file}{default})")
+    return told
 
 
 def _is_archive(path: Path) -> bool:
@@ -71,6 +87,12 @@ def _named(name: str, files: dict[str, Path], store: Path) -> Stored:
     near = nearest(_stem(wanted), stems)
     hint = f"nearest: {listed(near)}" if near else f"it holds {listed(stems)}"
     raise ServeError(f"no archive {shown(wanted)} in the model store {shown(str(store))}; {hint}")
+
+
+def _by_age(archive: Stored) -> tuple[str, list[tuple[int, str]]]:
+    """Sorts by name, then by version, whose numbers count as numbers: 2.0 comes before 10.0."""
+    words = re.findall(r"0*([0-9]*)([^0-9]*)", archive.version)
+    return archive.name, [part for number, text in words for part in ((len(number), number), (-1, text))]
 
 
 def _stem(file: str) -> str:

@@ -27,6 +27,10 @@ class Voice:
         """Says what is being done."""
         self._progress.note(text)
 
+    def warn(self, text: str) -> None:
+        """Says what may do harm later."""
+        self.note(f"warning: {text}")
+
     def step(self, text: str) -> AbstractContextManager[None]:
         """Shows that `text` is being done."""
         return self._progress.step(text)
@@ -52,6 +56,10 @@ class JsonVoice(Voice):
     def note(self, text: str) -> None:
         """An INFO."""
         self._say("INFO", text)
+
+    def warn(self, text: str) -> None:
+        """A WARN."""
+        self._say("WARN", text)
 
     def ready(self, url: str) -> None:
         """An INFO with the URL in a field of its own."""
