@@ -16,7 +16,7 @@ from typing import IO
 
 import requests
 from benchmarks.hardships import Row, all_again
-from benchmarks.traffic import LOST, RIGHT, Outcome, Traffic, mixed, wait_until
+from benchmarks.traffic import LOST, RIGHT, Outcome, Traffic, good, mixed, wait_until
 
 from camserve.tools.server.addresses import Addresses, Settings
 from camserve.tools.server.management import Management
@@ -76,7 +76,7 @@ def continued(store: Path, model: str, *, seconds: float, clients: int, drain: f
     """SIGTERM while clients go on asking, over connections that they keep and over new ones: what was sent before is answered."""
     limit = ("--log-dir", "-", "--drain", str(drain))
     with tempfile.TemporaryFile() as output, served(store, model, free_port(), *limit, output=output) as (url, process):
-        kept, fresh = (Traffic(url, mixed(model), clients, keep=keep) for keep in (True, False))
+        kept, fresh = (Traffic(url, good(model), clients, keep=keep) for keep in (True, False))
         kept.learn()
         fresh.adopt(kept)
         begun = time.monotonic()

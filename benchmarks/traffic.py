@@ -60,8 +60,13 @@ class Outcome:
 
 
 def mixed(model: str) -> list[Ask]:
-    """Both modes, three pictures, several targets, methods and formats, and bad requests."""
-    cat, coffee, rocket = ((EXAMPLES / f"{name}.jpg").read_bytes() for name in ("cat", "coffee", "rocket"))
+    """Good requests and bad ones."""
+    return [*good(model), *bad(model)]
+
+
+def good(model: str) -> list[Ask]:
+    """Both modes, three pictures, several targets, methods and formats."""
+    cat, coffee, rocket = (_picture(name) for name in ("cat", "coffee", "rocket"))
     explain, predict = f"/explanations/{model}", f"/predictions/{model}"
     return [
         Ask(predict, cat),
@@ -73,10 +78,21 @@ def mixed(model: str) -> list[Ask]:
         Ask(explain, rocket, {"X-Explain-Target": "[0, 2]", "X-Explain-Method": "contrast"}),
         Ask(explain, coffee, {"Accept": "application/x-npy"}),
         Ask(explain, rocket, {"Accept": "image/png"}),
+    ]
+
+
+def bad(model: str) -> list[Ask]:
+    """No picture, half of one, and an option that is none: each is a 4xx, after which TorchServe closes the connection."""
+    cat, explain = _picture("cat"), f"/explanations/{model}"
+    return [
         Ask(explain, b"no picture"),
-        Ask(predict, cat[:1000]),
+        Ask(f"/predictions/{model}", cat[:1000]),
         Ask(explain, cat, {"X-Explain-Target": "no such label"}),
     ]
+
+
+def _picture(name: str) -> bytes:
+    return (EXAMPLES / f"{name}.jpg").read_bytes()
 
 
 class Traffic:

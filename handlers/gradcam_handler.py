@@ -31,7 +31,7 @@ from camserve.memory import keep_freed_memory
 from camserve.metrics import undeclared
 from camserve.monitor import Monitor, open_monitor
 from camserve.page import page
-from camserve.reference import Made
+from camserve.reference import Made, input_of
 from camserve.request import Call, Parser
 from camserve.response import ModelInfo, Reply, Responder
 
@@ -74,7 +74,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         responder = Responder(self.info, self.config.max_response_bytes)
         own = type(self).image_processing is not ImageClassifier.image_processing or self._hooks().tensor_of
         self.scale = None if own else Scale(self.config.mean, self.config.std)
-        self.made = Made(self.backend.layers[0], self.config.method, self.info.weights)
+        self.made = Made(self.backend.layers[0], self.config.method, self.info.weights, input_of(self.config))
         monitor = self._monitor(context)
         listed = min(self.get_max_result_classes(), self.backend.outputs)
         self.set_max_result_classes(listed)  # the stock handler fails where there are fewer classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from camserve.capture import open_backend, opened, synthetic_picture
 from camserve.capture.eager import Eager, fed
+from camserve.capture.hooks import followed
 from camserve.config import Config
 from camserve.errors import ConfigError
 
@@ -131,10 +133,24 @@ def test_a_layer_deep_in_inference_mode_is_refused_with_the_reason() -> None:
         opened_at(InInference().eval(), "trunk.1")
 
 
+def test_modules_are_followed_in_their_own_thread_only() -> None:
+    """Where a module ends in another thread, the grad mode there is none of ours."""
+    model, ended = nets.net("pooled"), []
+    with followed(model, ["stem.0", "features.0"], lambda: ended.append(threading.current_thread().name)):
+        threads = [threading.Thread(target=model, args=(PICTURES,))]
+        for thread in threads:
+            thread.start()
+            thread.join(60)
+        assert ended == []
+        model(PICTURES)
+    assert len(ended) == 2  # the stem and the features
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 class Keeping(nn.Module):
     """Goes on with a layer's input, in place, after the layer passed it on."""
 
-    def __init__(self, kept: nn.Module, view: bool = False) -> None:
+    def __init__(self, kept: nn.Module, view: bool = False, branch: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.conv = nn.Conv2d(3, 6, 3, 4, 1)
@@ -142,6 +158,7 @@ class Keeping(nn.Module):
         self.down = nn.Conv2d(6, 6, 1)
         self.fc = nn.Linear(6, nets.CLASSES)
         self.view = view
+        self.branch = branch
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, 3, H, W]` to `[N, CLASSES]`."""
@@ -149,6 +166,10 @@ class Keeping(nn.Module):
         y = self.keep(x)
         if self.view:
             y = y.flatten(2).unflatten(2, (8, 8))
+        if self.branch:
+            if x.dim() == 4:
+                x.mul_(0.1)
+            return self.fc((x + self.down(y)).relu().mean((2, 3)))
         x.mul_(0.1).add_(self.down(y))
         return self.fc(x.relu().mean((2, 3)))
 
@@ -159,10 +180,11 @@ class Keeping(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["eager", "script"])
+@pytest.mark.parametrize("branch", [False, True], ids=["in turn", "in a branch"])
 @pytest.mark.parametrize("kept", [nn.Identity(), nn.Dropout(0.5)], ids=["identity", "dropout"])
-def test_what_a_layer_gave_is_kept_though_the_model_writes_into_it(kept: nn.Module, kind: str) -> None:
+def test_what_a_layer_gave_is_kept_though_the_model_writes_into_it(kept: nn.Module, branch: bool, kind: str) -> None:
     """Scores are the model's own, the activation is what the layer gave, and the gradient is that of the values there."""
-    model = Keeping(kept).eval()
+    model = Keeping(kept, branch=branch).eval()
     expected = torch.tanh(model.conv(PICTURES)).detach().requires_grad_()
     scores = model.from_kept(expected)
     (gradient,) = torch.autograd.grad(scores[torch.arange(3), TARGETS].sum(), expected)

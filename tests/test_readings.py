@@ -64,6 +64,12 @@ def test_a_map_with_as_many_rows_as_another_stage_has_tokens_stays_one() -> None
     ]
 
 
+def test_a_map_whose_mean_is_that_of_attention_stays_one() -> None:
+    """Where nothing in the model has as many cells as it has columns."""
+    assert read(softmax((2, 32, 56, 56)))[0] == Layout("nchw", 56, 56, 32)
+    assert read(softmax((2, 32, 56, 56)), output((2, 64, 7, 8)))[0] is None
+
+
 def test_gates_of_channels_are_no_tokens() -> None:
     """A row of one value for each of 64 channels says nothing of a map of 64x64 cells behind it."""
     found = read(output((2, 64, 1)), output((2, 32, 64, 64)), picture=(256, 256))
@@ -92,6 +98,9 @@ def test_the_map_that_needs_fewest_extra_tokens_counts_then_the_nearest() -> Non
     assert read(*maps, output((2, 73, 8)), picture=(100, 60))[2] == Layout("tokens", 12, 6, 8, 1)
     assert read(*maps, output((2, 19, 8)), output((2, 8, 12, 6)), picture=(100, 60))[2] == Layout("tokens", 6, 3, 8, 1)
     assert read(output((2, 19, 8)), *maps, picture=(100, 60))[0] == Layout("tokens", 6, 3, 8, 1)
+    several = [output((2, 8, 4, 5)), output((2, 8, 5, 4)), output((2, 8, 4, 4))]
+    assert read(*several, output((2, 21, 8)))[3] == Layout("tokens", 5, 4, 8, 1)
+    assert read(output((2, 40, 4, 4)), output((2, 16, 8)), picture=(100, 60))[1] == Layout("tokens", 4, 4, 8)  # not 5x3 and one
     assert read(output((2, 40, 13, 13)), output((2, 196, 8)), picture=(208, 208))[1] is None
     assert read(output((2, 40, 13, 15)), output((2, 196, 8)), picture=(224, 224))[1] == Layout("tokens", 14, 14, 8)
 
@@ -155,6 +164,7 @@ def test_another_size_tells_channels_from_cells() -> None:
     renamed = [Output("other", each.kind, each.shape, each.moments) for each in smaller]
     assert not dict(told_orders(SWIN, [0, 1, 2], renamed, 2, (96, 96)))
     assert not dict(told_orders(SWIN, [0], [output((2, 50, 24, 24))], 2, (96, 96)))
+    assert not dict(told_orders(SWIN, [0], [output(EITHER)], 2, (96, 96)))  # pooled to a fixed number of cells
     assert not dict(told_orders(SWIN, [0], [output((2, 48, 24, 48))], 2, (96, 96)))
     told = Readings(SWIN, 2, (192, 192), orders={0: "nchw", 1: "nhwc"})
     assert told.doubts == [0, 1, 2]

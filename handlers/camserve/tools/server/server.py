@@ -26,7 +26,7 @@ from camserve.tools.server.management import Management, all_ready
 from camserve.tools.server.outages import Outages
 from camserve.tools.server.process import OwnProcess, is_worker
 from camserve.tools.server.sockets import shut_doors
-from camserve.tools.server.store import Stored, select
+from camserve.tools.server.store import Stored, described, select
 
 CONFIG = Path("config.properties")
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
@@ -148,7 +148,7 @@ class Server:
     @property
     def described(self) -> str:
         """The models, in words."""
-        return listed(f"{archive.name} ({archive.file})" for archive in self._archives).replace(" or ", " and ")
+        return listed(described(self._archives)).replace(" or ", " and ")
 
     def ask(self, at_once: bool = False) -> None:
         """Ends `wait_ready` and `wait_asked`, and with `at_once` a drain that goes on; may be called by a signal's handler."""
@@ -203,10 +203,8 @@ class Server:
         return advice.crowding(self._management.models() or (), heap)
 
     def stop(self, drain: float = 0) -> bool:
-        """Ends Java and every worker, first letting requests finish for up to `drain` seconds; whether all had finished.
-
-        New connections are refused meanwhile where the system lets us; where it does not, they are answered too.
-        """
+        """Ends Java and every worker, first letting requests finish for up to `drain` seconds, without new connections where the
+        system lets us refuse them; whether all had finished."""
         drained = False
         if drain > 0 and not self._process.ended:
             port, management = (self._addresses.http[index][2] for index in (0, 1))
