@@ -17,7 +17,15 @@ from camserve.labels import Labels
 from camserve.openapi import document
 from camserve.response import ModelInfo
 
-LIMITS = ("max_pixels", "max_request_pixels", "max_picture_side", "max_response_bytes", "max_targets", "max_instances", "max_batch")
+LIMITS = (
+    "max_pixels",
+    "max_request_pixels",
+    "max_picture_side",
+    "max_response_bytes",
+    "max_targets",
+    "max_instances",
+    "max_batch",
+)
 
 
 def metadata(
