@@ -132,6 +132,24 @@ def test_a_program_keeps_its_memory_format() -> None:
         open_backend(nets.loaded("pooled", "script"), Config(channels_last=True), SIZE, CPU)
 
 
+def test_a_model_whose_weights_are_buffers_is_tuned() -> None:
+    """Quantised or frozen weights may be no parameters."""
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU()
+            self.register_buffer("kernel", torch.randn(6, 3, 3, 3, dtype=torch.float64))
+            self.register_buffer("head", torch.randn(5, 6, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.act(nn.functional.conv2d(x, self.kernel, padding=1))
+            return x.mean((2, 3)) @ self.head.T
+
+    made = open_backend(Fixed().eval(), Config(), SIZE, CPU, tune=True)
+    assert made.layers == ("act",)
+
+
 @pytest.mark.parametrize("channels_last", [None, True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_model_of_another_type_is_tuned_in_it(dtype: torch.dtype, channels_last: bool | None) -> None:

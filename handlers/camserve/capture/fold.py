@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from camserve.capture.eager import fed
 from camserve.capture.layout import first_tensor, logits_of
 
 CLOSE = 1e-5
@@ -172,8 +173,7 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], pictures: Tensor, laye
             module = model.get_submodule(layer)
             handle = module.register_forward_hook(lambda _own, _given, output, layer=layer: keep(layer, output))
             stack.callback(handle.remove)
-        dtype = next(model.parameters()).dtype
-        scores = logits_of(model(pictures.to(dtype)))
+        scores = logits_of(model(fed(model, pictures)))
     return [scores.double().softmax(1), *(found[layer] for layer in sorted(found))]
 
 

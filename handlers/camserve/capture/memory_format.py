@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from camserve.capture.eager import dtype_of
+from camserve.capture.eager import fed
 from camserve.capture.layout import logits_of
 from camserve.capture.prepack import prepack
 from camserve.errors import ConfigError
@@ -63,7 +63,7 @@ def choose_memory_format(model: nn.Module, pictures: Tensor, wanted: bool | None
     """
     if wanted is False or (wanted is None and not _has_maps(model)):
         return _put(model, "contiguous")
-    pictures = pictures.to(dtype_of(model.parameters()) or pictures.dtype)
+    pictures = fed(model, pictures)
     best: MemoryFormat = "channels_last" if wanted else "contiguous"
     plain = None if wanted else tried(model, pictures)
     _put(model, "channels_last")
