@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -20,6 +21,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 MANAGEMENT = os.environ.get("CAMSERVE_MANAGEMENT", "http://127.0.0.1:8081")
 KEYS = Path("key_file.json")
+TRIES, PAUSE = 10, 0.1
+"""How often, and with how many seconds in between, the file of tokens is read while TorchServe writes it."""
 OPEN = build_opener(ProxyHandler({})).open  # no proxy stands between this and its own container
 
 
@@ -55,14 +58,29 @@ def get(path: str) -> Any:
         if error.code != 400 or not KEYS.is_file():
             raise
     asked("/token?type=management", "API")
+    for _ in range(TRIES):
+        try:
+            return asked(path, "management")
+        except HTTPError:  # the new token is not in the file yet
+            time.sleep(PAUSE)
     return asked(path, "management")
+
+
+def token(key: str) -> str:
+    """One of the tokens. TorchServe writes their file anew in place: who reads it meanwhile gets a part of it."""
+    for _ in range(TRIES):
+        try:
+            return str(json.loads(KEYS.read_text("utf-8"))[key]["key"])
+        except ValueError:
+            time.sleep(PAUSE)
+    return str(json.loads(KEYS.read_text("utf-8"))[key]["key"])
 
 
 def asked(path: str, key: str) -> Any:
     """One question, with the token `key` where the server has tokens."""
     request = Request(MANAGEMENT + path)  # noqa: S310 the address is the container's own
     if KEYS.is_file():
-        request.add_header("Authorization", f"Bearer {json.loads(KEYS.read_text('utf-8'))[key]['key']}")
+        request.add_header("Authorization", f"Bearer {token(key)}")
     with OPEN(request, timeout=5) as answer:
         text = answer.read()
     return json.loads(text) if text else None

@@ -10,11 +10,13 @@ import ipaddress
 import json
 import os
 import re
+import runpy
 import shutil
 import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 import zlib
@@ -282,6 +284,21 @@ def ready(server: Server, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"CAMSERVE_MANAGEMENT": server.management_url}
     command = [sys.executable, "-I", str(ROOT / "deploy" / "ready.py")]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_health_check_waits_for_tokens_that_are_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchServe empties the file and fills it again; for that moment the server is as healthy as ever."""
+    program = runpy.run_path(str(ROOT / "deploy" / "ready.py"))
+    keys = tmp_path / "key_file.json"
+    keys.write_text('{"management": {"key"')
+    monkeypatch.setitem(program["token"].__globals__, "KEYS", keys)
+    writer = threading.Timer(0.3, keys.write_text, ['{"management": {"key": "abc"}}'])
+    writer.start()
+    assert program["token"]("management") == "abc"
+    writer.join()
+    keys.write_text("{")
+    with pytest.raises(ValueError, match="Expecting"):
+        program["token"]("management")
 
 
 def wait_until_expired(server: Server, folder: Path) -> None:
