@@ -147,7 +147,7 @@ def test_the_arrangement_for_a_lone_picture_is_compared_too(monkeypatch: pytest.
 )
 def test_what_was_asked_for_comes_first(keys: dict[str, object]) -> None:
     """A memory format that is given, or another precision: nothing is prepacked."""
-    made = open_backend(nets.net("pooled"), Config(**keys), SIZE, CPU, tune=True)  # type: ignore[arg-type]
+    made = open_backend(nets.Pooled().eval(), Config(**keys), SIZE, CPU, tune=True)  # type: ignore[arg-type]
     assert made.memory_format != "prepacked"
 
 
