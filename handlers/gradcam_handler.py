@@ -55,12 +55,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             ConfigError: in one line, what in the archive's configuration is wrong and what is accepted.
         """
         keep_freed_memory()
-        settings = getattr(context, "model_yaml_config", None) or {}
-        compiles = _compiles(settings.get("pt2"))  # before TorchServe takes the switch out
-        super().initialize(context)
-        if compiles and not hasattr(self.model, "_orig_mod"):
-            raise ConfigError(f"pt2: TorchServe could not compile the model with {settings['pt2']!r}; the lines above say why")
-        self.config = Config.from_mapping(settings.get("explain"))
+        self.config = self._load(context)
         started = time.perf_counter()
         preprocess = self._preprocess_of(self.config)
         height, width = preprocess(Image.new("RGB", PROBE)).shape[1:]
@@ -104,6 +99,19 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             ", compiled" if self.backend.compiled else "",
             time.perf_counter() - started,
         )
+
+    def _load(self, context: Any) -> Config:
+        """Loads the model as the stock handler does; the `explain:` section.
+
+        Raises:
+            ConfigError: TorchServe was to compile the model and did not, or the section is wrong.
+        """
+        settings = getattr(context, "model_yaml_config", None) or {}
+        compiles = _compiles(settings.get("pt2"))  # before TorchServe takes the switch out
+        super().initialize(context)
+        if compiles and not hasattr(self.model, "_orig_mod"):
+            raise ConfigError(f"pt2: TorchServe could not compile the model with {settings['pt2']!r}; the lines above say why")
+        return Config.from_mapping(settings.get("explain"))
 
     def _described(self, size: tuple[int, int], weights: str, monitor: Monitor | None) -> dict[str, Any]:
         """The metadata; `weights` is the whole digest of the file."""
