@@ -41,6 +41,14 @@ PROBE = (256, 256)
 """The picture, (width, height), whose tensor says how large the model's input is where it follows the picture's size."""
 
 
+INSTEAD = {
+    "model": "change the model in _load_pickled_model() or _load_torchscript_model(), or in the model's file",
+    "mapping": "put the labels into index_to_name.json",
+    "topk": "call set_max_result_classes() before super().initialize()",
+}
+"""What a subclass may not change any more once `GradCAMHandler.initialize` has run, and what to do."""
+
+
 class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
     """Predictions as the stock handler gives them, and explanations, from one forward pass of a mixed batch.
 
@@ -74,6 +82,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         listed = min(self.get_max_result_classes(), self.backend.outputs)
         self.set_max_result_classes(listed)  # the stock handler fails where there are fewer classes
         explainer = Explainer(self.backend, self.device, self.config.method, monitor, listed=listed)
+        self._prepared = {"model": self.model, "mapping": self.mapping, "topk": self.topk}
         self.pipeline = Pipeline(
             config=self.config,
             labels=labels,
@@ -132,8 +141,13 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         return module
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> Sequence[bytes | dict[str, Any]]:
-        """Answers a batch that mixes predictions and explanations: for each row what it would have got alone."""
+        """Answers a batch that mixes predictions and explanations: for each row what it would have got alone.
+
+        Raises:
+            ConfigError: a subclass has changed, after this class's `initialize`, what was prepared there.
+        """
         self.context = context
+        self._check_unchanged()
         started = time.perf_counter()
         if len(data) == 1 and not data[0] and self._is_describe() and _from_management(context.get_all_request_header(0)):
             return [self.describe_handle()]
@@ -141,6 +155,17 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         bodies = self._answered(calls)
         context.metrics.add_time("HandlerTime", round((time.perf_counter() - started) * 1000, 2), None, "ms")
         return bodies
+
+    def _check_unchanged(self) -> None:
+        """Refuses to answer with what a subclass meant to replace: it would be ignored without a word."""
+        own = ("mapping", "topk") if self._hooks().predictions_of else ()  # its own postprocess may want others
+        for name, prepared in self._prepared.items():
+            now = getattr(self, name)
+            if name not in own and now is not prepared and (name == "model" or now != prepared):
+                raise ConfigError(
+                    f"{type(self).__name__} changes self.{name} after GradCAMHandler.initialize() has prepared everything, "
+                    f"so the change would have no effect; {INSTEAD[name]}"
+                )
 
     def explain_handle(self, data_preprocess: Any, raw_data: Sequence[Mapping[str, Any]]) -> list[bytes]:  # noqa: ARG002
         """Explains every row of `raw_data`, whatever its own mode; `data_preprocess` is not needed."""

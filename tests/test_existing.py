@@ -372,6 +372,76 @@ def test_a_models_file_may_need_what_the_requirements_name(tmp_path: Path) -> No
     assert bundle.needed_modules(tmp_path / "net.py", tmp_path / "none", tmp_path / "r.txt") == {}
 
 
+def test_a_flag_names_the_requirements(tmp_path: Path) -> None:
+    """They beat an old archive's, whose file stays beside them; what they name is not bundled."""
+    (tmp_path / "net.py").write_text("import sortedcontainers\n" + MODEL.replace("CLASSES", "3").replace("FAULT", "pass"))
+    torch.save(weights(), tmp_path / "net.pth")
+    (tmp_path / "mine.txt").write_text("sortedcontainers\n")
+    files = ["--model-file", str(tmp_path / "net.py"), "--weights", str(tmp_path / "net.pth")]
+    wanted = ["--requirements", str(tmp_path / "mine.txt"), *PREPROCESSING]
+    new = packaged(tmp_path, *files, *wanted)
+    old = packed(tmp_path, STOCK_SUBCLASS, {"r.txt": "nosuch\n"}, requirementsFile="r.txt")
+    for archive in (new, packaged(tmp_path, "--from-archive", str(old), *wanted)):
+        with open_archive(archive) as opened:
+            assert opened.manifest["model"]["requirementsFile"] == "mine.txt"
+            assert (opened.directory / "mine.txt").read_text() == "sortedcontainers\n"
+            assert not (opened.directory / "sortedcontainers").exists()
+            assert (opened.directory / "r.txt").exists() is (archive != new)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "words"),
+    [
+        (None, "r.txt", "--requirements: there is no file"),
+        ("nosuch\n", "r.txt", "asks for nosuch, .*: pip install 'nosuch'"),
+        ("numpy\n", "index_to_name.json", "packaging writes index_to_name.json itself"),
+    ],
+)
+def test_requirements_that_cannot_be_taken_are_refused(tmp_path: Path, text: str | None, name: str, words: str) -> None:
+    """Before the model's file fails for want of them."""
+    if text:
+        (tmp_path / name).write_text(text)
+    (tmp_path / "net.py").write_text("import nosuch\n")
+    torch.save(weights(), tmp_path / "net.pth")
+    files = ["--model-file", str(tmp_path / "net.py"), "--weights", str(tmp_path / "net.pth")]
+    with pytest.raises(ToolError, match=words):
+        packaged(tmp_path, *files, "--requirements", str(tmp_path / name))
+
+
+LATE = """
+import torch
+from ts.torch_handler.image_classifier import ImageClassifier
+class Theirs(ImageClassifier):
+    def initialize(self, context):
+        super().initialize(context)
+        LATE
+"""
+OWN_ANSWER = "    def postprocess(self, data):\n        return [{'said': self.mapping['0']} for _ in data]\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("self.model = torch.nn.Sequential(self.model, torch.nn.Softmax(1))", "self.model .* _load_pickled_model"),
+        ("self.mapping = {'0': 'late'}", "self.mapping .* index_to_name.json"),
+        ("self.set_max_result_classes(2)", "self.topk .* before super"),
+    ],
+)
+def test_what_a_handler_changes_too_late_is_refused(tmp_path: Path, change: str, words: str) -> None:
+    """The prepared model would go on answering, and nobody would hear of it."""
+    old = packed(tmp_path, LATE.replace("LATE", change))
+    with pytest.raises(ToolError, match=f"fresh process: ConfigError: ExplainedTheirs changes {words}"):
+        packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING)
+
+
+def test_a_handler_with_an_answer_of_its_own_may_name_classes_as_it_likes(tmp_path: Path) -> None:
+    """Only its postprocess reads those names."""
+    old = packed(tmp_path, LATE.replace("LATE", "self.mapping = {'0': 'late'}") + OWN_ANSWER)
+    prediction, explanation = answers(packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING))
+    assert json.loads(prediction.body) == {"said": "late"}
+    assert explanation.status == 200
+
+
 IMPORTS = """
 from ts.torch_handler.image_classifier import ImageClassifier
 from gradcam_handler import GradCAMHandler

@@ -696,6 +696,18 @@ def test_where_watching_takes_passes_it_keeps_to_its_share_of_the_time(dear: Exp
     assert output.totals()["camserve_unmeasured_maps_total", "budget"] == 6
 
 
+def test_a_chunk_that_fails_leaves_nothing_out(dear: Explainer) -> None:
+    """Its halves come again, and are counted then."""
+    output = Output()
+    watcher = dear.watcher = monitor(output)
+    watcher.budget.add(1, work=0.0, spent=1.0)
+    with pytest.raises(RuntimeError):
+        dear.explain([torch.rand(4, 64, 64)], [None], [0])
+    watcher.flush()
+
+    assert output.totals()["camserve_unmeasured_maps_total", "budget"] == 0
+
+
 def test_where_watching_takes_passes_the_runner_ups_map_is_made_for_some(dear: Explainer) -> None:
     """One chunk of four, for a monitor; a watcher without a budget, such as the reference's, gets all."""
     dear.watcher = monitor(Output())

@@ -112,7 +112,7 @@ class Explainer:
             For each picture what was seen, or a 500 where its scores are not finite. No tensor of it has a graph.
         """
         started = time.perf_counter()
-        watched = self._affordable(watched)
+        sampled, watched = len(watched), self._affordable(watched)
         asked = [want.layer for want in wants if want] + [self._backend.layers[0]] * bool(watched)
         with self.watcher.stage("forward"):
             captured = self._backend.capture.forward(self._stacked(pictures), list(dict.fromkeys(asked)))
@@ -139,6 +139,8 @@ class Explainer:
         self.watcher.budget.add(len(pictures), between - started, time.perf_counter() - between)
         maps = _scaled(asks, raw, probabilities.cpu())
         scores = logits.cpu()
+        if sampled and not watched:  # told here, where nothing can fail any more: a chunk that fails comes again in halves
+            self.watcher.missed("budget", sampled)
         return [
             Seen(
                 tuple(zip(listed[row], values[row], strict=True)),
@@ -157,10 +159,7 @@ class Explainer:
 
     def _affordable(self, watched: Collection[int]) -> Collection[int]:
         """The watched places; none where their maps take passes, and these have taken their share of the time."""
-        if self._closed or not watched or self.watcher.budget.allows():
-            return watched
-        self.watcher.missed("budget", len(watched))
-        return ()
+        return watched if self._closed or self.watcher.budget.allows() else ()
 
     def _watched_maps(self) -> int:
         """How many of the most probable classes get a map in this chunk: two where that costs nothing, or where its turn is."""

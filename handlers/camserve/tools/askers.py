@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from camserve.labels import Labels
 from camserve.tools.archive import Row, ask, load_service, open_archive
 from camserve.tools.client import Client, error_of
 from camserve.tools.console import ToolError
@@ -56,6 +57,12 @@ class InProcess:
         self.name = name
         self._service = service
         self._turn = threading.Lock()
+
+    @property
+    def labels(self) -> Labels | None:
+        """The archive's classes; None where its handler is not camserve's."""
+        found = getattr(getattr(self._service._entry_point, "__self__", None), "labels", None)
+        return found if isinstance(found, Labels) else None
 
     def ask(self, picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
         """As `Asker` says."""

@@ -67,10 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _labels(asker: InProcess) -> Labels:
-    found = getattr(asker._service._entry_point.__self__, "labels", None)
-    if not isinstance(found, Labels):
+    if asker.labels is None:
         raise ToolError(f"{asker.name}: its handler is not camserve's; {command_of('package')} makes archives that explain")
-    return found
+    return asker.labels
 
 
 def _first(outcome: Outcome) -> str:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from camserve.tools import sources, staging
+from camserve.tools import requirements, sources, staging
 from camserve.tools.archive import Archive
 from camserve.tools.bundle import SKIPPED
 from camserve.tools.console import ToolError
-from camserve.tools.fresh.requirements import required
 from camserve.tools.their_handler import OURS, Adopted, adopt
 
 OWN_FOLDERS = ("MAR-INF", "camserve", "licenses", "__pycache__")
@@ -36,22 +35,26 @@ class Existing:
     notes: tuple[str, ...] = ()
 
 
-def read(archive: Archive, workdir: Path, stage: Path) -> Existing:
+def read(archive: Archive, workdir: Path, stage: Path, wanted: Path | None = None) -> Existing:
     """Reads an unpacked archive; its extra files are copied into `stage`, a handler that wraps theirs into `workdir`.
+
+    `wanted`: a file of requirements in `stage`, checked already, which takes the place of the archive's own.
 
     Raises:
         ToolError: its handler is no image classifier, or takes the batch itself; its requirements are not installed; a file
             has a name that packaging needs; or its model cannot be loaded.
     """
     model = archive.manifest["model"]
-    model_file, weights, wanted = (_file(archive, key) for key in ("modelFile", "serializedFile", "requirementsFile"))
+    model_file, weights, own = (_file(archive, key) for key in ("modelFile", "serializedFile", "requirementsFile"))
     if weights is None:
         raise ToolError("the archive holds no weights (serializedFile), so there is nothing to explain")
     if not model.get("handler"):
         raise ToolError("the archive's manifest names no handler")
     _copy_files(archive, stage)
-    requirements = stage / wanted.name if wanted else None
-    notes = _check_requirements(requirements) if requirements else ()
+    notes: tuple[str, ...] = ()
+    if wanted is None and own is not None:
+        wanted = stage / own.name
+        notes = requirements.check(wanted)
     if model_file:
         source = sources.from_file(shutil.copyfile(model_file, workdir / model_file.name), weights, stage)
     else:
@@ -65,7 +68,7 @@ def read(archive: Archive, workdir: Path, stage: Path) -> Existing:
         archive.config.get("explain") or {},
         staging.read_labels(labels) if labels.is_file() else None,
         adopt(str(model["handler"]), stage, workdir),
-        requirements,
+        wanted,
         notes,
     )
 
@@ -102,22 +105,3 @@ def _copy_files(archive: Archive, stage: Path) -> None:
     if licences.is_dir():  # of modules that it carries
         own = shutil.ignore_patterns("camserve-*")
         shutil.copytree(licences, stage / "licenses", ignore=own, copy_function=shutil.copyfile)
-
-
-def _check_requirements(file: Path) -> tuple[str, ...]:
-    """What to say of an archive's requirements; packaging loads what they name, and so does the check in a fresh process.
-
-    Raises:
-        ToolError: some are not installed.
-    """
-    found = required(file)
-    if found.missing:
-        words = " ".join(f"'{each}'" for each in found.missing)
-        raise ToolError(
-            f"the archive's {file.name} asks for {', '.join(found.missing)}, which packaging needs too, to try the archive, and "
-            f"which is not installed here: pip install {words}"
-        )
-    notes = [f"Requirements: {file.name}; TorchServe installs them where its configuration has install_py_dep_per_model=true"]
-    notes += [f"Warning: the archive was tried without {each}, which {file.name} asks for" for each in found.others]
-    notes += [f"Warning: {file.name}: nothing tells which distribution {each} is" for each in found.unnamed]
-    return tuple(notes)

@@ -20,7 +20,7 @@ from camserve.config import Config
 from camserve.errors import ConfigError
 from camserve.geometry import input_size
 from camserve.labels import Labels
-from camserve.tools import existing, keys, sources, staging
+from camserve.tools import existing, keys, requirements, sources, staging
 from camserve.tools.archive import Archive, open_archive
 from camserve.tools.bundle import bundle, copy_licences, needed_modules
 from camserve.tools.console import Progress, ToolError, command_of, fail
@@ -70,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     archive.add_argument("--version", help="the model's version (1.0, or the old archive's)")
     archive.add_argument("--labels", metavar="FILE", type=Path, help='index_to_name.json: {"0": "tench", ...}')
     archive.add_argument("--extra-files", metavar="FILES", action="append", default=[], help="comma-separated, repeatable")
+    wanted = "what TorchServe is to install for the archive (pip's format); what it names is not bundled"
+    archive.add_argument("--requirements", metavar="FILE", type=Path, help=wanted)
     archive.add_argument("--export-path", metavar="DIR", type=Path, default=STORE, help="where it is written (%(default)s)")
     settings = "a model-config.yaml: TorchServe's settings (pt2, deviceType, ...) and a section `explain:`; flags beat it"
     archive.add_argument("--config", metavar="FILE", type=Path, help=settings)
@@ -108,10 +110,12 @@ def package(options: argparse.Namespace, progress: Progress) -> Path:
         opened = stack.enter_context(open_archive(options.from_archive)) if options.from_archive else None
         target = _target(options, opened)
         staging.copy_extra_files([each for text in options.extra_files for each in text.split(",")], stage)
+        wanted = requirements.take(options.requirements, stage) if options.requirements else None
+        notes = requirements.check(wanted) if wanted else ()
         with progress.step("Load the model and its weights"):
-            old = existing.read(opened, workdir, stage) if opened else None
+            old = existing.read(opened, workdir, stage, wanted) if opened else None
             source = old.source if old else _source(options, workdir, stage, progress)
-        for note in [*source.notes, *(old.notes if old else ())]:
+        for note in [*source.notes, *notes, *(old.notes if old else ())]:
             progress.note(note)
         explain = {**source.preprocessing, **(old.explain if old else {}), **section, **given}
         settings = _settings(old.settings if old else {}, server, options)
@@ -119,12 +123,12 @@ def package(options: argparse.Namespace, progress: Progress) -> Path:
             config, backend = _settled(source, explain, old.handler.size if old else None)
         _say_layers(backend, progress)
         _put_labels(options, old.labels if old else _names(source, backend.outputs), backend.outputs, stage, progress)
-        requirements = old.requirements if old else None
-        _put_modules(source, requirements, stage, progress)
+        wanted = old.requirements if old else wanted
+        _put_modules(source, wanted, stage, progress)
         handler = _put_handler(old, stage, progress)
         written = staging.write_settings(workdir, settings, {**explain, "layers": backend.layers})
         with progress.step("Build the archive with torch-model-archiver"):
-            parts = staging.Parts(stage, handler, written, requirements)
+            parts = staging.Parts(stage, handler, written, wanted)
             version = options.version or (old.version if old else "") or "1.0"
             archive = staging.build(source, parts, name=target.stem, version=version)
         with progress.step("Explain a picture from the archive in a fresh process"):
@@ -224,11 +228,11 @@ def _put_handler(old: Existing | None, stage: Path, progress: Progress) -> Path:
     return old.handler.file
 
 
-def _put_modules(source: sources.Source, requirements: Path | None, stage: Path, progress: Progress) -> None:
+def _put_modules(source: sources.Source, wanted: Path | None, stage: Path, progress: Progress) -> None:
     licensed = list(source.licensed)
     if source.model_file and not source.generated:
         with progress.step("Find the modules that the model's file needs"):
-            modules = needed_modules(source.model_file, stage, requirements)
+            modules = needed_modules(source.model_file, stage, wanted)
         licensed += bundle(modules, stage)
         if modules:
             progress.note(f"Bundled, since TorchServe does not bring them: {', '.join(modules)}")

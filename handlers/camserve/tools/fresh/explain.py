@@ -9,7 +9,7 @@ from typing import Any
 
 from .modules import Hiding, place, server_modules, top_modules
 from .requirements import required
-from .worker import Row, ask, load_service, words
+from .worker import Row, ask, check_prepared, load_service, words
 
 
 def explain(directory: str, picture: str) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def explain(directory: str, picture: str) -> dict[str, Any]:
     Hiding(lambda name: name in own or name in server)
     try:
         service = load_service(folder)
+        check_prepared(service)
         (response,) = ask(service, [Row({"body": bytearray(Path(picture).read_bytes())}, explain=True)])
     except Exception as error:  # noqa: BLE001 the archive's handler may raise anything
         return {"error": words(error)}

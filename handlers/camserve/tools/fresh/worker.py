@@ -51,6 +51,13 @@ def load_service(directory: Path) -> Any:
     return service
 
 
+def check_prepared(service: Any) -> None:
+    """Raises what every request would fail with; TorchServe would answer it with "Prediction failed" only."""
+    check = getattr(getattr(service._entry_point, "__self__", None), "_check_unchanged", None)
+    if check:
+        check()
+
+
 @dataclass(frozen=True)
 class Row:
     """One request as TorchServe's frontend hands it to a worker; a raw body is the field `body`.
