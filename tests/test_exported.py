@@ -20,6 +20,9 @@ SIZE = (nets.SIDE, nets.SIDE)
 PICTURES = synthetic_picture(SIZE)
 
 
+RESTORING = pytest.mark.skipif(
+    not hasattr(import_module("torch.export.unflatten"), "InterpreterModuleDispatcher"), reason="this torch cannot restore them"
+)
 OLDER = pytest.mark.skipif(not hasattr(Dim, "AUTO"), reason="this torch has no automatic dimensions")
 
 
@@ -79,9 +82,7 @@ class Act(nn.Module):
         return torch.relu(x) if x.shape[1] == 6 else torch.sigmoid(x)
 
 
-@pytest.mark.skipif(
-    not hasattr(import_module("torch.export.unflatten"), "InterpreterModuleDispatcher"), reason="this torch cannot restore them"
-)
+@RESTORING
 @pytest.mark.parametrize("preserve", [(), ("act",)], ids=["two modules", "one module that counts its calls"])
 def test_a_module_with_two_graphs_is_taken_at_its_last_call(preserve: tuple[str, ...]) -> None:
     """Under its own name, whatever torch makes of it."""
@@ -122,6 +123,7 @@ class Without(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+@RESTORING
 def test_a_program_exported_without_gradients_says_where_its_layers_went() -> None:
     """torch.export puts such a part into a graph of its own, without the names of the layers."""
     program = export(Without(whole=True).eval(), (PICTURES,))
@@ -135,6 +137,7 @@ def test_a_program_exported_without_gradients_says_where_its_layers_went() -> No
         open_backend(program, Config(layers=("trunk",)), SIZE, CPU)
 
 
+@RESTORING
 def test_a_part_exported_without_gradients_is_explained_at_its_end() -> None:
     """Where the part gives a map: its graph is a module of its own."""
     torch.manual_seed(0)
