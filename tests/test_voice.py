@@ -14,6 +14,9 @@ from tests.test_serve import Command, write_archive
 from camserve.tools.serve import main
 from camserve.tools.server import voice
 
+OF_EACH_BATCH = ("Looping backend response", "Backend response time", "Backend received inference", "Sending response for jobId")
+"""Lines of TorchServe's that are told by one of the access log already, or are the size of four of it."""
+
 
 def records(text: str) -> list[dict[str, Any]]:
     """The objects of a log, each of which has what every record has."""
@@ -31,13 +34,22 @@ def test_a_run_from_start_to_stop(tmp_path: Path) -> None:
     with Command(tmp_path / "store", "--models", "quick", "--log-format", "json") as command:
         text = command.wait_for(command.output, '"message": "ready"')
         (url,) = (record["url"] for record in records(text) if "url" in record)
-        assert requests.post(f"{url}/predictions/quick", data=b"x", timeout=60).status_code == 200
+        for path in ("/predictions/quick", "/explanations/quick?token=SECRET", "/ping?token=SECRET"):
+            assert requests.post(f"{url}{path}", data=b"x", timeout=60).status_code == 200
         command.process.send_signal(signal.SIGTERM)
         assert command.process.wait(20) == 0
         found = records(command.output.read_text())
         assert command.errors.read_text() == ""
 
     assert {"MODEL_LOG", "camserve.serve", "ACCESS_LOG"} <= {record["logger"] for record in found}
+    asked = [record["message"].split('"')[1] for record in found if record["logger"] == "ACCESS_LOG"]
+    assert [each for each in asked if "/models" not in each] == [
+        "POST /predictions/quick HTTP/1.1",
+        "POST /explanations/quick?... HTTP/1.1",
+        "POST /ping?... HTTP/1.1",
+    ]
+    assert not [each for each in asked if each.startswith(("GET /models?limit=1000", "GET /models?...", "GET /models/quick/all"))]
+    assert not [line for line in found if any(words in line["message"] for words in ("SECRET", *OF_EACH_BATCH))]
     assert found[0]["message"].startswith("starting TorchServe with quick")
     assert found[-1]["message"] == "stopped"
 
