@@ -8,14 +8,16 @@ from __future__ import annotations
 import datetime
 import hashlib
 import logging
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms import Compose
 from ts.torch_handler.image_classifier import ImageClassifier
 
 from camserve import __version__, describe
@@ -28,12 +30,14 @@ from camserve.images import Preprocess
 from camserve.labels import Labels
 from camserve.mapstats import Scale
 from camserve.memory import keep_freed_memory
+from camserve.messages import Call
 from camserve.metrics import undeclared
 from camserve.monitor import Monitor, open_monitor
 from camserve.page import page
 from camserve.reference import Made, input_of
-from camserve.request import Call, Parser
+from camserve.request import Parser
 from camserve.response import ModelInfo, Reply, Responder
+from camserve.rows import call_of, from_management
 
 logger = logging.getLogger(__name__)
 
@@ -63,38 +67,25 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             ConfigError: in one line, what in the archive's configuration is wrong and what is accepted.
         """
         keep_freed_memory()
+        self._turn = threading.RLock()  # image_processing may run inside preprocess
         self.config = self._load(context)
         started = time.perf_counter()
         preprocess = self._preprocess_of(self.config)
         height, width = preprocess(Image.new("RGB", PROBE)).shape[1:]
         size = (height, width)
         self.backend = open_backend(self.model, self.config, size, self.device, tune=True)
-        self.labels = labels = Labels(self.backend.outputs, self.mapping)
+        self.labels = Labels(self.backend.outputs, self.mapping)
         digest = _sha256(Path(self.model_pt_path)) if self.model_pt_path else ""
         version = str(context.manifest["model"].get("modelVersion", ""))
         self.info = ModelInfo(str(context.model_name), version, f"sha256:{digest[:12]}")
-        parser = Parser(self.config, labels, self.backend.layers)
-        responder = Responder(self.info, self.config.max_response_bytes)
         own = type(self).image_processing is not ImageClassifier.image_processing or self._hooks().tensor_of
         self.scale = None if own else Scale(self.config.mean, self.config.std)
         self.made = Made(self.backend.layers[0], self.config.method, self.info.weights, input_of(self.config))
         monitor = self._monitor(context)
         listed = min(self.get_max_result_classes(), self.backend.outputs)
         self.set_max_result_classes(listed)  # the stock handler fails where there are fewer classes
-        explainer = Explainer(self.backend, self.device, self.config.method, monitor, listed=listed)
         self._prepared = {"model": self.model, "mapping": self.mapping, "topk": self.topk}
-        self.pipeline = Pipeline(
-            config=self.config,
-            labels=labels,
-            parser=parser,
-            explainer=explainer,
-            preprocess=preprocess,
-            responder=responder,
-            size=size,
-            hooks=self._hooks(),
-            watcher=monitor,
-            page=page(self.config, labels, self.backend.layers, self.info),
-        )
+        self.pipeline = self._pipeline(preprocess, size, monitor, listed)
         self.metadata = self._described(size, f"sha256:{digest}", monitor)
         self._self_test(size)
         if monitor:
@@ -121,6 +112,21 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         if compiles and not hasattr(self.model, "_orig_mod"):
             raise ConfigError(f"pt2: TorchServe could not compile the model with {settings['pt2']!r}; the lines above say why")
         return Config.from_mapping(settings.get("explain"))
+
+    def _pipeline(self, preprocess: Preprocess, size: tuple[int, int], monitor: Monitor | None, listed: int) -> Pipeline:
+        """The pipeline; `size` = (height, width) of the model's input, `listed`: how many classes a prediction lists."""
+        return Pipeline(
+            config=self.config,
+            labels=self.labels,
+            parser=Parser(self.config, self.labels, self.backend.layers),
+            explainer=Explainer(self.backend, self.device, self.config.method, monitor, listed=listed),
+            preprocess=preprocess,
+            responder=Responder(self.info, self.config.max_response_bytes),
+            size=size,
+            hooks=self._hooks(),
+            watcher=monitor,
+            page=page(self.config, self.labels, self.backend.layers, self.info),
+        )
 
     def _described(self, size: tuple[int, int], weights: str, monitor: Monitor | None) -> dict[str, Any]:
         """The metadata; `weights` is the whole digest of the file."""
@@ -149,9 +155,9 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         self.context = context
         self._check_unchanged()
         started = time.perf_counter()
-        if len(data) == 1 and not data[0] and self._is_describe() and _from_management(context.get_all_request_header(0)):
+        if len(data) == 1 and not data[0] and self._is_describe() and from_management(context.get_all_request_header(0)):
             return [self.describe_handle()]
-        calls = [_call(row, context.get_all_request_header(index)) for index, row in enumerate(data)]
+        calls = [call_of(row, context.get_all_request_header(index)) for index, row in enumerate(data)]
         bodies = self._answered(calls)
         context.metrics.add_time("HandlerTime", round((time.perf_counter() - started) * 1000, 2), None, "ms")
         return bodies
@@ -171,7 +177,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         """Explains every row of `raw_data`, whatever its own mode; `data_preprocess` is not needed."""
         headers = [self.context.get_all_request_header(index) for index in range(len(raw_data))] if self.context else []
         headers = headers or [{}] * len(raw_data)
-        calls = [_call({**row}, {**header, "explain": "True"}) for row, header in zip(raw_data, headers, strict=True)]
+        calls = [call_of({**row}, {**header, "explain": "True"}) for row, header in zip(raw_data, headers, strict=True)]
         return self._answered(calls)
 
     def describe_handle(self) -> dict[str, Any]:
@@ -204,7 +210,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
                 f"explain: {', '.join(ours)}: the handler {type(self).__name__} brings its own image_processing; "
                 "give one or the other"
             )
-        return Preprocess.from_callable(self.image_processing)
+        return Preprocess.from_callable(self._one_at_a_time(self.image_processing))
 
     def _monitor(self, context: Any) -> Monitor | None:
         """The monitor, where the archive asks for one and the server exports what it tells."""
@@ -236,11 +242,26 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         )
 
     def _own_tensor(self, image: Any) -> torch.Tensor:
-        batch = self.preprocess([{"data": bytearray(image) if isinstance(image, bytes) else image}])
+        batch = self._one_at_a_time(self.preprocess)([{"data": bytearray(image) if isinstance(image, bytes) else image}])
         return torch.as_tensor(batch)[0].float().cpu()
 
     def _own_predictions(self, logits: torch.Tensor) -> Any:
-        return self.postprocess(logits[None])[0]
+        return self._one_at_a_time(self.postprocess)(logits[None])[0]
+
+    def _one_at_a_time(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A subclass's own step, for one picture at a time, as TorchServe calls it: it may keep something in `self`.
+
+        torchvision's transforms keep nothing, and may run in several threads.
+        """
+        if isinstance(step, Compose) and all(type(each).__module__.startswith("torchvision.") for each in step.transforms):
+            stateless: Callable[..., Any] = step
+            return stateless
+
+        def locked(given: Any) -> Any:
+            with self._turn:
+                return step(given)
+
+        return locked
 
     def _self_test(self, size: tuple[int, int]) -> None:
         """Explains one synthetic picture at every layer before the worker reports ready.
@@ -260,25 +281,6 @@ def _compiles(pt2: object) -> bool:
     if not isinstance(pt2, Mapping):
         return isinstance(pt2, str)
     return pt2["compile"].get("enable") is True if "compile" in pt2 else "export" not in pt2
-
-
-def _from_management(headers: Mapping[str, Any]) -> bool:
-    """Whether a request without a body came to the management address.
-
-    Most inference routes say `explain` of each request; `/invocations` and its like do not, and have no body where a form is
-    empty.
-    """
-    form = any(name.lower() == "content-type" and "form" in str(value).lower() for name, value in headers.items())
-    return "explain" not in headers and not form
-
-
-def _call(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call:
-    """TorchServe's row and headers as a call; it keeps each parameter's content type among the headers, as a dict.
-
-    Its own header is `explain`, in this case exactly: a client's `Explain` stands beside it.
-    """
-    plain = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
-    return Call(explain=headers.get("explain") == "True", headers=plain, fields=row)
 
 
 def _sha256(path: Path) -> str:

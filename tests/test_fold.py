@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -145,24 +143,3 @@ def test_the_handler_folds(tmp_path: Path) -> None:
     model = build.module_of(monitored(directory))
 
     assert isinstance(model.features[1], nn.Identity)
-
-
-def test_freed_memory_is_kept() -> None:
-    """A tensor's pages are there again for the next; without the setting each pass faults them all."""
-    script = (
-        "import resource, sys, torch\n"
-        "from camserve.memory import keep_freed_memory\n"
-        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "kept = keep_freed_memory() if sys.argv[1] == 'keep' else True\n"
-        "for _ in range(30): torch.ones(10 << 20)\n"
-        "before = faults()\n"
-        "for _ in range(10): torch.ones(10 << 20)\n"
-        "print(kept, faults() - before)"
-    )
-    found = {}
-    for how in ("keep", "leave"):
-        done = subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=True)
-        kept, faults = done.stdout.split()
-        assert kept == "True"
-        found[how] = int(faults)
-    assert found["keep"] < 20480 < found["leave"]  # of 102400 pages

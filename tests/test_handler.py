@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from tests.answers import same
 from tests.build import PLAIN, archive, encoded, module_of, noise, square
+from torchvision import transforms
 
 from camserve.errors import ConfigError
 from camserve.images import open_picture
@@ -407,7 +408,9 @@ def test_without_layers_the_last_map_is_explained(folder: Path) -> None:
 def subclassed(folder: Path, body: str, explain: dict[str, Any]) -> Any:
     """A service whose handler is a subclass of ours."""
     source = f"""
+import io
 import torch
+from PIL import Image
 from torchvision import transforms
 from gradcam_handler import GradCAMHandler
 class Own(GradCAMHandler):
@@ -446,6 +449,47 @@ def test_a_subclass_with_steps_of_its_own_keeps_its_predictions(folder: Path) ->
 
     assert json.loads(prediction.body) == {"winner": json.loads(explanation.body)["explanations"][0]["target"]}
     assert json.loads(explanation.body)["image"]["view"] is None
+
+
+KEEPING = {
+    "preprocess": """
+    def preprocess(self, data):
+        self.kept = Image.open(io.BytesIO(data[0]["data"]))
+        self.kept.load()
+        return transforms.functional.to_tensor(self.kept.resize((64, 64)))[None]
+""",
+    "image_processing": """
+    def image_processing(self, image):
+        self.kept = image
+        self.kept = self.kept.resize((300, 300))
+        return transforms.functional.to_tensor(self.kept.resize((64, 64)))
+""",
+}
+
+
+@pytest.mark.parametrize("body", KEEPING.values(), ids=KEEPING)
+def test_a_step_of_its_own_may_keep_something(folder: Path, body: str) -> None:
+    """It runs for one picture at a time, as TorchServe calls it, though ours are prepared in threads."""
+    pictures = [encoded(noise(600, 600, seed)) for seed in range(8)]
+    service = subclassed(folder, body, {"layers": ["features"]})
+    alone = [ask(service, [Row({"body": each})])[0].body for each in pictures]
+
+    assert len(set(alone)) == 8
+    for _ in range(3):
+        assert [answer.body for answer in ask(service, [Row({"body": each}) for each in pictures])] == alone
+
+
+def test_transforms_of_torchvision_run_in_threads(folder: Path) -> None:
+    """They keep nothing, and resizing takes as long as decoding."""
+    handler = subclassed(
+        folder,
+        "    image_processing = transforms.Compose([transforms.Resize(64), transforms.ToTensor()])",
+        {"layers": ["features"]},
+    )._entry_point.__self__
+
+    assert handler._one_at_a_time(handler.image_processing) is handler.image_processing
+    mixed = transforms.Compose([transforms.ToTensor(), lambda tensor: tensor])
+    assert handler._one_at_a_time(mixed) is not mixed
 
 
 def test_a_subclass_cannot_have_its_own_and_the_configured_preprocessing(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import math
@@ -11,6 +12,7 @@ import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from tests import build
 from tests.worker import monitored
 
 from camserve import looks, metrics
-from camserve.budget import Budget
+from camserve.budget import SAVED, Budget
 from camserve.config import Monitoring
 from camserve.explainer import Explainer
 from camserve.looks import Look, measure, rows_of
@@ -34,8 +36,10 @@ from camserve.mapstats import (
     input_statistics,
     map_statistics,
 )
+from camserve.messages import Item
 from camserve.metrics import METRICS, Exporter, Metric, StageTimes, number, plain
 from camserve.monitor import Monitor
+from camserve.prepare import Pictures, Prepared
 from camserve.reference import BINS, CLASS, UNSEEN, Made, Reference
 from camserve.tools.archive import Row, ask
 from camserve.watcher import Unwatched, Watcher
@@ -638,6 +642,63 @@ def test_a_prediction_does_not_fail_for_being_watched(service: Any, monkeypatch:
     assert output.totals()["camserve_maps_total",] == 0
 
 
+def test_a_picture_that_cannot_be_watched_is_answered(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with it."""
+    rows = [Row({"body": build.encoded(build.noise(seed=seed))}) for seed in range(3)]
+    expected = asked(service, Unwatched(), rows)
+    monkeypatch.setattr("camserve.batch.rows_of", lambda _: 1 / 0)
+    output = Output()
+    watcher = monitor(output)
+
+    assert asked(service, watcher, rows) == expected
+    watcher.flush()
+    assert output.totals()["camserve_unmeasured_maps_total", "failed"] == 3
+
+
+OF_ANOTHER_TYPE = """
+from torch import bfloat16
+from gradcam_handler import GradCAMHandler
+from torchvision.transforms.functional import center_crop, to_tensor
+class Own(GradCAMHandler):
+    def image_processing(self, image):
+        return center_crop(to_tensor(image), 64).to(bfloat16).requires_grad_()
+"""
+
+
+def test_an_input_of_a_handlers_own_type_is_watched(tmp_path: Path) -> None:
+    """Of half precision, or with a graph."""
+    folder = build.archive(tmp_path / "half", {"layers": ["features"]}, handler=OF_ANOTHER_TYPE, fault="x = x.float()")
+    output = Output()
+    service = monitored(folder)
+    watcher = service._entry_point.__self__.pipeline.watcher = monitor(output)
+
+    assert ask(service, [Row({"body": build.encoded(build.noise())})])[0].status == 200
+    watcher.flush()
+    assert output.totals()["camserve_maps_total",] == 1
+
+
+def test_what_is_tried_again_for_want_of_memory_is_counted_once(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of two pictures, of which one did not fit beside its neighbour's."""
+    texts = [base64.b64encode(build.encoded(build.noise(seed=seed))).decode() for seed in range(2)]
+    rows = [Row({"body": {"instances": [{"data": text} for text in texts]}}), Row({"body": build.encoded(build.noise(seed=2))})]
+    prepared, refused = Pictures.prepared, [base64.b64decode(texts[1])]
+
+    def once_too_large(self: Pictures, item: Item, *args: Any, **more: Any) -> Prepared:
+        if item.image in refused:
+            refused.clear()
+            raise MemoryError
+        return prepared(self, item, *args, **more)
+
+    monkeypatch.setattr(Pictures, "prepared", once_too_large)
+    output = Output()
+    watcher = service._entry_point.__self__.pipeline.watcher = monitor(output)
+
+    assert [answer.status for answer in ask(service, rows)] == [200, 200]
+    assert not refused
+    watcher.flush()
+    assert output.totals()["camserve_maps_total",] == 3
+
+
 def test_a_picture_that_the_model_fails_on_is_no_failure_of_watching(tmp_path: Path) -> None:
     """The chunk is halved down to that picture, and fails unwatched too: nothing is counted, and its neighbours are measured."""
     white = np.full((64, 64, 3), 255, dtype=np.uint8)
@@ -706,6 +767,29 @@ def test_a_chunk_that_fails_leaves_nothing_out(dear: Explainer) -> None:
     watcher.flush()
 
     assert output.totals()["camserve_unmeasured_maps_total", "budget"] == 0
+
+
+def test_the_passes_of_watching_are_charged(dear: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock: the work is what a prediction takes anyway, with the maps that are asked for, and the rest is watching's."""
+    times = iter([10.0, 13.0, 13.5])
+    monkeypatch.setattr("camserve.explainer.time.perf_counter", lambda: next(times))
+    charged: list[tuple[int, float, float]] = []
+    dear.watcher = Seeing()
+    dear.watcher.budget = SimpleNamespace(add=lambda *each: charged.append(each), allows=lambda: True, limited=True)
+    maps_made(dear, 1, pictures=2)
+
+    assert charged == [(2, 3.0, 0.5)]
+
+
+def test_a_budget_that_is_not_used_is_not_saved_up() -> None:
+    """A day of explanations, whose maps are made anyway, must not be followed by hours of dear predictions."""
+    budget = Budget(lambda _: 0.1)
+    for _ in range(10_000):
+        budget.add(1, work=1.0, spent=0.0)
+    budget.add(1, work=1.0, spent=SAVED)
+    assert budget.allows()
+    budget.add(1, work=0.0, spent=0.2)
+    assert not budget.allows()
 
 
 def test_where_watching_takes_passes_the_runner_ups_map_is_made_for_some(dear: Explainer) -> None:

@@ -18,7 +18,7 @@ from camserve.compose import answered
 from camserve.config import Config
 from camserve.errors import RequestError
 from camserve.explainer import Explainer, Seen, Want
-from camserve.groups import chunks, is_out_of_memory, run_halving
+from camserve.groups import chunks, guarded, run_halving
 from camserve.images import Preprocess, open_picture
 from camserve.labels import Labels
 from camserve.looks import Look, rows_of
@@ -115,15 +115,16 @@ class Pipeline:
 
     def _replies(self, calls: Sequence[Call]) -> list[Reply]:
         """The replies; a call for which memory ran out is tried again by itself, once its neighbours' pictures are let go of."""
-        replies = self._together(calls)
+        replies = self._together(calls, again=len(calls) > 1)
         if len(calls) > 1:
             for position, reply in enumerate(replies):
                 if reply.status == 507:
                     give_back()
-                    replies[position] = self._together([calls[position]])[0]
+                    replies[position] = self._together([calls[position]], again=False)[0]
         return replies
 
-    def _together(self, calls: Sequence[Call]) -> list[Reply]:
+    def _together(self, calls: Sequence[Call], *, again: bool) -> list[Reply]:
+        """The replies; `again`: what runs out of memory is tried again, so its pictures are not told of yet."""
         requests, entries = self._read(calls)
         self._pixels += sum(entry.pixels for entry in entries)
         kept = Allowance(KEPT)
@@ -137,7 +138,11 @@ class Pipeline:
         gathered: dict[int, list[Answer | RequestError]] = {}
         for entry, answer in zip(entries, answers, strict=True):
             gathered.setdefault(entry.position, []).append(answer)
-        return [self._reply(request, gathered.get(position, [])) for position, request in enumerate(requests)]
+        replies = [self._reply(request, gathered.get(position, [])) for position, request in enumerate(requests)]
+        for entry, ready, one in zip(entries, prepared, seen, strict=True):
+            if not (again and replies[entry.position].status == 507):
+                self._watch(ready, one)
+        return replies
 
     def _read(self, calls: Sequence[Call]) -> tuple[list[Request | Page | RequestError], list[_Entry]]:
         """What each call asks, and the items of those that can be answered."""
@@ -217,19 +222,23 @@ class Pipeline:
                 raise
             kind = type(error).__name__  # the error itself is let go of here: its traceback holds the chunk's tensors
         else:
-            for place in watched:
-                self._watch(entries[place], seen[place])
             return seen
         logger.warning("a chunk of %d pictures failed (%s): trying it unwatched", len(part), kind)
         seen = self._explainer.explain(tensors, wants)  # if this fails too, watching was not to blame
         self.watcher.missed("failed", len(watched))
         return seen
 
-    def _watch(self, entry: Prepared, seen: Seen | RequestError) -> None:
-        if isinstance(seen, RequestError) or not seen.raw:
+    def _watch(self, entry: Prepared | RequestError, seen: Seen | RequestError) -> None:
+        """Hands a picture whose map was made to the watcher; whatever is wrong with it harms no answer."""
+        if isinstance(entry, RequestError) or isinstance(seen, RequestError) or not seen.raw:
             return
-        size = entry.size or (entry.tensor.shape[2], entry.tensor.shape[1])
-        self.watcher.saw(Look(seen.raw, rows_of(entry.tensor.numpy()), seen.classes[:2], size))
+        try:
+            size = entry.size or (entry.tensor.shape[2], entry.tensor.shape[1])
+            rows = rows_of(entry.tensor.detach().cpu().float().numpy())  # a handler's own may be of any type, anywhere
+            self.watcher.saw(Look(seen.raw, rows, seen.classes[:2], size))
+        except Exception:
+            logger.exception("a picture cannot be watched")
+            self.watcher.missed("failed", 1)
 
     def _answer(self, entry: Prepared | RequestError, seen: Seen | RequestError, room: Allowance | None) -> Answer:
         """One item's answer; without pictures where there is no `room`, because the request has failed already."""
@@ -261,22 +270,6 @@ class Pipeline:
             good.append(answer)
         reply = guarded(lambda given: self._responder.reply(request, given), good)
         return failure(reply) if isinstance(reply, RequestError) else reply
-
-
-def guarded(work: Callable[[A], B], entry: A) -> B | RequestError:
-    """`work(entry)`, or the request's own error; anything unforeseen is logged and becomes a 500 for this request alone.
-
-    The error is a new one: through its traceback the one that was raised holds the picture that it was raised about.
-    """
-    try:
-        return work(entry)
-    except RequestError as error:
-        return RequestError(error.status, error.kind, error.message)
-    except Exception as error:
-        if is_out_of_memory(error):
-            return RequestError(507, "OutOfMemory", "this picture does not fit into the worker's memory, even by itself")
-        logger.exception("one request failed")
-        return RequestError(500, "InternalError", "an unforeseen fault; the server's log says more")
 
 
 def _mode(call: Call, reply: Reply) -> str:

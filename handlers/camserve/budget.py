@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+SAVED = 1.0
+"""Seconds of the share that may be left for later: what was not needed for a day must not be spent at once."""
+
 
 class Budget:
     """Allows something as long as it has taken no more than its share of the work's time.
@@ -28,5 +31,6 @@ class Budget:
 
     def add(self, pictures: int, work: float, spent: float) -> None:
         """Takes note of seconds of work on a batch of so many pictures, and of those spent beside it."""
-        self._allowed += self._share(pictures) * work if self._share else 0.0
         self._spent += spent
+        if self._share:
+            self._allowed = min(self._allowed + self._share(pictures) * work, self._spent + SAVED)

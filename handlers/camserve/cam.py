@@ -21,11 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from camserve.mapstats import CONSTANT
+
 RIVALS = 5
 """How many rivals the contrast method compares a target with, where the model has as many other classes."""
-
-CONSTANT = 1e-6
-"""A map whose values differ by no more than this share of its maximum is constant: what differs is rounding."""
 
 
 def gradcam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -68,7 +67,8 @@ def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
 def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     """XGrad-CAM of Fu et al. 2020 (arXiv 2008.02312): `w_k = sum_ij g_ij A_ij / sum_ij A_ij`.
 
-    A channel whose activations sum to exactly 0 gets weight 0, at any scale of the others.
+    A channel whose activations sum to exactly 0 gets weight 0, at any scale of the others. Where activations may be negative,
+    one whose sum is nearly 0 can outweigh all others: that is the formula's, whose authors take it behind a ReLU.
     """
     activations, gradients = activations.float(), gradients.float()
     mass = activations.sum((2, 3))
@@ -152,7 +152,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "xgradcam",
                 xgradcam,
                 "Fu, Hu, Dong, Guo, Gao and Li, BMVC 2020, arXiv 2008.02312",
-                "the map's parts come closest to adding up to the score; Grad-CAM where the head pools evenly",
+                "the map's parts come closest to adding up to the score, behind a ReLU; Grad-CAM where the head pools evenly",
             ),
             Method(
                 "contrast",

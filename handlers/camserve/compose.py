@@ -24,7 +24,7 @@ def answered(seen: Seen, size: tuple[int, int] | None, view: Rect | None, option
 
 def _explanation(found: Map, info: ImageInfo | None, labels: Labels) -> Explanation:
     region = None
-    if info is not None and info.view is not None and not found.warnings:
+    if info is not None and info.view is not None:
         region = geometry.region(found.heatmap, info.view, info.width, info.height)
     label = labels[found.target]
     return Explanation(found.target, label, found.probability, found.heatmap, found.range, region, found.warnings)

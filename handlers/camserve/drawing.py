@@ -43,5 +43,4 @@ def _scaled(view: Rect | None, size: tuple[int, int], shape: tuple[int, ...]) ->
     height, width = shape[:2]
     if view is None:
         return Rect(0, 0, width, height)
-    across, down = width / size[0], height / size[1]
-    return Rect(view.left * across, view.top * down, view.right * across, view.bottom * down)
+    return view.scaled(width / size[0], height / size[1])

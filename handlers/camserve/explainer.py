@@ -59,6 +59,17 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class _Predicted:
+    """Of each picture: its probabilities `[N, K]`, the classes that are listed, at least the two most probable ones in their
+    order, and whether its scores are finite."""
+
+    probabilities: Tensor
+    classes: list[tuple[tuple[int, float], ...]]
+    ranked: list[list[int]]
+    finite: list[bool]
+
+
+@dataclass(frozen=True)
 class _Ask:
     """The `turn`-th target of the picture in one row of the chunk."""
 
@@ -116,42 +127,48 @@ class Explainer:
         asked = [want.layer for want in wants if want] + [self._backend.layers[0]] * bool(watched)
         with self.watcher.stage("forward"):
             captured = self._backend.capture.forward(self._stacked(pictures), list(dict.fromkeys(asked)))
-            logits = captured.logits
-            probabilities = torch.softmax(logits, 1)
-            top = torch.topk(probabilities, min(self._listed, logits.shape[1]), dim=1)  # as the stock handler, with its k
-            values, listed = top.values.tolist(), top.indices.tolist()
-            depths = (max(2, want.top_k if want else 1) for want in wants)
-            ranked = [_ranked(*each) for each in zip(probabilities, listed, depths, strict=True)]
-            finite = torch.isfinite(logits).all(1).tolist()
-        if not all(finite):
-            logger.error("camserve: the model's scores of %d of %d pictures are not finite", finite.count(False), len(finite))
+            found = self._predicted(captured.logits, wants)
         asks = [
             _Ask(row, turn, target, want.layer, want.method)
             for row, want in enumerate(wants)
-            if want and finite[row]
-            for turn, target in enumerate(want.targets or ranked[row][: want.top_k])
+            if want and found.finite[row]
+            for turn, target in enumerate(want.targets or found.ranked[row][: want.top_k])
         ]
         count = self._watched_maps() if watched else 0
-        looks = {row: self._watch(row, ranked[row][:count]) for row in watched if finite[row]}
+        looks = {row: self._watch(row, found.ranked[row][:count]) for row in watched if found.finite[row]}
         raw = self._raw(captured, asks)
         between = time.perf_counter()
         raw |= self._raw(captured, [ask for several in looks.values() for ask in several if ask not in raw])
         self.watcher.budget.add(len(pictures), between - started, time.perf_counter() - between)
-        maps = _scaled(asks, raw, probabilities.cpu())
-        scores = logits.cpu()
+        maps = _scaled(asks, raw, found.probabilities.cpu())
+        scores = captured.logits.cpu()
         if sampled and not watched:  # told here, where nothing can fail any more: a chunk that fails comes again in halves
             self.watcher.missed("budget", sampled)
         return [
             Seen(
-                tuple(zip(listed[row], values[row], strict=True)),
+                found.classes[row],
                 tuple(maps.get(row, ())),
                 scores[row],
                 tuple(raw[ask].numpy() for ask in looks.get(row, ())),
             )
             if good
             else RequestError(500, "InternalError", "the model's scores of this picture are not finite")
-            for row, good in enumerate(finite)
+            for row, good in enumerate(found.finite)
         ]
+
+    def _predicted(self, logits: Tensor, wants: Sequence[Want | None]) -> _Predicted:
+        """What the scores `[N, K]` say; those that are not finite are logged."""
+        probabilities = torch.softmax(logits, 1)
+        top = torch.topk(probabilities, min(self._listed, logits.shape[1]), dim=1)  # as the stock handler, with its k
+        values, listed = top.values.tolist(), top.indices.tolist()
+        depths = (max(2, want.top_k if want else 1) for want in wants)
+        ranked = [_ranked(*each) for each in zip(probabilities, listed, depths, strict=True)]
+        finite = torch.isfinite(logits).all(1).tolist()
+        if not all(finite):
+            logger.error("camserve: the model's scores of %d of %d pictures are not finite", finite.count(False), len(finite))
+        return _Predicted(
+            probabilities, [tuple(zip(*each, strict=True)) for each in zip(listed, values, strict=True)], ranked, finite
+        )
 
     def _stacked(self, pictures: Sequence[Tensor]) -> Tensor:
         stacked = torch.stack(list(pictures)).to(self._device)

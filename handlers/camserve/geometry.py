@@ -22,6 +22,10 @@ class Rect:
     right: float
     bottom: float
 
+    def scaled(self, across: float, down: float) -> Rect:
+        """The same place in a picture that is `across` times as wide and `down` times as high."""
+        return Rect(self.left * across, self.top * down, self.right * across, self.bottom * down)
+
     def rounded(self) -> list[float]:
         """`[left, top, right, bottom]` to two decimals, never -0.0: what JSON shows."""
         return [round(edge, 2) + 0.0 for edge in (self.left, self.top, self.right, self.bottom)]

@@ -63,6 +63,22 @@ def run_halving(
     return run_halving(items[:middle], attempt, blamed) + run_halving(items[middle:], attempt, blamed)
 
 
+def guarded(work: Callable[[S], T], entry: S) -> T | RequestError:
+    """`work(entry)`, or the request's own error; anything unforeseen is logged and becomes a 500 for this request alone.
+
+    The error is a new one: through its traceback the one that was raised holds the picture that it was raised about.
+    """
+    try:
+        return work(entry)
+    except RequestError as error:
+        return RequestError(error.status, error.kind, error.message)
+    except Exception as error:
+        if is_out_of_memory(error):
+            return RequestError(507, "OutOfMemory", "this picture does not fit into the worker's memory, even by itself")
+        logger.exception("one request failed")
+        return RequestError(500, "InternalError", "an unforeseen fault; the server's log says more")
+
+
 def _lone_failure(out_of_memory: bool) -> RequestError:
     if out_of_memory:
         return RequestError(507, "OutOfMemory", "this picture does not fit into the worker's memory, even by itself")

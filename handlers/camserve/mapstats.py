@@ -47,7 +47,7 @@ class Scale:
 
 REASONS = ("zero", "constant", "not_finite")
 CONSTANT = 1e-6
-"""A map is constant if its values differ by no more than this share of its maximum, as in `cam.heatmaps`."""
+"""A map whose values differ by no more than this share of its maximum is constant: what differs is rounding."""
 
 
 def degenerate(maps: NDArray[np.float32]) -> list[str]:

@@ -10,6 +10,8 @@ import sys
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # mallopt(3): M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX
 KEPT = 1 << 30
 """Bytes that may lie free at the end of the heap, and from which on an allocation is a mapping of its own."""
+OLDER = 32 << 20
+"""The same of mappings, where glibc is one that takes no more (half of its HEAP_MAX_SIZE)."""
 
 
 def keep_freed_memory() -> bool:
@@ -27,8 +29,10 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
+    if not any(mallopt(_MMAP_THRESHOLD, limit) for limit in (KEPT, OLDER)):
+        return False  # nothing else either: any other threshold would keep this one at its smallest, 128 KiB
     mallopt(_ARENA_MAX, 1)
-    return bool(mallopt(_TRIM_THRESHOLD, KEPT) and mallopt(_MMAP_THRESHOLD, KEPT))
+    return bool(mallopt(_TRIM_THRESHOLD, KEPT))
 
 
 def give_back() -> None:

@@ -45,8 +45,7 @@ def original(picture: Image.Image, view: Rect | None, max_side: int) -> Original
         return Original(picture, view)
     pixels, scale = fit(_pixels(picture), max_side)
     if view is not None:
-        across, down = pixels.shape[1] / picture.width, pixels.shape[0] / picture.height
-        view = Rect(view.left * across, view.top * down, view.right * across, view.bottom * down)
+        view = view.scaled(pixels.shape[1] / picture.width, pixels.shape[0] / picture.height)
     return Original(Image.fromarray(pixels), view, scale)
 
 
