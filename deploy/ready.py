@@ -4,11 +4,15 @@
 `/ping` does not tell that: it answers 200 while a model that has never loaded is tried again. The management address does,
 and it is on loopback, so this runs beside the server, as the image's health check and as Kubernetes' probe: no network, no
 package, some 50 ms. Where the server wants tokens they are read from key_file.json, which lies in the folder where it was
-started. With a model's name as argument only that model counts.
+started. With models' names as arguments only those count.
+
+With `--any` one ready worker of each version is enough: when one of several dies, the others go on answering while TorchServe
+starts it anew. Kubernetes' readiness probe asks so; its startup probe and the image's health check want all.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -26,27 +30,31 @@ TRIES, PAUSE = 10, 0.1
 OPEN = build_opener(ProxyHandler({})).open  # no proxy stands between this and its own container
 
 
-def main(names: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Prints why not, where it is not ready; the exit status."""
+    parser = argparse.ArgumentParser(description="Whether the server in this container is ready.", allow_abbrev=False)
+    parser.add_argument("names", nargs="*", metavar="MODEL", help="only these models count")
+    parser.add_argument("--any", action="store_true", help="one ready worker of each version is enough")
+    options = parser.parse_args(argv)
     try:
-        why = not_ready(names)
+        why = not_ready(options.names, enough=1 if options.any else None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"{MANAGEMENT} does not tell: {type(error).__name__}"
     print(why or "ready")
     return 1 if why else 0
 
 
-def not_ready(names: list[str]) -> str:
-    """Why the models `names` (all for none) are not ready; empty when they are."""
+def not_ready(names: list[str], enough: int | None = None) -> str:
+    """Why the models `names` (all for none) are not ready, by `enough` workers or all; empty when they are."""
     names = names or [each["modelName"] for each in get("/models?limit=1000")["models"]]
     if not names:
         return "no model"
     for name in names:
         for version in get(f"/models/{quote(name, safe='')}/all"):
             ready = sum(worker["status"] == "READY" for worker in version["workers"])
-            wanted = max(1, version["minWorkers"])
-            if ready < wanted:
-                return f"{name} {version['modelVersion']}: {ready} of {wanted} workers are ready"
+            workers = max(1, version["minWorkers"])
+            if ready < (enough or workers):
+                return f"{name} {version['modelVersion']}: {ready} of {workers} workers are ready"
     return ""
 
 

@@ -170,6 +170,8 @@ def with_tokens(container: Container) -> None:
     answered = requests.put(f"{URL}/explanations/efficientnet_lite0", data=CAT, headers=bearer, timeout=60)
     assert (refused.status_code, answered.status_code) == (400, 200), (refused.text, answered.text)
     print(f"without a token: 400 {refused.json()['type']}; with: {answered.json()['classes'][0]}")
+    doctor = container.run("python3", "/opt/camserve/scripts/doctor.py", URL, "--token-file", "key_file.json")
+    assert doctor.returncode == 0, doctor.stdout + doctor.stderr
     assert container.run("id", "-u").stdout.strip() == "10001"
     for path in ("/opt/camserve/x", "/models/x", "/x"):
         assert "Read-only" in container.run("touch", path).stderr, path

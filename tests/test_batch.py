@@ -439,6 +439,29 @@ def test_work_of_a_gate_stays_within_its_limit() -> None:
     assert max(several for _, several in sums) > 1
 
 
+def test_work_without_a_size_never_waits() -> None:
+    """Also while larger work has the gate for itself."""
+    gate, done = Gate(10), threading.Event()
+
+    def work() -> None:
+        with gate.passed(0):
+            done.set()
+
+    with ThreadPoolExecutor(1) as threads, gate.passed(25):
+        threads.submit(work)
+        assert done.wait(10)
+
+
+def test_memory_is_given_back_after_large_batches_only(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after the small one that follows."""
+    given: list[None] = []
+    monkeypatch.setattr("camserve.batch.give_back", lambda: given.append(None))
+    monkeypatch.setattr("camserve.batch.LARGE", 3 * SIDE**2)
+    for count, times in ((4, 1), (2, 1), (3, 1), (4, 2)):
+        ask(service, [Row({"body": each}) for each in PICTURES[:count]])
+        assert len(given) == times
+
+
 def test_work_that_fails_leaves_the_gate() -> None:
     """Else the next would wait for ever."""
     gate = Gate(10)

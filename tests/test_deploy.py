@@ -6,10 +6,15 @@ import fnmatch
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,7 @@ KSERVE = "../kserve"
 TOOLS = ROOT / ".venv-deploy" / "bin"
 KSERVE_PYTHON = ROOT / ".venv-kserve" / "bin" / "python"
 OPERATOR = "monitoring.coreos.com/v1"
+GUIDES = ("deploy/README.md", "SECURITY.md")
 needs_tools = pytest.mark.skipif(not (TOOLS / "kubectl").exists(), reason="needs .venv-deploy: scripts/test.sh makes it")
 
 
@@ -219,18 +225,42 @@ def wheel(folder: Path, name: str, release: str) -> None:
         archive.writestr(f"{info}/RECORD", "")
 
 
+def sent() -> list[str]:
+    """What .dockerignore lets through."""
+    return [line[1:] for line in text(".dockerignore").splitlines() if line.startswith("!")]
+
+
 def test_the_dockerfile_copies_what_is_sent_to_it() -> None:
     """What it copies from the context exists and passes .dockerignore; what it starts with exists."""
-    ignored = [line for line in text(".dockerignore").splitlines() if line.startswith("!")]
     for source in re.findall(r"^COPY (?!--from)(\S+)", text("Dockerfile"), re.MULTILINE):
         found = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(source)]
         assert found, source
         for path in found:
-            assert any(fnmatch.fnmatch(path, line[1:]) or line[1:].startswith(f"{path}/") for line in ignored), path
-    for path in re.findall(r"/opt/camserve/([\w/.]+)", "".join(map(text, ("Dockerfile", "deploy/kserve/inferenceservice.yaml")))):
+            assert any(fnmatch.fnmatch(path, line) or line.startswith(f"{path}/") for line in sent()), path
+    started = ("Dockerfile", "deploy/kserve/inferenceservice.yaml", "deploy/kubernetes/base/deployment.yaml")
+    for path in re.findall(r"/opt/camserve/([\w/.]+)", "".join(map(text, (*started, *GUIDES)))):
         if "." in path:
             assert (ROOT / path).is_file(), path
-            assert any(fnmatch.fnmatch(path, line[1:]) or path.startswith(f"{line[1:]}/") for line in ignored), path
+            assert any(fnmatch.fnmatch(path, line) or path.startswith(f"{line}/") for line in sent()), path
+
+
+def test_the_doctor_runs_in_the_image(tmp_path: Path) -> None:
+    """With the files that .dockerignore lets through, started in another folder as `docker exec` does."""
+    for path in (path for line in sent() for path in ROOT.glob(line)):
+        copy = tmp_path / "camserve" / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            shutil.copytree(path, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, copy)
+    for page in GUIDES:
+        tools = set(re.findall(r"python3 /opt/camserve/(scripts/\w+\.py) http", text(page)))
+        assert tools == ({"scripts/doctor.py"} if page == "deploy/README.md" else set())
+        for tool in tools:
+            command = [sys.executable, tmp_path / "camserve" / tool, "http://127.0.0.1:1"]
+            environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+            ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+            assert (ran.returncode, "nothing answers at http://127.0.0.1:1" in ran.stderr) == (2, True), ran.stderr
 
 
 def test_torch_is_built_from_its_own_pins() -> None:
@@ -260,6 +290,7 @@ def test_compose_mounts_what_exists() -> None:
     for service in services.values():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}  # by default it grows without end
         for volume in service["volumes"]:
             source = volume.split(":")[0]
             assert not source.startswith(".") or (ROOT / source).exists(), source
@@ -293,17 +324,82 @@ def test_alertmanager_knows_the_rules() -> None:
     assert {rule["labels"]["severity"] for rule in rules if "alert" in rule} == {"page", "warning", "info"}
 
 
+# ------------------------------------------------------------------ readiness
+
+
+@pytest.fixture
+def management() -> Iterator[tuple[str, dict[str, Any]]]:
+    """A management address: where it is, and what it answers by path."""
+    answers: dict[str, Any] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path in answers else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(answers.get(self.path, {})).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", answers
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("workers", "all_of_them", "one_of_each"),
+    [
+        ([["READY", "READY"], ["READY"]], "ready", "ready"),
+        ([["READY", "UNLOADING"], ["READY"]], "cats 1.0: 1 of 2 workers are ready", "ready"),
+        ([["UNLOADING", "UNLOADING"], ["READY"]], "cats 1.0: 0 of 2 workers are ready", "cats 1.0: 0 of 2 workers are ready"),
+        ([["READY", "READY"], ["UNLOADING"]], "cats 2.0: 0 of 1 workers are ready", "cats 2.0: 0 of 1 workers are ready"),
+        ([["READY", "READY"], []], "cats 2.0: 0 of 1 workers are ready", "cats 2.0: 0 of 1 workers are ready"),
+    ],
+)
+def test_one_worker_of_each_version_is_enough_to_be_asked(
+    management: tuple[str, dict[str, Any]], tmp_path: Path, workers: list[list[str]], all_of_them: str, one_of_each: str
+) -> None:
+    """But not to have started: `--any` is the readiness probe's, without it all workers must be ready."""
+    url, answers = management
+    answers["/models?limit=1000"] = {"models": [{"modelName": "cats"}]}
+    answers["/models/cats/all"] = [
+        {"modelVersion": f"{number}.0", "minWorkers": len(statuses), "workers": [{"status": each} for each in statuses]}
+        for number, statuses in enumerate(workers, 1)
+    ]
+    for arguments, said in (([], all_of_them), (["--any"], one_of_each), (["--any", "cats"], one_of_each)):
+        command = [sys.executable, "-I", str(DEPLOY / "ready.py"), *arguments]
+        environment = os.environ | {"CAMSERVE_MANAGEMENT": url}
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (ran.stdout.strip(), ran.returncode) == (said, int(said != "ready")), ran.stderr
+
+
+def test_the_digits_of_the_weights_are_told_in_the_container(management: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    """By the command of SECURITY.md, which needs nothing that the image lacks and sends the token."""
+    url, answers = management
+    answers["/models/NAME?customized=true"] = [{"customizedMetadata": {"weights": "sha256:abc"}}]
+    (tmp_path / "key_file.json").write_text('{"management": {"key": "token"}}')
+    (told,) = re.findall(r"docker exec camserve (env [^\n]+\\\n[^\n]+)", text("SECURITY.md"))
+    command = told.replace("/opt/camserve", str(ROOT)).replace("python3", sys.executable)
+    environment = os.environ | {"CAMSERVE_MANAGEMENT": url, "PYTHONDONTWRITEBYTECODE": "1"}
+    ran = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ran.stdout == "sha256:abc\n", ran.stderr
+
+
 # ------------------------------------------------------------------ what Kubernetes is promised
 
 
 @needs_tools
 def test_pods_are_ready_when_workers_are_and_stop_gently() -> None:
-    """Probes ask the workers, liveness only /ping; the grace period outlasts preStop and drain."""
+    """All workers when they start, one of each model from then on; liveness asks /ping. The grace period outlasts the drain."""
     pod = one(built("base"), "Deployment")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    for probe in ("startupProbe", "readinessProbe"):
-        assert container[probe]["exec"]["command"] == ["python3", "/opt/camserve/deploy/ready.py"]
-    assert container["livenessProbe"]["httpGet"]["path"] == "/ping"
+    (in_kserve,) = one(built(KSERVE), "InferenceService", "photographs")["spec"]["predictor"]["containers"]
+    for each in (container, in_kserve):
+        assert each["startupProbe"]["exec"]["command"] == ["python3", "/opt/camserve/deploy/ready.py"]
+        assert each["readinessProbe"]["exec"]["command"] == ["python3", "/opt/camserve/deploy/ready.py", "--any"]
+        assert each["livenessProbe"]["httpGet"]["path"] == "/ping"
+    assert 'CMD ["python3", "/opt/camserve/deploy/ready.py"]\n' in text("Dockerfile")
     delay = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] > delay + 30
     assert container["args"][:2] == ["--config", "/opt/camserve/deploy/torchserve/cluster.properties"]
@@ -325,7 +421,36 @@ def test_pods_serve_the_archive_that_is_named(from_store: list[Any]) -> None:
     service = yaml.safe_load(text("deploy/kserve/inferenceservice.yaml"))
     (container,) = service["spec"]["predictor"]["containers"]
     assert container["args"][-2] == "--models"
-    assert re.fullmatch(rf"{service['metadata']['name']}=\S+\.mar", container["args"][-1])
+    name, file = container["args"][-1].split("=")
+    assert name == service["metadata"]["name"]
+    assert {"name": "STORAGE_URI", "value": f"s3://bucket/{file}"} in container["env"]  # one object, and nothing beside it
+
+
+@needs_tools
+def test_pods_copy_only_the_archive_that_is_served(from_store: list[Any], tmp_path: Path) -> None:
+    """The file that CAMSERVE_MODEL names, at the top of the store's folder; and what an overlay adds for a second one."""
+    (copying,) = one(from_store, "Deployment")["spec"]["template"]["spec"]["initContainers"]
+    (given,) = (each for each in from_store if each["kind"] == "ConfigMap")
+    reference = {"configMapKeyRef": {"name": given["metadata"]["name"], "key": "CAMSERVE_MODEL"}}
+    assert {"name": "CAMSERVE_MODEL", "valueFrom": reference} in copying["env"]
+    (patch,) = re.findall(r"initContainers/0/args/-, value: (\S+)}`", text("deploy/README.md"))
+    (tmp_path / "rclone").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "rclone").chmod(0o755)
+    environment = given["data"] | {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    for more in ([], [patch]):
+        command = [*copying["command"], *copying["args"], *more]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert ran.stdout.splitlines() == ["copy", "--include", "/cats-2.mar", "store:bucket/models", "/models", *more]
+
+
+@needs_tools
+def test_pods_run_where_the_image_does(from_store: list[Any]) -> None:
+    """Its packages are locked for one kind of processor; the guide says which."""
+    assert re.findall(r'"--python-platform", "(\w+?)-manylinux', text("deploy/lock.py")) == ["x86_64"]
+    pods = [one(manifests, "Deployment")["spec"]["template"]["spec"] for manifests in (built("base"), from_store)]
+    pods.append(one(built(KSERVE), "InferenceService", "photographs")["spec"]["predictor"])
+    assert [pod["nodeSelector"] for pod in pods] == [{"kubernetes.io/arch": "amd64"}] * 3
+    assert "x86-64 only" in text("deploy/README.md")
 
 
 @needs_tools
@@ -495,6 +620,29 @@ def test_every_alert_is_in_the_operations_guide() -> None:
     told = dict(re.findall(r"^\| `(Camserve\w+)` \| (\w+) \|", text("deploy/README.md"), re.MULTILINE))
 
     assert told == {rule["alert"]: rule["labels"]["severity"] for rule in rules if "alert" in rule}
+
+
+def test_commands_say_their_namespace() -> None:
+    """The overlay's, which is made first: without it Secrets, rules and questions go where kubectl happens to be."""
+    pages = [path.relative_to(ROOT).as_posix() for path in (*KUBERNETES.rglob("*.*"), *(DEPLOY / "kserve").iterdir())]
+    commands = [found for page in (*GUIDES, *pages) for found in re.findall(r"kubectl ((?!kustomize)[a-z]+[^\n`]*)", text(page))]
+    named = re.compile(r"create namespace vision\.?$|apply -k (\.|deploy/kserve)$")  # by what is applied
+    assert {command.split()[0] for command in commands} == {"apply", "create", "exec", "get", "rollout"}
+    assert [each for each in commands if not named.match(each) and " -n vision" not in each] == []
+    blocks = [block for block in re.findall(r"```console\n(.*?)```", text("deploy/README.md"), re.DOTALL) if "apply -k" in block]
+    assert len(blocks) == 2
+    assert all(block.startswith("$ kubectl create namespace vision\n") for block in blocks)
+    (overlay,) = re.findall(r"```yaml\n(.*?)```", text("deploy/README.md"), re.DOTALL)
+    assert {yaml.safe_load(each)["namespace"] for each in (overlay, text("deploy/kserve/kustomization.yaml"))} == {"vision"}
+
+
+def test_a_containers_log_is_bounded() -> None:
+    """As Compose's is: what Docker keeps of it grows without end by default."""
+    runs = re.findall(r"docker run [^$]+", text("deploy/README.md").replace('"$PWD', '"'))
+    assert runs
+    (options,) = {json.dumps(each["logging"]["options"]) for each in yaml.safe_load(text("compose.yaml"))["services"].values()}
+    for run in runs:
+        assert dict(re.findall(r"--log-opt (\S+?)=(\S+)", run)) == json.loads(options)
 
 
 def medians(page: str, row: str) -> list[float]:

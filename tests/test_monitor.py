@@ -10,6 +10,7 @@ import os
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -499,6 +500,26 @@ def test_a_stage_that_fails_is_not_timed() -> None:
     watcher.flush()  # type: ignore[attr-defined]
 
     assert output.totals()["camserve_stage_seconds_count", "decode"] == 0
+
+
+def test_a_monitor_that_starts_forgets_the_self_test_and_tells_the_last_when_the_worker_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its stages are no requests'; what came after the last interval is not lost."""
+    ends: list[Callable[[], None]] = []
+    monkeypatch.setattr("camserve.monitor.atexit.register", ends.append)
+    output = Output()
+    watcher = monitor(output)
+    with watcher.stage("forward"):
+        pass
+    watcher.start()
+    with watcher.stage("decode"):
+        pass
+    (end,) = ends
+    end()
+
+    assert output.totals()["camserve_stage_seconds_count", "forward"] == 0
+    assert output.totals()["camserve_stage_seconds_count", "decode"] == 1
 
 
 def test_a_fault_in_one_interval_is_logged_and_the_next_is_told(caplog: pytest.LogCaptureFixture, broken_once: None) -> None:

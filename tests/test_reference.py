@@ -145,6 +145,16 @@ def reference_of(targets: Any, seed: int = 0, fault: Any = ()) -> Reference:
     return build(traffic(targets, np.random.default_rng(seed), fault), [None] * len(targets), Made("l", "m", "w"))
 
 
+def test_how_many_pictures_the_shares_of_unseen_classes_are_known_from() -> None:
+    """All, where too few classes came up once; their own, where these are enough."""
+    few = reference_of([0] * 60 + list(range(1, PER_GROUP)))
+    many = reference_of([0] * 60 + list(range(1, PER_GROUP + 1)))
+
+    assert (few.group_images[UNSEEN], few.known_images[UNSEEN]) == (PER_GROUP - 1, 60 + PER_GROUP - 1)
+    assert many.group_images[UNSEEN] == many.known_images[UNSEEN] == PER_GROUP
+    assert few.known_images[0] == few.group_images[0] == 60
+
+
 def test_what_came_up_once_counts_as_unseen() -> None:
     """Good's estimate: so many predictions to come are of classes that the reference never saw, and of the others fewer."""
     found = reference_of([0] * 60 + [1] * 50 + [2] * 50 + [3, 4, 5, 6] + [7] * 36)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# deploy/prometheus/rules.yml as a PrometheusRule for Prometheus' operator: deploy/kubernetes/rules.sh | kubectl apply -f -
+# deploy/prometheus/rules.yml as a PrometheusRule for Prometheus' operator:
+#   deploy/kubernetes/rules.sh | kubectl apply -n vision -f -
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../prometheus"
 cat <<'YAML'
