@@ -77,7 +77,7 @@ def input_size(width: int, height: int, resize: Size, crop: Size) -> tuple[int, 
 
 
 def region(heatmap: NDArray[np.float32], view: Rect, width: int, height: int) -> Rect | None:
-    """The box around all cells of at least half the heatmap's maximum, in the original picture's pixel edges.
+    """The box around all cells of at least half the heatmap's maximum, which is 1, in the original picture's pixel edges.
 
     Args:
         heatmap: [h, w] in [0, 1]; its cells divide `view` evenly.

@@ -17,7 +17,7 @@ INPUT_STATISTICS = ("brightness", "contrast", "sharpness", "width", "height")
 STATISTICS: Mapping[str, str] = MappingProxyType(
     {
         "entropy": "entropy of the map over that of an even map: 0 one cell, 1 spread evenly",
-        "area": "share of the cells with at least half the map's maximum",
+        "area": "share of the cells with at least half the maximum, before the map is scaled",
         "centroid_x": "where the map's centre lies: 0 left edge of the view, 1 right edge",
         "centroid_y": "where the map's centre lies: 0 upper edge of the view, 1 lower edge",
         "border": "share of the map in the outer tenth on each side of the view",
