@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -19,8 +20,9 @@ from PIL import Image
 
 import camserve
 from camserve.geometry import Rect
+from camserve.tools.askers import OverServer
 from camserve.tools.client import encoded
-from camserve.tools.result import result_of
+from camserve.tools.result import Result, result_of
 from camserve.tools.serve import Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,8 +63,11 @@ class _Scripted(BaseHTTPRequestHandler):
     server: Scripted
     protocol_version = "HTTP/1.1"
 
+    def do_GET(self) -> None:
+        self.do_POST()
+
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
         self.server.asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
         status, content = self.server.answers.pop(0)
         self.send_response(status)
@@ -122,6 +127,43 @@ def test_without_an_overlay_nothing_is_saved(tmp_path: Path) -> None:
         result.save(tmp_path / "o.png")
     assert result._repr_png_() is None
     assert not (tmp_path / "o.png").exists()
+
+
+def drawn() -> Result:
+    """An answer with two explanations whose overlays are red and blue, 16 by 8."""
+    urls = []
+    for colour in ("red", "blue"):
+        file = io.BytesIO()
+        Image.new("RGB", (16, 8), colour).save(file, "PNG")
+        urls.append("data:image/png;base64," + base64.b64encode(file.getvalue()).decode())
+    explanations = [{**each, "overlay": url} for each, url in zip(ANSWER["explanations"], urls, strict=True)]
+    return result_of({**ANSWER, "explanations": explanations})
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("o.png", "PNG"), ("o.jpg", "JPEG"), ("o.JPEG", "JPEG"), ("o.webp", "WEBP"), (".o.v2.Png", "PNG")]
+)
+def test_a_picture_is_saved_as_its_name_ends(tmp_path: Path, name: str, kind: str) -> None:
+    """One overlay, and those of all targets side by side."""
+    result = drawn()
+    result.explanations[1].save(tmp_path / name)
+    with Image.open(tmp_path / name) as one:
+        assert (one.format, one.size, one.mode) == (kind, (16, 8), "RGB")
+        np.testing.assert_allclose(np.asarray(one)[4, 8], [0, 0, 255], atol=3)
+    result.save(str(tmp_path / name))
+    with Image.open(tmp_path / name) as both:
+        assert (both.format, both.size) == (kind, (40, 8))
+        np.testing.assert_allclose(np.asarray(both)[4, 36], [0, 0, 255], atol=3)
+
+
+@pytest.mark.parametrize("name", ["o.gif", "o.json", "o", ".png", "o.png.txt"])
+def test_a_picture_is_not_saved_under_another_name(tmp_path: Path, name: str) -> None:
+    """A PNG that is called otherwise would be opened by nothing."""
+    for saved in (drawn(), drawn().explanations[0]):
+        with pytest.raises(ValueError, match=r"expected a name that ends in \.png, \.jpg, \.jpeg or \.webp, got") as raised:
+            saved.save(tmp_path / name)
+        assert f'"{name}"' in str(raised.value)
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize(
@@ -201,6 +243,8 @@ def test_a_full_server_is_asked_again_over_one_connection(scripted: Callable[...
         ((302, b""), 302, "NoAnswer", "the answer is not the server's own"),
         ((500, b"[1]"), 500, "NoAnswer", "the answer is not the server's own"),
         ((200, b"<html>proxy</html>"), 200, "NoAnswer", "the answer is not the server's own"),
+        ((200, b"[[0.1]]"), 200, "NoAnswer", "the answer is no explanation; the model's handler is not camserve's"),
+        ((200, b'{"cat": 1}'), 200, "NoAnswer", "the answer is no explanation; the model's handler is not camserve's"),
     ],
 )
 def test_every_failure_is_one_kind_of_error(
@@ -213,6 +257,30 @@ def test_every_failure_is_one_kind_of_error(
     assert (raised.value.status, raised.value.type, raised.value.message) == (status, kind, message)
     assert str(raised.value) == f"{status} {kind}: {message}"
     assert len(server.asked) == 1
+
+
+KEYLESS = (400, b'{"code":400,"type":"InvalidKeyException","message":"Token Authorization failed."}')
+OTHER = (400, b'{"code":400,"type":"InvalidImage","message":"Token"}')
+
+
+@pytest.mark.parametrize(
+    ("token", "answer", "words"),
+    [
+        (None, KEYLESS, "400 InvalidKeyException: the server wants a token (TorchServe's default): give --token-file"),
+        ("old", KEYLESS, "400 InvalidKeyException: the server refuses the token that was given"),
+        (None, (401, b""), "401 NoAnswer: the server wants a token"),
+        ("old", (403, b""), "403 NoAnswer: the server refuses the token"),
+        ("old", OTHER, "400 InvalidImage: Token"),
+    ],
+)
+def test_the_tools_say_what_to_do_about_a_token(
+    scripted: Callable[..., Scripted], token: str | None, answer: tuple[int, bytes], words: str
+) -> None:
+    """The server's own words name no flag."""
+    asker = OverServer(scripted(answer).url, "m", None if token is None else lambda: token, 60)
+    with pytest.raises(camserve.CamserveError) as raised:
+        asker.ask(b"picture", {})
+    assert str(raised.value).startswith(words)
 
 
 def test_a_server_that_is_not_there_is_an_error_without_a_status() -> None:

@@ -315,7 +315,33 @@ def test_an_archive_of_another_handler_is_refused(tmp_path: Path, pictures: Path
     first, stock = archive(tmp_path / "first"), archive(tmp_path / "stock", handler="stock")
 
     assert compare.main([str(first), str(stock), str(pictures)]) == 2
-    assert "stock 1.0: its handler is not camserve's" in capsys.readouterr().err
+    assert f"{stock}: its handler is not camserve's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_is_no_archive_is_told_by_name_before_the_other_is_loaded(
+    tmp_path: Path, pictures: Path, place: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loading a large one takes a while, and which of the two it is nobody would know."""
+    monkeypatch.setattr(compare, "loaded", lambda *_: pytest.fail("it was loaded"))
+    (tmp_path / "empty").mkdir()
+    for name, told in (("gone.mar", "no archive {}"), ("empty", "{}: not an archive: its manifest")):
+        both = [str(archive(tmp_path / f"beside {name}")), str(pictures)]
+        both.insert(place, str(tmp_path / name))
+
+        assert compare.main(both) == 2
+        assert f"error: {told.format(tmp_path / name)}" in capsys.readouterr().err
+
+
+def test_where_the_report_is_is_told(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The page always, the figures where they were asked for."""
+    both, page, figures = str(archive(tmp_path / "first", labels=LABELS)), tmp_path / "r.html", tmp_path / "r.json"
+    assert compare.main([both, both, str(pictures), "--html", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert f"  {page}: the report\n" in said
+    assert "None" not in said
+    assert compare.main([both, both, str(pictures), "--html", str(page), "--json", str(figures)]) == 0
+    assert f"  {page}: the report\n  {figures}: the figures\n" in capsys.readouterr().out
 
 
 def test_both_archives_run_with_our_handler(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import runpy
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ import pytest
 from PIL import Image
 from tests.build import encoded, mar, noise
 
-from camserve.tools import explain, gallery
+from camserve.tools import cli, compare, explain, gallery
+from camserve.tools.askers import OverServer
 from camserve.tools.client import CamserveError
-from camserve.tools.console import ToolError
+from camserve.tools.console import Progress, ToolError
 from camserve.tools.explain import Run, found
 from camserve.tools.journal import Journal
 from camserve.tools.serve import Server
@@ -129,6 +132,22 @@ def test_a_failure_is_a_row_and_never_the_end(tmp_path: Path) -> None:
     assert "explanations" in written["c"]
 
 
+def test_each_kind_of_failure_names_its_first_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With how many there are of it, the most frequent first; the server's message alone says nothing of where to look."""
+    pictures = [tmp_path / "x" / "gone.png", *files(tmp_path / "x", a="bad 1", b="bad 2", c="bad 3", d="cat")]
+    (tmp_path / "out").mkdir()
+    run = Run(Told(), tmp_path / "out", {"model": "told"})
+    counts = run.explain(pictures, jobs=1)
+    explain._report(counts, run, tmp_path / "page", Progress())
+
+    said = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
+    assert said == [
+        "1 explained, 0 done before, 4 failed",
+        f"  failed, 3 times, first {pictures[1]}: InvalidImage: it is bad",
+        f"  failed: {pictures[0]}: Unreadable: the file cannot be read: No such file or directory",
+    ]
+
+
 # ------------------------------------------------------------------ a second run
 
 
@@ -170,10 +189,11 @@ def test_a_run_that_was_cut_short_is_taken_up(tmp_path: Path) -> None:
     Run(Told(), out, {"model": "told"}).explain(pictures, jobs=1)
     whole = (out / "explanations.jsonl").read_bytes()
     (out / "explanations.jsonl").write_bytes(whole[:-20])
+    last = b"cat" if json.loads(whole.splitlines()[-1])["file"].endswith("a.png") else b"dog"  # whichever came last
 
     told = Told()
     assert Run(told, out, {"model": "told"}).explain(pictures, jobs=1) == {"explained": 1, "done": 1, "failed": 0}
-    assert told.asked == [b"dog"]
+    assert told.asked == [last]
     assert set(rows(out)) == {"a", "b"}
 
 
@@ -281,6 +301,11 @@ def test_an_archive_is_explained_in_this_process(tmp_path: Path, capsys: pytest.
         (["PICTURE", "--url", "localhost:8080"], "expected http://HOST:PORT"),
         (["PICTURE", "--token-file", "missing"], "cannot read the token file"),
         (["PICTURE", "--archive", "missing.mar"], "no archive missing.mar"),
+        (["PICTURE", "--archive", "x"], "x: not an archive: its manifest"),
+        (["PICTURE", "--archive", "x", "--model", "m"], "--archive asks no server; leave --model out"),
+        (["PICTURE", "--archive", "x", "--token-file", "m"], "--archive asks no server; leave --token-file out"),
+        (["PICTURE"], "which model? Give --model NAME, or a URL that ends in /explanations/MODEL"),
+        (["PICTURE", "--url", "http://h/explanations/m", "--model", "n"], "the URL names a model already, m"),
     ],
 )
 def test_what_cannot_be_begun_is_one_line(
@@ -293,6 +318,76 @@ def test_what_cannot_be_begun_is_one_line(
     said = capsys.readouterr().err
     assert words in said
     assert "Traceback" not in said
+
+
+def test_the_server_s_root_and_a_model_or_its_own_url_are_asked() -> None:
+    """And named alike in the rows."""
+    whole = "http://127.0.0.1:8080/explanations/cats"
+    assert OverServer("http://127.0.0.1:8080/", "cats", None, 1).name == OverServer(whole, None, None, 1).name == whole
+
+
+def test_an_archive_of_another_handler_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TorchServe's own answers with something else; what makes an archive of it that explains is named."""
+    stock = mar(tmp_path, "stock", handler="stock")
+    (picture,) = files(tmp_path / "x", a="cat")
+
+    assert explain.main([str(picture), "--archive", str(stock), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert f"{stock}: its handler is not camserve's" in said
+    assert f"--from-archive {stock}" in said
+
+
+class OddError(Exception):
+    """Nobody foresees it."""
+
+
+def raising(error: BaseException) -> Any:
+    """A function that raises it, whatever it is given."""
+
+    def function(*_: Any, **__: Any) -> None:
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("way", ["command", "script"])
+def test_what_no_tool_foresaw_is_one_line(
+    way: str, debug: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `camserve explain` and by scripts/explain.py; the traceback is for who asks for it."""
+    monkeypatch.setenv("CAMSERVE_DEBUG", "1" if debug else "")
+    monkeypatch.setattr(explain, "found", raising(OddError("one\ntwo")))
+    monkeypatch.setattr(sys, "argv", ["explain", "x.png"])
+    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
+    if way == "command":
+        assert cli.main(["explain", "x.png"]) == 1
+    else:
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "scripts" / "explain.py"))
+        assert ended.value.code == 1
+
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1] == ("error: OddError: one two" if debug else "error: OddError: one two (CAMSERVE_DEBUG=1 shows where)")
+    assert (lines[0] == "Traceback (most recent call last):") is debug
+    assert debug or len(lines) == 1
+
+
+def test_what_compare_did_not_foresee_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its exit status 1 says that the archives differ."""
+    monkeypatch.setattr(compare, "pictures", raising(OddError("odd")))
+    assert cli.main(["compare", "a.mar", "b.mar", "x.png"]) == 2
+
+
+def test_ctrl_c_and_exits_keep_their_meaning(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """130, and whatever status a tool ends with."""
+    monkeypatch.setattr(explain, "found", raising(KeyboardInterrupt()))
+    assert cli.main(["explain", "x.png"]) == 130
+    monkeypatch.setattr(explain, "found", raising(SystemExit(7)))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["explain", "x.png"])
+    assert ended.value.code == 7
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.live

@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,10 @@ import pytest
 import requests
 from playwright.sync_api import Page, expect
 from tests.build import HOSTILE, encoded, mar, noise
+from tests.test_client import Scripted, scripted  # noqa: F401 a fixture
 from tests.visits import DEMO, NARROW, ROOT, Visit, Visitor, axe, data_file, tab_to
 
+from camserve.tools import inspector
 from camserve.tools.serve import Server
 
 pytestmark = pytest.mark.live
@@ -161,6 +163,43 @@ def test_a_server_that_wants_a_token_is_inspected_through_the_proxy(visit: Visit
         expect(page.locator("#classes .class")).to_have_count(3)
         assert json.loads(keys.read_text())["inference"]["key"] not in page.content()
         _check_strangers(address)
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the tool, which is to end before it serves anything, with status 1; what it said."""
+    monkeypatch.setattr(inspector.Proxy, "serve_forever", lambda _: pytest.fail("it served the page"))
+
+    def run(*arguments: str) -> str:
+        assert inspector.main(arguments) == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        return said.err
+
+    return run
+
+
+def test_where_there_is_no_page_the_tool_ends_at_once(
+    guarded: tuple[Server, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """Without a token, with an old one, for a model that does not exist, or where nothing answers: the reason is told."""
+    server, keys = guarded
+    url = f"{server.url}/explanations/hostile"
+    (tmp_path / "old").write_text("old")
+
+    assert "error: the server wants a token (TorchServe's default): give --token-file" in refused(url)
+    assert "error: the server refuses the token that was given" in refused(url, "--token-file", str(tmp_path / "old"))
+    assert "404 ModelNotFoundException: Model not found: none" in refused(
+        f"{server.url}/explanations/none", "--token-file", str(keys)
+    )
+    assert "does not answer (ConnectionRefusedError); is the server running?" in refused("http://127.0.0.1:1/explanations/m")
+
+
+def test_an_answer_that_is_no_page_ends_the_tool(scripted: Callable[..., Scripted], refused: Callable[..., str]) -> None:  # noqa: F811
+    """Another handler answers a browser with what it answers everybody."""
+    server = scripted((200, b"{}"))
+    assert 'answers with "", not with a page; its handler is not camserve\'s' in refused(f"{server.url}/explanations/m")
+    assert server.asked[0][1]["accept"] == "text/html"
 
 
 def _check_strangers(page: str) -> None:

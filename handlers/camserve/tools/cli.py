@@ -9,6 +9,7 @@ from importlib import import_module
 
 import camserve
 from camserve.errors import listed, nearest
+from camserve.tools.unforeseen import unforeseen
 
 COMMANDS = {
     "package": "make an archive (.mar) of a model",
@@ -21,6 +22,9 @@ COMMANDS = {
     "doctor": "find what is wrong with a deployment",
     "demo": "package a real classifier, serve it, and explain a photograph",
 }
+
+UNFORESEEN = {"compare": 2, "doctor": 2}
+"""The exit status after what a tool did not foresee, where 1 is a verdict; it is 1 elsewhere."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(import_module(f"camserve.tools.{command}").main(rest))
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # noqa: BLE001 what no tool foresaw, in one line
+        return max(unforeseen(error), UNFORESEEN.get(command, 1))
 
 
 def usage() -> str:

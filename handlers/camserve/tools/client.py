@@ -26,7 +26,7 @@ from urllib3.util.retry import Retry
 
 from camserve.tools.result import Result, result_of
 
-__all__ = ["CamserveError", "Client", "Picture", "Result", "encoded", "error_of"]
+__all__ = ["CamserveError", "Client", "Picture", "Result", "encoded", "error_of", "model_of"]
 
 Picture = str | Path | bytes | bytearray | Image.Image | NDArray[Any]
 """A file's path, an encoded picture, a Pillow image, or an array: see `encoded`."""
@@ -160,6 +160,8 @@ class Client:
             CamserveError, ValueError: as `explain` does.
         """
         answer: dict[str, Any] = self._post("explanations", model, image, options)
+        if not isinstance(answer, dict) or "explanations" not in answer:
+            raise CamserveError(200, "NoAnswer", "the answer is no explanation; the model's handler is not camserve's")
         return answer
 
     def _post(self, route: str, model: str | None, image: Picture, options: Mapping[str, Any]) -> Any:
@@ -215,6 +217,15 @@ def encoded(image: Picture) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()
+
+
+def model_of(url: str) -> str | None:
+    """The model, with its version, that a server's URL names; None where it names none.
+
+    Raises:
+        ValueError: it is no server's URL.
+    """
+    return _Address.parse(url).model
 
 
 def error_of(status: int, body: bytes) -> CamserveError:

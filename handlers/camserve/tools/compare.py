@@ -24,9 +24,8 @@ from rich.progress import track
 from rich.table import Table
 
 from camserve.document import fill, policy, script_json
-from camserve.labels import Labels
 from camserve.tools.agreement import FAILED, LIMITS, Agreement, Classes, Run, compared
-from camserve.tools.askers import Asker, InProcess, in_process
+from camserve.tools.askers import Asker, loaded, unpacked
 from camserve.tools.client import CamserveError
 from camserve.tools.console import Progress, ToolError, command_of, fail
 from camserve.tools.reference import pictures
@@ -49,12 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     progress = Progress()
     try:
-        paths = list(pictures(options.images))
+        images = list(pictures(options.images))
         with ExitStack() as stack:
+            paths = (options.first, options.second)
+            opened = [stack.enter_context(unpacked(path)) for path in paths]  # what is no archive is told before one loads
             importlib.import_module("gradcam_handler")  # ours is kept; otherwise the first archive's would serve both
-            askers = [stack.enter_context(in_process(archive)) for archive in (options.first, options.second)]
-            classes = Classes(*(_labels(asker) for asker in askers))
-            outcome = _asked(askers, classes, paths)
+            askers = [loaded(*each) for each in zip(paths, opened, strict=True)]
+            classes = Classes(*(asker.labels for asker in askers))
+            outcome = _asked(askers, classes, images)
             if not outcome.rows:
                 raise ToolError(f"no picture could be compared; {_first(outcome)}")
             told = report(options, askers, outcome, classes.told())
@@ -63,13 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         fail(error)
         return 2
     _say(told, outcome, progress)
+    for file, what in ((options.html, "the report"), (options.json, "the figures")):
+        if file:
+            progress.note(f"  {file}: {what}")
     return 1 if told["exceeded"] else 0
-
-
-def _labels(asker: InProcess) -> Labels:
-    if asker.labels is None:
-        raise ToolError(f"{asker.name}: its handler is not camserve's; {command_of('package')} makes archives that explain")
-    return asker.labels
 
 
 def _first(outcome: Outcome) -> str:

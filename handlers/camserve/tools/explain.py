@@ -42,13 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     steps = Steps()
     try:
+        _check_flags(options)
         pictures = found(options.pictures, options.out)
         options.out.mkdir(parents=True, exist_ok=True)
         with _asker(options, steps) as asker:
             run = Run(asker, options.out, _asked(options, asker))
             counts = run.explain(pictures, options.jobs, again=options.again)
         page = gallery.write(list(run.journal.rows.values()), options.out)
-    except (ToolError, ValueError, OSError) as error:
+    except (ToolError, OSError) as error:
         return fail(error)
     _report(counts, run, page, steps)
     return 1 if counts["failed"] else 0
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=command_of("explain"), description=__doc__, allow_abbrev=False)
     made.add_argument("pictures", nargs="+", metavar="PICTURE", help="pictures, folders (with all below them), or globs")
     who = made.add_argument_group("who is asked")
-    who.add_argument("--url", default=URL, help="the server's root, or .../explanations/MODEL (%(default)s)")
+    who.add_argument("--url", help=f"the server's root, or .../explanations/MODEL ({URL})")
     who.add_argument("--model", metavar="NAME", help="the model, or NAME/VERSION, where the URL does not name it")
     who.add_argument("--token-file", type=Path, metavar="FILE", help="holds the server's token, or is its key_file.json")
     who.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="longest wait for an answer (%(default)g)")
@@ -85,10 +86,17 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _check_flags(options: argparse.Namespace) -> None:
+    """Refuses what asks a server beside an archive, where it would mean nothing."""
+    for name in ("url", "model", "token_file"):
+        if options.archive is not None and getattr(options, name) is not None:
+            raise ToolError(f"--archive asks no server; leave --{name.replace('_', '-')} out")
+
+
 @contextmanager
 def _asker(options: argparse.Namespace, steps: Steps) -> Iterator[Asker]:
     if options.archive is None:
-        yield OverServer(options.url, options.model, token_from(options.token_file), options.timeout)
+        yield OverServer(options.url or URL, options.model, token_from(options.token_file), options.timeout)
         return
     with ExitStack() as stack:
         with steps.step(f"Load {options.archive}"):
@@ -144,7 +152,8 @@ class Run:
 
     def __init__(self, asker: Asker, out: Path, asked: Mapping[str, Any]) -> None:
         self.journal = Journal(out / "explanations.jsonl")
-        self.faults: Counter[str] = Counter()
+        self.faults: dict[tuple[int | None, str], list[Row]] = {}
+        """The rows that failed, in the pictures' order, by their error's status and type."""
         self._asker = asker
         self._out = out
         self._asked = dict(asked)
@@ -160,6 +169,9 @@ class Run:
             for row in turns:
                 counts[self._keep(row)] += 1
                 bar.update(task, advance=1, asked=counts["explained"] + counts["failed"])
+        places = {_name(path): place for place, path in enumerate(pictures)}
+        for rows in self.faults.values():
+            rows.sort(key=lambda row: places[row["file"]])
         return counts
 
     def _keep(self, row: Row | None) -> str:
@@ -168,7 +180,7 @@ class Run:
         self.journal.add(row)
         if "error" not in row:
             return "explained"
-        self.faults[f"{row['error']['type']}: {row['error']['message']}"] += 1
+        self.faults.setdefault((row["error"]["status"], row["error"]["type"]), []).append(row)
         return "failed"
 
     def _turn(self, path: Path, again: bool) -> Row | None:
@@ -248,7 +260,8 @@ def _bar() -> Progress:
 
 def _report(counts: Counter[str], run: Run, page: Path, steps: Steps) -> None:
     steps.note(f"{counts['explained']} explained, {counts['done']} done before, {counts['failed']} failed")
-    for message, count in run.faults.most_common(3):
-        steps.note(f"  failed, {count} times: {message}" if count > 1 else f"  failed: {message}")
+    for rows in sorted(run.faults.values(), key=len, reverse=True):
+        error, times = rows[0]["error"], f", {len(rows)} times, first" if len(rows) > 1 else ":"
+        steps.note(f"  failed{times} {rows[0]['file']}: {error['type']}: {error['message']}")
     steps.note(f"  {run.journal.path}: one row a picture")
     steps.note(f"  {page}: to look through")

@@ -17,8 +17,9 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from camserve.errors import shown
+from camserve.tools.client import error_of
 from camserve.tools.console import Progress, ToolError, command_of, fail
-from camserve.tools.token import token_from
+from camserve.tools.token import refusal, token_from
 
 PASSED_ON = ("accept", "content-type")
 """Of the browser's headers; its cookies and the like are none of the server's business."""
@@ -31,14 +32,17 @@ MOST = 64 << 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves the page until Ctrl-C; the exit status."""
+    """Serves the page until Ctrl-C; the exit status: 1 where there is no page to serve."""
     options = parser().parse_args(argv)
     try:
-        token = token_from(options.token_file)
-        server = proxy(options.url, token, options.port, options.timeout)
+        server = proxy(options.url, token_from(options.token_file), options.port, options.timeout)
     except (ToolError, OSError) as error:
         return fail(error)
     with server:
+        try:
+            check(server)
+        except ToolError as error:
+            return fail(error)
         Progress().note(f"the inspector for {options.url}: {server.page}  (Ctrl-C ends it)")
         if options.open:
             webbrowser.open(server.page)
@@ -88,6 +92,22 @@ class Proxy(ThreadingHTTPServer):
             return http.client.HTTPSConnection(host, port, timeout=self.patience, context=ssl.create_default_context())
         return http.client.HTTPConnection(host, port, timeout=self.patience)
 
+    def ask(self, method: str, body: bytes | None, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, bytes]:
+        """The server's answer for the page's path, and its content.
+
+        Raises:
+            ToolError: there is no token in the file now.
+            OSError, HTTPException: no answer.
+        """
+        authorised = {**headers, "authorization": f"Bearer {self.token()}"} if self.token else headers
+        connection = self.connect()
+        try:
+            connection.request(method, self.target.path, body, authorised)
+            response = connection.getresponse()
+            return response, response.read()
+        finally:
+            connection.close()
+
 
 def proxy(url: str, token: Callable[[], str] | None = None, port: int = 0, timeout: float = 60) -> Proxy:
     """The server, not yet serving.
@@ -100,6 +120,25 @@ def proxy(url: str, token: Callable[[], str] | None = None, port: int = 0, timeo
     if target.scheme not in ("http", "https") or not target.hostname or "/explanations/" not in target.path or target.query:
         raise ToolError(f"expected http://HOST:PORT/explanations/MODEL, got {shown(url, 200)}")
     return Proxy(target, token, port, timeout)
+
+
+def check(server: Proxy) -> None:
+    """Fetches the page once, as a browser would.
+
+    Raises:
+        ToolError: there is none; why, and what would do.
+    """
+    url = server.target.geturl()
+    try:
+        response, content = server.ask("GET", None, {"accept": "text/html"})
+    except (OSError, http.client.HTTPException) as error:
+        raise ToolError(f"{url} does not answer ({type(error).__name__}); is the server running?") from None
+    kind = response.getheader("content-type", "")
+    if response.status == 200 and not kind.startswith("text/html"):
+        raise ToolError(f"{url} answers with {shown(kind)}, not with a page; its handler is not camserve's")
+    if response.status != 200:
+        told = error_of(response.status, content)
+        raise ToolError(refusal(told.status, told.type, server.token is not None) or f"{url} has no page: {told}")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -146,21 +185,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self, method: str, body: bytes | None) -> None:
         headers = {name: value for name, value in self.headers.items() if name.lower() in PASSED_ON}
-        connection = self.server.connect()
         try:
-            if self.server.token:
-                headers["authorization"] = f"Bearer {self.server.token()}"
-            connection.request(method, self.server.target.path, body, headers)
-            response = connection.getresponse()
-            content = response.read()
+            response, content = self.server.ask(method, body, headers)
         except ToolError as error:
             self._refuse(502, "NoToken", str(error))
             return
         except (OSError, http.client.HTTPException) as error:
             self._refuse(502, "Unreachable", f"the server does not answer ({type(error).__name__})")
             return
-        finally:
-            connection.close()
         kept = {name.lower(): value for name, value in response.getheaders() if name.lower() in KEPT}
         self._answer(response.status, content, kept)
 

@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from camserve.errors import listed, shown
 from camserve.geometry import Rect
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""The pictures that can be written, by the ending of their name."""
+
+QUALITY = 90
+"""Of JPEG and WebP: the server's."""
 
 GAP = 8
 """Pixels between overlays that are shown side by side."""
@@ -51,12 +58,12 @@ class Explanation:
     overlay: bytes | None = field(default=None, repr=False)
 
     def save(self, path: str | Path) -> None:
-        """Writes the overlay to `path`, as PNG.
+        """Writes the overlay to `path`, as PNG, JPEG or WebP by the ending: .png, .jpg, .jpeg, .webp.
 
         Raises:
-            ValueError: it was not asked for.
+            ValueError: it was not asked for, or the ending is another.
         """
-        Path(path).write_bytes(_needed(self.overlay))
+        _write(Path(path), self.overlay)
 
     def _repr_png_(self) -> bytes | None:
         return self.overlay
@@ -95,12 +102,12 @@ class Result:
         return self.explanations[0].region
 
     def save(self, path: str | Path) -> None:
-        """Writes the overlay to `path`, as PNG; those of several targets stand side by side.
+        """Writes the overlay to `path`, as PNG, JPEG or WebP by the ending; those of several targets stand side by side.
 
         Raises:
-            ValueError: overlays were not asked for.
+            ValueError: overlays were not asked for, or the ending is none of .png, .jpg, .jpeg and .webp.
         """
-        Path(path).write_bytes(_needed(self._repr_png_()))
+        _write(Path(path), self._repr_png_())
 
     def _repr_png_(self) -> bytes | None:
         overlays = [explanation.overlay for explanation in self.explanations]
@@ -152,10 +159,19 @@ def _rect(edges: Sequence[float] | None) -> Rect | None:
     return Rect(*edges) if edges else None
 
 
-def _needed(picture: bytes | None) -> bytes:
+def _write(path: Path, picture: bytes | None) -> None:
+    """Writes a PNG as `path`'s ending says."""
     if picture is None:
         raise ValueError("there is no overlay: explain(..., overlay=False) was asked for, or the input was a tensor")
-    return picture
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"path: expected a name that ends in {listed(FORMATS)}, got {shown(path.name)}")
+    if kind != "PNG":
+        file = io.BytesIO()
+        with Image.open(io.BytesIO(picture)) as opened:
+            opened.convert("RGB").save(file, kind, quality=QUALITY)
+        picture = file.getvalue()
+    path.write_bytes(picture)
 
 
 def _side_by_side(pictures: Sequence[bytes]) -> bytes:

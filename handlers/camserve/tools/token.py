@@ -8,6 +8,16 @@ from pathlib import Path
 
 from camserve.tools.console import ToolError
 
+WANTED = (
+    "the server wants a token (TorchServe's default): give --token-file key_file.json, which lies in the folder where the server "
+    "was started"
+)
+REFUSED = (
+    "the server refuses the token that was given: it is another server's, or has expired. TorchServe's expire after an hour and "
+    "at each start: key_file.json in the folder where the server was started holds the present ones, and "
+    "GET /token?type=inference on the management address, with the key named API, writes new ones into it"
+)
+
 
 def token_from(path: Path | None) -> Callable[[], str] | None:
     """A function that gives the present token; None for no file.
@@ -22,6 +32,18 @@ def token_from(path: Path | None) -> Callable[[], str] | None:
         return None
     _read(path)
     return lambda: _read(path)
+
+
+def refusal(status: int | None, kind: str, given: bool) -> str | None:
+    """What to do about an answer that is about the token, TorchServe's or that of a proxy before it; None for any other.
+
+    Args:
+        kind: the error's type.
+        given: whether a token was sent.
+    """
+    if status not in (401, 403) and kind != "InvalidKeyException":
+        return None
+    return REFUSED if given else WANTED
 
 
 def _read(path: Path) -> str:
