@@ -18,6 +18,8 @@ from camserve.tools.server import drain
 from camserve.tools.server.management import Management
 from camserve.tools.server.server import Server
 
+LATEST = 3
+"""How many times `responseTimeout` may pass until the answer that it ran out: what is asked before waits in the queue first."""
 WHITE = bytes(encoded(np.full((64, 64, 3), 255, np.uint8)))
 
 
@@ -87,6 +89,42 @@ def killed(server: Server, traffic: Traffic, *, kills: int, every: float, client
 
 def poisoned(server: Server, traffic: Traffic, *, times: int, every: float, clients: int, batch: int, model: str) -> Row:
     """A picture breaks the CUDA context: the worker ends with the batch that it had, and a new one takes over."""
+    row, _ = _set_off(
+        server, traffic, fault="a CUDA context is poisoned", how="the model raises what torch would",
+        times=times, every=every, clients=clients, batch=batch, model=model,
+    )  # fmt: skip
+    return row
+
+
+def hung(
+    server: Server, traffic: Traffic, *, times: int, every: float, clients: int, batch: int, model: str, patience: float
+) -> Row:
+    """A picture with which the forward pass never ends: TorchServe gives the worker up after `patience` seconds, with the batch
+    that it had, and a new one takes over, which answers what waited."""
+    row, hangs = _set_off(
+        server, traffic, fault="a worker hangs", how=f"the pass never ends, responseTimeout {patience:g} s",
+        times=times, every=every, clients=clients, batch=batch, model=model,
+    )  # fmt: skip
+    waited = [
+        sum(each.begun < hang.ended - patience / 2 and each.ended > hang.ended and each.verdict == RIGHT for each in row.outcomes)
+        for hang in hangs
+    ]
+    longest = max(each.seconds for each in hangs)
+    row.figures += f"; the picture got its 500 within {longest:.1f} s, and {sum(waited)} requests that waited were answered then"
+    row.complaints += [] if all(waited) else ["nothing waited in the queue"]
+    row.complaints += [
+        f"the picture got {each.status} {each.words} after {each.seconds:.1f} s"
+        for each in hangs
+        if each.status != 500 or not each.words.endswith(": Worker died.") or each.seconds > LATEST * patience
+    ]
+    return row
+
+
+def _set_off(
+    server: Server, traffic: Traffic, *, fault: str, how: str, times: int, every: float, clients: int, batch: int, model: str
+) -> tuple[Row, Sequence[Outcome]]:
+    """Sends the white picture that sets a model's fault off, and waits for another worker, again and again; the row, and what
+    came of these pictures."""
     trigger = Traffic(server.url, [Ask(f"/explanations/{model}", WHITE)])
     before = {each.pid for each in workers(server)}
     seen = set(before)
@@ -99,12 +137,14 @@ def poisoned(server: Server, traffic: Traffic, *, times: int, every: float, clie
     back = _back(server, 1, trigger.outcomes[-1].ended)
     outcomes = traffic.since(begun)
     row = Row(
-        "a CUDA context is poisoned", f"{times} times, {clients} clients, batches of {batch}; the model raises what torch would",
-        outcomes, f"{len(seen - before)} workers replaced; ready {back:.0f} s after the last",
+        fault, f"{times} times, {clients} clients, batches of {batch}; {how}", outcomes,
+        f"{len(seen - before)} workers replaced; ready {back:.0f} s after the last",
     ).allow(FAILED)  # fmt: skip
-    row.complaints += [f"the picture that breaks it got {each.status}" for each in trigger.outcomes if each.status < 500]
+    row.complaints += [f"the picture that sets it off got {each.status}" for each in trigger.outcomes if each.status < 500]
     row.complaints += _beyond(outcomes, [(each.begun, each.ended) for each in trigger.outcomes], batch) + all_again(traffic)
-    return row
+    left = (seen & set(psutil.pids())) - {each.pid for each in workers(server)}
+    row.complaints += [f"{len(left)} of the workers that were replaced still run"] if left else []
+    return row, trigger.outcomes
 
 
 def _newcomers(server: Server, known: set[int]) -> set[int]:

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +26,31 @@ ROOT = Path(__file__).resolve().parent.parent
 FULL = Path("/dev/full")
 PAUSE = 0.01
 """Seconds that a client waits between an answer and its next request."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A SIGTERM: the moment of it by `time.monotonic`, the exit status that followed, and after how many seconds."""
+
+    moment: float
+    status: int
+    seconds: float
+
+    def in_progress(self, outcomes: Iterable[Outcome]) -> int:
+        """How many requests began before the signal and ended after it."""
+        return sum(each.begun < self.moment < each.ended for each in outcomes)
+
+    def complaints(self, outcomes: Iterable[Outcome]) -> list[str]:
+        """Whether none did, so that the stop has shown nothing."""
+        return [] if self.in_progress(outcomes) else ["nothing was in progress"]
+
+
+def stop(process: subprocess.Popen[bytes], limit: float = 180) -> Stop:
+    """Sends SIGTERM, and waits for the end."""
+    moment = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    status = process.wait(limit)
+    return Stop(moment, status, time.monotonic() - moment)
 
 
 def free_port() -> int:
@@ -63,12 +89,12 @@ def stopped(store: Path, model: str, *, count: int) -> Row:
     with tempfile.TemporaryFile() as output, served(store, model, free_port(), "--log-dir", "-", output=output) as (url, process):
         traffic = Traffic(url, mixed(model), clients=count)
         traffic.learn()
-        sent, status, took = _ended(traffic, process, count)
+        sent, ended = _ended(traffic, process, count)
     row = Row(
         "SIGTERM with requests in progress", f"{count} requests at once, in one worker and its queue", sent,
-        f"exit status {status}, {took:.1f} s after the signal",
+        f"exit status {ended.status}, {ended.seconds:.1f} s after the signal, when {ended.in_progress(sent)} were open",
     ).allow()  # fmt: skip
-    row.complaints += [] if status == 0 else [f"exit status {status}"]
+    row.complaints += ended.complaints(sent) + ([] if ended.status == 0 else [f"exit status {ended.status}"])
     return row
 
 
@@ -82,24 +108,22 @@ def continued(store: Path, model: str, *, seconds: float, clients: int, drain: f
         begun = time.monotonic()
         with kept.running(clients, PAUSE), fresh.running(clients, PAUSE):
             time.sleep(seconds)
-            moment = time.monotonic()
-            process.send_signal(signal.SIGTERM)
-            status = process.wait(drain + 120)
-            took = time.monotonic() - moment
+            ended = stop(process, drain + 120)
     outcomes = [each for traffic in (kept, fresh) for each in traffic.since(begun) if not each.unsent]
-    cut = {name: _lost(traffic.since(moment)) for name, traffic in (("kept", kept), ("new", fresh))}
-    open_then = sum(each.begun < moment < each.ended for each in outcomes)
-    answered = sum(each.begun >= moment and each.verdict == RIGHT for each in outcomes)
+    cut = {name: _lost(traffic.since(ended.moment)) for name, traffic in (("kept", kept), ("new", fresh))}
+    answered = sum(each.begun >= ended.moment and each.verdict == RIGHT for each in outcomes)
     row = Row(
         "SIGTERM while requests go on coming",
         f"{clients} clients that keep their connections and {clients} that do not, --drain {drain:g}", outcomes,
-        f"exit status {status}, {took:.1f} s after the signal, when {open_then} were open; of those sent later {answered} were "
-        f"answered, and no answer came to {cut['kept']} over kept connections and to {cut['new']} over new ones",
+        f"exit status {ended.status}, {ended.seconds:.1f} s after the signal, when {ended.in_progress(outcomes)} were open; of "
+        f"those sent later {answered} were answered, and no answer came to {cut['kept']} over kept connections and to "
+        f"{cut['new']} over new ones",
     ).allow(LOST)  # fmt: skip
-    before = [each for each in outcomes if each.begun < moment]
+    before = [each for each in outcomes if each.begun < ended.moment]
     row.complaints += [f"sent before the signal: {each.words}" for each in before if each.verdict == LOST]
-    row.complaints += [] if open_then else ["nothing was in progress"]
-    row.complaints += [] if status in (0, 1) and took < drain + 60 else [f"exit status {status} after {took:.0f} s"]
+    row.complaints += ended.complaints(outcomes)
+    well = ended.status in (0, 1) and ended.seconds < drain + 60
+    row.complaints += [] if well else [f"exit status {ended.status} after {ended.seconds:.0f} s"]
     row.complaints += [f"{name}: {lost} got no answer" for name, lost in cut.items() if lost > clients]
     return row
 
@@ -108,43 +132,42 @@ def _lost(outcomes: Sequence[Outcome]) -> int:
     return sum(each.verdict == LOST and not each.unsent for each in outcomes)
 
 
-def full_disk(store: Path, model: str, *, seconds: float, clients: int, places: int) -> Row:
-    """The log cannot be written, in the first of these `places`; the server serves, drains and ends as ever."""
+def full_disk(store: Path, model: str, *, seconds: float, clients: int, places: int, count: int) -> Row:
+    """The log cannot be written, in the first of these `places`; the server serves, drains `count` requests and ends as ever."""
     outcomes: list[Outcome] = []
     complaints: list[str] = []
+    ends: list[str] = []
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     tried = [("standard output", _to_output), ("log file", _to_file)] + ([("tmpfs of 64 KiB", _to_tmpfs)] if root else [])
     tried = tried[:places]
     for name, place in tried:
         port = free_port()
         with place(port) as (logs, output), served(store, model, port, "--log-dir", logs, output=output) as (url, process):
-            traffic = Traffic(url, mixed(model), clients)
+            traffic = Traffic(url, mixed(model), count)
             traffic.learn()
             begun = time.monotonic()
             with traffic.running(clients):
                 time.sleep(seconds)
             complaints += [f"{name}: {each}" for each in all_again(traffic)]
-            sent, status, _ = _ended(traffic, process, clients)
+            sent, ended = _ended(traffic, process, count)
             outcomes += traffic.since(begun)
-            complaints += [] if status == 0 else [f"{name}: exit status {status}"]
-            complaints += [] if sent else [f"{name}: nothing was in progress"]
+            ends.append(f"exit status {ended.status} when {ended.in_progress(sent)} were open")
+            complaints += [] if ended.status == 0 else [f"{name}: exit status {ended.status}"]
+            complaints += [f"{name}: {each}" for each in ended.complaints(sent)]
     conditions = f"{', '.join(name for name, _ in tried)}; {seconds:g} s each, {clients} clients"
-    row = Row("no room for the log", conditions, outcomes, "stopped by SIGTERM with requests in progress: exit status 0")
+    row = Row("no room for the log", conditions, outcomes, f"SIGTERM: {', '.join(ends)}")
     row.complaints = complaints
     return row.allow()
 
 
-def _ended(traffic: Traffic, process: subprocess.Popen[bytes], count: int) -> tuple[Sequence[Outcome], int, float]:
-    """Sends requests, then SIGTERM once the server has them all; what came of them, the exit status, and the seconds."""
+def _ended(traffic: Traffic, process: subprocess.Popen[bytes], count: int) -> tuple[Sequence[Outcome], Stop]:
+    """Sends requests, then SIGTERM once the server has them all; what came of them, and of it."""
     before = _arrived(traffic)
     with ThreadPoolExecutor(count) as pool:
         futures = [pool.submit(traffic.ask) for _ in range(count)]
         wait_until(lambda: _arrived(traffic) >= before + count, "the requests arrived")
-        begun = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        status = process.wait(180)
-        took = time.monotonic() - begun
-        return [future.result() for future in futures], status, took
+        ended = stop(process)
+        return [future.result() for future in futures], ended
 
 
 def _arrived(traffic: Traffic) -> float:

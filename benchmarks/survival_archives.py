@@ -32,9 +32,21 @@ POISONED = """
             broken()
 """
 
-# Keeps 1 MB and a file of each pass.
+# A forward pass that never ends, set off by a white picture; TorchServe waits for it for so many seconds.
+HUNG = """
+        if bool((x.mean((1, 2, 3)) > 0.98).any()):
+            import time
+            time.sleep(3600)
+"""
+PATIENCE = 4
+
+# Keeps of each pass 1 MB, a temporary file of 50 kB, its descriptor and a thread.
 LEAKY = """
-        self.kept = [*getattr(self, "kept", ()), (b"x" * 1_000_000, open("/dev/null"))]
+        import tempfile, threading
+        file = tempfile.NamedTemporaryFile(delete=False)
+        file.write(bytes(50_000))
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        self.kept = [*getattr(self, "kept", ()), (b"x" * 1_000_000, file)]
 """
 
 # After a while every fifth pass sees its pictures in a mirror: the scores stay right, the heatmaps do not.

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 import requests
+from benchmarks.survival_archives import HUNG
 from PIL import Image
 from tests.build import encoded, mar, noise
 
@@ -162,6 +163,24 @@ def test_an_upload_beyond_the_limit_is_refused(live: Server) -> None:
         connection.endheaders(b"x")
         assert connection.getresponse().status == 413
     assert post(live, f"predictions/{HOSTILE}").status_code == 200
+
+
+def test_a_batch_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    """`responseTimeout`: once it has passed a 500, and the worker starts anew."""
+    mar(tmp_path, "hung", fault=HUNG.strip(), settings={"responseTimeout": 3, "maxWorkers": 1})
+    white = bytes(encoded(Image.new("RGB", (64, 64), "white")))
+    with Server(tmp_path, config=ROOT / "config.properties") as server:
+        _, before = server.pids
+        begun = time.monotonic()
+        hung = post(server, "explanations/hung", white)
+        took = time.monotonic() - begun
+        after = post(server, "explanations/hung")  # waits for the new worker
+
+        assert (hung.status_code, hung.json()["message"]) == (500, "Worker died.")
+        assert 3 <= took < 20
+        assert after.status_code == 200
+        assert not psutil.pid_exists(before)
+        assert server.pids[1:] != [before]
 
 
 # ------------------------------------------------------------------ echoes and logs

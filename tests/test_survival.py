@@ -9,9 +9,11 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from benchmarks import survival
-from benchmarks.traffic import FAILED, REFUSED, tally
+from benchmarks import soak, survival
+from benchmarks.stopping import Stop
+from benchmarks.traffic import FAILED, REFUSED, RIGHT, Outcome, tally
 from tests.build import HANDLERS, archive
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux only: it limits another process's memory, and fills /dev/full")
@@ -34,10 +36,42 @@ def test_nothing_is_lost_that_should_not_be(trial: survival.Trial, fault: str) -
     row = survival.FAULTS[fault](trial)
 
     assert not row.complaints, (row.figures, row.complaints)
-    if fault in ("killed", "poisoned"):
+    if fault in ("killed", "poisoned", "hung"):
         assert tally(row.outcomes)[FAILED]  # else no worker had anything to do, and nothing was tried
     if fault in ("overloaded", "crammed"):
         assert tally(row.outcomes)[REFUSED]
+
+
+def growing(owner: str, figure: str, grown: float) -> soak.Series:
+    """One figure of a process that warms up by 500, is steady, and then is higher by so much."""
+    watched = soak.of_process(owner.removeprefix("the "), owner, psutil.Process())
+    (series,) = [each for each in watched if each.figure == figure]
+    series.values = [500.0] * 8 + [1000.0] * 8 + [1000.0 + grown] * 8
+    return series
+
+
+@pytest.mark.parametrize("owner", ["serve.py", "Java", "the worker"])
+@pytest.mark.parametrize(("figure", "flat"), [("memory", 8), ("file descriptors", 8), ("threads", 4)])
+def test_a_soak_sees_each_process_grow(owner: str, figure: str, flat: float) -> None:
+    """In memory, descriptors and threads, after warming up; a little more than before is flat."""
+    assert growing(owner, figure, flat).complaints() == []
+    (complaint,) = growing(owner, figure, 70).complaints()
+    assert complaint.startswith(f"{figure} of {owner} grew from 1000 to 1070")
+
+
+def test_a_soak_sees_that_a_process_ended() -> None:
+    """Instead of looking at nothing for hours."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        watched = soak.of_process("worker", "the worker", psutil.Process(process.pid))
+    assert soak.looked(watched) == ["the worker ended"]
+
+
+def test_a_stop_with_nothing_in_progress_shows_nothing() -> None:
+    """A request that was answered before the signal was not in progress then, nor one that was sent after it."""
+    before, over, after = (Outcome(0, begun, begun + 1, 200, RIGHT) for begun in (8.0, 9.5, 10.5))
+    ended = Stop(moment=10, status=0, seconds=1)
+    assert ended.complaints([before, after]) == ["nothing was in progress"]
+    assert ended.complaints([before, over, after]) == []
 
 
 @LINUX
