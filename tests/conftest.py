@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,18 +17,28 @@ from camserve.tools import package
 from camserve.tools.serve import Server
 
 ROOT = Path(__file__).resolve().parent.parent
+BATCHES = ["--batch-size", "8", "--max-batch-delay", "20"]
 
 __all__ = ["pytest_collection_modifyitems", "pytest_sessionfinish", "pytest_terminal_summary"]
 
 
 @pytest.fixture(scope="session")
-def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive of the demo's classifier, packaged as users do it: tried in fresh processes."""
+    folder = tmp_path_factory.mktemp("demo")
+    assert package.main(["--demo", "--export-path", str(folder), *BATCHES]) == 0
+    (archive,) = folder.glob("*.mar")
+    return archive
+
+
+@pytest.fixture(scope="session")
+def demo_store(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model store with the demo's classifier, a ResNet-50 of random weights that may be explained at two layers, and a small
     model with hostile labels."""
     store = tmp_path_factory.mktemp("store")
-    common = ["--export-path", str(store), "--batch-size", "8", "--max-batch-delay", "20"]
-    assert package.main(["--demo", *common]) == 0
-    assert package.main(["--torchvision", "resnet50", "--random-weights", "--layer", "layer4", "--layer", "layer3", *common]) == 0
+    shutil.copy(demo, store)
+    resnet = ["--torchvision", "resnet50", "--random-weights", "--layer", "layer4", "--layer", "layer3"]
+    assert package.main([*resnet, "--export-path", str(store), *BATCHES]) == 0
     build.mar(store, "hostile", labels=build.HOSTILE)
     return store
 

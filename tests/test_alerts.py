@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from benchmarks.hardships import workers
 from benchmarks.traffic import wait_until
 from tests import build
 from tests.conftest import ROOT
+from tests.test_two_names import HELD, WAIT, gate  # noqa: F401 gate is a fixture
 
 from camserve.tools.serve import Server
 
@@ -33,6 +34,8 @@ LATENCY = 'ts_inference_latency_microseconds{job="camserve",instance="a",model_n
 QUEUE = LATENCY.replace("inference", "queue")
 FULL = {CAME: "0+100x60", ANSWERED: "0+50x60", LATENCY: "0+150000000x60", QUEUE: "0+100000000x60"}
 """Of 100 requests each half minute 50 are answered, each after 3 s, of which it waited 2."""
+QUEUE, REFUSED = 2, 9
+"""Requests that wait while the worker has one in hand, and those that then come in vain."""
 Result = tuple[str, Sequence[tuple[str, float]]]
 """An expression, and its values by labels."""
 
@@ -135,14 +138,14 @@ def test_the_dashboards_times_are_those_of_answered_requests(tmp_path: Path) -> 
 
 
 @pytest.mark.live
-def test_torchserve_counts_what_no_worker_answers(tmp_path: Path) -> None:
+def test_torchserve_counts_what_no_worker_answers(tmp_path: Path, gate: Path) -> None:  # noqa: F811
     """Requests that come and are answered are counted alike, good or bad; those refused or lost only when they come."""
     build.mar(
         tmp_path,
         "tiny",
         explain={**build.PLAIN, "monitor": {"interval": 0.2}},
-        settings={"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 1, "jobQueueSize": 2},
-        fault="import time; time.sleep(0.5)",
+        settings={"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 1, "jobQueueSize": QUEUE},
+        fault=WAIT.format(gate=str(gate), held=HELD),
     )
     picture = bytes(build.encoded(build.noise()))
     with Server(tmp_path, config=ROOT / "config.properties", port=0) as server, ThreadPoolExecutor(12) as threads:
@@ -150,29 +153,48 @@ def test_torchserve_counts_what_no_worker_answers(tmp_path: Path) -> None:
         def ask(path: str, body: bytes = picture) -> int:
             return requests.post(f"{server.url}/{path}", data=body, timeout=60).status_code
 
+        def held(path: str) -> Future[int]:
+            """A request that the worker has in hand until the gate opens."""
+            gate.with_name("held").unlink(missing_ok=True)
+            gate.write_text(str(victim.pid))
+            asked = threads.submit(ask, path)
+            wait_until(gate.with_name("held").exists, "a request is in the worker")
+            return asked
+
+        (victim,) = workers(server)
         told = [ask("predictions/tiny"), ask("predictions/tiny/1.0"), ask("explanations/tiny"), ask("predictions/tiny", b"x")]
         unknown = [ask("predictions/nothing"), ask("predictions/tiny/9.9")]
-        flooded = list(threads.map(ask, ["predictions/tiny"] * 12))
-        before = settled(server)
-        lost = threads.submit(ask, "explanations/tiny")
-        time.sleep(0.25)
-        (victim,) = workers(server)
+        flood = [held("predictions/tiny"), *(threads.submit(ask, "predictions/tiny") for _ in range(QUEUE + REFUSED))]
+        wait_until(lambda: sum(each.done() for each in flood) == REFUSED, "the others are refused")
+        gate.write_text("")
+        flooded = [each.result() for each in flood]
+        before = settled(server, (4 + len(flood), 4 + 1 + QUEUE))
+        lost = held("explanations/tiny")
         victim.send_signal(signal.SIGKILL)
         failed = lost.result()
         wait_until(lambda: [each.pid for each in workers(server)] not in ([], [victim.pid]), "another worker is ready")
         told.append(ask("predictions/tiny"))
-        after = settled(server)
+        after = settled(server, (before[0] + 2, before[1] + 1))
 
     assert (told, unknown) == ([200, 200, 200, 400, 200], [404, 404]), "\n".join(server.lines)
     assert failed in (500, 507)  # TorchServe takes a SIGKILL for a lack of memory
-    assert set(flooded) == {200, 503}
-    assert before == (4 + 12, 4 + flooded.count(200))
+    assert sorted(flooded) == [200] * (1 + QUEUE) + [503] * REFUSED
+    assert before == (4 + len(flood), 4 + 1 + QUEUE)
     assert after == (before[0] + 2, before[1] + 1)
 
 
-def settled(server: Server) -> tuple[float, float]:
-    """How many requests have come and how many were answered, once all that were answered are counted."""
-    time.sleep(1.5)
+def settled(server: Server, expected: tuple[float, float]) -> tuple[float, float]:
+    """How many requests have come and how many were answered, once two readings are as expected; or the last for a long time."""
+    end = time.monotonic() + 30
+    before, now = None, counted(server)
+    while not before == now == expected and time.monotonic() < end:
+        time.sleep(0.5)
+        before, now = now, counted(server)
+    return now
+
+
+def counted(server: Server) -> tuple[float, float]:
+    """How many requests have come, by TorchServe, and how many were answered, by what the workers have told until now."""
     text = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
 
     def total(name: str) -> Any:

@@ -289,13 +289,14 @@ def test_a_token_that_is_refused_is_told_apart_from_none(status: int) -> None:
     [
         ((400, REFUSAL), False, "wants a token"),
         ((400, REFUSAL), True, "refuses the token"),
+        (None, True, "does not answer"),
         ((404, "{}"), True, "does not answer"),
         ((200, "<html>"), False, "does not answer"),
     ],
 )
-def test_why_the_models_are_not_known_is_told(answer: tuple[int, str], token: bool, what: str) -> None:
+def test_why_the_models_are_not_known_is_told(answer: tuple[int, str] | None, token: bool, what: str) -> None:
     """The management address has a token of its own."""
-    found = doctor._models(NOWHERE, answering(*answer), token)
+    found = doctor._models(NOWHERE, answering(*answer)("") if answer else None, token)
 
     assert isinstance(found, Finding)
     assert f"http://127.0.0.1:1 {what}, so the models" in found.what
@@ -363,20 +364,74 @@ def test_a_management_address_below_a_path_gets_its_own_token() -> None:
     assert [each.headers["Authorization"] for each in asked] == ["Bearer i", "Bearer m"]
 
 
-@pytest.mark.parametrize(
-    ("management", "token", "level"),
-    [("http://127.0.0.1:1", False, None), ("http://10.1.2.3:1", False, None), ("http://8.8.8.8:1", False, "wrong")],
-)
-def test_a_management_address_that_all_can_reach_is_found(management: str, token: bool, level: str | None) -> None:
-    """Loopback and private networks are nobody's business."""
-    findings = list(doctor._examine_exposure(Addresses("http://127.0.0.1:0", management, ""), token))
+LISTED = (200, '{"models": [{"modelName": "m", "modelUrl": "m.mar"}]}')
 
-    assert [finding.level for finding in findings] == ([level] if level else [])
+
+@pytest.mark.parametrize(
+    ("host", "answer", "who"),
+    [
+        ("127.0.0.1", LISTED, None),
+        ("localhost", LISTED, None),
+        ("[::1]", LISTED, None),
+        ("0.0.0.0", LISTED, None),
+        ("8.8.8.8", LISTED, "whoever reaches it takes"),
+        ("10.0.0.5", LISTED, "whoever reaches it takes"),
+        ("10.0.0.5", (200, '{"models": []}'), "whoever reaches it takes"),
+        ("10.0.0.5", (400, REFUSAL), "whoever reaches it and has its token takes"),
+        ("10.0.0.5", (401, ""), None),
+        ("10.0.0.5", (404, "{}"), None),
+        ("10.0.0.5", (502, "<html>"), None),
+        ("explain.example.com", None, None),
+    ],
+)
+def test_a_management_address_that_others_reach_is_found(host: str, answer: tuple[int, str] | None, who: str | None) -> None:
+    """Wherever TorchServe itself answers beyond loopback, as SECURITY.md has it; a token is not enough, a proxy that asks is."""
+    addresses = Addresses("http://127.0.0.1:0", f"http://{host}:1", "")
+    findings = list(doctor._examine_exposure(addresses, answering(*answer)("") if answer else None, False))
+
+    assert [(finding.level, finding.mend) for finding in findings] == (
+        [("wrong", "management_address=http://127.0.0.1:8081")] if who else []
+    )
+    assert not who or f"http://{host}:1 is not loopback: {who} models out of service" in findings[0].what
+
+
+@pytest.mark.parametrize(("answer", "found"), [((400, REFUSAL), 1), ((401, ""), 0), (LISTED, 1)])
+def test_a_management_address_is_judged_by_what_it_tells_a_stranger(
+    answer: tuple[int, str], found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The doctor's own token opens it, and says nothing of who keeps others out."""
+
+    def send(_: requests.Session, request: requests.PreparedRequest, **__: object) -> requests.Response:
+        authorised = request.headers.get("Authorization") == "Bearer management"
+        asked = ":8081/models?" in str(request.url)
+        return answering(*((200, '{"models": []}') if authorised else answer if asked else (200, DECLARED)))("")
+
+    monkeypatch.setattr(requests.Session, "send", send)
+    findings = examine(Addresses.of("http://10.0.0.5:8080", None, None), {"inference": "i", "management": "management"})
+
+    assert [finding.what for finding in findings if finding.level != "ok"][found:] == ["the server has no model"]
+
+
+def test_a_public_server_whose_management_is_closed_has_no_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The doctor, asked from elsewhere, advises and ends well: that nobody answers there is as it should be."""
+
+    def get(_: requests.Session, url: str, **__: object) -> requests.Response:
+        if ":8081" in url:
+            raise requests.ConnectionError("refused")
+        return answering(200, DECLARED)(url)
+
+    monkeypatch.setattr(requests.Session, "get", get)
+    assert doctor.main(["http://explain.example.com:8080"]) == 0
+    said = capsys.readouterr().out
+    assert "wrong" not in said
+    assert "the management address http://explain.example.com:8081 does not answer" in said
 
 
 @pytest.mark.parametrize(("token", "found"), [(False, 1), (True, 0)])
 def test_a_public_address_without_a_token_is_found(token: bool, found: int) -> None:
     """Whoever pays for the machine should know."""
-    findings = list(doctor._examine_exposure(Addresses("http://8.8.8.8:1", "http://127.0.0.1:2", ""), token))
+    findings = list(doctor._examine_exposure(Addresses("http://8.8.8.8:1", "http://127.0.0.1:2", ""), None, token))
 
     assert len(findings) == found

@@ -12,10 +12,9 @@ import pytest
 HANDLERS = Path(__file__).resolve().parent.parent / "handlers"
 MODULES = sorted(path for path in (HANDLERS / "camserve").rglob("*.py"))
 
-NO_TORCH = (
-    *("errors", "config", "labels", "request", "messages", "options", "negotiate", "body", "kserve", "kserve_reply", "geometry"),
-    *("response", "render"),
-)
+WITH_TORCH = ("batch", "cam", "compose", "describe", "explainer", "groups", "images", "page", "prepare")
+"""What needs torch, `capture` aside: the model, its input, or one that does. Every other module of an archive does without."""
+TORCH = {"torch", "torchvision"}
 
 
 def imported(path: Path) -> set[str]:
@@ -56,10 +55,44 @@ def test_capture_formulas_and_rendering_do_not_know_each_other(name: str) -> Non
         assert not {"camserve.cam", "camserve.render"} & imported(path)
 
 
-@pytest.mark.parametrize("name", [name for name in NO_TORCH if name not in ("request", "body", "kserve", "options", "response")])
+SHIPPED = [name_of(path) for path in MODULES if name_of(path).split(".")[0] not in ("tools", "__init__")]
+NO_TORCH = [name for name in SHIPPED if name not in WITH_TORCH and not name.startswith("capture.")]
+
+ASKED = """
+import importlib, sys
+asked = []
+class Refusing:
+    def find_spec(name, path=None, target=None):
+        if name in ("torch", "torchvision"):
+            asked.append(name)
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refusing)
+for name in sys.argv[1:]:
+    asked.clear()
+    try:
+        importlib.import_module(f"camserve.{name}")
+    except ModuleNotFoundError:
+        assert asked
+    if asked:
+        print(name)
+"""
+"""Prints those of the modules that it is given which ask for torch; none gets it, so that each asks anew."""
+
+
+@pytest.mark.parametrize("name", NO_TORCH)
 def test_what_needs_no_torch_does_not_import_it(name: str) -> None:
-    """Parsing and replying stay quick to load and to test."""
-    assert not {each for each in imported(HANDLERS / "camserve" / f"{name}.py") if each.split(".")[0] in ("torch", "torchvision")}
+    """Parsing, replying and watching stay quick to load and to test; not within a function either."""
+    path = HANDLERS / "camserve" / Path(*name.split(".")).with_suffix(".py")
+    assert not {each for each in imported(path) if each.split(".")[0] in TORCH}
+
+
+def test_what_needs_no_torch_imports_nothing_that_does() -> None:
+    """By what is really imported; and what is said to need torch does."""
+    found = subprocess.run([sys.executable, "-c", ASKED, *SHIPPED], capture_output=True, text=True, check=True, cwd=HANDLERS)
+    asking = set(found.stdout.split())
+
+    assert sorted(asking.intersection(NO_TORCH)) == []
+    assert sorted(asking.intersection(WITH_TORCH)) == sorted(WITH_TORCH)
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import importlib
 import json
 import os
 import re
@@ -27,6 +28,8 @@ import psutil
 import pytest
 import requests
 
+from camserve.tools import console
+from camserve.tools.cli import COMMANDS
 from camserve.tools.serve import Server, main
 from camserve.tools.server import cores, drain, faults, folder, java, sockets
 from camserve.tools.server import server as serving
@@ -91,6 +94,30 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_archive(path, "bad", seconds=-1)
     write_archive(path, "fragile", broken=str(path.parent / "broken"), maxRetryTimeoutInSec=5)
     return path
+
+
+def estrange(patch: pytest.MonkeyPatch) -> None:
+    """Sets what servers that start now pass on to their workers, and what they do not."""
+    patch.setenv("PYTHONPATH", "/stranger")
+    patch.setenv("STRANGER", "passed on")
+    patch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+@pytest.fixture(scope="module")
+def quick(store: Path) -> Iterator[Server]:
+    """A server of `quick`, for tests that only look at it and ask it."""
+    server = Server(store, ["quick"], config=CONFIG)
+    with pytest.MonkeyPatch.context() as patch:
+        estrange(patch)
+        server.__enter__()
+    yield server
+    server.__exit__(None, None, None)
+
+
+def drained(server: Server, limit: float) -> bool:
+    """Whether a wait of `limit` seconds, as `stop` does it, finds the server idle; it goes on running."""
+    port = int(server.url.rpartition(":")[2])
+    return drain.Drain(server._management, server.pids[0], port, lambda: False).wait(limit, threading.Event())
 
 
 @contextlib.contextmanager
@@ -187,12 +214,12 @@ def ask(pool: ThreadPoolExecutor, url: str, model: str, times: int = 1) -> list[
 
 
 @pytest.mark.live
-def test_servers_run_side_by_side(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two servers on one machine answer at the same time, each with workers, ports and folder of its own, and leave nothing."""
-    monkeypatch.setenv("PYTHONPATH", "/stranger")
-    monkeypatch.setenv("STRANGER", "passed on")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    with Server(store, ["quick"], config=CONFIG) as one, Server(store, ["other=quick.mar"], config=CONFIG) as two:
+def test_servers_run_side_by_side(store: Path, quick: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two servers on one machine answer at the same time, each with workers, ports and folder of its own; one that ends leaves
+    nothing, and the other goes on."""
+    one = quick
+    estrange(monkeypatch)
+    with Server(store, ["other=quick.mar"], config=CONFIG) as two:
         answers = [
             requests.post(f"{one.url}/predictions/quick", timeout=HANG),
             requests.post(f"{two.url}/predictions/other", timeout=HANG),
@@ -202,13 +229,14 @@ def test_servers_run_side_by_side(store: Path, monkeypatch: pytest.MonkeyPatch) 
         assert requests.get(f"{two.url}/predictions/quick", timeout=HANG).status_code == 404
         assert "ts_inference_requests_total" in requests.get(f"{one.metrics_url}/metrics", timeout=HANG).text
         assert requests.get(f"{two.management_url}/models", timeout=HANG).json()["models"][0]["modelName"] == "other"
-        processes = [psutil.Process(pid) for pid in (*one.pids, *two.pids)]
-        assert len(processes) == 4
-    assert not any(is_running(process) for process in processes)
+        ours, others = ([psutil.Process(pid) for pid in server.pids] for server in (one, two))
+        assert len({*ours, *others}) == 4
+    assert not any(is_running(process) for process in others)
+    assert all(is_running(process) for process in ours)
     assert seen[0]["TMPDIR"] != seen[1]["TMPDIR"]
-    assert not any(Path(one["TMPDIR"]).exists() for one in seen)
-    assert all("/stranger" not in one["path"] and one["STRANGER"] == "passed on" for one in seen)
-    assert {one["OMP_NUM_THREADS"] for one in seen} == {str(cores.cores())}
+    assert [Path(each["TMPDIR"]).exists() for each in seen] == [True, False]
+    assert all("/stranger" not in each["path"] and each["STRANGER"] == "passed on" for each in seen)
+    assert {each["OMP_NUM_THREADS"] for each in seen} == {str(cores.cores())}
 
 
 @pytest.mark.live
@@ -254,21 +282,19 @@ def test_a_stop_refuses_new_connections(store: Path, pool: ThreadPoolExecutor, m
 
 @pytest.mark.live
 @LINUX
-def test_the_first_idle_moment_ends_a_stop_that_lasts(
-    store: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_idle_moment_ends_a_stop_that_lasts(quick: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that never leave it quiet for long are answered; in the second half of the time a moment is enough."""
-    monkeypatch.setattr(serving, "shut_doors", lambda *_: False)  # as in a container
     monkeypatch.setattr(drain, "SLACK", 1000.0)
-    with Server(store, ["quick"], config=CONFIG) as server:
-        began = time.monotonic()
-        assert server.stop(drain=6)
-        assert 3 < time.monotonic() - began < 6
+    began = time.monotonic()
+    assert drained(quick, limit=6) is True
+    assert time.monotonic() - began > 3
 
 
-def test_the_last_look_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes while the others are taken keeps the server from being idle, and is waited for."""
-    looks = iter([False, False, True, False, False])
+@pytest.mark.parametrize("seen", [[False, False, True, False, False], [False, True, False, False]], ids=["last", "first"])
+def test_the_first_and_the_last_look_count(seen: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Java does before it is asked, or what comes while the others are taken, keeps the server from being idle, and is waited
+    for."""
+    looks = iter(seen)
     monkeypatch.setattr(drain, "runnable", lambda _java: next(looks))
     monkeypatch.setattr(drain, "mark", lambda _pid: (False, 0))
     monkeypatch.setattr(drain, "SLACK", 0.0)
@@ -280,11 +306,10 @@ def test_the_last_look_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.live
-def test_java_that_has_not_begun_is_waited_for(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_java_that_has_not_begun_is_waited_for(quick: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread of Java's that waits for a processor may hold a request that nobody has counted yet."""
-    with Server(store, ["quick"], config=CONFIG) as server:
-        monkeypatch.setattr(drain, "runnable", lambda _java: True)
-        assert not server.stop(drain=2)
+    monkeypatch.setattr(drain, "runnable", lambda _java: True)
+    assert drained(quick, limit=2) is False
 
 
 @pytest.mark.live
@@ -398,15 +423,15 @@ def doors_can_be_shut() -> bool:
 
 
 @pytest.mark.live
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_a_signal_that_is_ignored_stays_so(store: Path, number: signal.Signals) -> None:
+def test_signals_that_are_ignored_stay_so(store: Path) -> None:
     """`nohup scripts/serve.py &` goes on when its terminal is closed; another signal stops it."""
-    with Command(store, "--models", "quick", ignored=[number]) as command:
+    with Command(store, "--models", "quick", ignored=[signal.SIGHUP, signal.SIGINT]) as command:
         url = command.url()
-        command.process.send_signal(number)
-        time.sleep(1)
-        assert "stopping" not in command.errors.read_text()
-        assert requests.post(f"{url}/predictions/quick", timeout=HANG).status_code == 200
+        for number in (signal.SIGHUP, signal.SIGINT):
+            command.process.send_signal(number)
+            time.sleep(1)
+            assert "stopping" not in command.errors.read_text()
+            assert requests.post(f"{url}/predictions/quick", timeout=HANG).status_code == 200
         command.process.send_signal(signal.SIGTERM)
         assert command.process.wait(HANG) == 0
 
@@ -559,6 +584,15 @@ def test_answers_that_are_of_no_use(content: str | None, words: str) -> None:
         assert words in management.trouble
         management.close()
         other.shutdown()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_call_themselves_as_they_are_called(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the repository by their script, and elsewhere by the installed command."""
+    parser = importlib.import_module(f"camserve.tools.{command}").parser
+    assert parser().prog == f"scripts/{command}.py"
+    monkeypatch.setattr(console, "__file__", "/usr/lib/python3/site-packages/camserve/tools/console.py")
+    assert parser().prog == f"camserve {command}"
 
 
 def test_unknown_model_names_the_nearest(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from rich.markup import escape
 from camserve.metrics import METRICS
 from camserve.tools.checkup import Finding, of_version, undeclared
 from camserve.tools.console import ToolError, command_of, fail
+from camserve.tools.server.addresses import is_loopback
 from camserve.tools.token import token_from
 
 TIMEOUT = 30.0
@@ -121,10 +122,17 @@ def examine(addresses: Addresses, tokens: Mapping[str, str]) -> Iterator[Finding
             return session.get(url, timeout=TIMEOUT)
 
         yield from _examine_ping(addresses, get, bool(tokens))
-        yield from _examine_exposure(addresses, bool(tokens))
+
+        def get_as_stranger(url: str) -> requests.Response:
+            return session.get(url, timeout=TIMEOUT, auth=lambda request: request)
+
+        url = f"{addresses.management}/models?limit=1000"
+        listed = _asked(get, url)
+        strangers = _asked(get_as_stranger, url) if tokens and listed is not None else listed
+        yield from _examine_exposure(addresses, strangers, bool(tokens))
         exported, findings = _examine_metrics(addresses, get)
         yield from findings
-        names = _models(addresses, get, bool(tokens))
+        names = _models(addresses, listed, bool(tokens))
         if isinstance(names, Finding):
             yield names
             return
@@ -134,23 +142,42 @@ def examine(addresses: Addresses, tokens: Mapping[str, str]) -> Iterator[Finding
             yield from _examine_model(name, addresses, session, exported)
 
 
-def _models(addresses: Addresses, get: Get, token: bool) -> list[str] | Finding:
-    """The models' names, or why they are not known."""
-    what, mend = "does not answer", "run this beside the server, or give --management"
+def _asked(get: Get, url: str) -> requests.Response | None:
+    """The answer, if one comes."""
     try:
-        answer = get(f"{addresses.management}/models?limit=1000")
-        if not _refuses(answer):
-            return [each["modelName"] for each in answer.json()["models"]]
+        return get(url)
+    except requests.RequestException:
+        return None
+
+
+def _models(addresses: Addresses, listed: requests.Response | None, token: bool) -> list[str] | Finding:
+    """The models' names by the management address's answer, or why they are not known."""
+    what, mend = "does not answer", "run this beside the server, or give --management"
+    if listed is not None and _refuses(listed):
         what = "refuses the token" if token else "wants a token"
         mend = "give --token-file key_file.json: the management address has a token of its own, which expires too"
-    except (requests.RequestException, ValueError, KeyError, TypeError):
-        pass
+    names = _names(listed)
+    if names is not None:
+        return names
     return Finding("advice", f"the management address {addresses.management} {what}, so the models cannot be looked at", mend)
+
+
+def _names(listed: requests.Response | None) -> list[str] | None:
+    """The models' names in TorchServe's list of them; None where this is no such list."""
+    try:
+        return [each["modelName"] for each in listed.json()["models"]] if listed is not None else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _refuses(answer: requests.Response) -> bool:
     """Whether an answer is about the token: TorchServe's, or that of a proxy before it."""
-    return answer.status_code in (401, 403) or (answer.status_code == 400 and "Token" in answer.text)
+    return answer.status_code in (401, 403) or _wants_token(answer)
+
+
+def _wants_token(answer: requests.Response) -> bool:
+    """Whether TorchServe itself refuses the token."""
+    return answer.status_code == 400 and "Token" in answer.text
 
 
 def _examine_ping(addresses: Addresses, get: Get, token: bool) -> Iterator[Finding]:
@@ -175,11 +202,18 @@ def _examine_ping(addresses: Addresses, get: Get, token: bool) -> Iterator[Findi
         yield Finding("ok", f"{addresses.inference} answers")
 
 
-def _examine_exposure(addresses: Addresses, token: bool) -> Iterator[Finding]:
-    if _is_public(addresses.management):
+def _examine_exposure(addresses: Addresses, listed: requests.Response | None, token: bool) -> Iterator[Finding]:
+    """`listed` is what the management address answers without a token.
+
+    As `serve` has it, TorchServe itself should not answer there beyond loopback: not on a private network, and not with a token,
+    which travels in the clear. A proxy before it that asks who it is (401, 403) may.
+    """
+    wants_token = listed is not None and _wants_token(listed)
+    if (wants_token or _names(listed) is not None) and not _is_here(addresses.management):
+        who = "whoever reaches it and has its token" if wants_token else "whoever reaches it"
         yield Finding(
             "wrong",
-            f"the management address {addresses.management} is public: whoever reaches it scales and removes models",
+            f"the management address {addresses.management} is not loopback: {who} takes models out of service",
             "management_address=http://127.0.0.1:8081",
         )
     if _is_public(addresses.inference) and not token:
@@ -188,6 +222,12 @@ def _examine_exposure(addresses: Addresses, token: bool) -> Iterator[Finding]:
             f"{addresses.inference} answers without a token",
             "put a proxy in front that authenticates, or disable_token_authorization=false",
         )
+
+
+def _is_here(url: str) -> bool:
+    """Whether it is loopback that is asked; 0.0.0.0 is too, where one connects to it."""
+    host = urlsplit(url).hostname or ""
+    return host in ("0.0.0.0", "::") or is_loopback(host)  # noqa: S104 not to bind it
 
 
 def _is_public(url: str) -> bool:

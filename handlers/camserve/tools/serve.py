@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from camserve.tools.console import ToolError
+from camserve.tools.console import ToolError, command_of
 from camserve.tools.server.errors import Interrupted, OutageError
 from camserve.tools.server.process import log_file
 from camserve.tools.server.server import CONFIG, SILENT, Server
@@ -37,7 +37,7 @@ one before the server was ready.
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="serve", description=DESCRIPTION, epilog=EPILOG)
+    made = argparse.ArgumentParser(prog=command_of("serve"), allow_abbrev=False, description=DESCRIPTION, epilog=EPILOG)
     add = made.add_argument
     add("--models", nargs="+", default=[], metavar="NAME", help="NAME, NAME.mar or ALIAS=NAME.mar (default: every archive)")
     add("--model-store", type=Path, metavar="DIR", help="folder of the archives (default: the configuration's, or model_store)")
