@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from camserve.body import decode_base64, read_image, read_json, starts_json
 from camserve.config import Config
+from camserve.decode import open_picture
 from camserve.errors import RequestError
 
 CONFIG = Config()
@@ -83,6 +84,18 @@ def test_invalid_base64(value: object, came: str) -> None:
     assert len(error.message) < 150
 
 
+def test_text_that_happens_to_be_base64_is_told_so() -> None:
+    """Its letters and spaces decode to something; the refusal's bytes are those, so it says where they come from."""
+    text = ("all work and no play makes Jack a dull boy\n" * 12)[:500]
+    for value in (text, text.encode(), f"data:;base64,{text}"):
+        image = read_image(value, CONFIG)
+        assert isinstance(image, bytes)
+        with pytest.raises(RequestError, match=r"which start with [0-9a-f ]{35}, after base64 decoding of 500 characters$"):
+            open_picture(image, CONFIG)
+    with pytest.raises(RequestError, match=r"which start with 85 e9$"):
+        open_picture(b"\x85\xe9", CONFIG)
+
+
 def test_text_bodies_are_decoded_as_leniently_as_the_stock_handler() -> None:
     """Quotes and other marks around base64 are dropped where the stock handler drops them, only if a picture is the outcome."""
     for text in (f'"{TEXT}"', f"<{TEXT}>", f"{TEXT[:40]}!{TEXT[40:]}"):
@@ -98,7 +111,7 @@ def test_no_image(value: object) -> None:
     error = refused(value, place="b64")
     assert error.kind == "NoImage"
     assert error.message.startswith("b64: ")
-    assert "curl -T cat.jpg" in error.message
+    assert "send the picture's bytes (curl -T cat.jpg)" in error.message
 
 
 def test_a_name_instead_of_a_file() -> None:

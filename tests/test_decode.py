@@ -441,7 +441,7 @@ def test_no_other_decoder_gets_a_try(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"PK\x03\x04\x14\0", "got ZIP"),
         (b"hello world", 'got 11 bytes of no known format, which start with "hello world"'),
         (b"hello\nworld", "got 11 bytes of no known format, which start with 68 65 6c 6c 6f 0a 77 6f 72 6c 64"),
-        (b"\xff", "got 1 bytes of no known format, which start with ff"),
+        (b"\xff", "got 1 byte of no known format, which start with ff"),
         (b"RIFF\0\0\0\0WAVEfmt ", "which start with 52 49 46 46 00 00 00 00 57 41 56 45"),
     ],
 )

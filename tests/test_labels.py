@@ -58,6 +58,28 @@ def test_an_index_in_quotes_is_told_to_be_a_number(target: str, helped: bool) ->
     assert ("send the number 4, not a string" in caught.value.message) == helped
 
 
+SEVERAL = 'give several as a list: ["crane", "Tabby cat"] (in headers and form fields too, as JSON)'
+
+
+@pytest.mark.parametrize(
+    ("target", "helped"),
+    [("1,2", True), ("tabby, tiger cat", True), ("[1,2", True), (" [tabby]", True), ("taby", False), ("zzzz[q", False)],
+)
+def test_several_in_one_string_are_told_to_be_a_list(target: str, helped: bool) -> None:
+    """A comma or a bracket says that several are meant; the nearest labels stay the end, where the inspector reads them."""
+    with pytest.raises(RequestError) as caught:
+        BIRDS.index(target)
+    assert caught.value.kind == "UnknownLabel"
+    assert (SEVERAL in caught.value.message) == helped
+    assert SEVERAL not in caught.value.message.partition("the nearest are ")[2]
+    assert "; the nearest are" in caught.value.message or "; give a class index from 0 to 4" in caught.value.message
+
+
+def test_a_label_with_a_comma_is_a_label() -> None:
+    """As ImageNet's own are."""
+    assert Labels(2, {"0": "tench, Tinca tinca", "1": "[1,2"}).index("Tench, Tinca tinca") == 0
+
+
 def test_an_ambiguous_label_names_its_indices() -> None:
     """ImageNet has two cranes."""
     with pytest.raises(RequestError, match="ambiguous; give its index: 0 or 3"):

@@ -278,15 +278,39 @@ def test_hostile_labels_stay_on_their_strip(label: str) -> None:
     [
         ("two\n  lines\t", "two lines"),
         ("café Ångström", "cafe Angstrom"),
-        ("猫 cat", "? cat"),
-        ("a\x00b", "a?b"),
+        ("en \u2013 dash, non\u2011breaking\xa0space", "en - dash, non-breaking space"),
+        ("\u201elow\u201c \u201ahigh\u2018 5\u2032 3\xd74", "\"low\u201c 'high\u2018 5' 3x4"),
+        ("Weißer Fjällräv, Łódź", "Weisser Fjallrav, Lodz"),
+        ("猫 cat", "cat"),
+        ("a\x00b", "ab"),
+        ("(猫)", ""),
         ("a\u200bb\u202ec", "abc"),
         ("ｃａｔ", "cat"),
     ],
 )
 def test_labels_are_written_with_what_the_font_has(label: str, same_as: str) -> None:
-    """White space is one space, accents and invisible characters are dropped, what the font lacks is a question mark."""
+    """White space is one space, accents and invisible characters are dropped, and what has no likeness in the font."""
     np.testing.assert_array_equal(strip_of(label), strip_of(same_as))
+
+
+@pytest.mark.parametrize(
+    ("labels", "captions"),
+    [
+        (["猫", "кошка #2"], ["class 3", "class 17: #2"]),
+        (["猫 (cat)", "Straße \u2013 café"], ["class 3: (cat)", "Strasse - cafe"]),
+        (["日本, ", "犬、dog, 猫"], ["class 3", "class 17: dog"]),
+        (["pâte", "pâté"], ["class 3: pate", "class 17: pate"]),
+        (["crane", "crane"], ["class 3: crane", "class 17: crane"]),
+        (["", "tabby"], ["class 3", "tabby"]),
+    ],
+)
+def test_captions_tell_classes_apart_that_the_font_cannot(labels: list[str], captions: list[str]) -> None:
+    """Where a label cannot be written in full, or another reads the same, its index stands before it; never a row of `?`."""
+    black = [np.zeros((100, 300, 3), np.uint8)] * 2
+    np.testing.assert_array_equal(render.side_by_side(black, labels, (3, 17)), render.side_by_side(black, captions))
+    assert not np.array_equal(
+        *np.split(render.side_by_side(black, labels, (3, 17))[:-100, [*range(300), *range(304, 604)]], 2, 1)
+    )
 
 
 def test_a_label_is_visible() -> None:

@@ -12,13 +12,19 @@ from camserve.errors import RequestError, shown
 from camserve.messages import Image
 from camserve.tensors import tensor_input
 
-HOW_TO_SEND = 'send its bytes (curl -T cat.jpg), a form field (curl -F data=@cat.jpg), or JSON {"data": "<base64>"}'
+HOW_TO_SEND = """send the picture's bytes (curl -T cat.jpg), a form field (curl -F data=@cat.jpg), or JSON {"data": "<base64>"}"""
 
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 _STRUCTURE = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*([\[{])")
 _WHITESPACE = b" \t\r\n\f\v"
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_=" + _WHITESPACE
 _TO_STANDARD = bytes.maketrans(b"-_", b"+/")
+
+
+class FromText(bytes):
+    """Bytes that are base64's of `characters` characters, which an error about them then says."""
+
+    characters = 0
 
 
 def as_bytes(value: bytes | bytearray | str) -> bytes:
@@ -100,7 +106,13 @@ def _read_text(text: bytes, place: str, stock: bool) -> bytes:
     if decoded is None:
         message = f"{place}: expected base64 or a data: URL of base64, got {shown(start)}"
         raise RequestError(400, "InvalidBase64", message)
-    return _filled(decoded, place)
+    return _filled(decoded if is_picture(decoded) else _marked(decoded, len(encoded or text)), place)
+
+
+def _marked(decoded: bytes, characters: int) -> FromText:
+    marked = FromText(decoded)
+    marked.characters = characters
+    return marked
 
 
 def _filled(raw: bytes, place: str) -> bytes:

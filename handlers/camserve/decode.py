@@ -16,6 +16,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, TiffImagePlugin, WebPImagePlugin, _imaging  # noqa: F401 - else Pillow imports every decoder it has
 
+from camserve.body import FromText
 from camserve.config import Config
 from camserve.errors import RequestError, listed, shown
 
@@ -186,7 +187,9 @@ def _format(data: bytes | bytearray, config: Config) -> str:
     if came is None:
         start = head[:12]
         text = shown(start) if start.isascii() and start.decode().isprintable() else start.hex(" ")
-        came = f"{len(data)} bytes of no known format, which start with {text}"
+        came = f"{len(data)} {'byte' if len(data) == 1 else 'bytes'} of no known format, which start with {text}"
+        if isinstance(data, FromText):
+            came += f", after base64 decoding of {data.characters} characters"
     raise RequestError(400, "UnsupportedFormat", f"data: expected a picture in {listed(accepted)}, got {came}")
 
 

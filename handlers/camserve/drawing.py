@@ -29,7 +29,8 @@ def drawn(answer: Answer, original: Image.Image, view: Rect | None, options: Opt
     if options.media in PICTURES:
         whole = overlays[0]
         if len(overlays) > 1:
-            whole = render.side_by_side(overlays, [explanation.label for explanation in answer.explanations])
+            labels, targets = [each.label for each in answer.explanations], [each.target for each in answer.explanations]
+            whole = render.side_by_side(overlays, labels, targets)
         return replace(answer, picture=render.encode(whole, options.media), scale=scale)
     explanations = tuple(
         replace(explanation, overlay=render.encode(picture, "png"))

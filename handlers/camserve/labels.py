@@ -57,6 +57,9 @@ class Labels:
             near = nearest(target, self.names)
             some = f"; give a class index from 0 to {len(self) - 1}, or a label such as {shown(self.names[0])}"
             hint = f"; the nearest are {listed(shown(name) for name in near)}" if near else some
+            if "," in target or target.lstrip().startswith("["):
+                several = ", ".join(shown(name) for name in self.names[:2])
+                hint = f"; give several as a list: [{several}] (in headers and form fields too, as JSON){hint}"
             if target.isascii() and target.isdigit() and len(target) < 10 and int(target) < len(self):
                 hint += f"; for the class of this index send the number {int(target)}, not a string"
             raise RequestError(400, "UnknownLabel", f"target: no class has the label {shown(target)}{hint}")

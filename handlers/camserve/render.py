@@ -46,6 +46,15 @@ GAP = 4
 
 _PAPER, _INK = (24, 24, 24), (240, 240, 240)
 _ELLIPSIS = "…"
+_SPELT = str.maketrans(
+    {
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+        **{"\u201a": "'", "\u2032": "'", "\u201e": '"', "\u2022": "\u00b7", "\u00d7": "x"},
+        **{"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"},
+        **{"ð": "d", "Ð": "D", "þ": "th", "Þ": "Th", "ı": "i"},
+    }
+)
+"""What stands for dashes, quotes and letters that Unicode does not take apart."""
 _NO_CHARACTER = "\U0010ffff"
 
 
@@ -115,11 +124,15 @@ def encode(picture: Picture, media: str) -> bytes:
     return cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), parameters)[1].tobytes()
 
 
-def side_by_side(pictures: Sequence[Picture], labels: Sequence[str]) -> Picture:
+def side_by_side(pictures: Sequence[Picture], labels: Sequence[str], targets: Sequence[int] | None = None) -> Picture:
     """Pictures of one size next to each other, `GAP` pixels apart, each with its label on a strip above.
 
     The strip's height goes by the pictures' height. A label is shortened to its picture's width, left out where not even an
-    ellipsis fits, and written with the characters that Pillow's built-in font has: accents are dropped, others become `?`.
+    ellipsis fits, and written with the characters that Pillow's built-in font has: accents are dropped, dashes and the like
+    replaced by what is nearest. Where others are missing, or two labels read the same, `class 17: ` stands before it.
+
+    Args:
+        targets: the class index of each; None: what can be written of a label stands alone.
 
     Returns:
         `[H + strip, n W + (n - 1) GAP, 3]`.
@@ -130,8 +143,8 @@ def side_by_side(pictures: Sequence[Picture], labels: Sequence[str]) -> Picture:
     sheet = Image.new("RGB", ((width + GAP) * len(pictures) - GAP, strip), _PAPER)
     draw = ImageDraw.Draw(sheet)
     lefts = range(0, sheet.width, width + GAP)
-    for left, label in zip(lefts, labels, strict=True):
-        text = _shortened(_drawable(label[:width]), font, width - 2 * GAP)
+    for left, caption in zip(lefts, _captions([label[:width] for label in labels], targets), strict=True):
+        text = _shortened(caption, font, width - 2 * GAP)
         draw.text((left + GAP, strip / 2), text, fill=_INK, font=font, anchor="lm")
     whole = np.empty((strip + height, sheet.width, 3), np.uint8)
     whole[:strip], whole[strip:] = np.asarray(sheet), _PAPER
@@ -199,15 +212,30 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))  # with a size it is never the bitmap font
 
 
-def _drawable(text: str) -> str:
-    """`text` on one line, without accents and invisible characters, `?` for what the font lacks."""
-    return "".join(character if _has_glyph(character) else _replaced(character) for character in " ".join(text.split()))
+def _captions(labels: Sequence[str], targets: Sequence[int] | None) -> list[str]:
+    drawn = [_drawable(label) for label in labels]
+    texts = [text for text, _ in drawn]
+    if targets is None:
+        return texts
+    return [
+        text if text and whole and texts.count(text) == 1 else f"class {target}: {text}".removesuffix(": ")
+        for (text, whole), target in zip(drawn, targets, strict=True)
+    ]
+
+
+def _drawable(text: str) -> tuple[str, bool]:
+    """What can be drawn of `text`, on one line, without accents and invisible characters; whether the font lacks nothing."""
+    written = "".join(character if _has_glyph(character) else _replaced(character) for character in " ".join(text.split()))
+    if _NO_CHARACTER not in written:
+        return written, True
+    left = " ".join(written.replace(_NO_CHARACTER, "").split()).strip(" ,;:/-")
+    return left if any(character.isalnum() for character in left) else "", False
 
 
 def _replaced(character: str) -> str:
-    parts = unicodedata.normalize("NFKD", character)
+    parts = unicodedata.normalize("NFKD", character).translate(_SPELT)
     kept = [part for part in parts if unicodedata.category(part) not in ("Mn", "Me", "Cf")]
-    return "".join(part if _has_glyph(part) else "?" for part in kept)
+    return "".join(part if _has_glyph(part) else _NO_CHARACTER for part in kept)
 
 
 @lru_cache(maxsize=4096)

@@ -52,7 +52,8 @@ function reveal() {
 /** Accepts the first file of a drop, a paste or a choice. */
 function take(files) {
   const [file] = files;
-  if (file) open(file, file.name || "pasted picture");
+  if (file?.size === 0) fail(new Failure("Empty", `The file ${file.name} has 0 bytes. It may be a folder, or a copy that broke off: choose another.`));
+  else if (file) open(file, file.name || "pasted picture");
   else fail(new Failure("Unreadable", "Only picture files can be dropped or pasted here, no links or text."));
 }
 
@@ -265,9 +266,9 @@ function fail(failure, again) {
   box.scrollIntoView({ block: "nearest" });
 }
 
-/** A message as a sentence of its own, without the name of the option that the page's reader did not write. */
+/** A message as a sentence of its own, without what is for programs: the option's name, and how several are sent. */
 function spoken(message) {
-  const text = message.replace(/^(target|data): /, "");
+  const text = message.replace(/^(target|data): /, "").replace(/; give several as a list: .*? \(in headers .*?\)/, "");
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 

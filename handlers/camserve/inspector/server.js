@@ -5,7 +5,7 @@ const facts = JSON.parse(document.getElementById("facts").textContent);
 const ENDPOINT = location.pathname;
 const PATIENCE = [400, 1200, 3000]; // milliseconds before each new try when the server is full
 
-/** What went wrong: `kind` is the server's type of error, or Unreachable, Busy, TooLarge, Unreadable. */
+/** What went wrong: `kind` is the server's type of error, or Unreachable, Busy, Empty, TooLarge, Unreadable. */
 class Failure extends Error {
   constructor(kind, message) {
     super(message);
@@ -16,6 +16,7 @@ class Failure extends Error {
 const HEADINGS = {
   InvalidImage: "This picture cannot be read",
   UnsupportedFormat: "This kind of file is not accepted",
+  Empty: "This file is empty",
   ImageTooLarge: "This picture is too large",
   TooLarge: "This file is too large",
   UnknownLabel: "No class of that name",
