@@ -40,6 +40,7 @@ def test_every_field_is_a_key_and_every_key_a_field() -> None:
         ("resize", None, None),
         ("crop", 7, 7),
         ("mean", [0, 0.5, 1], (0.0, 0.5, 1.0)),
+        ("mean", [-1, -1, 127 / 255], (-1.0, -1.0, 127 / 255)),
         ("formats", ["png", "jpeg"], ("png", "jpeg")),
         ("opacity", 1, 1.0),
         ("channels_last", None, None),
@@ -73,6 +74,7 @@ def test_good_values_are_read(key: str, value: object, expected: object) -> None
         ("mean", [0.5]),
         ("mean", [0.5, 0.5, float("nan")]),
         ("mean", 0.5),
+        ("mean", [0.5, 0.5, 1.01]),
         ("std", [0.5, 0.5, 0]),
         ("std", [0.5, 0.5, "a"]),
         ("exif", "yes"),
@@ -99,6 +101,14 @@ def test_a_bad_value_is_refused_in_one_line_with_key_value_and_what_is_accepted(
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith(f"explain: {key}: expected {KEYS[key].accepts}, got ")
+
+
+def test_a_mean_above_1_is_refused_with_the_remedy() -> None:
+    """It is for values from 0 to 255; other faults of it say nothing of that."""
+    with pytest.raises(ConfigError, match=r"got \[123.7, 116.8, 103.9\]; values are 0 to 1 here; .* divide both by 255$"):
+        Config.from_mapping({"mean": [123.7, 116.8, 103.9]})
+    with pytest.raises(ConfigError, match=r"got \[0.5\]$"):
+        Config.from_mapping({"mean": [0.5]})
 
 
 def test_unknown_keys_are_refused_with_the_nearest() -> None:

@@ -595,12 +595,44 @@ def test_a_handlers_own_preprocessing_says_what_the_model_sees(tmp_path: Path, t
             "__init__",
         ),
         ("    image_processing = 3", "takes no picture: TypeError"),
+        (
+            "    def image_processing(self, picture): return torch.zeros(1, 28, 28)",
+            r"makes 1 channel, and camserve takes what makes 3 \(RGB\); keep 3 there, transforms.Grayscale\(3\) .*x.mean\(1, ",
+        ),
+        (
+            "    def image_processing(self, picture): return torch.zeros(4, 28, 28)",
+            "makes 4 channels, .* make those out of the 3",
+        ),
     ],
 )
 def test_preprocessing_that_would_not_be_found_is_refused(tmp_path: Path, text: str, message: str) -> None:
     """It says where it stands."""
     with pytest.raises(ToolError, match=f"image_processing.*{message}"):
         adopted(tmp_path, f"class Theirs(ImageClassifier):\n{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "prepares"),
+    [
+        ("    image_processing = staticmethod(lambda picture: torch.zeros(3, 40, 48))", "image_processing"),
+        ("    def preprocess(self, data): return torch.zeros(1, 3, 40, 48)", "preprocess"),
+        ("    pass", ""),
+    ],
+)
+def test_a_handler_is_known_by_its_class_and_by_what_prepares_pictures(tmp_path: Path, text: str, prepares: str) -> None:
+    """Which packaging says of it."""
+    found = adopted(tmp_path, f"class Theirs(ImageClassifier):\n{text}\n")
+    assert (found.title, found.prepares) == ("their_handler.py's class Theirs", prepares)
+
+
+@pytest.mark.usefixtures("quick")
+def test_whose_handler_it_is_and_how_it_prepares_pictures_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Theirs, not the file that puts it over camserve's."""
+    old = packed(tmp_path, HANDLERS["subclass of the stock handler"] or "", {"words.py": 'WORD = "said"\n'})
+    packaged(tmp_path, "--from-archive", str(old))
+    lines = capsys.readouterr().out.splitlines()
+    assert "Handler: their_handler.py's class Theirs, over camserve's" in lines
+    assert "Pictures: as image_processing of their_handler.py's class Theirs makes them, 64x64" in lines
 
 
 @pytest.mark.usefixtures("quick")

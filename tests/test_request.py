@@ -139,7 +139,7 @@ def test_tensor(body: object) -> None:
         ({"body": [[1, 2], [3, 4]]}, TYPE_JSON, "InvalidTensor", "got shape [2, 2]"),
         ({"body": []}, TYPE_JSON, "InvalidTensor", "data: expected a tensor [3][H][W]"),
         ({"body": {"data": [[[float("nan")]]] * 3}}, TYPE_JSON, "InvalidTensor", "not finite"),
-        ({"target": b"1"}, {}, "NoImage", 'the form has no field data, only "target"; send the picture's bytes'),
+        ({"target": b"1"}, {}, "NoImage", 'the form has no field data, only "target"; send the picture'),
         ({"image": bytearray(JPEG)}, {}, "NoImage", 'only "image"'),
         ({"data": None, "x": 1}, {}, "NoImage", "the form has no field data"),
         ({"data": bytearray(), "target": b"1"}, {}, "NoImage", "data: no image came"),

@@ -31,6 +31,10 @@ class Key:
     read: Callable[[Any], Any]
 
 
+class _TooLargeError(ValueError):
+    """The message says what to do."""
+
+
 def _integer(low: int, high: int) -> tuple[str, Callable[[Any], int]]:
     def read(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -103,6 +107,13 @@ def _read_channels(low: float) -> Callable[[Any], tuple[float, float, float]]:
     return read
 
 
+def _read_mean(value: Any) -> tuple[float, float, float]:
+    mean = _read_channels(-math.inf)(value)
+    if max(mean) > 1:
+        raise _TooLargeError("values are 0 to 1 here; where mean and std are for 0 to 255, divide both by 255")
+    return mean
+
+
 def _read_flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError
@@ -137,7 +148,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "resize": Key("resize the shorter side to this, or to [height, width]", _SIZE, _read_size),
         "crop": Key("then crop this square, or [height, width], from the centre", _SIZE, _read_size),
         "interpolation": Key("how resizing interpolates", *_choice(INTERPOLATIONS)),
-        "mean": Key("subtracted from each channel (0 to 1)", "three numbers", _read_channels(-math.inf)),
+        "mean": Key("subtracted from each channel (0 to 1)", "three numbers", _read_mean),
         "std": Key("each channel is then divided by this", "three numbers above 0", _read_channels(1e-12)),
         "exif": Key("apply the EXIF orientation", "true or false", _read_flag),
         "formats": Key("picture formats that are opened", *_choices(FORMATS)),
@@ -249,8 +260,9 @@ def read_value(name: object, value: object) -> Any:
         raise ConfigError(f"explain: unknown key {shown(name)}; {hint}")
     try:
         return key.read(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"explain: {name}: expected {key.accepts}, got {_repeated(value)}") from None
+    except (TypeError, ValueError) as error:
+        hint = f"; {error}" if isinstance(error, _TooLargeError) else ""
+        raise ConfigError(f"explain: {name}: expected {key.accepts}, got {_repeated(value)}{hint}") from None
 
 
 def _repeated(value: object) -> str:

@@ -54,6 +54,14 @@ def _called(graph: torch.fx.GraphModule) -> set[object]:
 
 ACCEPTED = "accepted are eager modules, TorchScript modules (.pt) and programs of torch.export (.pt2)"
 
+DOES_NOT_RUN = "the model does not run on pictures of shape"
+
+CHANNELS = (
+    r"to have (\d+) channels, but got (\d+) channels",
+    r"Expected input at \*args\[0\]\.shape\[1\] to be equal to (\d+), but got (\d+)",
+)
+"""How a convolution, and a program of torch.export, says how many channels it wants, and how many came."""
+
 
 def looked_at(model: Model, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
     """The survey of an opened model.
@@ -70,7 +78,20 @@ def looked_at(model: Model, pictures: Tensor, token_grid: tuple[int, int] | None
 def _does_not_run(pictures: Tensor, error: Exception) -> ConfigError:
     if isinstance(error, ConfigError):
         return error
-    return ConfigError(f"the model does not run on pictures of shape {list(pictures.shape)}: {beginning(error)}")
+    return ConfigError(f"{DOES_NOT_RUN} {list(pictures.shape)}: {beginning(error)}{_of_channels(pictures, error)}")
+
+
+def _of_channels(pictures: Tensor, error: Exception) -> str:
+    """What to do where the first convolution, or the program, wants another number of channels than camserve gives; else ""."""
+    found = next((found for pattern in CHANNELS if (found := re.search(pattern, str(error)))), None)
+    if found is None or int(found[2]) != pictures.shape[1]:
+        return ""
+    wanted = "1 channel" if found[1] == "1" else f"{found[1]} channels"
+    ways = {"1": ", self.model(x.mean(1, keepdim=True))", "4": ", such as torch.cat([x, torch.ones_like(x[:, :1])], 1)"}
+    return (
+        f"; it takes {wanted}, and camserve feeds it RGB pictures; wrap it in a module whose forward makes {found[1]} of the "
+        f"{found[2]}{ways.get(found[1], '')}"
+    )
 
 
 def beginning(error: Exception) -> str:
@@ -78,7 +99,7 @@ def beginning(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and "TorchScript interpreter" in lines[0]:
         return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception): ", line)), lines[-1])
-    return " ".join(lines[:2]) or type(error).__name__
+    return " ".join(lines[:2]).partition(". If you meant for this dimension to be dynamic")[0] or type(error).__name__
 
 
 def survey(model: object, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:

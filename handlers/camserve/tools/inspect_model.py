@@ -9,6 +9,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from camserve.errors import ConfigError, RequestError
 from camserve.explainer import Explainer, Want
 from camserve.geometry import Rect
 from camserve.labels import Labels
-from camserve.tools import keys, subjects
+from camserve.tools import advice, keys, subjects
 from camserve.tools.console import Progress, ToolError, command_of, fail
 from camserve.tools.contact_sheet import Shot, contact_sheet
 from camserve.tools.subjects import Subject, opened_subject
@@ -78,9 +79,11 @@ def inspect(subject: Subject, options: argparse.Namespace, progress: Progress) -
     config = replace(subject.config, layers=(), channels_last=False)
     with progress.step("Run the model once to find its layers"):
         try:
-            picked = open_backend(subject.model, config, subject.size, device)
+            with advice.about_size(subject.model, subject.size, own=subject.preprocess.view(*subjects.PROBE) is None):
+                picked = open_backend(subject.model, config, subject.size, device)
         except ConfigError:
-            _print_none(subject, options.depth, progress)
+            with suppress(ConfigError):  # it does not even run, as the error says already
+                _print_none(subject, options.depth, progress)
             raise
     shown = _shown(picked, subject.config.layers, options.depth)
     backend, refused = _usable(subject, config, shown, device)

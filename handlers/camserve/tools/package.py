@@ -20,11 +20,12 @@ from camserve.config import Config
 from camserve.errors import ConfigError
 from camserve.geometry import input_size
 from camserve.labels import Labels
-from camserve.tools import existing, keys, requirements, sources, staging
+from camserve.tools import advice, existing, keys, requirements, sources, staging
 from camserve.tools.archive import Archive, open_archive
 from camserve.tools.bundle import bundle, copy_licences, needed_modules
 from camserve.tools.console import Progress, ToolError, command_of, fail
 from camserve.tools.existing import Existing
+from camserve.tools.their_handler import Adopted
 from camserve.tools.unforeseen import unforeseen
 
 STORE = Path("model_store")
@@ -109,6 +110,7 @@ def package(options: argparse.Namespace, progress: Progress) -> Path:
         stage.mkdir()
         opened = stack.enter_context(open_archive(options.from_archive)) if options.from_archive else None
         target = _target(options, opened)
+        _check_files(options)
         staging.copy_extra_files([each for text in options.extra_files for each in text.split(",")], stage)
         wanted = requirements.take(options.requirements, stage) if options.requirements else None
         notes = requirements.check(wanted) if wanted else ()
@@ -117,11 +119,11 @@ def package(options: argparse.Namespace, progress: Progress) -> Path:
             source = old.source if old else _source(options, workdir, stage, progress)
         for note in [*source.notes, *notes, *(old.notes if old else ())]:
             progress.note(note)
-        explain = {**source.preprocessing, **(old.explain if old else {}), **section, **given}
         settings = _settings(old.settings if old else {}, server, options)
         with progress.step("Run the model once to find its layers"):
-            config, backend = _settled(source, explain, old.handler.size if old else None)
-        _say_layers(backend, progress)
+            explain, config, backend, found = _settled(source, old, {**section, **given})
+        for note in found:
+            progress.note(note)
         _put_labels(options, old.labels if old else _names(source, backend.outputs), backend.outputs, stage, progress)
         wanted = old.requirements if old else wanted
         _put_modules(source, wanted, stage, progress)
@@ -136,8 +138,7 @@ def package(options: argparse.Namespace, progress: Progress) -> Path:
         staging.put(archive, target)
     for warning in answer["explanations"][0]["warnings"]:
         progress.note(f"Warning: the test picture's heatmap is {warning}; another --layer may show more")
-    megabytes = f"{target.stat().st_size / 1e6:.1f} MB"
-    progress.note(f"Packaged {target} ({megabytes}); it explains a picture in a fresh process")
+    progress.note(f"Packaged {target} ({target.stat().st_size / 1e6:.1f} MB); it explains a picture in a fresh process")
     return target
 
 
@@ -148,6 +149,17 @@ def _check_flags(options: argparse.Namespace) -> None:
         raise ToolError("--demo and whole programs bring their own weights; for others, take --torchvision or --model-file")
     if options.version is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", options.version):
         raise ToolError(f"--version: expected letters, digits, '.', '_' and '-', got {options.version!r}")
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuses files that are not there before the work begins; what is in them is looked at when they are read."""
+    for name in ("model_file", "weights", "torchscript", "exported", "labels"):
+        path = getattr(options, name)
+        flag = f"--{name.replace('_', '-')}"
+        if path and not path.exists():
+            raise ToolError(f"{flag}: there is no file {path}")
+        if path and path.is_dir():
+            raise ToolError(f"{flag}: {path} is a folder, not a file")
 
 
 def _target(options: argparse.Namespace, old: Archive | None) -> Path:
@@ -161,7 +173,7 @@ def _target(options: argparse.Namespace, old: Archive | None) -> Path:
     if store == STORE:
         store.mkdir(exist_ok=True)
     if not store.is_dir():
-        raise ToolError(f"--export-path: there is no folder {store}; make it first, mkdir -p {store}")
+        raise ToolError(f"--export-path: there is no folder {store}; make it first, mkdir -p {shlex.quote(str(store))}")
     target = store / f"{name}.mar"
     if target.exists() and not options.force:
         raise ToolError(f"{target} exists; replace it with --force, or choose another --name")
@@ -179,24 +191,25 @@ def _source(options: argparse.Namespace, workdir: Path, stage: Path, progress: P
     return sources.from_program(options.torchscript or options.exported)
 
 
-def _settled(source: sources.Source, explain: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[Config, Backend]:
-    """The configuration as the worker will read it, and the model as it will run it, for pictures of `size` = (height, width)."""
+def _settled(
+    source: sources.Source, old: Existing | None, asked: Mapping[str, Any]
+) -> tuple[dict[str, Any], Config, Backend, list[str]]:
+    """The section `explain:`, as it stands and as the worker will read it; the model as it will run it; what to say of them."""
+    handler = old.handler if old else Adopted()
+    origins = {"the model's own": source.preprocessing, "the archive's": old.explain if old else {}, "as asked": asked}
+    explain = {key: value for each in origins.values() for key, value in each.items()}
     config = Config.from_mapping(explain)
     quick = replace(config, channels_last=False)  # the worker itself measures which format is faster
-    size = size or input_size(256, 256, config.resize, config.crop)
+    size = handler.size or input_size(256, 256, config.resize, config.crop)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine a few small runs wait longer for threads than they gain by them
     try:
-        return config, open_backend(source.model, quick, size, torch.device("cpu"))
+        with advice.about_size(source.model, size, own=handler.size is not None):
+            backend = open_backend(source.model, quick, size, torch.device("cpu"))
+        odd = advice.of_outputs(source.model, backend, size)
     finally:
         torch.set_num_threads(threads)
-
-
-def _say_layers(backend: Backend, progress: Progress) -> None:
-    if backend.why:
-        progress.note(f"Layer {backend.layers[0]}: {backend.why}; --layer chooses another")
-    else:
-        progress.note(f"Layer {', '.join(backend.layers)}, as asked")
+    return explain, config, backend, [advice.of_layers(backend), *advice.of_pictures(config, origins, handler), *odd]
 
 
 def _names(source: sources.Source, outputs: int) -> dict[str, str] | None:
@@ -224,7 +237,7 @@ def _put_handler(old: Existing | None, stage: Path, progress: Progress) -> Path:
     if old is None or old.handler.file is None:
         return ours
     shutil.copyfile(ours, stage / ours.name)
-    progress.note(f"Handler: {old.handler.file.name}, over camserve's")
+    progress.note(f"Handler: {old.handler.title}, over camserve's")
     return old.handler.file
 
 

@@ -46,7 +46,7 @@ def copy_extra_files(patterns: Iterable[str], staging: Path) -> None:
     Raises:
         ToolError: nothing there, a name that packaging needs itself, or a module that would hide another in the worker.
     """
-    for pattern in patterns:
+    for pattern in filter(None, map(str.strip, patterns)):
         matches = sorted(glob.glob(pattern))  # noqa: PTH207 patterns may be absolute
         found = [Path(each) for each in matches or [pattern]]
         for path in [item for each in found for item in (sorted(each.iterdir()) if each.is_dir() else [each])]:

@@ -35,6 +35,11 @@ ACCEPTED = (
     "override preprocess, postprocess and image_processing"
 )
 
+GREY = (
+    "keep 3 there, transforms.Grayscale(3) and three numbers each for mean and std, and start the model's forward with "
+    "x = x.mean(1, keepdim=True)"
+)
+
 TEMPLATE = '''\
 """{theirs}, which answers predictions as before, with explanations."""
 
@@ -61,11 +66,16 @@ class Explained{theirs}({theirs}):
 @dataclass(frozen=True)
 class Adopted:
     """A handler's `file` in the new archive (None: camserve's own), its own `image_processing`, and the (height, width) that
-    this makes of a picture (None: it has the stock one)."""
+    this makes of a picture (None: it has the stock one).
+
+    `title` says where its class stands; `prepares` which step of its own prepares pictures, "" for none.
+    """
 
     file: Path | None = None
     processing: Callable[[Image.Image], Tensor] | None = None
     size: tuple[int, int] | None = None
+    title: str = ""
+    prepares: str = ""
 
 
 def adopt(name: str, stage: Path, workdir: Path) -> Adopted:
@@ -100,7 +110,10 @@ def adopt(name: str, stage: Path, workdir: Path) -> Adopted:
         if not entry:
             _check_steps(theirs, path.name)
         alone = entry or len(list_classes_from_module(loaded)) == 1
-        return Adopted(_file(theirs, path, workdir, moved=explains and alone), *_processing(theirs, path.name))
+        file, (processing, size) = _file(theirs, path, workdir, moved=explains and alone), _processing(theirs, path.name)
+        own = inspect.getattr_static(theirs, "preprocess") is not inspect.getattr_static(ImageClassifier, "preprocess")
+        prepares = "preprocess" if own else "image_processing" if processing else ""
+        return Adopted(file, processing, size, f"{path.name}'s class {theirs.__name__}", prepares)
 
 
 def _class_of(loaded: ModuleType, name: str) -> type:
@@ -171,9 +184,14 @@ def _processing(theirs: Any, file: str) -> tuple[Callable[[Image.Image], Tensor]
         own = made.image_processing
         if own is ImageClassifier.image_processing:
             return None, None
-        height, width = Preprocess.from_callable(own)(Image.new("RGB", (256, 256))).shape[1:]
+        channels, height, width = Preprocess.from_callable(own)(Image.new("RGB", (256, 256))).shape
     except Exception as error:
         raise ToolError(f"the image_processing of {theirs.__name__} in {file} takes no picture: {words(error)}") from error
+    if channels != 3:
+        raise ToolError(
+            f"the image_processing of {theirs.__name__} in {file} makes {channels} channel{'s' * (channels != 1)}, and camserve "
+            f"takes what makes 3 (RGB); {GREY if channels == 1 else 'make those out of the 3 at the start of the model'}"
+        )
     if "image_processing" in vars(made):
         raise ToolError(
             f"{theirs.__name__} in {file} sets image_processing in its __init__, where camserve would not find it; make it an "

@@ -33,8 +33,13 @@ def read_state_dict(path: Path) -> tuple[StateDict, list[str]]:
     Raises:
         ToolError: no such file, a damaged one, or one that holds anything but a state dict or a checkpoint of one.
     """
-    state: Any = _load(path)
     notes: list[str] = []
+    state: Any
+    if _is_safetensors(path):
+        state = _load_safetensors(path)
+        notes.append(f"{path.name} is in the format safetensors, and goes into the archive as a state dict")
+    else:
+        state = _load(path)
     if isinstance(state, Mapping) and not _is_state_dict(state):
         for key in CHECKPOINT_KEYS:
             if _is_state_dict(state.get(key)):
@@ -71,6 +76,32 @@ def _load(path: Path) -> Any:
         ) from error
     except Exception as error:  # a damaged file makes torch raise anything
         raise ToolError(f"{path} is not a file of weights that torch can read; {WAY_OUT}") from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as that format does: the length of a header, and the header, which is JSON."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(9)
+    return path.suffix == ".safetensors" or (
+        start[4:] == b"\0\0\0\0{" and path.stat().st_size >= int.from_bytes(start[:8], "little")
+    )
+
+
+def _load_safetensors(path: Path) -> Any:
+    try:
+        from safetensors.torch import load_file  # noqa: PLC0415 not one of camserve's own requirements
+    except ImportError:
+        line = f"torch.save(safetensors.torch.load_file({path.name!r}), {path.stem + '.pth'!r})"
+        raise ToolError(
+            f"{path} is in the format safetensors, which takes the package of that name: pip install safetensors; or, where it "
+            f'is installed, write a state dict and give that file: python -c "import torch, safetensors.torch; {line}"'
+        ) from None
+    try:
+        return load_file(path)
+    except Exception as error:  # a damaged file makes it raise exceptions of its own
+        raise ToolError(f"{path} is not a file of safetensors, or is damaged ({error}); {WAY_OUT}") from error
 
 
 def _is_state_dict(value: object) -> bool:
