@@ -60,13 +60,15 @@ class Live:
 
     def memory(self) -> float:
         """The workers' memory, in MiB; of those in a container, which have other numbers there, nothing."""
-        found = [psutil.Process(pid) for pid in self.server.pids[1:] if psutil.pid_exists(pid)]
-        return sum(float(each.memory_info().rss) for each in found) / 2**20
+        return sum(float(psutil.Process(pid).memory_info().rss) for pid in self._workers()) / 2**20
 
     def peak(self) -> float:
-        """The most memory that the workers ever took, in MiB (Linux)."""
-        states = [Path(f"/proc/{pid}/status").read_text() for pid in self.server.pids[1:]]
+        """The most memory that the workers ever took, in MiB (Linux); see `memory`."""
+        states = [Path(f"/proc/{pid}/status").read_text() for pid in self._workers()]
         return sum(int(found[1]) for state in states if (found := re.search(r"VmHWM:\s*(\d+) kB", state))) / 1024
+
+    def _workers(self) -> list[int]:
+        return [pid for pid in self.server.pids[1:] if psutil.pid_exists(pid)]
 
     def _answer(self, sent: Case) -> Response:
         place = urlsplit(self.server.url)
