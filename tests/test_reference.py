@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -508,6 +509,18 @@ def test_the_command_measures_a_folder_and_writes_the_reference(made: tuple[Path
     assert "200.jpg" in printed
     assert "130 pictures of" in printed
     assert "\x1b" not in printed
+
+
+def test_the_command_says_how_much_to_expect_of_unseen_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    """By those that came up once; nothing, where none did."""
+    handler = SimpleNamespace(labels=[str(index) for index in range(20)])
+    for targets in ([0] * 180 + list(range(1, 11)) * 2, [0] * 190 + list(range(1, 11))):
+        found = traffic(targets, np.random.default_rng(0), ())
+        reference._say(found, reference_of(targets), {}, handler, Progress())
+    first, last = capsys.readouterr().out.split("200 pictures of")[1:]
+
+    assert "came up once" not in first
+    assert "10 of them (5.0%) are of classes that came up once: expect as many" in " ".join(last.split())
 
 
 def test_a_worker_bins_the_reference_pictures_into_the_references_counts(made: tuple[Path, str], folder: Path) -> None:

@@ -22,7 +22,7 @@ from rich.table import Table
 from camserve.errors import ConfigError
 from camserve.looks import Measured
 from camserve.mapstats import STATISTICS
-from camserve.reference import FILE, Reference
+from camserve.reference import FILE, UNSEEN, Reference
 from camserve.request import Call
 from camserve.tools.archive import load_service, open_archive
 from camserve.tools.baseline import Collector, build
@@ -233,6 +233,10 @@ def _say(found: Measured, reference: Reference, refused: dict[Path, str], handle
     named = ", ".join(f"{handler.labels[index]} ({count})" for index, count in classes[:5])
     groups = len(set(reference.groups.values()))
     progress.note(f"{reference.images} pictures of {len(classes)} classes, in {groups} groups; most often {named}")
+    once = int(reference.group_images[UNSEEN])
+    if once:
+        share = f"{once} of them ({once / reference.images:.1%}) are of classes that came up once"
+        progress.note(f"{share}: expect as many of classes that this reference never saw; more pictures make them fewer")
     for index, attention in list(reference.attention.items())[:3]:
         progress.note(f"Where it looks for {handler.labels[index]}, mean of {attention.images}:")
         for row in attention.grid / attention.grid.max():
