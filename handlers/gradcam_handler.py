@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import Compose
 from ts.torch_handler.image_classifier import ImageClassifier
 
 from camserve import __version__, describe
@@ -26,7 +25,7 @@ from camserve.capture import is_exported, load_exported, open_backend
 from camserve.config import Config
 from camserve.errors import ConfigError
 from camserve.explainer import Explainer
-from camserve.images import Preprocess
+from camserve.images import Preprocess, keeps_nothing
 from camserve.labels import Labels
 from camserve.mapstats import Scale
 from camserve.memory import keep_freed_memory
@@ -253,9 +252,8 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
 
         torchvision's transforms keep nothing, and may run in several threads.
         """
-        if isinstance(step, Compose) and all(type(each).__module__.startswith("torchvision.") for each in step.transforms):
-            stateless: Callable[..., Any] = step
-            return stateless
+        if keeps_nothing(step):
+            return step
 
         def locked(given: Any) -> Any:
             with self._turn:

@@ -17,9 +17,11 @@ from PIL import Image
 from tests.answers import same
 from tests.build import PLAIN, archive, encoded, module_of, noise, square
 from torchvision import transforms
+from torchvision.models import ResNet18_Weights
+from torchvision.transforms import v2
 
 from camserve.errors import ConfigError
-from camserve.images import open_picture
+from camserve.images import keeps_nothing, open_picture
 from camserve.tools.archive import Row, ask, load_service
 
 LABELS = {"0": "bright", "1": 'dark, "quoted"\r\n<script>', "2": "Weiß"}
@@ -490,6 +492,30 @@ def test_transforms_of_torchvision_run_in_threads(folder: Path) -> None:
     assert handler._one_at_a_time(handler.image_processing) is handler.image_processing
     mixed = transforms.Compose([transforms.ToTensor(), lambda tensor: tensor])
     assert handler._one_at_a_time(mixed) is not mixed
+
+
+class Keeping(transforms.Compose):  # type: ignore[misc]
+    """Somebody's own."""
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (transforms.ToTensor(), True),
+        (transforms.Compose([transforms.RandomApply([transforms.Resize(8)]), transforms.ToTensor()]), True),
+        (v2.Compose([v2.Resize(8), v2.RandomChoice([v2.Grayscale(3), v2.Identity()])]), True),
+        (ResNet18_Weights.DEFAULT.transforms(), True),
+        (transforms.Lambda(str), False),
+        (v2.Compose([v2.Lambda(str)]), False),
+        (transforms.Compose([transforms.Compose([str])]), False),
+        (transforms.RandomApply([Keeping([])]), False),
+        (Keeping([]), False),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_only_what_is_torchvisions_throughout_keeps_nothing(step: object, expected: bool) -> None:
+    """Whatever it is nested in, and in either version."""
+    assert keeps_nothing(step) is expected
 
 
 def test_a_subclass_cannot_have_its_own_and_the_configured_preprocessing(folder: Path) -> None:

@@ -63,10 +63,21 @@ SEVERAL = 'give several as a list: ["crane", "Tabby cat"] (in headers and form f
 
 @pytest.mark.parametrize(
     ("target", "helped"),
-    [("1,2", True), ("tabby, tiger cat", True), ("[1,2", True), (" [tabby]", True), ("taby", False), ("zzzz[q", False)],
+    [
+        ("1,2", True),
+        ("tabby, WEISS", True),
+        ("3,crane", True),
+        ("[1,2", True),
+        (" [tabby]", True),
+        ("taby", False),
+        ("zzzz[q", False),
+        ("tabby, a catt", False),
+        ("1,9", False),
+        ("tabby,", False),
+    ],
 )
 def test_several_in_one_string_are_told_to_be_a_list(target: str, helped: bool) -> None:
-    """A comma or a bracket says that several are meant; the nearest labels stay the end, where the inspector reads them."""
+    """Classes between commas, or a bracket, say that several are meant; a comma may be a label's own. The nearest labels stay the end, where the inspector reads them."""
     with pytest.raises(RequestError) as caught:
         BIRDS.index(target)
     assert caught.value.kind == "UnknownLabel"

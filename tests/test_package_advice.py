@@ -13,7 +13,7 @@ import torch
 import torchvision
 from rich.console import Console
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from camserve.capture import synthetic_picture
 from camserve.capture.backend import open_backend
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 SIZE = (32, 32)
 NET = """
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Net(nn.Module):
@@ -269,6 +269,49 @@ def test_other_faults_say_nothing_of_sizes(monkeypatch: pytest.MonkeyPatch) -> N
     assert "this model takes" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("head", "words", "most"),
+    [
+        ([], "the model's output must be class scores", 2),
+        ([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)], "mat1 and mat2", 2 * len(advice.SIDES) + 2),
+    ],
+)
+def test_sizes_are_tried_only_where_they_may_be_the_fault(
+    head: list[nn.Module], words: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where the model ran, and gave something else; never for long."""
+    model, passes = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *head).eval(), list[int]()
+    model[0].register_forward_hook(lambda *_: passes.append(1))
+    with pytest.raises(ConfigError, match=words) as caught, advice.about_size(model, SIZE):
+        open_backend(model, Config(channels_last=False), SIZE, CPU)
+    assert "this model takes" not in str(caught.value)
+    assert 0 < len(passes) <= most
+    monkeypatch.setattr(advice, "PATIENCE", -1.0)
+    passes.clear()
+    assert advice._fitting_sizes(model, SIZE) == []
+    assert len(passes) <= 2
+
+
+class Particular(nn.Module):
+    """Refuses what is no normalised picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 8, stride=8)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, 5]`, between 0 and 1."""
+        if x.abs().max() > 9:
+            raise ValueError("pictures must be normalised")
+        return torch.sigmoid(self.head(self.features(x).mean((2, 3))))
+
+
+def test_a_model_that_refuses_what_is_no_picture_is_packaged_all_the_same() -> None:
+    """What its output means is only advice."""
+    assert warned(Particular().eval()) == []
+
+
 @pytest.mark.parametrize("tool", [package.main, inspect_model.main])
 def test_both_tools_say_it(tmp_path: Path, capsys: pytest.CaptureFixture[str], tool: Any) -> None:
     """In one line of the error."""
@@ -291,6 +334,14 @@ def test_a_file_of_safetensors_is_read(tmp_path: Path) -> None:
     with open_archive(tmp_path / "net.mar") as opened:
         again = torch.load(opened.directory / staging.WEIGHTS, weights_only=True)
     assert {name: value.tolist() for name, value in again.items()} == {name: value.tolist() for name, value in state.items()}
+
+
+def test_what_torch_wrote_is_read_whatever_its_name(tmp_path: Path) -> None:
+    """Packaging itself keeps an old archive's name for the weights."""
+    for zipped in (True, False):
+        torch.save({"w": torch.ones(2)}, tmp_path / "m.safetensors", _use_new_zipfile_serialization=zipped)
+        state, _ = weights.read_state_dict(tmp_path / "m.safetensors")
+        assert state["w"].tolist() == [1, 1]
 
 
 def test_safetensors_that_cannot_be_read_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,6 +313,17 @@ def test_captions_tell_classes_apart_that_the_font_cannot(labels: list[str], cap
     )
 
 
+def test_captions_that_read_the_same_once_they_are_shortened_are_told_apart() -> None:
+    """Labels that differ at their ends only, over narrow pictures."""
+    black = [np.zeros((100, 70, 3), np.uint8)] * 2
+    labels = ["American Staffordshire terrier", "American Staffordshire bull"]
+    found = render.side_by_side(black, labels, (179, 180))[:-100]
+    assert not np.array_equal(found[:, :70], found[:, 74:])
+    np.testing.assert_array_equal(
+        found[:, :70], render.side_by_side(black[:1], ["class 179: American Staffordshire terrier"])[:-100]
+    )
+
+
 def test_a_label_is_visible() -> None:
     """Text is drawn whole, with room above and below, and different labels differ."""
     ink = (strip_of("Åbjÿ|") != strip_of("")).any((1, 2)).nonzero()[0]

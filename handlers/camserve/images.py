@@ -14,9 +14,16 @@ from camserve.decode import check_pixels, open_picture
 from camserve.geometry import Rect, resized, view, window
 from camserve.tensors import tensor_input
 
-__all__ = ["Preprocess", "open_picture", "tensor_input"]
+__all__ = ["Preprocess", "keeps_nothing", "open_picture", "tensor_input"]
 
 _SUPPORT = 3  # of the widest filter, Lanczos, in pixels of the coarser picture
+
+
+def keeps_nothing(step: object) -> bool:
+    """Whether this is made of torchvision's own transforms alone, which may run in several threads."""
+    inside = getattr(step, "transforms", ())  # of Compose, RandomApply and their like, in either version
+    own = type(step).__module__.startswith("torchvision.") and not hasattr(step, "lambd")
+    return own and all(keeps_nothing(each) for each in inside)
 
 
 class Preprocess:

@@ -57,10 +57,10 @@ class Labels:
             near = nearest(target, self.names)
             some = f"; give a class index from 0 to {len(self) - 1}, or a label such as {shown(self.names[0])}"
             hint = f"; the nearest are {listed(shown(name) for name in near)}" if near else some
-            if "," in target or target.lstrip().startswith("["):
+            if target.lstrip().startswith("[") or self._are_several(target):
                 several = ", ".join(shown(name) for name in self.names[:2])
                 hint = f"; give several as a list: [{several}] (in headers and form fields too, as JSON){hint}"
-            if target.isascii() and target.isdigit() and len(target) < 10 and int(target) < len(self):
+            if _is_index(target, len(self)):
                 hint += f"; for the class of this index send the number {int(target)}, not a string"
             raise RequestError(400, "UnknownLabel", f"target: no class has the label {shown(target)}{hint}")
         if len(found) > 1:
@@ -70,6 +70,15 @@ class Labels:
                 f"target: the label {shown(target)} is ambiguous; give its index: {listed(found)}",
             )
         return found[0]
+
+    def _are_several(self, target: str) -> bool:
+        """Whether these are classes between commas, by label or index; a label may have commas itself."""
+        parts = [part.strip() for part in target.split(",")]
+        return len(parts) > 1 and all(part.casefold() in self._folded or _is_index(part, len(self)) for part in parts)
+
+
+def _is_index(text: str, count: int) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10 and int(text) < count
 
 
 def _mismatch(count: int, given: int, missing: list[str], surplus: list[str]) -> str:

@@ -143,8 +143,7 @@ def side_by_side(pictures: Sequence[Picture], labels: Sequence[str], targets: Se
     sheet = Image.new("RGB", ((width + GAP) * len(pictures) - GAP, strip), _PAPER)
     draw = ImageDraw.Draw(sheet)
     lefts = range(0, sheet.width, width + GAP)
-    for left, caption in zip(lefts, _captions([label[:width] for label in labels], targets), strict=True):
-        text = _shortened(caption, font, width - 2 * GAP)
+    for left, text in zip(lefts, _captions([label[:width] for label in labels], targets, font, width - 2 * GAP), strict=True):
         draw.text((left + GAP, strip / 2), text, fill=_INK, font=font, anchor="lm")
     whole = np.empty((strip + height, sheet.width, 3), np.uint8)
     whole[:strip], whole[strip:] = np.asarray(sheet), _PAPER
@@ -212,14 +211,17 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))  # with a size it is never the bitmap font
 
 
-def _captions(labels: Sequence[str], targets: Sequence[int] | None) -> list[str]:
+def _captions(labels: Sequence[str], targets: Sequence[int] | None, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """What stands above each picture, `width` pixels wide at most."""
     drawn = [_drawable(label) for label in labels]
-    texts = [text for text, _ in drawn]
+    texts = [_shortened(text, font, width) for text, _ in drawn]
     if targets is None:
         return texts
     return [
-        text if text and whole and texts.count(text) == 1 else f"class {target}: {text}".removesuffix(": ")
-        for (text, whole), target in zip(drawn, targets, strict=True)
+        short
+        if text and whole and texts.count(short) == 1
+        else _shortened(f"class {target}: {text}".removesuffix(": "), font, width)
+        for (text, whole), short, target in zip(drawn, texts, targets, strict=True)
     ]
 
 

@@ -141,6 +141,13 @@ def with_first(output: Any, value: Tensor) -> Any:
     return [value, *output[1:]] if isinstance(output, list) else value
 
 
+OUTPUT_FAULTS = (
+    "the model's output must be class scores of shape",
+    "the model must give one row of class scores for each picture",
+)
+"""How `logits_of` says that a model ran, and gave something else."""
+
+
 def logits_of(output: Any, count: int | None = None) -> Tensor:
     """The class scores `[N, K]` of a model's output: a tensor, the first of a tuple, or `.logits` as the field has it.
 
@@ -159,9 +166,9 @@ def logits_of(output: Any, count: int | None = None) -> Tensor:
         found = found.flatten(1)
     if found is None or found.ndim != 2:
         came = "no tensor" if found is None else f"shape {list(found.shape)}"
-        raise ValueError(f"the model's output must be class scores of shape [N, classes], got {came}")
+        raise ValueError(f"{OUTPUT_FAULTS[0]} [N, classes], got {came}")
     if count is not None and len(found) != count:
-        raise ValueError(f"the model must give one row of class scores for each picture, got {len(found)} for {count}")
+        raise ValueError(f"{OUTPUT_FAULTS[1]}, got {len(found)} for {count}")
     return found
 
 

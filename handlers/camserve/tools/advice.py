@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import groupby
@@ -14,7 +15,7 @@ from torch.export import UnflattenedModule
 from camserve.capture.backend import Backend
 from camserve.capture.kinds import DOES_NOT_RUN, looked_at, opened
 from camserve.capture.layers import FAILURES
-from camserve.capture.layout import logits_of, synthetic_picture
+from camserve.capture.layout import OUTPUT_FAULTS, logits_of, synthetic_picture
 from camserve.capture.passes import fitting
 from camserve.config import Config, Size
 from camserve.errors import ConfigError, listed
@@ -25,6 +26,9 @@ PREPARED = ("resize", "crop", "interpolation", "mean", "std")
 
 SIDES = (24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 227, 240, 256, 288, 299, 320, 331, 384)
 """Sides of pictures that are tried where a model does not take those it is given."""
+
+PATIENCE = 10.0
+"""Seconds that these trials may take."""
 
 EXPECTED = (
     "camserve expects logits: each probability is the softmax of the model's output, and explanations are of that output; take "
@@ -119,9 +123,15 @@ def of_outputs(model: object, backend: Backend, size: tuple[int, int]) -> list[s
         return [f"Warning: {SINGLE}"]
     soft = synthetic_picture(size)
     noise = torch.randn(soft.shape, generator=torch.Generator().manual_seed(1))
-    scores = backend.capture.forward(torch.cat([soft, 10 * soft, noise, 10 * noise]), ()).logits
-    if not _like_probabilities(scores):
-        return []
+    found = []
+    for pictures in (soft, noise, 10 * soft, 10 * noise):
+        try:
+            found.append(backend.capture.forward(pictures, ()).logits)
+        except Exception:  # noqa: BLE001 it may refuse what is no picture; this is but advice
+            return []
+        if not _like_probabilities(found[-1]):
+            return []
+    scores = torch.cat(found)
     if bool((scores.sum(1) - 1).abs().max() < 1e-2):  # half precision sums that well
         return [f"Warning: {SOFTMAX}"]
     return [f"Warning: {SIGMOID}"] if _changes(scores) and _bounded(model, backend.layers[0], soft) else []
@@ -159,7 +169,9 @@ def about_size(model: object, size: tuple[int, int], *, own: bool = False) -> It
     try:
         yield
     except ConfigError as error:
-        fitting_sizes = _fitting_sizes(model, size) if str(error).startswith(DOES_NOT_RUN) else []
+        told = str(error)
+        of_size = told.startswith(DOES_NOT_RUN) and not any(words in told for words in OUTPUT_FAULTS)
+        fitting_sizes = _fitting_sizes(model, size) if of_size else []
         if not fitting_sizes:
             raise
         found = listed(_sides(each) for each in fitting_sizes)
@@ -175,8 +187,14 @@ def _fitting_sizes(model: object, size: tuple[int, int]) -> list[tuple[int, int]
         shape = tuple(placeholder.meta["val"].shape[2:])
         if all(isinstance(side, int) for side in shape):
             return [shape] if shape != size and len(shape) == 2 else []
-    fits = [(side, side) for side in SIDES if (side, side) != size and _runs(model, (side, side))]
-    return fits if len(fits) <= 2 else []  # more are no fixed size, and the fault is another
+    fits: list[tuple[int, int]] = []
+    until = time.monotonic() + PATIENCE
+    for side in SIDES:
+        if (side, side) != size and _runs(model, (side, side)):
+            fits.append((side, side))
+        if len(fits) > 2 or time.monotonic() > until:  # more are no fixed size, and the fault is another
+            return []
+    return fits
 
 
 def _runs(model: Any, size: tuple[int, int]) -> bool:

@@ -84,7 +84,8 @@ def _is_safetensors(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         start = file.read(9)
-    return path.suffix == ".safetensors" or (
+    torchs = start.startswith((b"PK", b"\x80"))  # a zip file or a pickle, whatever its name
+    return (path.suffix == ".safetensors" and not torchs) or (
         start[4:] == b"\0\0\0\0{" and path.stat().st_size >= int.from_bytes(start[:8], "little")
     )
 
