@@ -94,7 +94,8 @@ class Container:
         """Runs the entry point with `arguments` until it is ready; afterwards it is gone, whatever happened."""
         environment = [word for pair in self.config["Env"] for word in ("--setenv", *pair.split("=", 1))]
         user, _, group = self.config["User"].partition(":")
-        box = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--as-pid-1", "--new-session"]
+        box = ["bwrap", "--die-with-parent", "--as-pid-1", "--new-session"]
+        box += ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
         box += [
             "--uid",
             user,
