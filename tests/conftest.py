@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests import build
+from tests.forks import Forks
 from tests.outside import outside
 from tests.skips import pytest_collection_modifyitems, pytest_sessionfinish, pytest_terminal_summary
 from tests.visits import chromium, visit  # noqa: F401 fixtures
@@ -20,6 +21,19 @@ ROOT = Path(__file__).resolve().parent.parent
 BATCHES = ["--batch-size", "8", "--max-batch-delay", "20"]
 
 __all__ = ["pytest_collection_modifyitems", "pytest_sessionfinish", "pytest_terminal_summary"]
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """The process off which packaging's checks are forked, where a module's tests ask for it."""
+    with Forks() as made:
+        yield made
+
+
+@pytest.fixture
+def forked(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packaging's checks are forked, instead of run in fresh processes."""
+    forks.replace_fresh(monkeypatch)
 
 
 @pytest.fixture(scope="session")

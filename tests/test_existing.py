@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,9 @@ import pytest
 import torch
 import yaml
 from tests.build import MODEL, encoded, noise, weights
-from tests.forks import Forks
 from ts.utils.util import list_classes_from_module
 
-from camserve.tools import bundle, package, staging
+from camserve.tools import bundle, package
 from camserve.tools.archive import Response, Row, ask, load_service, open_archive
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.fresh.modules import Beside
@@ -209,20 +207,6 @@ def test_a_handler_that_takes_the_batch_is_refused(tmp_path: Path) -> None:
         packaged(tmp_path, "--from-archive", str(old_archive(tmp_path, HANDLERS["takes the batch"])))
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    """The process off which packaging's checks are forked."""
-    with Forks() as made:
-        yield made
-
-
-@pytest.fixture
-def quick(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packaging's checks take a fork's time each, instead of torch's."""
-    for module in (bundle, staging):
-        monkeypatch.setattr(module, "in_fresh_process", forks.run)
-
-
 STOCK_SUBCLASS = """
 from ts.torch_handler.image_classifier import ImageClassifier
 class Theirs(ImageClassifier):
@@ -263,7 +247,7 @@ def packed(tmp_path: Path, text: str, files: dict[str, str] | None = None, *, dr
     return tmp_path / "theirs.mar"
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("forked")
 def test_a_handler_finds_the_files_that_it_knows_by_name(tmp_path: Path) -> None:
     """The weights keep their file's name, and extra files theirs, even those that packaging gives to its own; the manifest may
     leave `.py` and the version out."""
@@ -283,7 +267,7 @@ def test_a_handler_finds_the_files_that_it_knows_by_name(tmp_path: Path) -> None
     assert json.loads(explanation.body)["explanations"]
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("forked")
 def test_an_archive_that_explains_keeps_its_handler_when_it_is_packaged_again(tmp_path: Path) -> None:
     """That is the file that packaging wrote over theirs."""
     once = packaged(tmp_path, "--from-archive", str(packed(tmp_path, STOCK_SUBCLASS)), *PREPROCESSING)
@@ -309,7 +293,7 @@ def test_an_extra_file_does_not_replace_the_weights(tmp_path: Path) -> None:
         packaged(tmp_path, "--from-archive", str(old), "--extra-files", str(tmp_path / "theirs.pth"), *PREPROCESSING)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("forked")
 def test_an_extra_file_replaces_the_old_archives(tmp_path: Path) -> None:
     """What a flag gives beats what was there."""
     (tmp_path / "word.txt").write_text("new")
@@ -625,7 +609,7 @@ def test_a_handler_is_known_by_its_class_and_by_what_prepares_pictures(tmp_path:
     assert (found.title, found.prepares) == ("their_handler.py's class Theirs", prepares)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("forked")
 def test_whose_handler_it_is_and_how_it_prepares_pictures_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Theirs, not the file that puts it over camserve's."""
     old = packed(tmp_path, HANDLERS["subclass of the stock handler"] or "", {"words.py": 'WORD = "said"\n'})
@@ -635,7 +619,7 @@ def test_whose_handler_it_is_and_how_it_prepares_pictures_is_printed(tmp_path: P
     assert "Pictures: as image_processing of their_handler.py's class Theirs makes them, 64x64" in lines
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("forked")
 def test_an_archive_of_the_other_format_is_taken(tmp_path: Path) -> None:
     """`--archive-format tgz`: a tar file that holds a folder of the model's name."""
     old_archive(tmp_path, STOCK_SUBCLASS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import nn
 
 from camserve.config import KEYS, Config, defaults
 from camserve.errors import ConfigError
-from camserve.tools import bundle, keys, package, sources, staging, weights
+from camserve.tools import keys, package, sources, staging, weights
 from camserve.tools.archive import Row, ask, load_service, open_archive
 from camserve.tools.bundle import needed_modules
 from camserve.tools.console import Progress, ToolError
@@ -86,25 +85,6 @@ def made(arguments: list[str]) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    """The process off which packaging's checks are forked. Fresh ones are what `demo` and the tests without `quick` start."""
-    with Forks() as made:
-        yield made
-
-
-@pytest.fixture
-def quick(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packaging's checks take a fork's time each, instead of torch's."""
-    instead_of_fresh(forks, monkeypatch)
-
-
-def instead_of_fresh(forks: Forks, patch: pytest.MonkeyPatch) -> None:
-    """Has packaging fork where it would start a process."""
-    for module in (bundle, staging):
-        patch.setattr(module, "in_fresh_process", forks.run)
-
-
-@pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> tuple[Path, str]:
     """The tiny model's archive, with a module beside the model's file, an extra file and an option of each kind."""
     folder = tmp_path_factory.mktemp("tiny")
@@ -113,7 +93,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> tuple[Path, 
     (folder / "note.txt").write_text("hello")
     extra = ["--extra-files", str(folder / "note.txt"), "--batch-size", "4", "--max-pixels", "60000", "--version", "2.1"]
     with pytest.MonkeyPatch.context() as patch:
-        instead_of_fresh(forks, patch)
+        forks.replace_fresh(patch)
         return made([*arguments, *extra])
 
 
@@ -211,7 +191,7 @@ def test_the_check_sees_only_what_a_server_has(demo: Path, tmp_path: Path) -> No
         staging.explain_once(Path(broken), Config())
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("forked")
 def test_a_failed_check_leaves_an_earlier_archive_alone(tmp_path: Path) -> None:
     """A model that needs what lies beside its file only here is refused in the worker's own words, and nothing is written."""
     arguments = write_model(tmp_path, imports="import pathlib", start="pathlib.Path(__file__).with_name('data').read_text()")
@@ -231,7 +211,7 @@ def test_modules_beside_the_file_and_pure_ones_are_bundled(tmp_path: Path) -> No
     assert set(needed_modules(tmp_path / "tiny.py", tmp_path / "none")) == {"beside", "sortedcontainers", "iniconfig"}
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("forked")
 def test_files_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path that is relative to the user's folder is not looked for in the folder of the process that loads it."""
     write_model(tmp_path)
@@ -248,7 +228,7 @@ def test_only_what_the_model_imports_is_needed() -> None:
     assert needs.modules == ["sortedcontainers", "iniconfig"]
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("forked")
 def test_a_compiled_module_is_refused(tmp_path: Path) -> None:
     """An archive cannot carry it, and the message says which."""
     write_model(tmp_path, imports="import scipy")
@@ -480,7 +460,7 @@ explain: {opacity: 0.25, colormap: jet, resize: 48, crop: 48, monitor: {rate: 0.
 """
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("forked")
 def test_a_configuration_is_merged_and_flags_beat_it(tmp_path: Path) -> None:
     """TorchServe's settings, compilation among them, and the `explain:` section; the archive is tried compiled."""
     arguments = write_model(tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +43,6 @@ ARCHIVED = {
     "vit_b_32": "script",
 }
 """One or two of each family whose size fits, and how they become TorchScript."""
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    """The process off which packaging's checks are forked."""
-    with Forks() as made:
-        yield made
 
 
 @functools.cache
@@ -105,7 +97,7 @@ def test_an_archive_explains_as_the_model(
     name: str, kind: str, forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Packaged, unpacked and loaded as a worker does: the same layer by rule, probabilities and heatmap within 1e-5."""
-    monkeypatch.setattr(staging, "in_fresh_process", forks.run)
+    forks.replace_fresh(monkeypatch)
     side = str(zoo.side_of(name))
     flags = [*source(name, kind, tmp_path), "--name", "packaged", "--resize", side, "--crop", side, "--channels-last", "false"]
     flags += ["--interpolation", "bilinear"]  # some architectures' own weights want another

@@ -20,7 +20,7 @@ from torch import nn
 from camserve import cam
 from camserve.capture import open_backend, synthetic_picture
 from camserve.config import Config
-from camserve.tools import bundle, package, staging
+from camserve.tools import package
 from camserve.tools.archive import open_archive
 from camserve.tools.console import Progress
 
@@ -115,7 +115,8 @@ def test_patches_that_do_not_divide_the_picture(
     assert not [info.name for info in made.maps if ".attn." in info.name and len(info.shape) == 4]
 
 
-def test_an_archive_carries_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("forked")
+def test_an_archive_carries_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Forks) -> None:
     """`--model-file` with a file that imports it: bundled with its licence, and explained where nothing else is installed."""
     (tmp_path / "net.py").write_text(
         "import timm\n\nclass Net:\n    def __new__(cls):\n"
@@ -123,12 +124,9 @@ def test_an_archive_carries_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
     torch.save(built("test_vit").state_dict(), tmp_path / "net.pth")
     monkeypatch.chdir(tmp_path)
-    with Forks() as forks:
-        for module in (bundle, staging):
-            monkeypatch.setattr(module, "in_fresh_process", forks.run)
-        flags = ["--model-file", "net.py", "--weights", "net.pth", "--resize", "160", "--crop", "160", "--export-path", "."]
-        archive = package.package(package.parser().parse_args(flags), Progress())
-        answer = json.loads(forks.found["body"])
+    flags = ["--model-file", "net.py", "--weights", "net.pth", "--resize", "160", "--crop", "160", "--export-path", "."]
+    archive = package.package(package.parser().parse_args(flags), Progress())
+    answer = json.loads(forks.found["body"])
     assert answer["layer"] == LAYERS["test_vit"]
     assert np.array(answer["explanations"][0]["heatmap"]).shape == (10, 10)
     with open_archive(archive) as opened:

@@ -24,7 +24,7 @@ from camserve.metrics import METRICS
 from camserve.tools.checkup import Finding, of_version, undeclared
 from camserve.tools.console import ToolError, command_of, fail
 from camserve.tools.server.addresses import is_loopback
-from camserve.tools.token import token_from
+from camserve.tools.token import REFUSED, WANTED, token_from
 
 TIMEOUT = 30.0
 """Seconds that one question may take."""
@@ -186,16 +186,9 @@ def _examine_ping(addresses: Addresses, get: Get, token: bool) -> Iterator[Findi
     except requests.RequestException as error:
         raise ToolError(f"nothing answers at {addresses.inference}: {type(error).__name__}") from None
     if _refuses(answer) and token:
-        raise ToolError(
-            "the server refuses the token that was given: it is another server's, or has expired. TorchServe's expire after an "
-            "hour and at each start: key_file.json in the folder where the server was started holds the present ones, and "
-            "GET /token?type=inference on the management address, with the key named API, writes new ones into it"
-        )
+        raise ToolError(REFUSED)
     if _refuses(answer):
-        raise ToolError(
-            "the server wants a token (TorchServe's default): give --token-file key_file.json, which lies in the folder where "
-            "the server was started; probes cannot send one: behind an authenticating proxy set disable_token_authorization=true"
-        )
+        raise ToolError(f"{WANTED}; probes cannot send one: behind an authenticating proxy set disable_token_authorization=true")
     if answer.status_code != 200:
         yield Finding("wrong", f"/ping answers {answer.status_code}: a model has too few healthy workers", "its log says why")
     else:
