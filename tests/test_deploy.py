@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -656,11 +655,11 @@ def test_the_guides_figures_are_those_measured() -> None:
     guide, measured = text("deploy/README.md"), text("benchmarks/README.md")
     shares = medians(measured, "explanations/s (overlay PNG) over our own predictions/s")
     told = re.findall(r"overlays as PNG (\d+) to (\d+) % of that", guide)
-    assert told == [(f"{math.floor(min(shares) * 10)}0", f"{math.ceil(max(shares) * 10)}0")]
+    assert told == [(f"{min(shares):.0%}"[:-1], f"{max(shares):.0%}"[:-1])]
 
     workers = measured.split("| workers | predictions/s | explanations/s |")[1].split("\n\n")[0]
     gains = [two / one - 1 for one, two in zip(medians(workers, "1"), medians(workers, "2"), strict=True)]
-    (words,) = re.findall(r"A second worker gained a (\w+) of predictions and a (\w+) of explanations", guide)
+    (words,) = re.findall(r": a (\w+) more predictions and a (\w+) more explanations", guide)
     parts = [
         1 / (["half", "third", "quarter", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"].index(word) + 2)
         for word in words
