@@ -34,7 +34,8 @@ COPY LICENSE /opt/camserve/
 COPY scripts /opt/camserve/scripts
 COPY deploy /opt/camserve/deploy
 COPY handlers /opt/camserve/handlers
-RUN /opt/venv/bin/python3 -m compileall -q /opt/camserve/handlers
+# Readable for whatever user runs it, also when the checkout is not.
+RUN /opt/venv/bin/python3 -m compileall -q /opt/camserve/handlers && chmod -R a+rX /opt/camserve
 # Temporary files (unpacked archives, sockets, the token) are all that is written, and they go to /tmp: the rest may be
 # read-only. Whatever user runs it, its home is there.
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin HOME=/tmp PYTHONDONTWRITEBYTECODE=1 \

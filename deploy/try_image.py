@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Tries the built image as an engine would run it: no root, nothing writable but /tmp, no capabilities, a network of its own.
+"""Tries the built image as an engine would run it: no root, nothing writable but /tmp, no capabilities, a network of its own,
+and no pidfd_getfd, which engines' seccomp profiles forbid (so a stop cannot close the port).
 
     buildah bud --format docker -t camserve .
     deploy/try_image.py --model-store DIR [pytest's arguments]
@@ -17,6 +18,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -34,6 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 URL = "http://127.0.0.1:8080"
 CAT = (ROOT / "examples" / "cat.jpg").read_bytes()
 TESTS = ("tests/test_live.py", "tests/test_contract_live.py", "tests/test_kserve_live.py", "tests/test_abuse.py")
+FORBIDDEN = 438
+"""pidfd_getfd's number on x86-64, the image's only architecture."""
 CLUSTER = ("--config", "/opt/camserve/deploy/torchserve/cluster.properties")
 
 
@@ -47,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not os.environ.get("CAMSERVE_OWN_NETWORK"):
         return in_own_network(sys.argv)
     with image(options.image) as (folder, config):
+        readable(folder / "opt", options.model_store)
         container = Container(folder, config, options.model_store.resolve())
         with container.started("--models", "efficientnet_lite0"):
             with_tokens(container)
@@ -63,6 +68,20 @@ def in_own_network(arguments: Sequence[str]) -> int:
     """This program again, in a network that holds nothing but its own loopback."""
     command = ["bwrap", "--dev-bind", "/", "/", "--unshare-net", "--cap-add", "ALL", "--setenv", "CAMSERVE_OWN_NETWORK", "1"]
     return subprocess.run([*command, sys.executable, *arguments], check=False).returncode
+
+
+def readable(*folders: Path) -> None:
+    """Asserts that everybody may read all that lies there: bubblewrap's user 10001 owns it, an engine's does not."""
+    closed = ["(", "!", "-perm", "-o=r", "-o", "-type", "d", "!", "-perm", "-o=x", ")", "!", "-type", "l"]
+    found = subprocess.run(["find", *map(str, folders), *closed], check=True, capture_output=True, text=True).stdout
+    assert not found, f"not readable for user 10001:\n{found}"
+
+
+def forbidding(number: int) -> bytes:
+    """A seccomp filter (classic BPF) by which one system call fails with EPERM."""
+    load, equal, end, allow, refuse = 0x20, 0x15, 0x06, 0x7FFF0000, 0x00050001
+    steps = ((load, 0, 0, 0), (equal, 0, 1, number), (end, 0, 0, refuse), (end, 0, 0, allow))
+    return b"".join(struct.pack("HBBI", *step) for step in steps)
 
 
 def buildah(*arguments: str) -> str:
@@ -109,11 +128,14 @@ class Container:
             self.config["WorkingDir"],
         ]
         box += ["--ro-bind", str(self.folder), "/", "--ro-bind", str(self.store), "/models"]
-        box += ["--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev"]
-        began = time.monotonic()
-        with tempfile.NamedTemporaryFile("w+") as log:
+        with tempfile.NamedTemporaryFile("w+") as log, tempfile.TemporaryFile() as filters:
+            filters.write(forbidding(FORBIDDEN))
+            filters.seek(0)
+            box += ["--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev", "--seccomp", str(filters.fileno())]
+            command = [*box, *self.config["Entrypoint"], *arguments]
+            began = time.monotonic()
             self.log = log
-            self.process = subprocess.Popen([*box, *self.config["Entrypoint"], *arguments], stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=[filters.fileno()])
             try:
                 health = self.wait_ready()
                 print(f"ready after {time.monotonic() - began:.1f} s, by its health check ({health} times not yet before)")

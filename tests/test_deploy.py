@@ -390,17 +390,25 @@ def test_the_digits_of_the_weights_are_told_in_the_container(management: tuple[s
 
 @needs_tools
 def test_pods_are_ready_when_workers_are_and_stop_gently() -> None:
-    """All workers when they start, one of each model from then on; liveness asks /ping. The grace period outlasts the drain."""
+    """All workers when they start, one of each model from then on; liveness asks /ping. The drain lasts as long as whoever asks
+    waits for an answer, and the grace period outlasts it."""
     pod = one(built("base"), "Deployment")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     (in_kserve,) = one(built(KSERVE), "InferenceService", "photographs")["spec"]["predictor"]["containers"]
-    for each in (container, in_kserve):
+    (proxy,) = one(built("base"), "Deployment", "camserve-auth-proxy")["spec"]["template"]["spec"]["containers"]
+    (waits,) = re.findall(r"--upstream-timeout=(\d+)s", " ".join(proxy["args"]))
+    predictor = one(built(KSERVE), "InferenceService", "photographs")["spec"]["predictor"]
+    for each, grace, wait in (
+        (container, pod["terminationGracePeriodSeconds"], int(waits)),
+        (in_kserve, predictor["terminationGracePeriodSeconds"], predictor["timeout"]),
+    ):
+        drain = int(each["args"][each["args"].index("--drain") + 1])
+        assert drain >= wait
+        assert grace > int(each["lifecycle"]["preStop"]["exec"]["command"][1]) + drain
         assert each["startupProbe"]["exec"]["command"] == ["python3", "/opt/camserve/deploy/ready.py"]
         assert each["readinessProbe"]["exec"]["command"] == ["python3", "/opt/camserve/deploy/ready.py", "--any"]
         assert each["livenessProbe"]["httpGet"]["path"] == "/ping"
     assert 'CMD ["python3", "/opt/camserve/deploy/ready.py"]\n' in text("Dockerfile")
-    delay = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert pod["terminationGracePeriodSeconds"] > delay + 30
     assert container["args"][:2] == ["--config", "/opt/camserve/deploy/torchserve/cluster.properties"]
     assert "replicas" not in one(built("base"), "Deployment")["spec"]
 
@@ -413,7 +421,7 @@ def test_pods_serve_the_archive_that_is_named(from_store: list[Any]) -> None:
         (container,) = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
         assert given["data"] == {"CAMSERVE_MODEL": model}
         assert re.fullmatch(r"camserve-\w{10}", given["metadata"]["name"])
-        assert container["args"][2:] == ["--models", "$(CAMSERVE_MODEL)"]
+        assert container["args"][-2:] == ["--models", "$(CAMSERVE_MODEL)"]  # at the end: more archives are added behind it
         reference = {"configMapKeyRef": {"name": given["metadata"]["name"], "key": "CAMSERVE_MODEL"}}
         assert container["env"] == [{"name": "CAMSERVE_MODEL", "valueFrom": reference}]
 
@@ -471,6 +479,18 @@ def test_the_proxy_stays_and_goes_gently() -> None:
     (timeout,) = re.findall(r"--upstream-timeout=(\d+)s", " ".join(container["args"]))
     assert pod["terminationGracePeriodSeconds"] >= container["lifecycle"]["preStop"]["sleep"]["seconds"] + int(timeout)
     assert "--disable-keep-alives=true" in container["args"]
+
+
+@needs_tools
+def test_the_proxy_refuses_what_does_not_hold_and_adds_little() -> None:
+    """A token that does not hold is refused, not sent to sign in. The server takes 8 KiB of headers, and is passed the cookie."""
+    (container,) = one(built("base"), "Deployment", "camserve-auth-proxy")["spec"]["template"]["spec"]["containers"]
+    given = dict(argument.removeprefix("--").split("=", 1) for argument in container["args"])
+    assert given["skip-jwt-bearer-tokens"] == "true"
+    assert given["bearer-token-login-fallback"] == "false"
+    assert given["session-cookie-minimal"] == "true"
+    assert {given["pass-basic-auth"], given["pass-user-headers"]} == {"false"}
+    assert not given.keys() & {"cookie-refresh", "pass-access-token", "pass-authorization-header"}  # they need whole sessions
 
 
 @needs_tools
@@ -624,7 +644,11 @@ def test_every_alert_is_in_the_operations_guide() -> None:
 def test_commands_say_their_namespace() -> None:
     """The overlay's, which is made first: without it Secrets, rules and questions go where kubectl happens to be."""
     pages = [path.relative_to(ROOT).as_posix() for path in (*KUBERNETES.rglob("*.*"), *(DEPLOY / "kserve").iterdir())]
-    commands = [found for page in (*GUIDES, *pages) for found in re.findall(r"kubectl ((?!kustomize)[a-z]+[^\n`]*)", text(page))]
+    commands = [
+        found
+        for page in (*GUIDES, "README.md", *pages)
+        for found in re.findall(r"kubectl ((?!kustomize)[a-z]+[^\n`]*)", text(page))
+    ]
     named = re.compile(r"create namespace vision\.?$|apply -k (\.|deploy/kserve)$")  # by what is applied
     assert {command.split()[0] for command in commands} == {"apply", "create", "exec", "get", "rollout"}
     assert [each for each in commands if not named.match(each) and " -n vision" not in each] == []
