@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests import nets
 from torch import Tensor, nn
 
 from camserve.capture import open_backend
@@ -58,3 +59,17 @@ def test_equal_probabilities_are_listed_as_the_stock_handler_lists_them(listed: 
         assert len(set(targets)) == deep
         assert targets[:listed] == [index for index, _ in neighbour.classes][:deep]
         assert (0 in targets or 1 in targets) is (deep > 58)
+
+
+@pytest.mark.parametrize("kind", ["eager", "script"])
+@pytest.mark.parametrize("size", [(32, 32), (16, 64), (64, 16), (32, 48), (40, 24)])
+def test_maps_of_tokens_lie_as_the_picture_does(size: tuple[int, int], kind: str) -> None:
+    """Whatever its proportions, also where it has as many patches as the pictures that were surveyed: a square."""
+    torch.manual_seed(0)
+    model = nets.stored(nets.Tokens().eval(), kind, torch.zeros(1, 3, 32, 32))
+    explainer = Explainer(open_backend(model, Config(layers=("blocks.0",)), (32, 32), CPU), CPU)
+    (found,) = explainer.explain(
+        [torch.rand(3, *size)], [Want("blocks.0", "hirescam")]
+    )  # cell by cell: gradients must lie so too
+    assert isinstance(found, Seen)
+    assert found.maps[0].heatmap.shape == (size[0] // 8, size[1] // 8)

@@ -83,6 +83,32 @@ def test_tokens_of_a_larger_picture_keep_the_proportions() -> None:
     assert layout.grid(torch.zeros(1, 1 + 4 * 8, 3)).shape == (1, 3, 4, 8)
 
 
+@pytest.mark.parametrize(
+    ("surveyed", "picture", "grid"),
+    [
+        ((224, 224), (112, 448), (8, 32)),  # as many cells as a square picture has
+        ((224, 224), (224, 336), (16, 24)),
+        ((224, 224), (448, 112), (32, 8)),
+        ((224, 224), (230, 341), (16, 24)),  # a border of less than a patch is left out
+        ((224, 224), (225, 337), (17, 25)),  # patches go beyond the border
+        ((230, 230), (448, 462), (32, 33)),  # what is left out of the surveyed pictures counts in the others
+        ((224, 224), (300, 500), (16, 16)),  # the model resizes every picture
+    ],
+)
+def test_tokens_of_another_size_lie_by_the_patches(
+    surveyed: tuple[int, int], picture: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    """Patches of 14 pixels, 16 x 16 in the pictures that were surveyed."""
+    layout, scale = Layout("tokens", 16, 16, 3, 1), (picture[0] / surveyed[0], picture[1] / surveyed[1])
+    assert layout.grid(torch.zeros(1, 1 + grid[0] * grid[1], 3), scale).shape[2:] == grid
+
+
+def test_tokens_that_no_patches_make_are_no_grid() -> None:
+    """Better no map than one whose rows are mixed up."""
+    with pytest.raises(ValueError, match=r"^1000 tokens are no grid of about 32\.0 x 16\.0 cells$"):
+        Layout("tokens", 16, 16, 3).grid(torch.zeros(1, 1000, 3), (2.0, 1.0))
+
+
 def test_outputs_of_any_form() -> None:
     """Scores are found in tensors, tuples, dicts and `.logits`; with 1x1 cells too; anything else is refused."""
     scores = torch.ones(2, 5)

@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from camserve.capture.layers import Site, Survey
+from camserve.capture.layout import Scale
 
 Context = Callable[[], AbstractContextManager[object]]
 """Makes the context manager in which a model runs: autocast, or nothing."""
@@ -84,6 +85,10 @@ class Setting:
     def predicted(self, model: Predict, pictures: Tensor) -> object:
         """The answer of a pass without layers."""
         return model(pictures) if self.predict is None else self.predict(pictures)
+
+    def scale_of(self, pictures: Tensor) -> Scale | None:
+        """How many times as high and as wide these pictures are as those of `size`; None where that is not known."""
+        return (pictures.shape[2] / self.size[0], pictures.shape[3] / self.size[1]) if self.size else None
 
     def heads_for(self, pictures: Tensor) -> Mapping[str, Tensor]:
         """The heads that hold for these pictures."""

@@ -64,7 +64,7 @@ class Eager:
                 kept = _Kept(heads, self._shared)
                 scores = self._kept(pictures, asked, kept)
                 if kept.written <= self._shared:
-                    return Pass(asked, heads, kept.activations, kept.sources, scores)
+                    return Pass(asked, heads, kept.activations, kept.sources, scores, self._setting.scale_of(pictures))
                 self._shared |= kept.written  # once in the life of such a model
 
     def _kept(self, pictures: Tensor, asked: Mapping[str, Site], kept: _Kept) -> Tensor:

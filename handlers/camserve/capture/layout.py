@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,13 @@ from torch import Tensor
 
 MAX_EXTRA_TOKENS = 8
 """Most class, distillation or register tokens that are looked for before a picture's tokens."""
+
+BORDER = 2
+"""By how many rows or columns a grid may differ from what the picture's size makes of the surveyed one: patches that go beyond a
+border, or that leave a part of the picture out, and what of that the surveyed size multiplies."""
+
+Scale = tuple[float, float]
+"""How many times as high and as wide as those that were surveyed."""
 
 Order = Literal["nchw", "nhwc", "tokens", "sequence"]
 
@@ -33,15 +41,22 @@ class Layout:
     channels: int
     extra: int = 0
 
-    def grid(self, values: Tensor) -> Tensor:
-        """A view of the layer's output, or of its gradient, as `[N, C, h, w]`."""
+    def grid(self, values: Tensor, scale: Scale | None = None) -> Tensor:
+        """A view of the layer's output, or of its gradient, as `[N, C, h, w]`.
+
+        Args:
+            scale: how many times as high and as wide the pictures are as those that were surveyed; None: not known.
+
+        Raises:
+            ValueError: how so many tokens lie cannot be told.
+        """
         if self.order == "nchw":
             return values
         if self.order == "nhwc":
             return values.permute(0, 3, 1, 2)
         tokens = values.transpose(0, 1) if self.order == "sequence" else values
         cells = tokens[:, self.extra :]
-        height, width = self._cells(cells.shape[1])
+        height, width = self._cells(cells.shape[1], scale)
         return cells.transpose(1, 2).reshape(len(cells), -1, height, width)
 
     def shape(self, batch: int) -> tuple[int, ...]:
@@ -54,12 +69,19 @@ class Layout:
             "sequence": (tokens, batch, self.channels),
         }[self.order]
 
-    def _cells(self, count: int) -> tuple[int, int]:
-        """The grid of `count` tokens: as surveyed, or of the same proportions for a picture of another size."""
+    def _cells(self, count: int, scale: Scale | None) -> tuple[int, int]:
+        """The grid of `count` tokens of pictures of another size: of patches of the same size, or, where the model takes every
+        picture to its own size, as surveyed."""
+        if scale is None:
+            scale = (count / (self.height * self.width)) ** 0.5, (count / (self.height * self.width)) ** 0.5
+        rows, columns = self.height * scale[0], self.width * scale[1]
+        near = range(max(1, math.ceil(rows - BORDER)), math.floor(rows + BORDER) + 1)
+        grids = [(h, count // h) for h in near if count % h == 0 and abs(count // h - columns) <= BORDER]
+        if grids:
+            return min(grids, key=lambda grid: abs(grid[0] - rows) + abs(grid[1] - columns))
         if count == self.height * self.width:
             return self.height, self.width
-        height = round((count * self.height / self.width) ** 0.5)
-        return height, count // max(height, 1)
+        raise ValueError(f"{count} tokens are no grid of about {rows:.1f} x {columns:.1f} cells")
 
 
 def map_readings(shape: Sequence[int], batch: int, picture: tuple[int, int]) -> tuple[Layout, ...]:

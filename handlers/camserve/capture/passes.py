@@ -11,6 +11,7 @@ from torch import Tensor
 
 from camserve.capture.base import Capture, Captured
 from camserve.capture.layers import Site
+from camserve.capture.layout import Scale
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Pass:
         activations: each layer's output as it is, without a graph.
         sources: for the other layers, what the scores are differentiated with respect to, of the same shape.
         scores: `[N, K]`, with the head's graph.
+        scale: how many times as high and as wide the pictures are as those that were surveyed; None: not known.
     """
 
     sites: Mapping[str, Site]
@@ -30,6 +32,7 @@ class Pass:
     activations: Mapping[str, Tensor]
     sources: Mapping[str, Tensor]
     scores: Tensor
+    scale: Scale | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -38,7 +41,7 @@ class Pass:
 
     def activation(self, layer: str) -> Tensor:
         """`[N, C, h, w]`, without a graph."""
-        return self.sites[layer].layout.grid(self.activations[layer])
+        return self.sites[layer].layout.grid(self.activations[layer], self.scale)
 
     def gradients(self, layer: str, rows: Tensor, targets: Tensor, seed: float = 1.0) -> Tensor:
         """`[M, C, h, w]` by autograd over the head, or `[M, C, 1, 1]` in closed form where the head is pooled and linear."""
@@ -48,7 +51,7 @@ class Pass:
         seeds = torch.zeros_like(self.scores)
         seeds[rows, targets] = seed
         (gradient,) = torch.autograd.grad(self.scores, self.sources[layer], seeds, retain_graph=True)
-        return self.sites[layer].layout.grid(gradient)[rows]
+        return self.sites[layer].layout.grid(gradient, self.scale)[rows]
 
 
 def saving_copies() -> AbstractContextManager[object]:

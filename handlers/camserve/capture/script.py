@@ -67,7 +67,7 @@ class Script:
                 answer, *further = function(self._model.module._c, pictures)
             activations = dict(zip(names, further[::2], strict=True))
             sources = dict(zip(names, further[1::2], strict=True))
-            return Pass(asked, heads, activations, sources, logits_of(answer, len(pictures)))
+            return Pass(asked, heads, activations, sources, logits_of(answer, len(pictures)), self._setting.scale_of(pictures))
 
     def _function(self, names: tuple[str, ...]) -> tuple[Any, bool]:
         with self._lock:
