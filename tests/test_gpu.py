@@ -52,6 +52,17 @@ def test_maps_are_those_of_the_cpu(net: nn.Module, layer: str, precision: str) -
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCES[precision])
 
 
+def test_the_closed_form_is_found_where_tensorfloat_is_allowed(net: nn.Module) -> None:
+    """As TorchServe allows it."""
+    device = torch.device("cuda")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert open_backend(net.to(device), Config(), SIZE, device, tune=True).closed_form == ("layer4",)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_nothing_stays_on_the_device(net: nn.Module) -> None:
     """A batch's tensors are let go of, however many batches there were."""
     device = torch.device("cuda")

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from camserve.capture import open_backend, opened, pooled_head, synthetic_picture
+from camserve.capture.fold import fold_norms
+from camserve.capture.memory_format import tried
 from camserve.config import Config
 
 CPU = torch.device("cpu")
@@ -167,3 +169,34 @@ def test_pictures_of_another_size_take_autograd(kind: str) -> None:
 def nets_mean() -> nn.Module:
     """Global average pooling as modules."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_trials_are_made_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchServe allows TensorFloat-32 on GPUs, whose ten bits would let every trial fail; afterwards it is allowed as before."""
+    found = []
+
+    class Seeing(Headed):
+        def forward(self, x: Tensor) -> Tensor:
+            found.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            return super().forward(x)
+
+    model = Seeing("mean, linear").eval()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        own = opened(model, PICTURES)
+        site = own.survey(PICTURES).site("trunk")
+        found.clear()
+        assert pooled_head(own, site, PICTURES, 5) is not None
+        assert set(found) == {("highest", False)}
+        found.clear()
+        fold_norms(model, PICTURES, ["trunk"])
+        assert set(found) == {("highest", False)}
+        found.clear()
+        tried(model, PICTURES)
+        assert found[:2] == [("highest", False)] * 2
+        assert set(found[2:]) == {("high", True)}
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camserve.capture.eager import fed
+from camserve.capture.full import full_float32
 from camserve.capture.layout import first_tensor, logits_of
 
 CLOSE = 1e-5
@@ -46,7 +47,7 @@ def fold_norms(model: nn.Module, pictures: Tensor, layers: Collection[str]) -> i
         layers: whose outputs must stay what they are.
     """
     modules = dict(model.named_modules())
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():
         pairs, before = _found(model, modules, pictures, layers)
         undo = [_folded(modules, pair) for pair in pairs]
         if pairs and not _alike(before, _run(model, modules, pictures, layers)):

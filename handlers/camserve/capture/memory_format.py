@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from camserve.capture.eager import fed
+from camserve.capture.full import full_float32
 from camserve.capture.layout import logits_of
 from camserve.capture.prepack import prepack
 from camserve.errors import ConfigError
@@ -111,11 +112,13 @@ def _has_maps(model: nn.Module) -> bool:
 
 
 def tried(model: nn.Module, pictures: Tensor) -> Trial:
-    """Runs the model once for each size, then as many times as `BUDGET` has, up to 5; takes the quickest."""
+    """Runs the model once for each size, in full precision, then as it is served, as many times as `BUDGET` has, up to 5; takes
+    the quickest."""
     seconds: list[float] = []
     with torch.no_grad():
-        lone = logits_of(model(pictures[:1])).float()
-        scores = logits_of(model(pictures)).float()
+        with full_float32():
+            lone = logits_of(model(pictures[:1])).float()
+            scores = logits_of(model(pictures)).float()
         while not seconds or (sum(seconds) < BUDGET and len(seconds) < 5):
             start = time.perf_counter()
             logits_of(model(pictures)).sum().item()

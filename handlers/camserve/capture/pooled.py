@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from camserve.capture.base import Model
+from camserve.capture.full import full_float32
 from camserve.capture.layers import Site
 from camserve.capture.passes import fitting
 
@@ -31,7 +32,8 @@ def pooled_head(model: Model, site: Site, pictures: Tensor, outputs: int) -> Ten
     if not rows:
         return None
     pictures = fitting(pictures, model.batch)
-    trials = [_trial(model, site, pictures, scale) for scale in SCALES]
+    with full_float32():
+        trials = [_trial(model, site, pictures, scale) for scale in SCALES]
     for weight in reversed(rows):
         head = weight.detach().flatten(1)
         if all(_agrees(head, *trial) for trial in trials):
