@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from camserve.config import FORMATS, Config
-from camserve.decode import open_picture, pixels_of
+from camserve.decode import check_limits, open_picture, pixels_of
 from camserve.errors import RequestError
 
 CONFIG = Config()
@@ -327,7 +327,17 @@ def test_a_bomb_is_refused_by_its_header(bomb: str, limit: int | None, monkeypat
     error = refusal(data)
     assert (error.status, error.kind) == (413, "ImageTooLarge")
     assert error.message == f"data: expected at most 50000000 pixels, got {claimed}"
+    with pytest.raises(RequestError) as caught:
+        check_limits(data, CONFIG)
+    assert caught.value.message == error.message
     assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_only_limits_are_checked_for_somebody_else() -> None:
+    """What is small passes, and what is no picture, damaged, or of a format that is not opened."""
+    for data in (encoded(scene(), "PNG"), encoded(scene(), "PNG")[:20], b"BM", b"%PDF-1.4", b"", b"anything"):
+        check_limits(data, CONFIG)
+    check_limits(BOMBS["png"][0], Config(formats=("jpeg",)))
 
 
 @pytest.mark.parametrize("kind", MODES)
@@ -408,6 +418,35 @@ def test_bytes_that_only_look_like_scans_do_not_count() -> None:
     """A comment, and a film behind the picture's end as some cameras leave there, may hold the marker's bytes."""
     data = encoded(scene(), "JPEG", comment=b"\xff\xda" * 200) + b"\0\x02" + b"\xff\xda\0\x02" * 200
     assert open_picture(data, CONFIG).size == (40, 30)
+
+
+def test_a_run_of_fill_bytes_is_passed_in_one_go() -> None:
+    """Each byte of the run may begin a marker (ITU-T T.81, B.1.1.2): looked at to its end from each of them, it would take hours."""
+    data = encoded(scene(), "JPEG")
+    begun = time.process_time()
+    assert "at most 100 scans" in refusal(data[:-2] + b"\xff" * 100_000 + b"\0" + b"\xff\xda\0\x02" * 101).message
+    assert time.process_time() - begun < 2  # it was a minute
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    assert "at most 100 scans" in refusal(data[:-2] + (b"\xff" * 9 + scan) * 101).message
+
+
+def run_length(width: int, height: int) -> bytes:
+    """A BMP of 8 bits, run-length encoded in runs of one pixel: the grey levels 0, 1, 2, ... from below."""
+    row = b"".join(bytes((1, index % 256)) for index in range(width)) + b"\0\0"
+    body = row * height + b"\0\1"
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 256)
+    palette = b"".join(bytes((level, level, level, 0)) for level in range(256))
+    start = 14 + len(head) + len(palette)
+    return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + head + palette + body
+
+
+def test_run_length_encoded_bmps_are_opened() -> None:
+    """Also in the shortest runs, each of which Pillow reads by itself; with a limit, for that is Python."""
+    picture = open_picture(run_length(500, 400), CONFIG)
+    assert np.array_equal(np.asarray(picture)[:, :, 0], np.tile(np.arange(500) % 256, (400, 1)))
+    error = refusal(run_length(1300, 900))
+    assert (error.status, error.kind) == (400, "InvalidImage")
+    assert "at most 2200000 parts" in error.message
 
 
 @pytest.mark.parametrize("kind", ["ICO", "PPM", "EPS", "PDF", "JPEG2000", "DDS", "ICNS", "PCX", "TGA", "SGI", "MSP"])

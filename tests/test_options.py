@@ -165,6 +165,7 @@ def test_text_values(name: str, text: object, value: object) -> None:
         *(("top_k", ""), ("top_k", "3.0"), ("top_k", "1_0"), ("top_k", "two"), ("top_k", "9" * 5000), ("top_k", b"\xff")),
         *(("overlay", "1"), ("overlay", "yes"), ("overlay", ""), ("opacity", "nan"), ("opacity", "inf"), ("opacity", "1_0")),
         *(("opacity", "1e999"), ("opacity", "half"), ("opacity", ""), ("method", "grad cam"), ("method", "gradcam\r\nx: y")),
+        *(("opacity", "1" * 200_000 + "x"), ("opacity", "." + "1" * 200_000 + "x")),  # in an instant
         *(("layer", ""), ("format", "html"), ("colormap", "hot"), ("top_k", "٣"), ("opacity", "٠")),
     ],
 )

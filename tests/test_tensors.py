@@ -107,7 +107,10 @@ def test_anything_else_is_refused_with_what_came(value: object, came: str) -> No
 def test_more_pixels_than_allowed_are_refused() -> None:
     """The limit on pictures holds for tensors; exactly as many pass."""
     assert tensor_input(nested(3, 4, 5), Config(max_pixels=20)).shape == (3, 4, 5)
-    assert refusal(nested(3, 3, 7), Config(max_pixels=20)) == "shape [3, 3, 7], more than 20 pixels"
+    with pytest.raises(RequestError) as caught:
+        tensor_input(nested(3, 3, 7), Config(max_pixels=20))
+    assert (caught.value.status, caught.value.kind) == (413, "ImageTooLarge")
+    assert caught.value.message == "data: expected at most 20 pixels, got a tensor of shape [3, 3, 7]"
 
 
 def test_a_list_as_deep_as_json_goes_is_refused() -> None:

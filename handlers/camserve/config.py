@@ -64,7 +64,7 @@ def _choice(names: Sequence[str]) -> tuple[str, Callable[[Any], str]]:
 
 def _choices(names: Sequence[str]) -> tuple[str, Callable[[Any], tuple[str, ...]]]:
     def read(value: Any) -> tuple[str, ...]:
-        chosen = (value,) if isinstance(value, str) else tuple(value)
+        chosen = _several(value)
         if not chosen or not set(chosen) <= set(names):
             raise ValueError
         return tuple(dict.fromkeys(chosen))
@@ -72,8 +72,15 @@ def _choices(names: Sequence[str]) -> tuple[str, Callable[[Any], tuple[str, ...]
     return f"a list of {listed(names)}", read
 
 
+def _several(value: Any) -> tuple[Any, ...]:
+    """A list, or one name for a list of it. A mapping is none, though it could be read as one of its keys."""
+    if not isinstance(value, (str, list, tuple)):
+        raise TypeError
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
 def _read_names(value: Any) -> tuple[str, ...]:
-    chosen = (value,) if isinstance(value, str) else tuple(value)
+    chosen = _several(value)
     if not all(isinstance(name, str) and name for name in chosen):
         raise ValueError
     return tuple(dict.fromkeys(chosen))
@@ -93,13 +100,15 @@ def _read_grid(value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
     read_side = _integer(1, 8192)[1]
-    rows, columns = value
+    rows, columns = _several(value)
     return read_side(rows), read_side(columns)
 
 
 def _read_channels(low: float) -> Callable[[Any], tuple[float, float, float]]:
     def read(value: Any) -> tuple[float, float, float]:
-        red, green, blue = (float(channel) for channel in value if not isinstance(channel, (bool, str)))
+        if any(isinstance(channel, (bool, str)) for channel in _several(value)):
+            raise TypeError
+        red, green, blue = (float(channel) for channel in value)
         if not all(math.isfinite(channel) and channel >= low for channel in (red, green, blue)):
             raise ValueError
         return red, green, blue
@@ -260,7 +269,7 @@ def read_value(name: object, value: object) -> Any:
         raise ConfigError(f"explain: unknown key {shown(name)}; {hint}")
     try:
         return key.read(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         hint = f"; {error}" if isinstance(error, _TooLargeError) else ""
         raise ConfigError(f"explain: {name}: expected {key.accepts}, got {_repeated(value)}{hint}") from None
 

@@ -54,9 +54,11 @@ _FAULTS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
     *(EOFError, RuntimeError, BufferError, struct.error, zlib.error, Image.DecompressionBombError),
 )
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
+_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
 _MAX_SCANS = 100
 _MAX_PARTS, _MAX_BLOCKS = 200_000, 100
+_MAX_RUNS = 1_000_000
+"""Of a BMP's run-length encoding, each of two parts: about half a second."""
 _TILE_WIDTH, _TILE_LENGTH, _BITS_PER_SAMPLE = 322, 323, 258
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -111,14 +113,15 @@ class _File(BytesIO):
     """A picture's bytes, as Pillow reads headers: part by part, in Python, and copying all EXIF blocks for each that follows."""
 
     parts = blocks = 0
+    most = _MAX_PARTS
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As `BytesIO`'s; 400 `InvalidImage` for a file of so many parts that they would keep the interpreter busy."""
         part = super().read(size)
         self.parts += 1
         self.blocks += part.startswith(b"Exif\0\0")
-        if self.parts > _MAX_PARTS or self.blocks > _MAX_BLOCKS:
-            most = f"{_MAX_PARTS} parts and {_MAX_BLOCKS} EXIF blocks"
+        if self.parts > self.most or self.blocks > _MAX_BLOCKS:
+            most = f"{self.most} parts and {_MAX_BLOCKS} EXIF blocks"
             raise RequestError(400, "InvalidImage", f"data: expected a picture of at most {most}, got more")
         return part
 
@@ -126,8 +129,9 @@ class _File(BytesIO):
 def open_picture(data: bytes | bytearray, config: Config) -> Image.Image:
     """The first frame of an encoded picture, decoded, in mode RGB.
 
-    Three bytes a pixel come through as Pillow decodes them. 16-bit grey is scaled by 1/257 and rounded (12-bit grey of
-    TIFF by 255/4095). Everything else is converted by Pillow, which drops alpha. Pictures of 32-bit integers and of
+    Red, green and blue of 8 bits come through as Pillow decodes them. 16-bit grey is scaled by 1/257 and rounded (12-bit grey
+    of TIFF by 255/4095). Everything else is converted by Pillow, which drops alpha: TIFFs of LAB or YCbCr too, of which the
+    stock handler takes lightness or luma for red. Pictures of 32-bit integers and of
     floats are refused, for they do not say what is black and what is white. EXIF orientation is applied if `config.exif`
     (Pillow itself always applies TIFF's); an EXIF block that cannot be read is ignored.
 
@@ -155,6 +159,27 @@ def open_picture(data: bytes | bytearray, config: Config) -> Image.Image:
         raise RequestError(400, "InvalidImage", message) from None
 
 
+def check_limits(data: bytes | bytearray, config: Config) -> None:
+    """Refuses a picture that `open_picture` would refuse for the work that it is, by its header alone.
+
+    What is no picture of `config.formats` passes: it is for somebody else to read, or to refuse.
+
+    Raises:
+        RequestError: 413 `ImageTooLarge` or 400 `InvalidImage`, as `open_picture`.
+    """
+    with contextlib.suppress(*_FAULTS):
+        try:
+            name = _format(data, config)
+        except RequestError:
+            return
+        if name == "WebP":
+            check_pixels(_webp_size(data), config)
+        with _QUIET:
+            picture = _header(data, name)
+            check_pixels(picture.size, config)
+            _check_layout(picture, data, config)
+
+
 def pixels_of(data: bytes | bytearray, config: Config) -> int:
     """How many pixels `open_picture` will decode, or one TIFF tile of it if that is more, by the header alone.
 
@@ -173,7 +198,10 @@ def pixels_of(data: bytes | bytearray, config: Config) -> int:
 
 def _header(data: bytes | bytearray, name: str) -> Image.Image:
     """The picture, not decoded yet."""
-    return Image.open(_File(data), formats=[name.upper()])
+    file = _File(data)
+    if name == "BMP":
+        file.most += 2 * _MAX_RUNS
+    return Image.open(file, formats=[name.upper()])
 
 
 def _format(data: bytes | bytearray, config: Config) -> str:

@@ -17,7 +17,7 @@ from camserve.negotiate import CONTENT_TYPES, PICTURES, negotiate, no_picture
 HEADER_PREFIX = "x-explain-"
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _FLAGS = {"true": True, "false": False}
 
 Spelling = Literal["json", "text", "parameter"]

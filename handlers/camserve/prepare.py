@@ -13,7 +13,7 @@ from torch import Tensor
 
 from camserve.bounds import Allowance
 from camserve.config import Config
-from camserve.decode import pixels_of
+from camserve.decode import check_limits, pixels_of
 from camserve.errors import RequestError
 from camserve.geometry import Rect
 from camserve.images import Preprocess
@@ -105,6 +105,7 @@ class Pictures:
             picture = self._opened(item.image)
             tensor, view = self._preprocess(picture), self._preprocess.view(*picture.size)
         else:
+            check_limits(item.image, self._config)
             tensor, view = self._tensor_of(item.image), None
             if not explain:
                 return Prepared(item, explain, tensor)

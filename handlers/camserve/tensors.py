@@ -23,13 +23,14 @@ def tensor_input(value: object, config: Config) -> NDArray[np.float32]:
 
     Raises:
         RequestError: 400 `InvalidTensor` unless `value` has 3 channels of 1 to 4096 rows of equally many (1 to 4096)
-            finite numbers (booleans are none), with at most `config.max_pixels` in a channel.
+            finite numbers (booleans are none); 413 `ImageTooLarge` for more than `config.max_pixels` in a channel.
     """
     shape = list(value.shape) if isinstance(value, np.ndarray) else list_shape(value)
     if len(shape) != 3 or shape[0] != 3 or not all(1 <= side <= _MAX_SIDE for side in shape[1:]):
         raise _bad_tensor(f"shape {shape}" if shape else shown(value))
     if shape[1] * shape[2] > config.max_pixels:
-        raise _bad_tensor(f"shape {shape}, more than {config.max_pixels} pixels")
+        message = f"data: expected at most {config.max_pixels} pixels, got a tensor of shape {shape}"
+        raise RequestError(413, "ImageTooLarge", message)
     try:
         array = _array(value) if isinstance(value, np.ndarray) else numbers(value, shape, _UNEVEN)
     except ValueError as error:
