@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -655,6 +656,17 @@ def test_an_archive_that_cannot_be_rewritten_is_told_before_anything_is_measured
         assert f"are needed in {tmp_path}, and {path.stat().st_size} are free" in said(path, folder, capsys)
     assert "it went on" in said(path, folder, capsys)
     assert [each.name for each in tmp_path.iterdir()] == ["small.mar"]
+
+
+def test_an_archive_of_another_kind_is_told_before_anything_is_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch-model-archiver also makes .tar.gz."""
+    monkeypatch.setattr(reference, "open_archive", refuse(AssertionError("it went on")))
+    path = tmp_path / "small.tar.gz"
+    with tarfile.open(path, "w:gz"):
+        pass
+    assert f"{path} cannot be rewritten: expected a .mar (a zip archive) or a folder" in said(path, folder, capsys)
 
 
 def test_a_disk_that_fills_up_meanwhile_is_told_and_leaves_the_archive_as_it_was(

@@ -35,6 +35,7 @@ from camserve.tools.server import cores, drain, faults, folder, java, sockets
 from camserve.tools.server import server as serving
 from camserve.tools.server.addresses import Addresses, Settings
 from camserve.tools.server.errors import ServeError
+from camserve.tools.server.flag import Flag
 from camserve.tools.server.management import Management
 from camserve.tools.server.process import is_running
 from camserve.tools.server.store import Stored, read_archive, select
@@ -117,7 +118,7 @@ def quick(store: Path) -> Iterator[Server]:
 def drained(server: Server, limit: float) -> bool:
     """Whether a wait of `limit` seconds, as `stop` does it, finds the server idle; it goes on running."""
     port = int(server.url.rpartition(":")[2])
-    return drain.Drain(server._management, server.pids[0], port, lambda: False).wait(limit, threading.Event())
+    return drain.Drain(server._management, server.pids[0], port, lambda: False).wait(limit, Flag())
 
 
 @contextlib.contextmanager
@@ -301,8 +302,42 @@ def test_the_first_and_the_last_look_count(seen: list[bool], monkeypatch: pytest
     idle = versions("READY")
     idle[0] |= {"jobQueueStatus": {"pendingRequests": 0}, "maxBatchDelay": 1, "workers": [{"pid": 1}]}
     watch = drain.Drain(Told(idle), 1, 1, lambda: False)  # type: ignore[arg-type]
-    assert watch.wait(HANG, threading.Event())
+    assert watch.wait(HANG, Flag())
     assert list(looks) == []
+
+
+def test_a_signal_may_come_at_any_moment_of_a_wait() -> None:
+    """Its handler runs between any two lines of what the main thread does, here at each of them, and must not wait for that."""
+    ends = []
+
+    def wait() -> None:
+        flag = Flag()
+
+        def at_each_line(_frame: Any, _event: str, _argument: Any) -> Any:
+            sys.settrace(None)
+            flag.set()
+            sys.settrace(at_each_line)
+            return at_each_line
+
+        sys.settrace(at_each_line)
+        try:
+            ends.append(flag.wait(HANG))
+        finally:
+            sys.settrace(None)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert ends == [True]
+
+
+def test_a_wait_ends_when_it_is_over_or_asked_for() -> None:
+    """False after the time; True at once where it is set, or soon after."""
+    flag = Flag()
+    assert not flag.wait(0.01)
+    threading.Timer(0.05, flag.set).start()
+    assert flag.wait(HANG)
+    assert flag.wait(HANG)
 
 
 @pytest.mark.live

@@ -106,7 +106,8 @@ async function ask(typed) {
   const [{ target, label, probability }] = answer.explanations;
   if (!state.classes.some((row) => row.index === target)) state.classes.push({ index: target, label, probability });
   $("label").value = "";
-  want(index, { target });
+  if (index < state.wants.length) want(index, { target });
+  else arrange(); // the comparison ended meanwhile
 }
 
 /**

@@ -94,10 +94,12 @@ def _check_writable(archive: Path) -> None:
     """Finds out, before anything is measured, what would keep an archive from being rewritten.
 
     Raises:
-        ToolError: nothing can be written beside it, or there is no room for a second one.
+        ToolError: it is of a kind that cannot be changed, nothing can be written beside it, or there is no room for a second one.
     """
     if not archive.exists():
         return
+    if archive.is_file() and not zipfile.is_zipfile(archive):
+        raise ToolError(f"{archive} cannot be rewritten: expected a .mar (a zip archive) or a folder, got a file of another kind")
     target = _target(archive, FILE)
     try:
         with tempfile.NamedTemporaryFile(prefix=f".{target.name}.", suffix=".part", dir=target.parent):

@@ -16,11 +16,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import psutil
 
+from camserve.tools.server.flag import Flag
 from camserve.tools.server.management import Management
 from camserve.tools.server.sockets import unsent
 
@@ -42,7 +42,7 @@ class Drain:
         self._port = port
         self._ended = ended
 
-    def wait(self, limit: float, hurry: Event) -> bool:
+    def wait(self, limit: float, hurry: Flag) -> bool:
         """True once the server is idle; False after `limit` seconds, when `hurry` is set, or when the server has ended."""
         begun = quiet_since = time.monotonic()
         marks: dict[int, Mark] = {}

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from threading import Event
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +19,7 @@ from camserve.tools.server.addresses import Addresses, Settings
 from camserve.tools.server.cores import cores
 from camserve.tools.server.drain import Drain
 from camserve.tools.server.errors import Interrupted, OutageError, ServeError
+from camserve.tools.server.flag import Flag
 from camserve.tools.server.folder import own_folder
 from camserve.tools.server.java import find_java, largest_heap, server_command
 from camserve.tools.server.management import Management, all_ready
@@ -75,7 +75,7 @@ class Server:
         self._max_silence, self._max_outage = max_silence, max_outage
         self._outages = Outages(max_outage)
         self._sinks = sinks
-        self._asked, self._hurry = Event(), Event()
+        self._asked, self._hurry = Flag(), Flag()
         self._archives: list[Stored] = []
         self._seen: set[psutil.Process] = set()
         self.log_place = ""
