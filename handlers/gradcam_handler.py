@@ -108,6 +108,8 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         settings = getattr(context, "model_yaml_config", None) or {}
         compiles = _compiles(settings.get("pt2"))  # before TorchServe takes the switch out
         super().initialize(context)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # what is asked of CUDA without a device is of this one, not of the first
         if compiles and not hasattr(self.model, "_orig_mod"):
             raise ConfigError(f"pt2: TorchServe could not compile the model with {settings['pt2']!r}; the lines above say why")
         return Config.from_mapping(settings.get("explain"))
@@ -242,7 +244,10 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
 
     def _own_tensor(self, image: Any) -> torch.Tensor:
         batch = self._one_at_a_time(self.preprocess)([{"data": bytearray(image) if isinstance(image, bytes) else image}])
-        return torch.as_tensor(batch)[0].float().cpu()
+        tensor = torch.as_tensor(batch)[0].float().cpu()
+        if tensor.ndim != 3:
+            raise TypeError(f"preprocess: expected a batch [1, channels, height, width], got {[1, *tensor.shape]}")
+        return tensor
 
     def _own_predictions(self, logits: torch.Tensor) -> Any:
         return self._one_at_a_time(self.postprocess)(logits[None])[0]

@@ -31,6 +31,7 @@ from camserve.images import Preprocess, open_picture
 from camserve.messages import Answer, Explanation, Item, Media, Options
 from camserve.prepare import Pictures, Prepared
 from camserve.tools.archive import Response, Row, ask, load_service
+from camserve.watcher import Unwatched
 
 SIDE = 100
 LIMITS = {
@@ -282,6 +283,49 @@ def test_an_error_does_not_hold_the_picture_that_it_is_about() -> None:
         gc.enable()
     assert isinstance(found, RequestError)
     assert (found.status, found.kind, found.message) == (400, "InvalidImage", "cut off: True")
+
+
+def test_a_size_that_is_only_not_explained_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens may lie nobody knows how: predictions of such pictures go on, and their neighbours' explanations."""
+    service = load_service(archive(tmp_path / "own", {**PLAIN, "crop": None}))
+    capture = service._entry_point.__self__.backend.capture
+    forward = type(capture).forward
+
+    def failing(self: Any, pictures: torch.Tensor, layers: Any) -> Any:
+        if layers and pictures.shape[2:] != (64, 64):
+            raise ValueError("128 tokens are no grid")
+        return forward(self, pictures, layers)
+
+    monkeypatch.setattr(type(capture), "forward", failing)
+    wide = encoded(noise(200, 100))
+    rows = [Row({"body": wide}, explain=True), Row({"body": PICTURES[0]}, explain=True)]
+    refused, good = ask(service, rows)
+    service._entry_point.__self__.pipeline.watcher = Unwatched()
+    (predicted,) = ask(service, [Row({"body": wide})])
+
+    came = "a picture of 200 x 100, which makes an input of 64 x 128"
+    assert error(refused) == (
+        400,
+        "InvalidImage",
+        f"data: the model cannot be explained at this layer on {came}; its own is 64 x 64",
+    )
+    assert (good.status, predicted.status) == (200, 200)
+
+
+def test_a_picture_that_failed_is_let_go_of(tmp_path: Path) -> None:
+    """Its error is what is left of it, though nothing collects cycles: memory that its neighbours wait for is free."""
+    pipeline = load_service(archive(tmp_path / "own"))._entry_point.__self__.pipeline
+    item = Item(encoded(noise()), Options((0,), "gradcam", "features", "viridis", 0.5))
+    entries = [Prepared(item, True, torch.zeros(3, 64, 64))]
+    entry, error = weakref.ref(entries[0]), RequestError(507, "OutOfMemory", "too large")
+    gc.disable()
+    try:
+        found = guarded(lambda _: pipeline._answer(entries.pop(), error, None), 0)
+        assert entry() is None
+    finally:
+        gc.enable()
+    assert isinstance(found, RequestError)
+    assert found.status == 507
 
 
 def test_an_input_that_the_model_does_not_run_on_is_the_clients_error(tmp_path: Path) -> None:

@@ -107,3 +107,23 @@ def test_opencvs_errors_count_as_out_of_memory() -> None:
     assert is_out_of_memory(passed_on)
     assert not is_out_of_memory(_raised(lambda: cv2.resize(small, (0, 0))))
     assert not is_out_of_memory(SystemError("another"))
+
+
+def test_whoever_is_to_blame_harms_no_neighbour(caplog: pytest.LogCaptureFixture) -> None:
+    """Finding out whose fault it was may fail as well."""
+
+    def attempt(items: Sequence[int]) -> list[int]:
+        if 3 in items:
+            raise ZeroDivisionError("the first fault")
+        return list(items)
+
+    def blamed(_: int) -> RequestError | None:
+        raise ValueError("the second fault")
+
+    outcome = run_halving([1, 2, 3], attempt, blamed)
+
+    assert outcome[:2] == [1, 2]
+    assert isinstance(outcome[2], RequestError)
+    assert outcome[2].status == 500
+    assert "the first fault" in caplog.text
+    assert "the second fault" in caplog.text

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.answers import same
-from tests.build import PLAIN, archive, encoded, module_of, noise, square
+from tests.build import PLAIN, archive, encoded, module_of, noise, square, weights
 from torchvision import transforms
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms import v2
@@ -71,9 +72,10 @@ class Stock(ImageClassifier):
         transforms.Resize(64), transforms.CenterCrop(64), transforms.ToTensor(), transforms.Normalize([0, 0, 0], [1, 1, 1])])
 """
     ours = load_service(archive(tmp_path / "ours", classes=7, labels=labels))
-    answers = ask(ours, [Row({"body": picture}) for picture in PICTURES])
+    given = [*PICTURES, base64.b64encode(PICTURES[0]).decode(), (noise(64, 64).transpose(2, 0, 1) / 255).tolist()]
+    answers = ask(ours, [Row({"body": each}) for each in given])
     stock = load_service(archive(tmp_path / "stock", classes=7, labels=labels, handler=stock_handler))
-    expected = ask(stock, [Row({"body": picture}) for picture in PICTURES])
+    expected = [*ask(stock, [Row({"body": each}) for each in given[:-1]]), *ask(stock, [Row({"body": given[-1]})])]
 
     for answer, wanted in zip(answers, expected, strict=True):
         assert (answer.status, wanted.status, answer.content_type) == (200, 200, "application/json")
@@ -166,6 +168,37 @@ def test_a_black_picture_gives_a_zero_map_and_says_so(service: Any) -> None:
     assert explanation["region"] is None
     assert explanation["range"] == [0.0, 0.0]
     assert not np.array(explanation["heatmap"]).any()
+
+
+def even() -> dict[str, torch.Tensor]:
+    """Every cell is the same in every picture."""
+    return {**weights(), "features.0.weight": torch.zeros(6, 3, 8, 8), "features.0.bias": torch.ones(6)}
+
+
+def overflowing() -> dict[str, torch.Tensor]:
+    """A channel of white cells is infinite, and no class looks at it."""
+    state = weights()
+    state["features.0.weight"][5], state["features.0.bias"][5], state["fc.weight"][:, 5] = 2.7e36, -1.5e38, 0
+    return state
+
+
+@pytest.mark.parametrize(("state", "warning"), [(even, "constant"), (overflowing, "not_finite")])
+def test_maps_that_say_nothing_are_zeros_and_say_so(folder: Path, state: Callable[[], Any], warning: str) -> None:
+    """Every cell the same, or some that are not finite though the scores are: zeros, the warning, no region."""
+    finite = "return self.fc((lambda y: y.masked_fill(y > 1e30, 0))(self.features(x)).mean((2, 3)))"
+    service = load_service(archive(folder, state=state(), fault=finite))
+    white = encoded(np.full((64, 64, 3), 255, np.uint8))
+    headers = {"Accept": "application/x-npy"}
+    whole, array = ask(service, [Row({"body": white}, explain=True), Row({"body": white}, headers, explain=True)])
+
+    (explanation,) = json.loads(whole.body)["explanations"]
+    assert explanation["warnings"] == [warning]
+    assert explanation["region"] is None
+    low_and_high = explanation["range"]
+    assert (low_and_high is None) if warning == "not_finite" else (low_and_high[0] == low_and_high[1])
+    assert json.loads(array.headers["x-explain-range"]) == low_and_high
+    assert not np.array(explanation["heatmap"]).any()
+    assert not np.load(io.BytesIO(array.body)).any()
 
 
 def test_a_tensor_is_explained_without_a_picture(service: Any) -> None:
@@ -451,6 +484,36 @@ def test_a_subclass_with_steps_of_its_own_keeps_its_predictions(folder: Path) ->
 
     assert json.loads(prediction.body) == {"winner": json.loads(explanation.body)["explanations"][0]["target"]}
     assert json.loads(explanation.body)["image"]["view"] is None
+
+
+def test_a_step_of_its_own_gets_no_picture_beyond_the_limits(folder: Path) -> None:
+    """Predictions too: it would decode what our own does not. What is no picture is its own to read."""
+    body = """
+    def preprocess(self, data):
+        found = bytes(data[0]["data"])
+        if found[1:] != b"mine":
+            assert Image.open(io.BytesIO(found)).size == (80, 64)
+        return torch.zeros(1, 3, 64, 64)
+"""
+    service = subclassed(folder, body, {**PLAIN, "max_pixels": 80 * 64})
+    pictures = (encoded(noise(80, 65)), encoded(noise(80, 65), "WEBP"), PICTURES[0], b"\0mine")
+    png, webp, good, own = ask(service, [Row({"body": each}) for each in pictures])
+
+    for answer in (png, webp):
+        assert (answer.status, json.loads(answer.body)["type"]) == (413, "ImageTooLarge")
+    assert (good.status, own.status) == (200, 200)
+
+
+def test_an_input_of_another_shape_fails_by_itself(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a preprocess of its own: its neighbours are answered."""
+    body = """
+    def preprocess(self, data):
+        return torch.zeros(1, *([2] if b"\1" in bytes(data[0]["data"]) else []), 3, 64, 64)
+"""
+    two, one = ask(subclassed(folder, body, PLAIN), [Row({"body": b"\0\1"}), Row({"body": b"\0\0"})])
+
+    assert (two.status, one.status) == (500, 200)
+    assert "preprocess: expected a batch [1, channels, height, width], got [1, 2, 3, 64, 64]" in caplog.text
 
 
 KEEPING = {

@@ -39,7 +39,7 @@ from camserve.mapstats import (
 )
 from camserve.messages import Item
 from camserve.metrics import METRICS, Exporter, Metric, StageTimes, number, plain
-from camserve.monitor import Monitor
+from camserve.monitor import MOST_TIMES, Monitor
 from camserve.prepare import Pictures, Prepared
 from camserve.reference import BINS, CLASS, UNSEEN, Made, Reference
 from camserve.tools.archive import Row, ask
@@ -441,6 +441,23 @@ def test_waiting_pictures_are_measured_in_chunks() -> None:
     assert len(watcher._looks) < 64
     watcher.close()
     assert output.totals()["camserve_maps_total",] == 200
+
+
+def test_times_of_stages_do_not_wait_for_pictures() -> None:
+    """Where hardly any picture is measured, nothing else would wake the thread before the interval ends."""
+    watcher = monitor(Output(), rate=0, interval=3600)
+    watcher.start()
+    for _ in range(MOST_TIMES):
+        with watcher.stage("batch"):
+            pass
+    watcher.replied("predict", 200, 1)
+    for _ in range(1000):
+        if not watcher._times:
+            break
+        threading.Event().wait(0.01)
+
+    assert not watcher._times
+    watcher.close()
 
 
 def test_counts_stay_exact_while_threads_add_and_flush() -> None:

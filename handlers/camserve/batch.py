@@ -159,15 +159,16 @@ class Pipeline:
             requests.append(request)
         return requests, entries
 
-    def self_test(self, picture: NDArray[np.float32], layer: str) -> str:
-        """Explains one normalised tensor `[3, H, W]` at `layer`; what is wrong with the outcome, or ""."""
+    def self_test(self, picture: NDArray[np.float32], layer: str | None) -> str:
+        """Explains one normalised tensor `[3, H, W]` at `layer`, or only predicts it; what is wrong with the outcome, or ""."""
+        want = Want(layer, self._config.method) if layer else None
         try:
-            (seen,) = self._explainer.explain([torch.from_numpy(picture)], [Want(layer, self._config.method)])
+            (seen,) = self._explainer.explain([torch.from_numpy(picture)], [want])
         except Exception as error:  # noqa: BLE001  # a layer may fail in any way; the worker says so and does not start
             return f"{type(error).__name__}: {error}".split("\n", 1)[0]
         if isinstance(seen, RequestError):
             return seen.message
-        return "the map is not finite" if "not_finite" in seen.maps[0].warnings else ""
+        return "the map is not finite" if seen.maps and "not_finite" in seen.maps[0].warnings else ""
 
     def _map(self, work: Callable[[A], B], entries: Sequence[A], sizes: Sequence[int]) -> list[B | RequestError]:
         """`work` on every entry, in threads where there are several: decoding and encoding release the interpreter lock.
@@ -203,13 +204,14 @@ class Pipeline:
         _, entry = one
         height, width = entry.tensor.shape[1:]
         noise = np.random.default_rng(0).standard_normal(tuple(entry.tensor.shape), dtype=np.float32)
-        if (height, width) == self._size or not self.self_test(noise, entry.item.options.layer):
+        if (height, width) == self._size or not self.self_test(noise, entry.item.options.layer if entry.explain else None):
             return None
+        fails = "does not run" if self.self_test(noise, None) else "cannot be explained at this layer"
         own = f"; its own is {self._size[0]} x {self._size[1]}" if self._size else ""
         if entry.size is None:
-            return RequestError(400, "InvalidTensor", f"data: the model does not run on an input of {height} x {width}{own}")
+            return RequestError(400, "InvalidTensor", f"data: the model {fails} on an input of {height} x {width}{own}")
         came = f"a picture of {entry.size[0]} x {entry.size[1]}, which makes an input of {height} x {width}"
-        return RequestError(400, "InvalidImage", f"data: the model does not run on {came}{own}")
+        return RequestError(400, "InvalidImage", f"data: the model {fails} on {came}{own}")
 
     def _explain(self, part: Sequence[tuple[int, Prepared]]) -> list[Seen | RequestError]:
         entries = [entry for _, entry in part]
@@ -240,12 +242,15 @@ class Pipeline:
             logger.exception("a picture cannot be watched")
             self.watcher.missed("failed", 1)
 
-    def _answer(self, entry: Prepared | RequestError, seen: Seen | RequestError, room: Allowance | None) -> Answer:
-        """One item's answer; without pictures where there is no `room`, because the request has failed already."""
+    def _answer(self, entry: Prepared | RequestError, seen: Seen | RequestError, room: Allowance | None) -> Answer | RequestError:
+        """One item's answer; without pictures where there is no `room`, because the request has failed already.
+
+        An error is returned: raised, it would hold this frame, and with it the picture, until cycles are collected.
+        """
         if isinstance(entry, RequestError):
-            raise entry
+            return entry
         if isinstance(seen, RequestError):
-            raise seen
+            return seen
         answer = answered(seen, entry.size, entry.view, entry.item.options, self._labels)
         if self._hooks.predictions_of is not None:
             answer = replace(answer, predictions=self._hooks.predictions_of(seen.logits))

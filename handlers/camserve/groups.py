@@ -47,7 +47,7 @@ def run_halving(
         return list(attempt(items))
     except Exception as error:
         out_of_memory = is_out_of_memory(error)
-        fault = blamed(items[0]) if len(items) == 1 and not out_of_memory else None
+        fault = guarded(blamed, items[0]) if len(items) == 1 and not out_of_memory else None
         if len(items) == 1 and not out_of_memory and fault is None:
             logger.exception("one picture failed")
         if is_poisoned(error):

@@ -31,6 +31,8 @@ T = TypeVar("T")
 OUTCOMES = ("ok", "client_error", "server_error")
 CHUNK = 64
 """After how many pictures the thread measures what has come: it bounds the memory that waiting pictures take."""
+MOST_TIMES = 10_000
+"""After how many times of stages they are counted: few pictures may be measured, and nothing else wake the thread."""
 OF_ONE, OF_MANY = 0.055, 0.01
 """Which share of the passes' time maps may take that need passes of their own: of a lone picture's, of a large batch's."""
 
@@ -107,6 +109,8 @@ class Monitor:
         outcome = OUTCOMES[0] if status < 400 else OUTCOMES[1] if status < 500 else OUTCOMES[2]
         self._exporter.add(metrics.REQUESTS, (mode, outcome))
         self._exporter.add(metrics.RESPONSE_BYTES, (mode,), size)
+        if len(self._times) >= MOST_TIMES:
+            self._wake.set()
 
     def flush(self) -> None:
         """Measures what has come, and exports all that has changed."""
