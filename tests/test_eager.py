@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -209,8 +210,9 @@ def test_a_view_of_what_a_layer_gave_sees_the_change_too(kind: str) -> None:
     assert torch.allclose(captured.logits, scores, atol=1e-6)
 
 
-def test_a_layer_with_a_closed_form_gives_what_it_gave() -> None:
-    """Its activation is a copy, and the model goes on with its own values, in place if it likes."""
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_layer_with_a_closed_form_gives_what_it_gave(inference: bool) -> None:
+    """The model goes on with its own values, in place if it likes; then the activation is a copy."""
 
     class Added(nn.Module):
         def __init__(self) -> None:
@@ -219,7 +221,11 @@ def test_a_layer_with_a_closed_form_gives_what_it_gave() -> None:
             self.fc = nn.Linear(6, nets.CLASSES)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(self.conv(x).add_(3).mean((2, 3)))
+            with torch.inference_mode() if inference else nullcontext():
+                x = self.conv(x)
+                if inference:
+                    x.add_(3)
+            return self.fc((x if inference else x.add_(3)).mean((2, 3)))
 
     model = Added().eval()
     backend = opened_at(model, "conv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tests import nets
@@ -14,6 +15,14 @@ from camserve.explainer import Explainer, Seen, Want
 
 CPU = torch.device("cpu")
 LAYER = "features"
+
+
+class Mean(nn.Module):
+    """Of each row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, T]` to `[N, C]`."""
+        return x.mean(2)
 
 
 class Tied(nn.Module):
@@ -73,3 +82,21 @@ def test_maps_of_tokens_lie_as_the_picture_does(size: tuple[int, int], kind: str
     )  # cell by cell: gradients must lie so too
     assert isinstance(found, Seen)
     assert found.maps[0].heatmap.shape == (size[0] // 8, size[1] // 8)
+
+
+@pytest.mark.parametrize(("size", "closed"), [((8, 8), True), ((12, 8), False)])
+def test_a_lone_pictures_targets_are_what_each_would_be_alone(size: tuple[int, int], closed: bool) -> None:
+    """Made together where the gradients are known, and one by one where each takes a backward pass."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(2), Mean(), nn.Linear(4, 6)).eval()
+    explainer = Explainer(open_backend(model, Config(layers=("0",)), (8, 8), CPU), CPU)
+    picture = torch.rand(3, *size)
+    assert explainer._backend.capture.forward(picture[None], ["0"]).is_closed("0") is closed
+    for method in ("gradcam++", "layercam", "contrast"):
+        (together,) = explainer.explain([picture], [Want("0", method, (2, 0, 5))])
+        alone = [explainer.explain([picture], [Want("0", method, (target,))])[0] for target in (2, 0, 5)]
+        assert isinstance(together, Seen)
+        for found, single in zip(together.maps, alone, strict=True):
+            assert isinstance(single, Seen)
+            assert np.array_equal(found.heatmap, single.maps[0].heatmap)
+            assert found.range == single.maps[0].range

@@ -189,10 +189,13 @@ class Explainer:
         return [_Ask(row, turn, target, self._backend.layers[0], self._method) for turn, target in enumerate(targets)]
 
     def _raw(self, captured: Captured, asks: Sequence[_Ask]) -> dict[_Ask, Tensor]:
-        """The maps `[h, w]`, on the CPU. The t-th targets of all pictures share a backward pass."""
+        """The maps `[h, w]`, on the CPU. The t-th targets of all pictures share a backward pass; those of a lone picture are made
+        together where there is none to take."""
+        lone = len(captured.logits) == 1
         rounds: dict[tuple[str, str, int], list[_Ask]] = {}
         for ask in dict.fromkeys(asks):
-            rounds.setdefault((ask.layer, ask.method, ask.turn), []).append(ask)
+            together = lone and captured.is_closed(ask.layer) and not METHODS[ask.method].rivals
+            rounds.setdefault((ask.layer, ask.method, 0 if together else ask.turn), []).append(ask)
         found: dict[_Ask, Tensor] = {}
         if rounds:
             with self.watcher.stage("backward"):

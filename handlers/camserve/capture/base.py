@@ -31,12 +31,16 @@ class Captured(Protocol):
         """The layer's activation `[N, C, h, w]`, in the precision in which the model ran, without a graph."""
         ...
 
+    def is_closed(self, layer: str) -> bool:
+        """Whether the layer's gradients need no backward pass: then a picture may be among `rows` several times."""
+        ...
+
     def gradients(self, layer: str, rows: Tensor, targets: Tensor, seed: float = 1.0) -> Tensor:
         """The gradient of logit `targets[m]` of picture `rows[m]` with respect to that picture's activation.
 
         Args:
             layer: one of the layers that the forward pass was asked for.
-            rows: `[M]`, each picture at most once.
+            rows: `[M]`, each picture at most once, unless `is_closed`.
             targets: `[M]`, class indices.
             seed: what the gradient is multiplied by, on the way.
 

@@ -85,7 +85,8 @@ class _Kept:
 
     Where the head is to be differentiated it gets a copy: an in-place operation behind the layer then changes neither the
     activation nor a leaf. A model that goes on to write into the output by another name (that of the layer's input, say) would
-    not see this in the copy: such layers are `written`, and once they are known to be `shared`, the leaf is added in place.
+    not see this in the copy: such layers are `written`, and once they are known to be `shared`, the leaf is added in place. Where
+    the gradients are known without a graph, only a `shared` layer's output is copied.
 
     A model may run the layer in `torch.no_grad()`. Grad mode then is switched on until that block ends. In `inference_mode` it
     cannot be: the leaf is an ordinary tensor, whose graph starts behind the block.
@@ -115,7 +116,11 @@ class _Kept:
 
     def __call__(self, layer: str, output: Tensor) -> Tensor:
         if self.is_closed(layer):
-            self.activations[layer] = output.detach().clone()
+            if layer in self._shared or output.is_inference():
+                self.activations[layer] = output.detach().clone()
+            else:
+                self._versions[layer] = output, output._version
+                self.activations[layer] = output.detach()
             return output
         if torch.is_inference_mode_enabled() or output.is_inference():
             with torch.inference_mode(mode=False):

@@ -43,9 +43,13 @@ class Pass:
         """`[N, C, h, w]`, without a graph."""
         return self.sites[layer].layout.grid(self.activations[layer], self.scale)
 
+    def is_closed(self, layer: str) -> bool:
+        """Whether the layer's gradients are rows of the head's weights."""
+        return layer in self.heads
+
     def gradients(self, layer: str, rows: Tensor, targets: Tensor, seed: float = 1.0) -> Tensor:
         """`[M, C, h, w]` by autograd over the head, or `[M, C, 1, 1]` in closed form where the head is pooled and linear."""
-        if layer in self.heads:
+        if self.is_closed(layer):
             height, width = self.activation(layer).shape[2:]
             return seed * self.heads[layer][targets][:, :, None, None] / (height * width)
         seeds = torch.zeros_like(self.scores)
@@ -109,6 +113,10 @@ class Joined:
     def activation(self, layer: str) -> Tensor:
         """`[N, C, h, w]`, without a graph."""
         return torch.cat([each.activation(layer)[:size] for each, size in zip(self._passes, self._sizes, strict=True)])
+
+    def is_closed(self, layer: str) -> bool:
+        """Whether the layer's gradients need no backward pass."""
+        return all(each.is_closed(layer) for each in self._passes)
 
     def gradients(self, layer: str, rows: Tensor, targets: Tensor, seed: float = 1.0) -> Tensor:
         """`[M, C, h, w]` or `[M, C, 1, 1]`, in the order of `rows`."""
