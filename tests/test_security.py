@@ -38,6 +38,7 @@ pytestmark = pytest.mark.live
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = bytes(encoded(noise()))
+JPEG = bytes(encoded(noise(), "JPEG"))
 TEXT = base64.b64encode(PICTURE).decode()
 SECRET = "s3cret-0f-a-client"
 HOSTILE = "hostile"
@@ -131,6 +132,7 @@ LIMITS = [
         PICTURE[:33] + (b"\0\0\0\0abCd" + zlib.crc32(b"abCd").to_bytes(4, "big")) * 2_500_000 + PICTURE[33:],
         400,
     ),
+    ("fill bytes of a JPEG", JPEG[:-2] + b"\xff" * 3_000_000 + b"\0" + b"\xff\xda\0\2" * 101, 400),
     ("depth of JSON", DEEP, 400),
     ("targets", {"data": TEXT, "top_k": 11}, 400),
     ("instances", {"instances": [{"b64": TEXT}] * 65}, 413),
@@ -163,6 +165,12 @@ def test_an_upload_beyond_the_limit_is_refused(live: Server) -> None:
         connection.endheaders(b"x")
         assert connection.getresponse().status == 413
     assert post(live, f"predictions/{HOSTILE}").status_code == 200
+
+
+def test_headers_beyond_the_limit_are_refused(live: Server) -> None:
+    """8 KiB in all, which proxies that pass large cookies must know; below that they are taken."""
+    for size, status in ((7_000, 200), (9_000, 400)):
+        assert post(live, f"predictions/{HOSTILE}", Cookie="session=" + "x" * size).status_code == status
 
 
 def test_a_batch_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
