@@ -91,7 +91,7 @@ def asked(path: str, key: str) -> Any:
         request.add_header("Authorization", f"Bearer {token(key)}")
     with OPEN(request, timeout=5) as answer:
         text = answer.read()
-    return json.loads(text) if text else None
+    return json.loads(text) if text.strip() else None  # an empty line, where a token was asked for
 
 
 if __name__ == "__main__":
