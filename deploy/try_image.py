@@ -198,7 +198,9 @@ def with_tokens(container: Container) -> None:
     assert container.run("id", "-u").stdout.strip() == "10001"
     for path in ("/opt/camserve/x", "/models/x", "/x"):
         assert "Read-only" in container.run("touch", path).stderr, path
-    assert not re.search("CapEff:\\s*[^0\\s]", Path(f"/proc/{container.init.pid}/status").read_text().split("CapBnd")[0])
+    status = Path(f"/proc/{container.init.pid}/status").read_text()
+    assert not re.search("CapEff:\\s*[^0\\s]", status.split("CapBnd")[0])
+    assert re.search("Seccomp:\\s*2", status)
     children = container.init.children(recursive=True)
     print("processes:", ", ".join(f"{each.name()} {each.memory_info().rss / 2**20:.0f} MiB" for each in children))
     container.keys = keys  # type: ignore[attr-defined]
