@@ -249,8 +249,17 @@ def test_a_model_of_one_size_says_which(tmp_path: Path, kind: str) -> None:
 
 def test_an_exported_programs_own_shape_is_read(tmp_path: Path) -> None:
     """Also where it is no square, which no trial would find; a handler's own code has no flags."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 28 * 38, 2)).eval()
-    torch.export.save(torch.export.export(model, (torch.zeros(2, 3, 30, 40),)), tmp_path / "model.pt2")
+
+    class Oblong(nn.Module):  # torch 2.4 does not restore a Sequential
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.fc = nn.Linear(4 * 28 * 38, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(torch.relu(self.conv(x)).flatten(1))
+
+    torch.export.save(torch.export.export(Oblong().eval(), (torch.zeros(2, 3, 30, 40),)), tmp_path / "model.pt2")
     restored = sources.from_program(tmp_path / "model.pt2").model
     for own, remedy in ((False, "add --resize 30 40 --crop 30 40$"), (True, "the handler's own code must make those$")):
         with pytest.raises(ConfigError, match=remedy), advice.about_size(restored, SIZE, own=own):
