@@ -18,7 +18,7 @@ import yaml
 from tests.build import MODEL, encoded, noise, weights
 from ts.utils.util import list_classes_from_module
 
-from camserve.tools import bundle, package
+from camserve.tools import bundle, existing, package
 from camserve.tools.archive import Response, Row, ask, load_service, open_archive
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.fresh.modules import Beside
@@ -354,6 +354,12 @@ def test_a_models_file_may_need_what_the_requirements_name(tmp_path: Path) -> No
     (tmp_path / "r.txt").write_text("sortedcontainers\n")
     assert set(bundle.needed_modules(tmp_path / "net.py", tmp_path / "none")) == {"sortedcontainers"}
     assert bundle.needed_modules(tmp_path / "net.py", tmp_path / "none", tmp_path / "r.txt") == {}
+
+
+@pytest.mark.parametrize(("old", "new"), [("resnet.pth", "resnet.pth"), ("net.pt", "net.pt"), ("net.safetensors", "net.pth")])
+def test_weights_keep_their_name_where_torch_would_read_them_by_it(old: str, new: str) -> None:
+    """What packaging writes is no file of safetensors; torch 2.15 goes by the ending."""
+    assert existing._stored_as(Path("folder") / old) == new
 
 
 def test_a_flag_names_the_requirements(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def read(archive: Archive, workdir: Path, stage: Path, wanted: Path | None = Non
         source = sources.from_program(weights)
     labels = archive.directory / staging.LABELS
     return Existing(
-        replace(source, licensed=(), stored_as=weights.name),
+        replace(source, licensed=(), stored_as=_stored_as(weights)),
         archive.name,
         archive.version,
         {key: value for key, value in archive.config.items() if key != "explain"},
@@ -71,6 +71,11 @@ def read(archive: Archive, workdir: Path, stage: Path, wanted: Path | None = Non
         wanted,
         notes,
     )
+
+
+def _stored_as(weights: Path) -> str:
+    """The file's name in the new archive: the old one, unless torch 2.15 would take by it what torch wrote for something else."""
+    return weights.with_suffix(".pth").name if weights.suffix == ".safetensors" else weights.name
 
 
 def _file(archive: Archive, key: str) -> Path | None:

@@ -61,7 +61,8 @@ def _load(path: Path) -> Any:
             if any(name.endswith("/constants.pkl") for name in opened.namelist()):
                 raise ToolError(f"{path} is a TorchScript archive; {WAY_OUT}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by its path, torch 2.15 would go by the name's ending
+            return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ToolError(f"no file {path}") from None
     except IsADirectoryError:
