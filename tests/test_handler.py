@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ from tests.build import PLAIN, archive, encoded, module_of, noise, square, weigh
 from torchvision import transforms
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms import v2
+from ts.torch_handler.image_classifier import ImageClassifier
 
 from camserve.errors import ConfigError
 from camserve.images import keeps_nothing, open_picture
 from camserve.tools.archive import Row, ask, load_service
+from gradcam_handler import GradCAMHandler
 
 LABELS = {"0": "bright", "1": 'dark, "quoted"\r\n<script>', "2": "Weiß"}
 
@@ -502,6 +505,15 @@ def test_a_step_of_its_own_gets_no_picture_beyond_the_limits(folder: Path) -> No
     for answer in (png, webp):
         assert (answer.status, json.loads(answer.body)["type"]) == (413, "ImageTooLarge")
     assert (good.status, own.status) == (200, 200)
+
+
+def test_a_worker_asks_about_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked of CUDA without a device, such as whether its context is broken."""
+    asked: list[torch.device] = []
+    monkeypatch.setattr(ImageClassifier, "initialize", lambda self, _: setattr(self, "device", torch.device("cuda:1")))
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    GradCAMHandler()._load(SimpleNamespace(model_yaml_config={}))
+    assert asked == [torch.device("cuda:1")]
 
 
 def test_an_input_of_another_shape_fails_by_itself(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

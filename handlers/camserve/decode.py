@@ -143,13 +143,9 @@ def open_picture(data: bytes | bytearray, config: Config) -> Image.Image:
     if not data:
         raise RequestError(400, "NoImage", "data: expected a picture, got 0 bytes")
     name = _format(data, config)
-    if name == "WebP":
-        check_pixels(_webp_size(data), config)  # Pillow allocates the canvas as soon as it opens the file
     try:
         with _QUIET:
-            picture = _header(data, name)
-            check_pixels(picture.size, config)
-            _check_layout(picture, data, config)
+            picture = _within_limits(data, name, config)
             picture.load()
             turn = _turn(picture) if config.exif else None
             picture = _to_rgb(picture)
@@ -167,17 +163,12 @@ def check_limits(data: bytes | bytearray, config: Config) -> None:
     Raises:
         RequestError: 413 `ImageTooLarge` or 400 `InvalidImage`, as `open_picture`.
     """
-    with contextlib.suppress(*_FAULTS):
-        try:
-            name = _format(data, config)
-        except RequestError:
-            return
-        if name == "WebP":
-            check_pixels(_webp_size(data), config)
-        with _QUIET:
-            picture = _header(data, name)
-            check_pixels(picture.size, config)
-            _check_layout(picture, data, config)
+    try:
+        name = _format(data, config)
+    except RequestError:
+        return
+    with contextlib.suppress(*_FAULTS), _QUIET:
+        _within_limits(data, name, config)
 
 
 def pixels_of(data: bytes | bytearray, config: Config) -> int:
@@ -194,6 +185,16 @@ def pixels_of(data: bytes | bytearray, config: Config) -> int:
             return max(math.prod(picture.size), math.prod(_tile(picture)))
     except (RequestError, *_FAULTS):
         return 0
+
+
+def _within_limits(data: bytes | bytearray, name: str, config: Config) -> Image.Image:
+    """The picture, not decoded yet; raises what `open_picture` does of one that is too large, or too much work."""
+    if name == "WebP":
+        check_pixels(_webp_size(data), config)  # Pillow allocates the canvas as soon as it opens the file
+    picture = _header(data, name)
+    check_pixels(picture.size, config)
+    _check_layout(picture, data, config)
+    return picture
 
 
 def _header(data: bytes | bytearray, name: str) -> Image.Image:

@@ -73,7 +73,8 @@ class Layout:
         """The grid of `count` tokens of pictures of another size: of patches of the same size, or, where the model takes every
         picture to its own size, as surveyed."""
         if scale is None:
-            scale = (count / (self.height * self.width)) ** 0.5, (count / (self.height * self.width)) ** 0.5
+            side = (count / (self.height * self.width)) ** 0.5
+            scale = side, side
         rows, columns = self.height * scale[0], self.width * scale[1]
         near = range(max(1, math.ceil(rows - BORDER)), math.floor(rows + BORDER) + 1)
         grids = [(h, count // h) for h in near if count % h == 0 and abs(count // h - columns) <= BORDER]
