@@ -198,6 +198,26 @@ def test_two_classes_or_two_methods_stand_side_by_side(visit: Visitor) -> None:
     expect(page.locator(".pane")).to_have_count(1)
 
 
+def test_a_comparison_may_end_while_a_class_is_on_its_way(visit: Visitor) -> None:
+    """What was typed for the second heatmap is listed when it comes, and nothing more is asked."""
+    page = visit().explain()
+    page.get_by_label("Two classes").check(force=True)
+    page.locator("#chosen").get_by_label("B").check(force=True)
+    held: list[Route] = []
+    page.route("**/explanations/*", lambda route: held.append(route))  # noqa: PLW0108 Playwright marks what it is given
+    page.locator("#label").fill("espresso")
+    with page.expect_request("**/explanations/*"):
+        page.locator("#label").press("Enter")
+    page.locator("#compare").get_by_label("Off").check(force=True)
+    with page.expect_response("**/explanations/*"):
+        held[0].continue_()
+
+    expect(page.locator("#classes .class .label", has_text="espresso")).to_be_visible()
+    expect(page.locator("#failure")).to_be_hidden()
+    expect(page.locator(".pane")).to_have_count(1)
+    assert len(held) == 1
+
+
 def test_what_tells_two_classes_apart_is_one_click_away(visit: Visitor) -> None:
     """Two Grad-CAM++ maps look alike; the button asks for the contrast of both, and then goes away."""
     page = visit().explain()
