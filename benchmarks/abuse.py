@@ -36,22 +36,22 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
 
-import numpy as np  # noqa: E402
-import PIL  # noqa: E402
-import psutil  # noqa: E402
-import torch  # noqa: E402
-from benchmarks import bad_pictures, bad_requests, bad_text  # noqa: E402
-from benchmarks.bad_pictures import Case  # noqa: E402
-from PIL import Image  # noqa: E402
-from rich import box  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.progress import Progress  # noqa: E402
-from rich.table import Table  # noqa: E402
-from tests.answers import same  # noqa: E402
-from tests.build import PLAIN, archive  # noqa: E402
+import numpy as np
+import PIL
+import psutil
+import torch
+from benchmarks import bad_pictures, bad_requests, bad_text
+from benchmarks.bad_pictures import Case
+from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from tests.support.answers import same
+from tests.support.build import PLAIN, archive
 
-from camserve.errors import KINDS  # noqa: E402
-from camserve.tools.archive import Response, Row, ask, load_service, open_archive  # noqa: E402
+from camserve.core.errors import KINDS
+from camserve.tools.archive.archive import Response, Row, ask, load_service, open_archive
 
 CATEGORIES = bad_pictures.CATEGORIES | bad_text.CATEGORIES | bad_requests.CATEGORIES
 TELLTALE = re.compile(r"(?<![\w./])/(?:[a-z_]+/)+[a-z_]+|\.py\b|0x[0-9a-f]{6,}|Traceback|object at ")

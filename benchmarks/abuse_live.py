@@ -19,10 +19,10 @@ from urllib.parse import urlencode, urlsplit
 import psutil
 from benchmarks.abuse import complaint
 from benchmarks.bad_pictures import Case
-from tests.build import mar
+from tests.support.build import mar
 
-from camserve.tools.archive import Response
-from camserve.tools.serve import Server
+from camserve.tools.archive.archive import Response
+from camserve.tools.commands.serve import Server
 
 OWN = {
     "BadRequestException": (400,),

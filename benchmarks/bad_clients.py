@@ -14,9 +14,9 @@ import psutil
 from benchmarks.hardships import Row, all_again, workers
 from benchmarks.traffic import EXAMPLES, HANG, Ask, Traffic, wait_until
 from PIL import Image
-from tests.build import encoded
+from tests.support.build import encoded
 
-from camserve.tools.server.server import Server
+from camserve.tools.serving.server import Server
 
 Client = Callable[[socket.socket, Ask], str]
 """Does its worst with a connection; returns what is wrong with what it got, or ""."""

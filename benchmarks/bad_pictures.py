@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 from ts.protocol import otf_message_handler
 
-from camserve.tools.archive import Row
+from camserve.tools.archive.archive import Row
 
 OK, BAD, LARGE = 200, 400, 413
 Draw = Callable[[random.Random], "Case"]

@@ -13,9 +13,9 @@ import numpy as np
 from benchmarks.bad_pictures import BAD, LARGE, OK, Case, Draw, json_case
 from benchmarks.bad_text import GOOD
 from PIL import Image
-from tests.build import encoded
+from tests.support.build import encoded
 
-from camserve.tools.archive import Row
+from camserve.tools.archive.archive import Row
 
 LARGE_PICTURE = base64.b64encode(encoded(Image.new("1", (7000, 7000)))).decode()
 """49 megapixels in some kilobytes."""

@@ -6,8 +6,6 @@ benchmarks/crops.py FOLDER [--count 800] [--spoil blur]
 Where this Python lacks what it needs, it runs in the clone's .venv, which scripts/demo.sh makes.
 """
 
-# ruff: noqa: E402 the Python that has NumPy is found first
-
 from __future__ import annotations
 
 import os

@@ -25,18 +25,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from benchmarks import crops  # noqa: E402
-from benchmarks.psi import CHI_SQUARE, LEAST_PSI, drift  # noqa: E402
-from rich.progress import track  # noqa: E402
+import numpy as np
+import torch
+from benchmarks import crops
+from benchmarks.psi import CHI_SQUARE, LEAST_PSI, drift
+from rich.progress import track
 
-from camserve.looks import Measured  # noqa: E402
-from camserve.mapstats import INPUT_STATISTICS, MAP_STATISTICS  # noqa: E402
-from camserve.reference import CLASS, Made, Reference  # noqa: E402
-from camserve.request import Call  # noqa: E402
-from camserve.tools.archive import load_service, open_archive  # noqa: E402
-from camserve.tools.baseline import Collector, build  # noqa: E402
+from camserve.core.messages import Call
+from camserve.monitoring.measure import Measured
+from camserve.monitoring.reference import CLASS, Provenance, Reference
+from camserve.monitoring.statistics import INPUT_STATISTICS, MAP_STATISTICS
+from camserve.tools.archive.archive import load_service, open_archive
+from camserve.tools.watching.baseline import Collector, build
 
 MIX = dict.fromkeys(crops.NAMES, 1.0)
 OTHER = {"cat": 4.0, "coffee": 2.0, "rocket": 1.0, "china": 0.5, "flower": 0.5}
@@ -62,7 +62,7 @@ Case = tuple[str, float | None]
 def measured(handler: Any, pictures: Sequence[bytes]) -> Measured:
     """The statistics of pictures."""
     collector = Collector(handler.scale)
-    handler.pipeline.watcher = collector
+    handler.pipeline.observer = collector
     for start in range(0, len(pictures), 8):
         handler.pipeline.run([Call(False, {}, {"body": picture}) for picture in pictures[start : start + 8]])
     return collector.found()
@@ -144,7 +144,7 @@ Row = dict[str, Any]
 
 def table(directory: Path, options: argparse.Namespace) -> list[Row]:
     """A row for each kind of traffic, strength and window size of which there is a window."""
-    made = Made("", "", "")
+    made = Provenance("", "", "")
     spoiled = [
         (kind, strength) for kind, (_, strengths) in SPOILS.items() for strength in strengths[:: 3 if options.quick else 1]
     ]

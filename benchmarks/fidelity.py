@@ -27,7 +27,7 @@ from benchmarks.scenes import FURTHER, SHIPPED, SIDE, Classifier, mosaic, pictur
 from rich.console import Console
 from rich.progress import track
 
-from camserve.cam import METHODS
+from camserve.explain.methods import METHODS
 
 CLASSES = {**SHIPPED, **FURTHER}
 DRAWS = 10

@@ -12,7 +12,7 @@ from benchmarks.scenes import SIDE, Classifier, Pixels, Seen, mosaic, picture
 from numpy.typing import NDArray
 from torch import Tensor
 
-from camserve.cam import METHODS, RIVALS, gradcam_plus_plus
+from camserve.explain.methods import CONTRAST_CLASSES, METHODS, gradcam_plus_plus
 
 Candidate = Callable[[Seen, int], Tensor]
 """Makes a class's map `[h, w]` of a picture."""
@@ -22,7 +22,11 @@ def method(name: str) -> Candidate:
     """A method as it is served."""
 
     def made(seen: Seen, target: int) -> Tensor:
-        rivals = [torch.stack([seen.gradient(each) for each in seen.rivals(target, RIVALS)], 1)] if METHODS[name].rivals else []
+        rivals = (
+            [torch.stack([seen.gradient(each) for each in seen.rivals(target, CONTRAST_CLASSES)], 1)]
+            if METHODS[name].rivals
+            else []
+        )
         found: Tensor = METHODS[name].function(seen.activation, seen.gradient(target), *rivals)[0]
         return found
 

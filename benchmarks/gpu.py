@@ -24,19 +24,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from benchmarks.speed import archives  # noqa: E402
-from benchmarks.speed.conditions import Spread, alternate, conditions, ratios  # noqa: E402
-from benchmarks.speed.engine import Ours, Run, pictures_of, resnet50  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from torch import Tensor  # noqa: E402
+import numpy as np
+import torch
+from benchmarks.speed import archives
+from benchmarks.speed.conditions import Spread, alternate, conditions, ratios
+from benchmarks.speed.engine import Ours, Run, pictures_of, resnet50
+from numpy.typing import NDArray
+from torch import Tensor
 
-from camserve import render  # noqa: E402
-from camserve.capture.backend import precision_context  # noqa: E402
-from camserve.config import PRECISIONS, Config  # noqa: E402
-from camserve.explainer import Want  # noqa: E402
-from camserve.images import Preprocess, open_picture  # noqa: E402
+from camserve.capture.backend import precision_context
+from camserve.core.config import PRECISIONS, Config
+from camserve.explain.explainer import Want
+from camserve.pictures import render
+from camserve.pictures.decode import open_picture
+from camserve.pictures.preprocess import Preprocess
 
 AGREE = {"float32": 1e-2, "bfloat16": 0.15, "float16": 0.05}
 """How far a heatmap may be from the CPU's. TorchServe allows TF32 on Ampere and later, whose products have ten bits."""

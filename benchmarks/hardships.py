@@ -12,11 +12,11 @@ import numpy as np
 import psutil
 import requests
 from benchmarks.traffic import FAILED, RIGHT, Ask, Outcome, Traffic, wait_until
-from tests.build import encoded
+from tests.support.build import encoded
 
-from camserve.tools.server import drain
-from camserve.tools.server.management import Management
-from camserve.tools.server.server import Server
+from camserve.tools.serving.health import drain
+from camserve.tools.serving.health.management import Management
+from camserve.tools.serving.server import Server
 
 LATEST = 3
 """How many times `responseTimeout` may pass until the answer that it ran out: what is asked before waits in the queue first."""

@@ -24,32 +24,33 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torchvision  # noqa: E402
-from benchmarks import crops  # noqa: E402
-from torch import nn  # noqa: E402
+import numpy as np
+import torch
+import torchvision
+from benchmarks import crops
+from torch import nn
 
-from camserve.batch import Pipeline  # noqa: E402
-from camserve.capture import open_backend  # noqa: E402
-from camserve.config import Config, Monitoring  # noqa: E402
-from camserve.explainer import Explainer  # noqa: E402
-from camserve.images import Preprocess  # noqa: E402
-from camserve.labels import Labels  # noqa: E402
-from camserve.mapstats import Scale  # noqa: E402
-from camserve.memory import keep_freed_memory  # noqa: E402
-from camserve.metrics import Exporter  # noqa: E402
-from camserve.monitor import CHUNK, Monitor  # noqa: E402
-from camserve.reference import Made  # noqa: E402
-from camserve.request import Call, Parser  # noqa: E402
-from camserve.response import ModelInfo, Responder  # noqa: E402
-from camserve.tools.baseline import Collector, build  # noqa: E402
-from camserve.watcher import Unwatched  # noqa: E402
+from camserve.capture import open_backend
+from camserve.core.config import Config, Monitoring
+from camserve.core.labels import Labels
+from camserve.core.messages import Call, ModelInfo
+from camserve.explain.explainer import Explainer
+from camserve.explain.observer import NullObserver
+from camserve.monitoring.exporter import Exporter
+from camserve.monitoring.monitor import CHUNK, Monitor
+from camserve.monitoring.reference import Provenance
+from camserve.monitoring.statistics import Scale
+from camserve.pictures.preprocess import Preprocess
+from camserve.pipeline.glibc import keep_freed_memory
+from camserve.pipeline.pipeline import Pipeline
+from camserve.protocol.parser import Parser
+from camserve.protocol.reply import Responder
+from camserve.tools.watching.baseline import Collector, build
 
 
 def demo() -> nn.Module:
     """EfficientNet-Lite0, the demo's: pooled and linear."""
-    from camserve.tools.sources import demo as source  # noqa: PLC0415 it loads weights
+    from camserve.tools.packaging.sources import demo as source  # noqa: PLC0415 it loads weights
 
     return source().model
 
@@ -84,22 +85,22 @@ def monitor_of(pipeline: Pipeline, calls: Sequence[Call]) -> Monitor:
     """A monitor with a reference, that exports into nothing; its thread is not started, `pairs` does its work."""
     scale = Scale(Config().mean, Config().std)
     collector = Collector(scale)
-    pipeline.watcher = collector
+    pipeline.observer = collector
     for _ in range(13):
         pipeline.run(calls)
-    reference = build(collector.found(), collector.shares, Made("l", "m", "w"))
+    reference = build(collector.found(), collector.shares, Provenance("l", "m", "w"))
     return Monitor(Monitoring(1.0, 15.0), Exporter("m", "1", len), scale, reference)
 
 
 def pairs(pipeline: Pipeline, monitor: Monitor, calls: Sequence[Call], rounds: int) -> dict[str, Any]:
     """Seconds `[rounds, 2]` of batches without and with the monitor, in turns, which comes first by chance."""
-    watchers = (Unwatched(), monitor)
+    watchers = (NullObserver(), monitor)
     order = np.random.default_rng(0).permuted(np.tile([0, 1], (rounds, 1)), axis=1)
     due = time.monotonic()
     wall, cpu, measured = np.zeros((rounds, 2)), np.zeros((rounds, 2)), 0
     for place, turn in enumerate(order):
         for which in turn:
-            pipeline.watcher = watchers[which]
+            pipeline.observer = watchers[which]
             begun, used = time.perf_counter(), time.process_time()
             waiting = len(monitor._looks)
             pipeline.run(calls)

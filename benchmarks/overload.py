@@ -11,7 +11,7 @@ import psutil
 from benchmarks.hardships import Row, all_again
 from benchmarks.traffic import REFUSED, RIGHT, Traffic, tally
 
-from camserve.tools.server.server import Server
+from camserve.tools.serving.server import Server
 
 MOST, PROMPT, LONGEST = 0.99, 2.0, 30.0
 """The share of refusals that must come within so many seconds, and the seconds of the longest: a limit for hanging."""

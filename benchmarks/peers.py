@@ -13,7 +13,7 @@ from benchmarks.games import method
 from benchmarks.scenes import LAYER, Classifier, Pixels, prepared
 from numpy.typing import NDArray
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from tests import oracle
+from tests.support import oracle
 from torch import nn
 
 Map = NDArray[np.float64]

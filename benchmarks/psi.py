@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from camserve.looks import Measured
-from camserve.reference import CLASS, Reference
+from camserve.monitoring.measure import Measured
+from camserve.monitoring.reference import CLASS, Reference
 
 FLOOR = 1e-4
 CHI_SQUARE = 27.877  # the 0.999 point with nine degrees of freedom

@@ -23,10 +23,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
 
-import torch  # noqa: E402
-from benchmarks.speed import archives, report  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.markdown import Markdown  # noqa: E402
+import torch
+from benchmarks.speed import archives, report
+from rich.console import Console
+from rich.markdown import Markdown
 
 PARTS = ("engine", "forward", "live", "profile", "scaling", "memory")
 Found = dict[str, Any]

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from camserve.capture import Captured, open_backend
-from camserve.config import Config
-from camserve.tools import sources
+from camserve.core.config import Config
+from camserve.tools.packaging import sources
 
 SHIPPED = {"cat": 285, "coffee": 967, "rocket": 657, "china": 698, "flower": 985}
 """Photographs of this repository's and of scikit-learn's, and their ImageNet classes."""

@@ -17,7 +17,7 @@ from benchmarks.hardships import Row
 from benchmarks.stopping import free_port, served, stop
 from benchmarks.traffic import LOST, RIGHT, Outcome, Traffic, mixed, tally
 
-from camserve.tools.server.process import is_worker
+from camserve.tools.serving.process.process import is_worker
 
 MEMORY = {"serve.py": 8.0, "Java": 64.0, "worker": 24.0}
 """MiB by which a process may grow from the first quarter to the last, after warming up."""

@@ -19,8 +19,8 @@ import requests
 from benchmarks.hardships import Row, all_again
 from benchmarks.traffic import LOST, RIGHT, Outcome, Traffic, good, mixed, wait_until
 
-from camserve.tools.server.addresses import Addresses, Settings
-from camserve.tools.server.management import Management
+from camserve.tools.serving.configuration.addresses import Addresses, Settings
+from camserve.tools.serving.health.management import Management
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = Path("/dev/full")

@@ -26,19 +26,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
 
-import psutil  # noqa: E402
-import torch  # noqa: E402
-from benchmarks import bad_clients, hardships, overload, soak, stopping  # noqa: E402
-from benchmarks import survival_archives as archives  # noqa: E402
-from benchmarks.hardships import Row  # noqa: E402
-from benchmarks.traffic import FAILED, LOST, REFUSED, RIGHT, WRONG, Ask, Traffic, mixed, tally  # noqa: E402
-from PIL import Image  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-from tests.build import encoded  # noqa: E402
+import psutil
+import torch
+from benchmarks import bad_clients, hardships, overload, soak, stopping
+from benchmarks import survival_archives as archives
+from benchmarks.hardships import Row
+from benchmarks.traffic import FAILED, LOST, REFUSED, RIGHT, WRONG, Ask, Traffic, mixed, tally
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from tests.support.build import encoded
 
-from camserve.tools.server import advice  # noqa: E402
-from camserve.tools.server.server import Server  # noqa: E402
+from camserve.tools.serving.configuration import advice
+from camserve.tools.serving.server import Server
 
 CONFIG = ROOT / "config.properties"
 COMMON = "common"

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 from benchmarks.traffic import EXAMPLES, Ask
-from tests import build
+from tests.support import build
 
-from camserve.tools.server.advice import UPLOAD
+from camserve.tools.serving.configuration.advice import UPLOAD
 
 BATCH = 4
 SETTINGS = {"minWorkers": 1, "maxWorkers": 1, "batchSize": BATCH, "maxBatchDelay": 10}

@@ -15,9 +15,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import urllib3
-from tests.answers import same
+from tests.support.answers import same
 
-from camserve.tools.archive import Response
+from camserve.tools.archive.archive import Response
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 HANG = 120.0

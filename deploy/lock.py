@@ -27,7 +27,7 @@ LEFT_OUT = (
 )
 TARGET = ("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28")
 HEAD = """# {what}
-# Made by deploy/lock.py of pyproject.toml and constraints.txt, for `pip install --require-hashes --no-deps -r`.
+# Provenance by deploy/lock.py of pyproject.toml and constraints.txt, for `pip install --require-hashes --no-deps -r`.
 """
 
 

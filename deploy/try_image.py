@@ -35,7 +35,7 @@ import requests
 ROOT = Path(__file__).resolve().parent.parent
 URL = "http://127.0.0.1:8080"
 CAT = (ROOT / "examples" / "cat.jpg").read_bytes()
-TESTS = ("tests/test_live.py", "tests/test_contract_live.py", "tests/test_kserve_live.py", "tests/test_abuse.py")
+TESTS = ("tests/promises/contract", "tests/promises/safety/test_abuse.py")
 FORBIDDEN = 438
 """pidfd_getfd's number on x86-64, the image's only architecture."""
 CLUSTER = ("--config", "/opt/camserve/deploy/torchserve/cluster.properties")

@@ -19,24 +19,25 @@ import torch
 from PIL import Image
 from ts.torch_handler.image_classifier import ImageClassifier
 
-from camserve import __version__, describe
-from camserve.batch import Hooks, Pipeline
 from camserve.capture import is_exported, load_exported, open_backend
-from camserve.config import Config
-from camserve.errors import ConfigError
-from camserve.explainer import Explainer
-from camserve.images import Preprocess, keeps_nothing
-from camserve.labels import Labels
-from camserve.mapstats import Scale
-from camserve.memory import keep_freed_memory
-from camserve.messages import Call
-from camserve.metrics import undeclared
-from camserve.monitor import Monitor, open_monitor
-from camserve.page import page
-from camserve.reference import Made, input_of
-from camserve.request import Parser
-from camserve.response import ModelInfo, Reply, Responder
-from camserve.rows import call_of, from_management
+from camserve.core.config import Config
+from camserve.core.errors import ConfigError
+from camserve.core.labels import Labels
+from camserve.core.messages import Call, ModelInfo, Reply
+from camserve.core.version import __version__
+from camserve.explain.explainer import Explainer
+from camserve.inspector.page import page
+from camserve.monitoring.metrics import undeclared
+from camserve.monitoring.monitor import Monitor, open_monitor
+from camserve.monitoring.reference import Provenance, input_of
+from camserve.monitoring.statistics import Scale
+from camserve.pictures.preprocess import Preprocess, keeps_nothing
+from camserve.pipeline.glibc import keep_freed_memory
+from camserve.pipeline.metadata import metadata
+from camserve.pipeline.pipeline import Pipeline
+from camserve.pipeline.prepare import Hooks
+from camserve.protocol.parser import Parser
+from camserve.protocol.reply import Responder
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         self.info = ModelInfo(str(context.model_name), version, f"sha256:{digest[:12]}")
         own = type(self).image_processing is not ImageClassifier.image_processing or self._hooks().tensor_of
         self.scale = None if own else Scale(self.config.mean, self.config.std)
-        self.made = Made(self.backend.layers[0], self.config.method, self.info.weights, input_of(self.config))
+        self.made = Provenance(self.backend.layers[0], self.config.method, self.info.weights, input_of(self.config))
         monitor = self._monitor(context)
         listed = min(self.get_max_result_classes(), self.backend.outputs)
         self.set_max_result_classes(listed)  # the stock handler fails where there are fewer classes
@@ -125,7 +126,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             responder=Responder(self.info, self.config.max_response_bytes),
             size=size,
             hooks=self._hooks(),
-            watcher=monitor,
+            observer=monitor,
             page=page(self.config, self.labels, self.backend.layers, self.info),
         )
 
@@ -133,7 +134,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         """The metadata; `weights` is the whole digest of the file."""
         listed = None if self._hooks().predictions_of else int(self.get_max_result_classes())
         return {
-            **describe.metadata(self.config, self.backend, self.labels, self.info, size, listed=listed),
+            **metadata(self.config, self.backend, self.labels, self.info, size, listed=listed),
             "weights": weights,
             "device": str(self.device),
             "device_type": (getattr(self, "model_yaml_config", None) or {}).get("deviceType"),
@@ -292,3 +293,22 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def call_of(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call:
+    """A row and its headers as a call; TorchServe keeps each parameter's content type among the headers, as a dict.
+
+    Its own header is `explain`, in this case exactly: a client's `Explain` stands beside it.
+    """
+    plain = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+    return Call(explain=headers.get("explain") == "True", headers=plain, fields=row)
+
+
+def from_management(headers: Mapping[str, Any]) -> bool:
+    """Whether a request without a body came to the management address.
+
+    Most inference routes say `explain` of each request; `/invocations` and its like do not, and have no body where a form is
+    empty.
+    """
+    form = any(name.lower() == "content-type" and "form" in str(value).lower() for name, value in headers.items())
+    return "explain" not in headers and not form

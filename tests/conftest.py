@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests import build
-from tests.forks import Forks
-from tests.outside import outside
-from tests.skips import pytest_collection_modifyitems, pytest_sessionfinish, pytest_terminal_summary
-from tests.visits import chromium, visit  # noqa: F401 fixtures
+from tests.support import build
+from tests.support.forks import Forks
+from tests.support.outside import outside
+from tests.support.skips import pytest_collection_modifyitems, pytest_sessionfinish, pytest_terminal_summary
+from tests.support.visits import chromium, visit  # noqa: F401 fixtures
 
-from camserve.tools import package
-from camserve.tools.serve import Server
+from camserve.tools.commands import package
+from camserve.tools.commands.serve import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCHES = ["--batch-size", "8", "--max-batch-delay", "20"]

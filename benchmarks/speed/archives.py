@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from camserve.tools import package
+from camserve.tools.commands import package
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "efficientnet_lite0"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from camserve.tools.server.cores import cores
-from camserve.tools.server.java import find_java
+from camserve.tools.serving.configuration.cores import cores
+from camserve.tools.serving.configuration.java import find_java
 
 PACKAGES = ("torch", "torchvision", "torchserve", "captum", "grad-cam", "torchcam", "pillow", "opencv-python-headless", "numpy")
 

@@ -15,10 +15,10 @@ from benchmarks.speed.conditions import Spread, alternate, conditions, ratios, s
 from torch import Tensor, nn
 
 from camserve.capture.backend import Backend, open_backend
-from camserve.capture.eager import freeze
-from camserve.config import Config
-from camserve.explainer import Explainer, Want
-from camserve.memory import keep_freed_memory
+from camserve.capture.models.eager import freeze
+from camserve.core.config import Config
+from camserve.explain.explainer import Explainer, Want
+from camserve.pipeline.glibc import keep_freed_memory
 
 LAYER = "layer4"
 SIZE = (224, 224)

@@ -13,10 +13,10 @@ from benchmarks.speed.engine import BATCH, CPU, SIZE, Run, pictures_of
 from torch import Tensor, nn
 
 from camserve.capture.backend import open_backend
-from camserve.capture.eager import freeze
-from camserve.capture.memory_format import choose_memory_format
-from camserve.config import Config
-from camserve.memory import keep_freed_memory
+from camserve.capture.models.eager import freeze
+from camserve.capture.tuning.memory_format import choose_memory_format
+from camserve.core.config import Config
+from camserve.pipeline.glibc import keep_freed_memory
 
 MODELS = ("resnet18", "resnet50")
 

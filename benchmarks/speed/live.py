@@ -17,7 +17,7 @@ from benchmarks.speed import archives
 from benchmarks.speed.conditions import Spread, alternate, conditions, java_version, ratios
 from benchmarks.speed.load import load, wrk_version
 
-from camserve.tools.server.server import Server
+from camserve.tools.serving.server import Server
 
 CONFIG = archives.ROOT / "config.properties"
 CONNECTIONS = 16

@@ -11,7 +11,7 @@ import matplotlib as mpl
 mpl.use("svg")
 mpl.rcParams["svg.hashsalt"] = "camserve"  # the same file for the same figures
 
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 TITLES = {
     "batch": "pictures in the batch",

@@ -13,9 +13,9 @@ from benchmarks.speed.engine import Ours, Run, pictures_of, resnet50
 from benchmarks.speed.live import CONFIG, CONNECTIONS, served
 from benchmarks.speed.load import load, wrk_version
 
-from camserve.memory import keep_freed_memory
-from camserve.tools.server.cores import cores
-from camserve.tools.server.server import Server
+from camserve.pipeline.glibc import keep_freed_memory
+from camserve.tools.serving.configuration.cores import cores
+from camserve.tools.serving.server import Server
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SIDES = (224, 320, 448, 640, 1024)

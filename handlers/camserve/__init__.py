@@ -5,15 +5,24 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from camserve.tools.client import CamserveError, Client, Result
+from camserve.core.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from camserve.tools.client.client import CamserveError, Client
+    from camserve.tools.client.result import Result
+
 __all__ = ["CamserveError", "Client", "Result", "__version__"]
+
+_LAZY = {
+    "CamserveError": "camserve.tools.client.client",
+    "Client": "camserve.tools.client.client",
+    "Result": "camserve.tools.client.result",
+}
+"""Where names stand that are loaded only when asked for: an archive holds this package without its tools."""
 
 
 def __getattr__(name: str) -> Any:
-    """The client, loaded only when asked for: an archive holds this package without its tools."""
-    if name in ("CamserveError", "Client", "Result"):
-        return getattr(import_module("camserve.tools.client"), name)
+    """Loads a public name when it is first asked for."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module camserve has no attribute {name}")

@@ -2,12 +2,12 @@
 
 from camserve.capture.backend import Backend, open_backend
 from camserve.capture.base import Capture, Captured, Model, Setting
-from camserve.capture.eager import Eager, freeze
-from camserve.capture.exported import is_exported, load_exported
-from camserve.capture.kinds import default_layer, opened, survey
-from camserve.capture.layers import LayerInfo, Site, Survey
-from camserve.capture.layout import Layout, synthetic_picture
-from camserve.capture.pooled import pooled_head
+from camserve.capture.choose.pooled import pooled_head
+from camserve.capture.models.eager import Eager, freeze
+from camserve.capture.models.exported import is_exported, load_exported
+from camserve.capture.models.kinds import opened
+from camserve.capture.survey.layers import LayerInfo, Site, Survey
+from camserve.capture.survey.layout import Layout, synthetic_picture
 
 __all__ = [
     "Backend",
@@ -20,13 +20,11 @@ __all__ = [
     "Setting",
     "Site",
     "Survey",
-    "default_layer",
     "freeze",
     "is_exported",
     "load_exported",
     "open_backend",
     "opened",
     "pooled_head",
-    "survey",
     "synthetic_picture",
 ]

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from camserve.capture.base import Capture, Context, Setting
-from camserve.capture.fold import fold_norms
-from camserve.capture.kinds import beginning, looked_at, opened
-from camserve.capture.layers import LayerInfo
-from camserve.capture.layout import synthetic_picture
-from camserve.capture.memory_format import MemoryFormat, choose_memory_format
-from camserve.capture.pooled import pooled_head
-from camserve.capture.rule import check, pick
-from camserve.config import Config
-from camserve.errors import ConfigError
+from camserve.capture.choose.pooled import pooled_head
+from camserve.capture.choose.rule import check, pick
+from camserve.capture.models.kinds import beginning, looked_at, opened
+from camserve.capture.survey.layers import LayerInfo
+from camserve.capture.survey.layout import synthetic_picture
+from camserve.capture.tuning.fold import fold_norms
+from camserve.capture.tuning.memory_format import MemoryFormat, choose_memory_format
+from camserve.core.config import Config
+from camserve.core.errors import ConfigError
 
 
 @dataclass(frozen=True)

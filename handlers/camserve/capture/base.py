@@ -9,8 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from camserve.capture.layers import Site, Survey
-from camserve.capture.layout import Scale
+from camserve.capture.survey.layers import Site, Survey
+from camserve.capture.survey.layout import Scale
 
 Context = Callable[[], AbstractContextManager[object]]
 """Makes the context manager in which a model runs: autocast, or nothing."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import camserve
-from camserve.errors import listed, nearest
-from camserve.tools.unforeseen import unforeseen
+from camserve.core.text import listed, nearest
+from camserve.tools.console import report_unforeseen
 
 COMMANDS = {
     "package": "make an archive (.mar) of a model",
@@ -44,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     logging.getLogger("ts").setLevel(logging.ERROR)  # TorchServe warns of each optional accelerator that is not installed
     try:
-        return int(import_module(f"camserve.tools.{command}").main(rest))
+        return int(import_module(f"camserve.tools.commands.{command}").main(rest))
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 what no tool foresaw, in one line
-        return max(unforeseen(error), UNFORESEEN.get(command, 1))
+        return max(report_unforeseen(error), UNFORESEEN.get(command, 1))
 
 
 def usage() -> str:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TextIO, cast
 
 from rich.console import Console
+
+from camserve.core.text import in_one_line
+
+DEBUG = "CAMSERVE_DEBUG"
+LONGEST = 400
+"""Characters of an exception's message that are repeated: torch lists every tensor that does not fit."""
 
 
 class ToolError(Exception):
@@ -83,3 +91,13 @@ def fail(message: object) -> int:
     """Prints an error to standard error; the exit status to return."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="red", markup=False)
     return 1
+
+
+def report_unforeseen(error: Exception) -> int:
+    """Prints an exception in one line, its traceback before it where `CAMSERVE_DEBUG` is set; the exit status to return."""
+    text = in_one_line(error)
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    if os.environ.get(DEBUG):
+        traceback.print_exception(error, file=sys.stderr)
+        return fail(text)
+    return fail(f"{text} ({DEBUG}=1 shows where)")

@@ -1,0 +1,1 @@
+"""Which layer is explained by default, and where its gradients have a closed form."""

@@ -1,0 +1,212 @@
+"""Capture for programs of `torch.export`: their submodules are restored, and then take the eager modules' hooks."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+import warnings
+import zipfile
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram, unflatten
+
+from camserve.capture.base import Capture, Captured, Setting
+from camserve.capture.models.eager import Eager, EagerModel, freeze
+from camserve.capture.models.hooks import hooked, watched
+from camserve.capture.models.passes import Pieces, fitting
+from camserve.capture.survey.layers import Site, Survey, Surveyor
+from camserve.capture.survey.layout import first_tensor, logits_of
+from camserve.core.errors import ConfigError
+
+ANY = sys.maxsize - 1
+"""From here on, a largest number of pictures is none: torch 2.4 has no other word for it."""
+
+DISPATCHER = "InterpreterModuleDispatcher"
+"""torch's class of a module that runs with several graphs and counts its calls; torch 2.4 has none."""
+
+TURNING = ("permute", "transpose", "movedim", "moveaxis", "swap", "einsum", "numpy_T", ".mT", "adjoint", ".t.")
+"""Parts of the names of operations that give a map another order; where there is none, channels come first as in the pictures."""
+
+NO_GRAD = (
+    "it was exported with torch.no_grad() in its forward, which drops the names of the layers inside; export it without, its "
+    "parameters need no gradient anyway"
+)
+
+MODE_ERROR = 1e-3
+"""How far a picture's scores may change from pass to pass, as a share of the largest."""
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a file is a program of `torch.export` and not TorchScript: both are zip files, but only one holds code."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        names = file.namelist()
+    code = any("/code/" in name for name in names)
+    return not code and any(name.endswith(("models/model.json", "serialized_exported_program.json")) for name in names)
+
+
+def load_exported(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """The module of a program that `torch.export.save` wrote, with its submodules, on `device`.
+
+    Raises:
+        ConfigError: the file is no such program. (A package of AOTInductor is not: it has no graph left.)
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of buffers that it made read-only itself
+            program = torch.export.load(str(path))
+    except Exception as error:
+        raise ConfigError(
+            f"{Path(path).name} is no program of torch.export that torch {torch.__version__} can read "
+            f"({type(error).__name__}); write it with torch.export.save(torch.export.export(model, (pictures,)), ...)"
+        ) from error
+    return restored(program, torch.device(device))
+
+
+def restored(program: ExportedProgram, device: torch.device) -> nn.Module:
+    """The program as a module with submodules, on `device`, its parameters frozen.
+
+    Raises:
+        ConfigError: this torch cannot restore its submodules.
+    """
+    try:
+        from torch.export.passes import move_to_device_pass  # noqa: PLC0415 torch 2.4 has no such pass
+    except ImportError:
+        pass
+    else:
+        program = move_to_device_pass(program, str(device)) if device.type != "cpu" else program
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch uses here what it deprecates itself
+            module = unflatten(program).to(device)
+    except Exception as error:
+        raise ConfigError(
+            f"torch {torch.__version__} cannot restore this program's submodules ({type(error).__name__}); a newer torch may, "
+            "or take the model as eager weights or as TorchScript"
+        ) from error
+    freeze(module)
+    return module
+
+
+class ExportedModel(EagerModel):
+    """An exported program's module (`Model`). It cannot change between training and evaluation: it is what was exported.
+
+    A program that was exported for a fixed number of pictures, or a range, is always fed that many.
+
+    Raises:
+        ConfigError: it was exported in training mode.
+    """
+
+    kind = "exported"
+
+    def __init__(self, module: nn.Module, pictures: Tensor) -> None:
+        super().__init__(module)
+        self.batch = _batch_of(module)
+        self._modules: dict[str, str] = {}
+        self._calls: dict[str, int] = {}
+        self._classes = _classes_of(module)
+        self._check_mode(pictures)
+
+    def _check_mode(self, pictures: Tensor) -> None:
+        """Training mode shows in scores that change (dropout), or that depend on the other pictures (batch normalisation)."""
+        fed = fitting(pictures, self.batch)
+        others = torch.cat([fed[:1], -fed[1:]])
+        with torch.no_grad():
+            first, again, mixed = (logits_of(self.module(self.fed(each)), len(fed)) for each in (fed, fed, others))
+        scale = first.abs().max()
+        if (first - again).abs().max() > MODE_ERROR * scale or (first[0] - mixed[0]).abs().max() > MODE_ERROR * scale:
+            raise ConfigError("the program was exported in training mode; call model.eval() before torch.export.export")
+
+    def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+        """Runs the program once and describes every layer that ran. A layer that runs with two graphs has one name."""
+        pictures = fitting(pictures, self.batch)
+        operations = _operations(self.module)
+        turned = any(part in operation for operation in operations for part in TURNING)
+        surveyor = Surveyor(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid, None if turned else "nchw")
+        ran: dict[str, int] = {}
+
+        def look(name: str, module: nn.Module, output: Any) -> None:
+            layer = _plain(name)
+            ran[name] = ran.get(name, 0) + 1
+            self._modules[layer], self._calls[layer] = name, ran[name]
+            surveyor.look(layer, self._classes.get(layer) or self.class_of(module), first_tensor(output))
+
+        with torch.no_grad(), watched(self.module, look):
+            scores = logits_of(self.module(self.fed(pictures)), len(pictures))
+        hint = NO_GRAD if any("wrap_with_set_grad_enabled" in operation for operation in operations) else ""
+        return surveyor.found(scores, hint=hint)
+
+    def capture(self, sites: Mapping[str, Site], setting: Setting | None = None) -> Capture:
+        """A capture at these layers."""
+        own = {layer: self._own(site) for layer, site in sites.items()}
+        capture: Capture = Eager(self.module, own, setting, self._modules)
+        if any(type(module).__name__ == DISPATCHER for module in self.module.modules()):
+            capture = OneByOne(capture)
+        return Pieces(capture, *self.batch)
+
+    def replaced(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
+        """The scores where the layer's output is `values` instead."""
+        keep = {site.layer: self._own(site)}
+        with torch.no_grad(), hooked(self.module, keep, lambda _, output: values.to(output, copy=True), self._modules):
+            return logits_of(self.module(self.fed(pictures)))
+
+    def _own(self, site: Site) -> Site:
+        """The site at the module that ran last under the layer's name."""
+        return replace(site, calls=self._calls[site.layer])
+
+
+def _plain(path: str) -> str:
+    """A layer's name, without the number that torch gives to the call of a module that runs with several graphs."""
+    return re.sub(r"@\d+", "", path)
+
+
+def _operations(module: nn.Module) -> set[str]:
+    """The names of all operations in the program."""
+    graphs: list[Any] = [getattr(each, "graph", None) for each in module.modules()]
+    return {str(node.target) for graph in graphs if graph for node in graph.nodes if node.op == "call_function"}
+
+
+def _classes_of(module: nn.Module) -> dict[str, str]:
+    """The names of the classes that the layers had before they were exported: each operation remembers those it stood in."""
+    graphs: list[Any] = [getattr(each, "graph", None) for each in module.modules()]
+    stacks = [node.meta.get("nn_module_stack") or {} for graph in graphs if graph for node in graph.nodes]
+    known = {_plain(path): kind for stack in stacks for path, kind in stack.values()}
+    return {path: str(getattr(kind, "__name__", kind)).rsplit(".", 1)[-1] for path, kind in known.items()}
+
+
+def _batch_of(module: nn.Module) -> tuple[int, int | None]:
+    """Fewest and most pictures that the program was exported for; from 2 means any: export takes 1 for a case of its own."""
+    placeholder: Any = module.input_placeholders[0]  # type: ignore[index]
+    count = placeholder.meta["val"].shape[0]
+    if isinstance(count, int):
+        return count, count
+    ranges: Any = module.range_constraints
+    span = ranges.get(count.node.expr)
+    low = int(span.lower) if span else 1
+    high = int(span.upper) if span and span.upper.is_Integer and span.upper < ANY else None
+    return (low if low > 2 else 1), high
+
+
+class OneByOne:
+    """A capture that lets one thread in at a time (`Capture`): torch counts the calls of some modules on the module itself."""
+
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
+        self._lock = threading.Lock()
+
+    @property
+    def sites(self) -> Collection[str]:
+        """The layers that may be asked for."""
+        return self._capture.sites
+
+    def forward(self, pictures: Tensor, layers: Collection[str]) -> Captured:
+        """Runs the model when it is free."""
+        with self._lock:
+            return self._capture.forward(pictures, layers)

@@ -1,0 +1,1 @@
+"""TorchScript modules: their graphs are given further outputs when they are loaded."""

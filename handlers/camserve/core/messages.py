@@ -1,0 +1,192 @@
+"""The values that cross a module's border: what a request asks, and what it gets. All are frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camserve.core.geometry import Rect
+
+Protocol = Literal["plain", "v1", "v2"]
+Media = Literal["json", "png", "jpeg", "webp", "npy"]
+Image = bytes | NDArray[np.float32]
+
+CONTENT_TYPES: Mapping[Media, str] = MappingProxyType(
+    {
+        "json": "application/json",
+        "png": "image/png",
+        "jpeg": "image/jpeg",
+        "webp": "image/webp",
+        "npy": "application/x-npy",
+    }
+)
+PICTURES: frozenset[Media] = frozenset(("png", "jpeg", "webp"))
+
+
+class FromText(bytes):
+    """Bytes that are base64's of `characters` characters, which an error about them then says."""
+
+    characters = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request as the host hands it over.
+
+    Attributes:
+        explain: an explanation is asked for, not only predictions.
+        headers: names in lower case.
+        fields: name to bytes, str or parsed JSON; a raw body is the field `body`.
+    """
+
+    explain: bool
+    headers: Mapping[str, str]
+    fields: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked about one picture, every value checked.
+
+    Attributes:
+        targets: class indices, each once; empty: the `top_k` most probable classes.
+        top_k: at most the number of classes; no meaning where `targets` are given.
+        media: of the answer.
+        overlay: each explanation in a JSON answer carries its picture; False for every other media.
+        opacity: of the colours, 0 to 1.
+    """
+
+    targets: tuple[int, ...]
+    method: str
+    layer: str
+    colormap: str
+    opacity: float
+    top_k: int = 1
+    media: Media = "json"
+    overlay: bool = False
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture, encoded or a normalised float32 tensor `[3, H, W]`, and what is asked about it."""
+
+    image: Image
+    options: Options
+
+
+@dataclass(frozen=True)
+class Output:
+    """A V2 output that the client names; `binary` says how it wants it, None: as `Request.binary` says."""
+
+    name: str
+    binary: bool | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that can be answered.
+
+    Attributes:
+        items: one for `plain`, at least one for V1 and V2.
+        id: V2's, to be echoed.
+        outputs: V2's, the outputs asked for by name; empty: all.
+        binary: V2's, whether outputs are sent in the binary extension where `Output.binary` is None.
+    """
+
+    protocol: Protocol
+    explain: bool
+    items: tuple[Item, ...]
+    id: str | None = None
+    outputs: tuple[Output, ...] = ()
+    binary: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """A browser's GET: it wants the inspector page."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer as the host sends it; header names are in lower case, their values ASCII on one line."""
+
+    status: int
+    content_type: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One class and its probability, 0 to 1."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One target's heatmap.
+
+    Attributes:
+        heatmap: float32 `[h, w]` in [0, 1], at the layer's resolution.
+        range: the map's own minimum and maximum; None where it is not finite.
+        region: the box around its brightest part, in pixels of the original picture.
+        warnings: `zero`, `constant` or `not_finite`.
+        overlay: a PNG.
+    """
+
+    target: int
+    label: str
+    probability: float
+    heatmap: NDArray[np.float32]
+    range: tuple[float, float] | None
+    region: Rect | None
+    warnings: tuple[str, ...]
+    overlay: bytes | None = None
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """The original picture's size, and the rectangle of it that reached the model, in pixels."""
+
+    width: int
+    height: int
+    view: Rect | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one item gets.
+
+    Attributes:
+        classes: most probable first.
+        image: None for a tensor.
+        picture: the rendered picture where the media is `png`, `jpeg` or `webp`.
+        scale: that picture's size relative to the original.
+        predictions: what a handler's own `postprocess` made of the scores, JSON; None: made of `classes`.
+    """
+
+    classes: tuple[Score, ...]
+    explanations: tuple[Explanation, ...]
+    image: ImageInfo | None
+    method: str
+    layer: str
+    picture: bytes | None = None
+    scale: float = 1.0
+    predictions: object = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Which model answers; `weights` is the start of a digest, `sha256:9f86d081884c`."""
+
+    name: str
+    version: str
+    weights: str

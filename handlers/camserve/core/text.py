@@ -1,0 +1,75 @@
+"""Text that messages are made of: values as a message may repeat them, lists, and the names that come nearest to a wrong one."""
+
+from __future__ import annotations
+
+import difflib
+import heapq
+import json
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import pairwise
+
+_COMPARED = 100
+_LONGEST = 80
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """`value` as an error message may repeat it: JSON for a scalar, in ASCII, on one line, at most `limit` characters."""
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return f"an object of {len(value)}"
+    if isinstance(value, (bytes, bytearray)):
+        value = bytes(value[: limit + 1]).decode("utf-8", "replace")
+    if isinstance(value, str):
+        value = value[: limit + 1]
+    text = json.dumps(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def in_one_line(error: BaseException) -> str:
+    """Say an exception in one line: its type and its message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def listed(names: Iterable[object], limit: int = 12) -> str:
+    """`a, b or c`; the rest is counted beyond `limit` names."""
+    words = [str(name) for name in names]
+    if len(words) > limit:
+        return ", ".join(words[:limit]) + f" or {len(words) - limit} more"
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """The `count` names most like `name`, best first, whatever their case.
+
+    Of a long list only the `_COMPARED` names that share most letters and pairs of letters with `name` are compared in
+    full, and only the first `_LONGEST` characters of each, so that no request can keep the interpreter busy with this.
+    """
+    wanted = name.casefold()[:_LONGEST]
+    by_folded, masks = _folded(tuple(names))
+    keys: list[str] = list(by_folded)
+    if len(keys) > _COMPARED:
+        mask = _mask(wanted)
+        shares = [(mask & each).bit_count() / ((mask | each).bit_count() or 1) for each in masks]
+        keys = [keys[place] for place in heapq.nlargest(_COMPARED, range(len(keys)), key=shares.__getitem__)]
+    return [by_folded[key] for key in difflib.get_close_matches(wanted, keys, n=count, cutoff=0.5)]
+
+
+@lru_cache(maxsize=8)
+def _folded(names: tuple[str, ...]) -> tuple[dict[str, str], list[int]]:
+    """Each name under its start in lower case, and the masks of those, in one order."""
+    by_folded: dict[str, str] = {}
+    for name in names:
+        by_folded.setdefault(name.casefold()[:_LONGEST], name)
+    return by_folded, [_mask(key) for key in by_folded]
+
+
+def _mask(text: str) -> int:
+    """A set of `text`'s letters and pairs of letters, as 512 bits; those that share a bit count as the same."""
+    mask = 0
+    for letter in text:
+        mask |= 1 << ord(letter) % 128
+    for first, second in pairwise(f" {text} "):
+        mask |= 1 << 128 + (ord(first) * 31 + ord(second)) % 384
+    return mask

@@ -1,0 +1,29 @@
+"""Maps that say nothing: zero everywhere, constant, or not finite. NumPy only."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+REASONS = ("zero", "constant", "not_finite")
+CONSTANT = 1e-6
+"""A map whose values differ by no more than this share of its maximum is constant: what differs is rounding."""
+
+
+def degenerate(maps: NDArray[np.floating]) -> list[str]:
+    """Say for each map why it says nothing.
+
+    Args:
+        maps: `[M, h, w]`, rectified.
+
+    Returns:
+        One of `REASONS` for each map, or "" where the map says something.
+    """
+    flat = maps.reshape(len(maps), -1).astype(np.float64)
+    finite = np.isfinite(flat).all(1)
+    high, low = flat.max(1), flat.min(1)
+    with np.errstate(invalid="ignore"):
+        constant = high - low <= CONSTANT * high
+    reasons = np.where(constant, "constant", "")
+    reasons = np.where(high == 0, "zero", reasons)
+    return [str(reason) for reason in np.where(finite, reasons, "not_finite")]

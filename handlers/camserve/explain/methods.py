@@ -1,0 +1,194 @@
+"""The formulas: activations and gradients of a layer in, class activation maps out. No model and no hooks here.
+
+Shapes, the same for every method:
+    activations: `[M, C, h, w]`, one row a pair of picture and target, of any floating type.
+    gradients: d logit / d activations, `[M, C, h, w]`; or `[M, C, 1, 1]` where they are equal at all positions, as under
+        global average pooling. That form stands for the expanded one and gives the same map.
+    map: `[M, h, w]`, float32, no value below 0.
+
+Everything is upcast to float32 first. Sums over channels are a product and a sum, not a matrix product: those follow the
+host's settings (TF32 on a GPU, autocast), which cost up to three decimal digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from camserve.explain.degenerate import degenerate
+
+CONTRAST_CLASSES = 5
+"""How many rivals the contrast method compares a target with, where the model has as many other classes."""
+
+
+def gradcam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Grad-CAM++ of Chattopadhay et al. 2018 (arXiv 1710.11063) for a target that is a logit.
+
+    Equation 19 there reads `alpha_ij = g_ij^2 / (2 g_ij^2 + S g_ij^3)` with `S = sum_ab A_ab` of the channel, and the map is
+    `relu(sum_k w_k A_k)` with `w_k = sum_ij alpha_ij relu(g_ij)`. Dividing by `g_ij^2` leaves
+
+        w_k = sum_ij r_ij / (2 + r_ij S),   r = relu(g)
+
+    because positions with `g_ij <= 0` add nothing to `w_k`. It needs no epsilon, and neither under- nor overflows with the
+    powers of g. After a ReLU this is equation 19. Signed activations (GELU, SiLU, normalisation) can make `S` negative, and
+    equation 19 then has a pole at `g S = -2`; so `S = sum_ab relu(A_ab)` here, which is the same where there are no
+    negative activations, and has no pole.
+    """
+    activations, gradients = activations.float(), gradients.float()
+    mass = activations.relu().sum((2, 3), keepdim=True)
+    rising = gradients.relu()
+    return _weighted(_over_positions(rising / (2 + rising * mass), activations), activations)
+
+
+def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Grad-CAM of Selvaraju et al. 2017 (arXiv 1610.02391), equations 1 and 2: `w_k` is the mean gradient of the channel."""
+    activations, gradients = activations.float(), gradients.float()
+    return _weighted(gradients.mean((2, 3)), activations)
+
+
+def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """HiResCAM of Draelos and Carin 2020 (arXiv 2011.08891): `relu(sum_k g_k A_k)`, the product taken at each position."""
+    activations, gradients = activations.float(), gradients.float()
+    return (gradients * activations).sum(1).relu()
+
+
+def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """LayerCAM of Jiang et al. 2021 (IEEE TIP 30): `relu(sum_k relu(g_k) A_k)`, the product taken at each position."""
+    activations, gradients = activations.float(), gradients.float()
+    return (gradients.relu() * activations).sum(1).relu()
+
+
+def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """XGrad-CAM of Fu et al. 2020 (arXiv 2008.02312): `w_k = sum_ij g_ij A_ij / sum_ij A_ij`.
+
+    A channel whose activations sum to exactly 0 gets weight 0, at any scale of the others. Where activations may be negative,
+    one whose sum is nearly 0 can outweigh all others: that is the formula's, whose authors take it behind a ReLU.
+    """
+    activations, gradients = activations.float(), gradients.float()
+    mass = activations.sum((2, 3))
+    product = (gradients * activations).sum((2, 3))
+    empty = mass == 0
+    return _weighted((product / mass.masked_fill(empty, 1)).masked_fill(empty, 0), activations)
+
+
+def finer_cam(activations: Tensor, gradients: Tensor, rivals: Tensor) -> Tensor:
+    """Finer-CAM of Zhang et al. 2025 (arXiv 2501.11309) over Grad-CAM: what speaks for the target and not for its rivals.
+
+    Grad-CAM of the difference `y_target - gamma y_rival` of two logits, averaged over the rivals before it is rectified, with
+    `gamma = 1`: evidence that all of them share cancels. Without rivals (`R = 0`) this is Grad-CAM.
+
+    Args:
+        rivals: gradients of the rivals' logits, `[M, R, C, h, w]` or `[M, R, C, 1, 1]`.
+    """
+    activations, gradients = activations.float(), gradients.float()
+    shared = rivals.mean((3, 4), dtype=torch.float32).sum(1) / max(1, rivals.shape[1])
+    return _weighted(gradients.mean((2, 3)) - shared, activations)
+
+
+def _over_positions(values: Tensor, activations: Tensor) -> Tensor:
+    """The sum `[M, C]` of `values` (`[M, C, h|1, w|1]`) over all positions of `activations`."""
+    return values.sum((2, 3)) * (activations[0, 0].numel() / values[0, 0].numel())
+
+
+def _weighted(weights: Tensor, activations: Tensor) -> Tensor:
+    """`relu(sum_k w_k A_k)`."""
+    return (weights[:, :, None, None] * activations).sum(1).relu()
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make a map.
+
+    Attributes:
+        name: as clients and the configuration write it.
+        function: `(activations, gradients) -> map`; where `rivals`, `(activations, gradients, rivals) -> map`.
+        paper: who published it, and where.
+        use: when to choose it, in one line.
+        rivals: whether it compares the target with other classes.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    paper: str
+    use: str
+    rivals: bool = False
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        method.name: method
+        for method in (
+            Method(
+                "gradcam++",
+                gradcam_plus_plus,
+                "Chattopadhay, Sarkar, Howlader and Balasubramanian, WACV 2018, arXiv 1710.11063",
+                "the default: covers whole objects, and several of one class; tells classes apart only weakly",
+            ),
+            Method(
+                "gradcam",
+                gradcam,
+                "Selvaraju, Cogswell, Das, Vedantam, Parikh and Batra, ICCV 2017, arXiv 1610.02391",
+                "where the map must tell classes apart: evidence against the target counts too",
+            ),
+            Method(
+                "hirescam",
+                hirescam,
+                "Draelos and Carin, 2020, arXiv 2011.08891",
+                "for layers below the last, and where only positions that raised the score may light up",
+            ),
+            Method(
+                "layercam",
+                layercam,
+                "Jiang, Zhang, Hou, Cheng and Wei, IEEE Transactions on Image Processing 30, 2021",
+                "for early layers of high resolution: fine detail",
+            ),
+            Method(
+                "xgradcam",
+                xgradcam,
+                "Fu, Hu, Dong, Guo, Gao and Li, BMVC 2020, arXiv 2008.02312",
+                "the map's parts come closest to adding up to the score, behind a ReLU; Grad-CAM where the head pools evenly",
+            ),
+            Method(
+                "contrast",
+                finer_cam,
+                "Zhang, Gu, Chowdhury, Mai, Carlyn, Berger-Wolf, Su and Chao, CVPR 2025, arXiv 2501.11309",
+                f"why this class and not its {CONTRAST_CLASSES} nearest rivals: shared evidence cancels",
+                rivals=True,
+            ),
+        )
+    }
+)
+"""The methods by name, in the order of `config.METHODS`."""
+
+Heatmaps = tuple[NDArray[np.float32], list[tuple[float, float] | None], list[tuple[str, ...]]]
+
+
+def heatmaps(maps: Tensor) -> Heatmaps:
+    """Scales each map to [0, 1] by its own range, `(map - min) / (max - min)`, in one transfer to the CPU.
+
+    The arithmetic is float64: the smallest subnormal and the largest finite float32 scale as 1 does.
+
+    Args:
+        maps: `[M, h, w]`, rectified.
+
+    Returns:
+        The heatmaps `[M, h, w]`, float32; for each its map's (min, max), None where that is not finite; and for each its
+        warnings. A heatmap with a warning is zeros: `zero` (the map is 0 everywhere), `constant` (its values differ by at most
+        `CONSTANT` of its maximum), or `not_finite`.
+    """
+    values = maps.detach().cpu().double().numpy()
+    reasons = degenerate(values)
+    finite = np.array([reason != "not_finite" for reason in reasons], bool)
+    values = np.where(finite[:, None, None], values, 0.0)
+    low, high = values.min((1, 2)), values.max((1, 2))
+    flat = np.array([bool(reason) for reason in reasons], bool)
+    scaled = (values - low[:, None, None]) / np.where(flat, 1.0, high - low)[:, None, None]
+    scaled[flat] = 0.0
+    ranges = [(float(a), float(b)) if good else None for a, b, good in zip(low, high, finite, strict=True)]
+    return scaled.astype(np.float32), ranges, [(reason,) if reason else () for reason in reasons]

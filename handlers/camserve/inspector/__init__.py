@@ -1,0 +1,1 @@
+"""The inspector page that browsers get."""

@@ -1,0 +1,93 @@
+"""The inspector page: one HTML document with everything in it, which the handler serves to browsers."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from camserve.core.config import COLORMAPS, Config
+from camserve.core.labels import Labels
+from camserve.core.messages import ModelInfo, Reply
+from camserve.core.version import __version__
+from camserve.explain.methods import METHODS
+from camserve.inspector.html import fill, policy, script_json
+from camserve.pictures.render import colour
+
+TEMPLATE = Path(__file__).with_name("assets") / "inspector.html"
+PARTS = Path(__file__).with_name("assets")
+SCRIPTS = ("heat.js", "server.js", "pictures.js", "panes.js", "app.js", "controls.js")
+"""In the order in which they run."""
+
+LABELS_LIMIT = 100_000
+"""Labels that take more characters of JSON are not sent along for completion; the server still knows them."""
+
+
+def page(config: Config, labels: Labels, layers: Sequence[str], model: ModelInfo) -> Reply:
+    """The reply to a browser: the page, and a Content-Security-Policy that allows exactly what is in it.
+
+    Args:
+        layers: that may be asked for; the first is the default.
+    """
+    facts = {
+        "camserve": __version__,
+        "model": model.name,
+        "version": model.version,
+        "weights": model.weights,
+        "classes": len(labels),
+        "labels": _completions(labels),
+        "methods": [{"name": method.name, "use": method.use} for method in METHODS.values()],
+        "method": config.method,
+        "layers": list(layers),
+        "layer": layers[0],
+        "colormaps": {name: _table(name) for name in COLORMAPS},
+        "colormap": config.colormap,
+        "opacity": config.opacity,
+        "exif": config.exif,
+        "max_targets": config.max_targets,
+        "samples": _samples(),
+    }
+    return document(f"{model.name}: camserve inspector", facts)
+
+
+def document(title: str, facts: dict[str, Any]) -> Reply:
+    """Puts the page's parts together around `facts`, which its scripts read as JSON."""
+    style = (PARTS / "style.css").read_text("utf-8")
+    scripts = [(PARTS / name).read_text("utf-8") for name in SCRIPTS]
+    parts = {
+        "title": html.escape(title),
+        "style": style,
+        "facts": script_json(facts),
+        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
+    }
+    body = fill(TEMPLATE.read_text("utf-8"), parts)
+    headers = {
+        "content-security-policy": policy(style, scripts, connect="'self'") + "; frame-ancestors 'none'",
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+    }
+    return Reply(200, "text/html; charset=utf-8", body.encode(), headers)
+
+
+def _completions(labels: Labels) -> list[str] | None:
+    names = list(labels.names) if labels.given else []
+    return names if names and len(json.dumps(names)) <= LABELS_LIMIT else None
+
+
+def _table(name: str) -> str:
+    """A colour map's 256 colours as `rrggbb` in hexadecimal."""
+    return colour(np.arange(256)[None] / 255, name).tobytes().hex()
+
+
+def _samples() -> list[dict[str, str]]:
+    pictures = sorted((PARTS / "samples").glob("*.jpg"))
+    encoded = [base64.b64encode(picture.read_bytes()).decode() for picture in pictures]
+    return [
+        {"name": picture.name, "data": f"data:image/jpeg;base64,{text}"} for picture, text in zip(pictures, encoded, strict=True)
+    ]

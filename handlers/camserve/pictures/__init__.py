@@ -1,0 +1,1 @@
+"""Pictures in and out: encoded bytes become the model's input, and heatmaps are drawn over pictures."""

@@ -1,0 +1,1 @@
+"""Puts the rooms together: batches of calls in, replies out."""

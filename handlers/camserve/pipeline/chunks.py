@@ -1,0 +1,113 @@
+"""Pictures of one size go through the model together, in chunks, halved when a chunk fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+import torch
+
+from camserve.core.errors import RequestError
+
+logger = logging.getLogger(__name__)
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+"""In torch's own words: CUDA's, the CPU allocator's, cuBLAS' and cuDNN's."""
+
+NO_MEMORY = -4
+"""The `code` of OpenCV's errors (`StsNoMem`), which are no RuntimeErrors."""
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def chunks(sizes: Sequence[Hashable], limit: int) -> list[list[int]]:
+    """The positions of `sizes`, grouped by equal size in order of appearance, at most `limit` in a chunk."""
+    groups: dict[Hashable, list[int]] = {}
+    for position, size in enumerate(sizes):
+        groups.setdefault(size, []).append(position)
+    return [group[start : start + limit] for group in groups.values() for start in range(0, len(group), limit)]
+
+
+def run_halving(
+    items: Sequence[S],
+    attempt: Callable[[Sequence[S]], Sequence[T]],
+    blamed: Callable[[S], RequestError | None] = lambda _: None,
+) -> list[T | RequestError]:
+    """`attempt(items)`, or, when that raises, both halves by themselves, down to single items.
+
+    A single item that fails is a 507 `OutOfMemory` if memory ran out, else the error that it is `blamed` with, else a 500
+    `InternalError`, logged with its traceback.
+
+    Raises:
+        SystemExit: the GPU's context is broken for good; the server starts a new worker.
+    """
+    try:
+        return list(attempt(items))
+    except Exception as error:
+        out_of_memory = is_out_of_memory(error)
+        fault = guarded(blamed, items[0]) if len(items) == 1 and not out_of_memory else None
+        if len(items) == 1 and not out_of_memory and fault is None:
+            logger.exception("one picture failed")
+        if is_poisoned(error):
+            raise SystemExit("the CUDA context is broken: this worker ends, the server starts another") from error
+        # The error itself is let go of here: its traceback holds the failed chunk's tensors.
+        kind = type(error).__name__
+    if out_of_memory:
+        release_memory()
+    if len(items) == 1:
+        return [fault or _lone_failure(out_of_memory)]
+    logger.warning("a chunk of %d pictures failed (%s): trying its halves", len(items), kind)
+    middle = len(items) // 2
+    return run_halving(items[:middle], attempt, blamed) + run_halving(items[middle:], attempt, blamed)
+
+
+def guarded(work: Callable[[S], T], entry: S) -> T | RequestError:
+    """`work(entry)`, or the request's own error; anything unforeseen is logged and becomes a 500 for this request alone.
+
+    The error is a new one: through its traceback the one that was raised holds the picture that it was raised about.
+    """
+    try:
+        return work(entry)
+    except RequestError as error:
+        return RequestError(error.status, error.kind, error.message)
+    except Exception as error:
+        if is_out_of_memory(error):
+            return RequestError(507, "OutOfMemory", "this picture does not fit into the worker's memory, even by itself")
+        logger.exception("one request failed")
+        return RequestError(500, "InternalError", "an unforeseen fault; the server's log says more")
+
+
+def _lone_failure(out_of_memory: bool) -> RequestError:
+    if out_of_memory:
+        return RequestError(507, "OutOfMemory", "this picture does not fit into the worker's memory, even by itself")
+    return RequestError(500, "InternalError", "the model failed on this picture; the server's log says more")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, the CPU allocator's, OpenCV's, or a GPU's."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    if isinstance(error, SystemError) and error.__cause__ is not None:  # a C function of OpenCV's, of NumPy's own error
+        return is_out_of_memory(error.__cause__)
+    if getattr(error, "code", None) == NO_MEMORY:
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def release_memory() -> None:
+    """Gives what torch caches on a GPU back before the next, smaller attempt."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_poisoned(error: BaseException) -> bool:
+    """Whether a CUDA context is broken for good: after an illegal access every later call fails as well."""
+    if is_out_of_memory(error) or not torch.cuda.is_available():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False

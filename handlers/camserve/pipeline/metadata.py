@@ -1,0 +1,70 @@
+"""What the management API shows of an archive: `GET /models/{model}?customized=true`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import PIL
+import torch
+import torchvision
+
+from camserve.capture.backend import Backend
+from camserve.core.config import COLORMAPS, METHODS, Config
+from camserve.core.labels import Labels
+from camserve.core.messages import ModelInfo
+from camserve.core.version import __version__
+from camserve.protocol.openapi.document import document
+
+LIMITS = (
+    "max_pixels",
+    "max_request_pixels",
+    "max_picture_side",
+    "max_response_bytes",
+    "max_targets",
+    "max_instances",
+    "max_batch",
+)
+
+
+def metadata(
+    config: Config, backend: Backend, labels: Labels, model: ModelInfo, size: tuple[int, int], *, listed: int | None
+) -> dict[str, Any]:
+    """`customizedMetadata`. Shown only once the self-test has passed, because a worker that fails it never gets ready.
+
+    Args:
+        size: (height, width) of the model's input.
+        listed: how many classes a prediction lists; None: a handler's own `postprocess` makes the predictions.
+    """
+    return {
+        "camserve": __version__,
+        "model": model.name,
+        "version": model.version,
+        "weights": model.weights,
+        "method": config.method,
+        "methods": list(METHODS),
+        "layer": backend.layers[0],
+        "layers": list(backend.layers),
+        "closed_form": list(backend.closed_form),
+        "labels": len(labels),
+        "labelled": labels.given,
+        "input_size": list(size),
+        "formats": list(config.formats),
+        "colormaps": list(COLORMAPS),
+        "precision": config.precision,
+        "kind": backend.kind,
+        "compiled": backend.compiled,
+        "channels_last": backend.channels_last,
+        "memory_format": backend.memory_format,
+        "limits": {name: getattr(config, name) for name in LIMITS},
+        "versions": {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            "pillow": PIL.__version__,
+        },
+        "self_test": "ok",
+        "openapi": document(config, labels, backend.layers, model, listed),
+    }

@@ -1,0 +1,153 @@
+"""What a body or a field holds: JSON, base64, an encoded picture, a tensor."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import Any
+
+from camserve.core.config import Config
+from camserve.core.errors import RequestError
+from camserve.core.messages import FromText, Image
+from camserve.core.text import shown
+from camserve.protocol.tensors import tensor_input
+
+HOW_TO_SEND = """send the picture's bytes (curl -T cat.jpg), a form field (curl -F data=@cat.jpg), or JSON {"data": "<base64>"}"""
+
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
+_STRUCTURE = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*([\[{])")
+_WHITESPACE = b" \t\r\n\f\v"
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_=" + _WHITESPACE
+_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
+
+
+def as_bytes(value: bytes | bytearray | str) -> bytes:
+    """UTF-8; half a surrogate pair, which JSON can spell, becomes `?`."""
+    return value.encode("utf-8", "replace") if isinstance(value, str) else bytes(value)
+
+
+def is_picture(raw: bytes) -> bool:
+    """Starts as a file of a format that is opened."""
+    return raw.startswith(_SIGNATURES)
+
+
+def starts_json(raw: bytes) -> bool:
+    """Starts as a JSON object or list, which no picture format does."""
+    return _STRUCTURE.match(raw) is not None
+
+
+def read_json(raw: bytes, place: str = "the body") -> Any:
+    """Parses JSON in UTF-8, UTF-16 or UTF-32; of a repeated key the last value counts.
+
+    NaN and Infinity pass here, as they pass the host's own parser: whatever reads a number refuses them.
+
+    Raises:
+        RequestError: 400 `InvalidJSON`, with the position.
+    """
+    try:
+        return json.loads(raw)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno} (character {error.pos})"
+        raise _invalid_json(f"{place} is not valid JSON: {error.msg} at {where}") from None
+    except UnicodeDecodeError as error:
+        raise _invalid_json(f"{place} is not valid JSON: byte {error.start} is not valid {error.encoding}") from None
+    except RecursionError:
+        raise _invalid_json(f"{place} is not accepted as JSON: its lists and objects are nested too deeply") from None
+    except ValueError:
+        raise _invalid_json(f"{place} is not accepted as JSON: a number in it has too many digits") from None
+
+
+def _invalid_json(message: str) -> RequestError:
+    return RequestError(400, "InvalidJSON", message)
+
+
+def decode_base64(text: bytes) -> bytes | None:
+    """The bytes of base64 text, None where it is none.
+
+    The standard and the URL-safe alphabet are read; whitespace is skipped, and padding may be left out altogether.
+    """
+    compact = text.translate(_TO_STANDARD, _WHITESPACE)
+    if b"=" not in compact:
+        compact += b"=" * (-len(compact) % 4)
+    try:
+        return base64.b64decode(compact, validate=True)
+    except ValueError:
+        return None
+
+
+def _stock_base64(text: bytes) -> bytes | None:
+    """As the stock handler decodes a text body: whatever is not of the alphabet is dropped. Only for pictures."""
+    try:
+        decoded = base64.b64decode(text)
+    except ValueError:
+        return None
+    return decoded if is_picture(decoded) else None
+
+
+def _read_text(text: bytes, place: str, stock: bool) -> bytes:
+    start = text[:256].lstrip(_WHITESPACE)
+    if start.startswith(b"@"):
+        message = f"{place}: {shown(start)} is a file's name; curl sends the file itself with -F data=@cat.jpg"
+        raise RequestError(400, "NoImage", message)
+    encoded: bytes | None = text
+    if start[:5].lower() == b"data:":
+        head, comma, encoded = text.partition(b",")
+        if not comma or not head.rstrip(_WHITESPACE).lower().endswith(b";base64"):
+            encoded = None
+    decoded = None if encoded is None else decode_base64(encoded)
+    if decoded is None and stock:
+        decoded = _stock_base64(text)
+    if decoded is None:
+        message = f"{place}: expected base64 or a data: URL of base64, got {shown(start)}"
+        raise RequestError(400, "InvalidBase64", message)
+    return _filled(decoded if is_picture(decoded) else _marked(decoded, len(encoded or text)), place)
+
+
+def _marked(decoded: bytes, characters: int) -> FromText:
+    marked = FromText(decoded)
+    marked.characters = characters
+    return marked
+
+
+def _filled(raw: bytes, place: str) -> bytes:
+    if not raw:
+        raise RequestError(400, "NoImage", f"{place}: no image came; {HOW_TO_SEND}")
+    return raw
+
+
+def read_image(value: object, config: Config, place: str = "data", stock: bool = False) -> Image:
+    """The image that `value` holds: an encoded picture, or a normalised tensor, float32 `[3, H, W]`.
+
+    Bytes are a picture, unless all of them are base64 text, a `data:` URL or a JSON list. Text is base64, a `data:` URL or
+    a JSON list. A list is a tensor.
+
+    Args:
+        value: bytes, str or parsed JSON.
+        config: the limits of a tensor.
+        place: what error messages call it.
+        stock: text in a form that the stock handler takes, so it is decoded as leniently where it must be.
+
+    Raises:
+        RequestError: 400 `NoImage`, `InvalidBase64`, `InvalidJSON`, `InvalidTensor`.
+    """
+    if isinstance(value, list):
+        return tensor_input(value, config)
+    if not isinstance(value, (bytes, bytearray, str)):
+        message = f"{place}: expected base64, a data: URL or a tensor [3][H][W], got {shown(value)}; {HOW_TO_SEND}"
+        raise RequestError(400, "NoImage", message)
+    raw = _filled(as_bytes(value), place)
+    if starts_json(raw):
+        return read_image(read_json(raw, place), config, place)  # a list or an object, so this is not repeated
+    if isinstance(value, str) or _is_text(raw):
+        return _read_text(raw, place, stock and isinstance(value, str))
+    return raw
+
+
+def _is_text(raw: bytes) -> bool:
+    if is_picture(raw):
+        return False
+    start = raw[:256]
+    if start.lstrip(_WHITESPACE)[:5].lower() == b"data:" or (start[:1] == b"@" and start.isascii()):
+        return True
+    return not start.translate(None, _ALPHABET) and not raw.translate(None, _ALPHABET)

@@ -1,0 +1,258 @@
+"""KServe's V1 bodies and Open Inference Protocol V2 bodies, with its binary tensor data extension, become a `Request`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camserve.core.config import Config
+from camserve.core.errors import RequestError
+from camserve.core.messages import Call, Image, Item, Options, Output, Request
+from camserve.core.text import listed, shown
+from camserve.protocol.body import read_image
+from camserve.protocol.options import Given, OptionReader
+from camserve.protocol.tensors import list_shape, numbers, tensor_input
+
+PREDICTION_OUTPUTS = ("label", "index", "probability")
+EXPLANATION_OUTPUTS = (*PREDICTION_OUTPUTS, "heatmap", "target", "range", "view")
+
+_V1_KEYS = frozenset(("instances", "signature_name"))
+_V2_KEYS = frozenset(("id", "model_name", "model_version", "parameters", "inputs", "outputs"))
+FOREIGN = frozenset(
+    (
+        *("binary_data", "binary_data_output", "binary_data_size", "classification", "content_type", "headers"),
+        *("priority", "sequence_end", "sequence_id", "sequence_start", "timeout"),
+    )
+)
+"""What KServe, Triton and MLServer put among V2's parameters, none of it an option."""
+
+
+def parse_v1(body: Mapping[str, Any], call: Call, config: Config, reader: OptionReader) -> Request:
+    """Reads `{"instances": [...]}`.
+
+    An instance is `{"data": ..., options}`, `{"b64": ..., options}`, base64 or a tensor. Options are checked whether or not
+    explanations are asked for; `Accept` is ignored.
+
+    Raises:
+        RequestError: 413 `TooManyInstances`; 400, a bad instance's message starting with its index from 0, `instance 1:`.
+    """
+    _refuse_others(body, _V1_KEYS, "in V1 the options stand inside each instance, beside data")
+    instances = body["instances"]
+    if not isinstance(instances, list) or not instances:
+        raise RequestError(400, "NoImage", f"instances: expected a list of at least one, got {shown(instances)}")
+    _check_count(len(instances), config)
+    headers = reader.from_headers(call.headers)
+    items: list[Item] = []
+    for index, instance in enumerate(instances):
+        try:
+            items.append(_read_instance(instance, headers, config, reader))
+        except RequestError as error:
+            raise error.inside(f"instance {index}") from None
+    return Request("v1", call.explain, tuple(items))
+
+
+def _read_instance(instance: object, headers: Mapping[str, Given], config: Config, reader: OptionReader) -> Item:
+    options: dict[str, object] = {}
+    place = "data"
+    if isinstance(instance, dict):
+        options = dict(instance)
+        place = "data" if "data" in options else "b64"
+        if place not in options:
+            names = listed((shown(name) for name in options), 5) or "{}"
+            raise RequestError(400, "NoImage", f"expected an object with data or b64, got only {names}")
+        instance = options.pop(place)
+    image = read_image(instance, config, place)
+    given = reader.merged(headers, reader.named(options, "json"))
+    return Item(image, _read_options(given, reader, not isinstance(image, bytes)))
+
+
+def parse_v2(body: Mapping[str, Any], tail: bytes, call: Call, config: Config, reader: OptionReader) -> Request:
+    """Reads one input, BYTES `[n]` or FP32 `[n, 3, H, W]`, and `parameters` for all its images.
+
+    An input's own parameters beat the request's. BYTES elements are base64 in JSON, encoded pictures or base64 in the binary
+    extension. `Accept` is ignored.
+
+    Args:
+        body: the parsed JSON.
+        tail: the bytes after it, in the binary extension.
+        call: for its headers.
+        config: the limits.
+        reader: of the options.
+
+    Raises:
+        RequestError: 413 `TooManyInstances`; 400, a bad image's message starting with its index from 0, `instance 1:`.
+    """
+    _refuse_others(body, _V2_KEYS, "in V2 the options stand under parameters")
+    inputs = body["inputs"]
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise RequestError(400, "NoImage", f"inputs: expected a list of one input, BYTES or FP32, got {shown(inputs)}")
+    parameters = _read_parameters(body, "parameters")
+    own = _read_parameters(inputs[0], "the input's parameters")
+    shape = _read_shape(inputs[0].get("shape"))
+    _check_count(shape[0], config)
+    images = _read_images(inputs[0], own, shape, tail, config)
+    given = reader.from_headers(call.headers)
+    for values in (parameters, own):
+        given = reader.merged(given, reader.named({name: values[name] for name in values if name not in FOREIGN}, "parameter"))
+    options = _read_options(given, reader, not isinstance(images[0], bytes))
+    if options.overlay:
+        raise RequestError(400, "InvalidOption", "overlay: V2 outputs hold no pictures; expected false, got true")
+    return Request(
+        "v2",
+        call.explain,
+        tuple(Item(image, options) for image in images),
+        id=_read_id(body.get("id")),
+        outputs=_read_outputs(body.get("outputs"), EXPLANATION_OUTPUTS if call.explain else PREDICTION_OUTPUTS),
+        binary=_read_flag(parameters, "binary_data_output") or False,
+    )
+
+
+def _refuse_others(body: Mapping[str, Any], known: frozenset[str], hint: str) -> None:
+    others = [name for name in body if name not in known]
+    if others:
+        raise RequestError(400, "UnknownOption", f"unknown key {shown(others[0])}; {hint}")
+
+
+def _check_count(count: int, config: Config) -> None:
+    if count > config.max_instances:
+        message = f"expected at most {config.max_instances} images in one request, got {shown(count)}"
+        raise RequestError(413, "TooManyInstances", message)
+
+
+def _read_options(given: Mapping[str, Given], reader: OptionReader, tensor: bool) -> Options:
+    if "format" in given:
+        value = given["format"].value
+        if value != "json":
+            message = f"format: answers on KServe's routes are JSON; expected json, got {shown(value)}"
+            raise RequestError(400, "InvalidOption", message)
+    return reader.read(given, None, tensor)
+
+
+def _read_parameters(holder: Mapping[str, Any], place: str) -> dict[str, Any]:
+    parameters = holder.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise RequestError(400, "InvalidOption", f"{place}: expected an object, got {shown(parameters)}")
+    return parameters
+
+
+def _read_flag(parameters: Mapping[str, Any], name: str) -> bool | None:
+    value = parameters.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise RequestError(400, "InvalidOption", f"{name}: expected true or false, got {shown(value)}")
+    return value
+
+
+def _read_id(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise RequestError(400, "InvalidOption", f"id: expected a string, got {shown(value)}")
+    return value
+
+
+def _read_outputs(value: object, names: tuple[str, ...]) -> tuple[Output, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(output, dict) for output in value):
+        raise RequestError(400, "InvalidOption", f"outputs: expected a list of objects with a name, got {shown(value)}")
+    outputs: dict[str, Output] = {}
+    for output in value:
+        name = output.get("name")
+        if name not in names:
+            raise RequestError(400, "InvalidOption", f"outputs: expected {listed(names)}, got {shown(name)}")
+        binary = _read_flag(_read_parameters(output, "the output's parameters"), "binary_data")
+        outputs[name] = Output(name, binary)
+    return tuple(outputs.values())
+
+
+def _read_shape(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not 1 <= len(value) <= 4 or not all(_is_size(size) for size in value):
+        raise _invalid(f"shape: expected [n] for BYTES or [n, 3, H, W] for FP32, got {_repeated(value)}")
+    return tuple(value)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _read_images(
+    tensor: Mapping[str, Any], own: Mapping[str, Any], shape: tuple[int, ...], tail: bytes, config: Config
+) -> list[Image]:
+    datatype, data, size = tensor.get("datatype"), tensor.get("data"), own.get("binary_data_size")
+    if size is None and tail:
+        raise _invalid(f"binary_data_size: expected {len(tail)}, the bytes after the JSON, got none")
+    if size is not None and (isinstance(size, bool) or size != len(tail) or data is not None):
+        raise _invalid(f"binary_data_size: expected {len(tail)}, the bytes after the JSON, and no data, got {shown(size)}")
+    if datatype == "BYTES" and (len(shape) == 1 or shape[1:] == (1,)):
+        elements = _bytes_elements(data, shape[0]) if size is None else _binary_elements(tail, shape[0])
+        return list(_each(elements, lambda element: read_image(element, config, "data")))
+    if datatype == "FP32" and len(shape) == 4 and shape[1] == 3:
+        array = _numbers(data, shape) if size is None else _binary_numbers(tail, shape)
+        return list(_each(array, lambda image: tensor_input(image, config)))
+    raise _invalid(f"expected BYTES [n] or FP32 [n, 3, H, W], got {shown(datatype)} {_repeated(list(shape))}")
+
+
+def _each(elements: Iterable[Any], read: Callable[[Any], Image]) -> Iterator[Image]:
+    for index, element in enumerate(elements):
+        try:
+            yield read(element)
+        except RequestError as error:
+            raise error.inside(f"instance {index}") from None
+
+
+def _bytes_elements(data: object, count: int) -> list[object]:
+    elements = data if isinstance(data, list) else []
+    if all(isinstance(row, list) and len(row) == 1 for row in elements):
+        elements = [row[0] for row in elements]
+    if len(elements) != count:
+        raise _invalid(f"data: expected a list of {count} base64 strings, as the shape says, got {shown(data)}")
+    for index, element in enumerate(elements):
+        if not isinstance(element, str):
+            message = f"instance {index}: data: expected base64 or a data: URL, got {shown(element)}"
+            raise RequestError(400, "InvalidBase64", message)
+    return elements
+
+
+def _binary_elements(tail: bytes, count: int) -> list[bytes]:
+    """Each element is its length, 4 bytes, little-endian, and its bytes."""
+    elements: list[bytes] = []
+    start = 0
+    while start + 4 <= len(tail) and len(elements) < count:
+        end = start + 4 + int.from_bytes(tail[start : start + 4], "little")
+        elements.append(tail[start + 4 : end])
+        start = end
+    if len(elements) != count or start != len(tail):
+        raise _invalid(f"expected {count} elements, each after its 4-byte little-endian length, in {len(tail)} bytes")
+    return elements
+
+
+def _numbers(data: object, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Nested lists of just this shape, or one flat list in its order."""
+    came = list_shape(data)
+    try:
+        if tuple(came) not in (shape, (math.prod(shape),)):
+            raise ValueError(f"shape {_repeated(came)}" if came else shown(data))
+        return numbers(data, came, ["ragged lists"] * len(came)).reshape(shape)
+    except ValueError as error:
+        raise _invalid(f"data: expected numbers of shape {_repeated(list(shape))}, flat or nested, got {error}") from None
+
+
+def _binary_numbers(tail: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
+    if len(tail) != 4 * math.prod(shape):
+        raise _invalid(f"expected FP32 of shape {_repeated(list(shape))}, 4 bytes each, got {len(tail)} bytes")
+    return np.frombuffer(tail, "<f4").reshape(shape)
+
+
+def _repeated(value: object) -> str:
+    """A short list of sizes is repeated as it stands."""
+    if isinstance(value, list) and len(value) <= 8 and all(type(size) is int and abs(size) < 10**9 for size in value):
+        return str(value)
+    return shown(value)
+
+
+def _invalid(message: str) -> RequestError:
+    return RequestError(400, "InvalidTensor", message)

@@ -1,0 +1,242 @@
+"""The OpenAPI 3.1 document of one archive: its routes, with the ranges and choices of its own configuration."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from PIL import Image
+
+from camserve.core.config import Config
+from camserve.core.errors import KINDS
+from camserve.core.labels import Labels
+from camserve.core.messages import CONTENT_TYPES, ModelInfo
+from camserve.core.version import __version__
+from camserve.protocol.openapi.schemas import OPTIONS, Schema, ref, schemas
+
+JSON = "application/json"
+OCTETS = "application/octet-stream"
+LENGTH = "Inference-Header-Content-Length"
+
+_MEANINGS = {
+    400: "The request cannot be answered; the message says what came and what is accepted.",
+    404: "TorchServe's own: no such model or version.",
+    406: "Nothing on offer is acceptable.",
+    413: "Too large. TorchServe's own 413, for a body beyond its limit, has no body.",
+    500: "A fault of the server's. TorchServe's own: a form that it cannot decode.",
+    503: "TorchServe's own: the queue is full.",
+    507: "Memory ran out, even for this request alone.",
+}
+
+
+def document(config: Config, labels: Labels, layers: Sequence[str], model: ModelInfo, listed: int | None) -> dict[str, Any]:
+    """The document, as JSON.
+
+    Args:
+        layers: that may be asked for; the first is the default.
+        model: whose name and version the routes carry.
+        listed: how many classes a prediction lists; None: a handler's own `postprocess` makes the predictions, so that
+            nothing is known about them.
+    """
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": f"{model.name}: predictions and explanations",
+            "version": model.version or "0",
+            "description": f"Served by TorchServe with camserve {__version__}; weights {model.weights}.",
+        },
+        "servers": [{"url": "/"}],
+        "paths": _paths(),
+        "components": {
+            "schemas": schemas(config, labels, layers, listed),
+            "parameters": _parameters(model),
+            "requestBodies": _bodies(config),
+            "headers": _headers(config),
+            "responses": _responses(),
+        },
+    }
+
+
+def _paths() -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for suffix, place, at in (("", "", ["model"]), ("/{version}", "_version", ["model", "version"])):
+        predict = _operation("predict" + place, "The most probable classes.", "Prediction", "Predictions", explain=False)
+        explain = _operation("explain" + place, "The most probable classes, and where the model looked.", "Explanation", "Answer")
+        paths["/predictions/{model}" + suffix] = {"parameters": _at(at), **_either(predict)}
+        paths["/explanations/{model}" + suffix] = {"parameters": _at(at), **_either(explain)}
+    paths["/explanations/{model}"]["get"] = _page()
+    for path, name, what in (
+        ("/v1/models/{model}:predict", "V1Predict", "Predictions, KServe V1."),
+        ("/v1/models/{model}:explain", "V1Explain", "Explanations, KServe V1."),
+        ("/v2/models/{model}/infer", "V2Infer", "Predictions, Open Inference Protocol V2."),
+        ("/v2/models/{model}/explain", "V2Explain", "Explanations, Open Inference Protocol V2."),
+    ):
+        operation = _operation(name, what, name, name, kserve=True)
+        if name.startswith("V2"):
+            operation["parameters"] = [*operation["parameters"], {"$ref": "#/components/parameters/Length"}]
+        paths[path] = {"parameters": _at(["model"]), "post": operation}
+    paths["/models/{model}"] = _described()
+    return paths
+
+
+def _at(names: Iterable[str]) -> list[Schema]:
+    return [{"$ref": f"#/components/parameters/{name}"} for name in names]
+
+
+def _either(operation: dict[str, Any]) -> dict[str, Any]:
+    """PUT is taken like POST."""
+    return {"post": operation, "put": {**operation, "operationId": operation["operationId"] + "_put"}}
+
+
+def _operation(
+    name: str, summary: str, body: str, response: str, *, explain: bool = True, kserve: bool = False
+) -> dict[str, Any]:
+    statuses = [status for status in _MEANINGS if status != 406 or (explain and not kserve)]
+    return {
+        "operationId": name,
+        "summary": summary,
+        "parameters": _at(OPTIONS) if explain else [],
+        "requestBody": {"$ref": f"#/components/requestBodies/{body}"},
+        "responses": {"200": {"$ref": f"#/components/responses/{response}"}} | _failures(statuses),
+    }
+
+
+def _failures(statuses: Iterable[int]) -> dict[str, Any]:
+    return {str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses}
+
+
+def _page() -> dict[str, Any]:
+    content = {"text/html; charset=utf-8": {"schema": {"type": "string"}}}
+    return {
+        "operationId": "inspector",
+        "summary": "The inspector page, for browsers: where Accept prefers text/html.",
+        "responses": {"200": {"description": "One self-contained document.", "content": content}} | _failures((400, 404, 503)),
+    }
+
+
+def _described() -> dict[str, Any]:
+    """On the management address, which is TorchServe's."""
+    metadata = {"type": "object", "properties": {"customizedMetadata": ref("Metadata")}, "required": ["modelName", "workers"]}
+    asked = {"name": "customized", "in": "query", "schema": {"type": "boolean", "default": False}}
+    several = {JSON: {"schema": {"type": "array", "items": metadata}}}
+    return {
+        "servers": [{"url": "http://127.0.0.1:8081", "description": "TorchServe's management address"}],
+        "parameters": [*_at(["model"]), asked],
+        "get": {
+            "operationId": "describe",
+            "summary": "TorchServe's description of the model; with customized=true also the archive's.",
+            "responses": {"200": {"description": "One for each version.", "content": several}} | _failures((404,)),
+        },
+    }
+
+
+def _parameters(model: ModelInfo) -> dict[str, Any]:
+    def header(option: str) -> dict[str, Any]:
+        name = "-".join(word.capitalize() for word in option.split("_"))
+        return {"name": f"X-Explain-{name}", "in": "header", "schema": ref("target_text" if option == "target" else option)}
+
+    return {
+        "model": {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": [model.name]}},
+        "version": {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "enum": [model.version]}},
+        "Length": {
+            "name": LENGTH,
+            "in": "header",
+            "description": "In the binary extension: how many bytes of the body are JSON.",
+            "schema": {"type": "integer", "minimum": 0},
+        },
+        **{option: header(option) for option in OPTIONS},
+    }
+
+
+def _bodies(config: Config) -> dict[str, Any]:
+    """What each route takes, with an example that it answers."""
+    picture = _sample()
+    bytes_input = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [picture]}
+    return {
+        "Prediction": _pictures(config, "Prediction", {"data": picture}),
+        "Explanation": _pictures(config, "Explanation", {"data": picture, "top_k": 1, "method": "gradcam"}),
+        "V1Predict": _json_body("V1Request", {"instances": [picture, {"b64": picture}]}),
+        "V1Explain": _json_body("V1Request", {"instances": [{"data": picture, "target": [0]}, {"data": picture}]}),
+        "V2Infer": _json_body("V2InferRequest", {"id": "1", "inputs": [bytes_input]}, binary=True),
+        "V2Explain": _json_body("V2ExplainRequest", {"inputs": [bytes_input], "parameters": {"target": "[0]"}}, binary=True),
+    }
+
+
+def _pictures(config: Config, name: str, example: dict[str, Any]) -> dict[str, Any]:
+    kinds = [*(f"image/{form}" for form in config.formats), OCTETS]
+    return {
+        "required": True,
+        "content": {
+            **{kind: {"schema": {"type": "string", "format": "file"}} for kind in kinds},
+            "text/plain": {"schema": ref("Picture")},
+            "multipart/form-data": {"schema": ref(f"{name}Form")},
+            JSON: {"schema": ref(f"{name}Request"), "examples": {"base64": {"value": example}}},
+        },
+    }
+
+
+def _json_body(schema: str, example: dict[str, Any], binary: bool = False) -> dict[str, Any]:
+    content: dict[str, Any] = {JSON: {"schema": ref(schema), "examples": {"base64": {"value": example}}}}
+    if binary:
+        content[OCTETS] = {"schema": {"description": "The JSON, then the tensors.", "type": "string", "format": "tensors"}}
+    return {"required": True, "content": content}
+
+
+def _sample() -> str:
+    """A small picture in base64."""
+    file = io.BytesIO()
+    Image.radial_gradient("L").resize((64, 64)).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _headers(config: Config) -> dict[str, Any]:
+    """What pictures and arrays say of themselves; with several targets the first two are lists."""
+    number = {"type": "number"}
+    pair = {"anyOf": [{"type": "array", "items": number, "minItems": 2, "maxItems": 2}, {"type": "null"}]}
+    view = {"anyOf": [{"type": "array", "items": number, "minItems": 4, "maxItems": 4}, {"type": "null"}]}
+    index = {"type": "integer", "minimum": 0}
+    several = {"type": "array", "minItems": 2, "maxItems": config.max_targets}
+    return {
+        "x-explain-target": _header("Of each heatmap.", {"anyOf": [index, {**several, "items": index}]}),
+        "x-explain-range": _header("Before scaling.", {"anyOf": [pair, {**several, "items": pair}]}),
+        "x-explain-view": _header("Left, top, right and bottom in the original picture.", view),
+        "x-explain-scale": _header(
+            "The picture's size relative to the original.", {**number, "exclusiveMinimum": 0, "maximum": 1}
+        ),
+        LENGTH.lower(): {"description": "How many bytes of the body are JSON.", "schema": {"type": "integer", "minimum": 0}},
+    }
+
+
+def _header(description: str, schema: Schema) -> dict[str, Any]:
+    return {"description": description, "content": {JSON: {"schema": schema}}}
+
+
+def _responses() -> dict[str, Any]:
+    told = {name: {"$ref": f"#/components/headers/x-explain-{name}"} for name in ("target", "range", "view", "scale")}
+    drawn = {kind: {"schema": {"type": "string", "format": "file"}} for kind in CONTENT_TYPES.values() if kind != JSON}
+    answer = _answer("Answer")
+    answer["content"] |= drawn
+    length = {"headers": {LENGTH.lower(): {"$ref": f"#/components/headers/{LENGTH.lower()}"}}}
+    binary = {OCTETS: {"schema": {"type": "string", "format": "tensors"}}}
+    failures = {str(status): _failure(status, meaning) for status, meaning in _MEANINGS.items()}
+    return {
+        "Predictions": _answer("Predictions"),
+        "Answer": answer | {"headers": {f"x-explain-{name}": header for name, header in told.items()}},
+        "V1Predict": _answer("V1Predictions"),
+        "V1Explain": _answer("V1Explanations"),
+        **{name: _answer(kind, binary) | length for name, kind in (("V2Infer", "V2Inferred"), ("V2Explain", "V2Explained"))},
+        **failures,
+    }
+
+
+def _answer(schema: str, others: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"description": "The answer.", "content": {JSON: {"schema": ref(schema)}, **(others or {})}}
+
+
+def _failure(status: int, meaning: str) -> dict[str, Any]:
+    names = [f"Error{status}"] if status in KINDS else []
+    names += ["ServerError"] if status in (404, 500, 503) else []
+    schema = ref(names[0]) if len(names) == 1 else {"anyOf": [ref(name) for name in names]}
+    return {"description": meaning, "content": {JSON: {"schema": schema}}}

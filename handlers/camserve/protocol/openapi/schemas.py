@@ -1,0 +1,245 @@
+"""JSON Schemas (2020-12) of what one archive takes and answers; `openapi` lays them out along the routes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from camserve.core.config import COLORMAPS, METHODS, Config
+from camserve.core.errors import KINDS
+from camserve.core.labels import Labels
+from camserve.core.messages import CONTENT_TYPES
+from camserve.protocol.kserve.request import EXPLANATION_OUTPUTS, FOREIGN, PREDICTION_OUTPUTS
+
+Schema = dict[str, Any]
+
+OPTIONS = ("target", "top_k", "method", "layer", "format", "overlay", "colormap", "opacity")
+
+_NUMBER: Schema = {"type": "number"}
+_SIZE: Schema = {"type": "integer", "minimum": 1}
+_SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+_ID: Schema = {"type": "string"}
+
+
+def schemas(config: Config, labels: Labels, layers: Sequence[str], listed: int | None) -> dict[str, Schema]:
+    """Every named schema of one archive.
+
+    Args:
+        layers: that may be asked for; the first is the default.
+        listed: how many classes a prediction lists; None: a handler's own `postprocess` makes the predictions, so that
+            nothing is known about them.
+    """
+    return {
+        **_options(config, labels, layers),
+        **_images(config),
+        **_requests(config),
+        **_answers(labels, listed),
+        **_kserve_requests(config),
+        **_kserve_answers(),
+        **{f"Error{status}": _error(status) for status in KINDS},
+        "ServerError": _object(code={"type": "integer"}, type=_ID, message=_ID) | {"description": "TorchServe's own."},
+        "Metadata": _metadata(config, labels, layers),
+    }
+
+
+def ref(name: str) -> Schema:
+    """A reference to a named schema."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(required: Iterable[str] | None = None, /, **properties: Schema) -> Schema:
+    """An object of just these properties, all required unless `required` names fewer."""
+    names = list(properties if required is None else required)
+    return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
+
+
+def _list(items: Schema, low: int = 0, high: int | None = None) -> Schema:
+    limits = {"minItems": low} | ({} if high is None else {"maxItems": high})
+    return {"type": "array", "items": items, **limits}
+
+
+def _nullable(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _choice(names: Iterable[str], default: str | None = None) -> Schema:
+    return {"type": "string", "enum": list(names)} | ({} if default is None else {"default": default})
+
+
+def _options(config: Config, labels: Labels, layers: Sequence[str]) -> dict[str, Schema]:
+    """The options, and `target_text`: how headers and form fields spell `target`."""
+    index = {"type": "integer", "minimum": 0, "maximum": len(labels) - 1}
+    label = {"type": "string", "format": "label", "examples": [labels[0]]}
+    several = _list({"anyOf": [index, label]}, 1, config.max_targets)
+    texts: Schema = {"type": "string", "contentMediaType": "application/json", "contentSchema": several, "format": "targets"}
+    return {
+        "target": {
+            "description": "A class index, a label, or a list of them; by default the most probable class.",
+            "anyOf": [index, label, several],
+        },
+        "target_text": {
+            "description": "A decimal integer is a class index, a JSON list holds indices and labels, the rest is a label.",
+            "anyOf": [index, label, texts],
+        },
+        "top_k": {
+            "description": "Explain the k most probable classes; not together with target.",
+            "type": "integer",
+            "minimum": 1,
+            "maximum": config.max_targets,
+            "default": 1,
+        },
+        "method": _choice(METHODS, config.method),
+        "layer": _choice(layers, layers[0]),
+        "format": {"description": "Of the answer; beats Accept.", **_choice(CONTENT_TYPES)},
+        "overlay": {"description": "Each explanation in the JSON carries its picture.", "type": "boolean", "default": False},
+        "colormap": _choice(COLORMAPS, config.colormap),
+        "opacity": {**_SHARE, "default": config.opacity},
+    }
+
+
+def _option_properties(spelling: str = "") -> dict[str, Schema]:
+    return {name: ref(name + spelling if name == "target" else name) for name in OPTIONS}
+
+
+def _images(config: Config) -> dict[str, Schema]:
+    row = _list(_NUMBER, 1, 4096)
+    return {
+        "Picture": {
+            "description": f"A {', '.join(config.formats)} file in base64, or a data: URL of it.",
+            "type": "string",
+            "format": "picture",
+            "contentEncoding": "base64",
+            "minLength": 1,
+        },
+        "Tensor": {
+            "description": "The model's input, already normalised: [3][height][width], rows of equal length.",
+            **_list(_list(row, 1, 4096), 3, 3),
+        },
+        "Image": {"anyOf": [ref("Picture"), ref("Tensor")]},
+    }
+
+
+def _requests(config: Config) -> dict[str, Schema]:
+    one_of_two = {"not": {"required": ["target", "top_k"]}}
+    file = {"description": "The picture's file.", "type": "string", "contentMediaType": "image/*", "format": "file"}
+    instance = _object(("data",), data=ref("Image"), **_option_properties())
+    v1 = {**_option_properties(), "format": {"const": "json"}}
+    tagged = [_object((name,), **{name: ref(kind)}, **v1) | one_of_two for name, kind in (("data", "Image"), ("b64", "Picture"))]
+    return {
+        "PredictionRequest": {
+            "description": "Options are ignored.",
+            "anyOf": [
+                {"type": "object", "properties": {"data": ref("Image")}, "required": ["data"]},
+                ref("Tensor"),
+            ],
+        },
+        "PredictionForm": {"type": "object", "properties": {"data": file}, "required": ["data"]},
+        "ExplanationRequest": {"anyOf": [instance | one_of_two, ref("Tensor")]},
+        "ExplanationForm": _object(("data",), data=file, **_option_properties("_text")) | one_of_two,
+        "Instance": {"anyOf": [*tagged, ref("Image")]},
+        "V1Request": _object(("instances",), instances=_list(ref("Instance"), 1, config.max_instances), signature_name=_ID),
+    }
+
+
+def _answers(labels: Labels, listed: int | None) -> dict[str, Schema]:
+    most = listed or len(labels)
+    predictions: Schema = {"type": "object", "additionalProperties": _SHARE, "minProperties": 1, "maxProperties": most}
+    rectangle = _list(_NUMBER, 4, 4)
+    kind = {"index": {"type": "integer", "minimum": 0, "maximum": len(labels) - 1}, "label": _ID, "probability": _SHARE}
+    explanation = {
+        "target": kind["index"],
+        "label": _ID,
+        "probability": _SHARE,
+        "heatmap": {"description": "Rows at the layer's own resolution.", **_list(_list(_SHARE, 1), 1)},
+        "range": {"description": "The map's minimum and maximum before scaling.", **_nullable(_list(_NUMBER, 2, 2))},
+        "region": _nullable(rectangle),
+        "warnings": _list(_choice(("zero", "constant", "not_finite"))),
+        "overlay": {"type": "string", "pattern": "^data:image/png;base64,"},
+    }
+    explained = {
+        "classes": _list(_object(**kind), 1, most),
+        "explanations": _list(_object([name for name in explanation if name != "overlay"], **explanation), 1),
+        "image": _nullable(_object(width=_SIZE, height=_SIZE, view=_nullable(rectangle))),
+        **dict.fromkeys(("method", "layer", "model", "version", "weights"), _ID),
+    }
+    return {
+        "Predictions": predictions if listed else {"description": "Provenance by the archive's own handler."},
+        "Answer": _object(predictions=ref("Predictions"), **explained),
+        "Explained": _object(**explained),
+        "V1Predictions": _object(predictions=_list(ref("Predictions"), 1)),
+        "V1Explanations": _object(predictions=_list(ref("Predictions"), 1), explanations=_list(ref("Explained"), 1)),
+    }
+
+
+def _kserve_requests(config: Config) -> dict[str, Schema]:
+    count = {**_SIZE, "maximum": config.max_instances}
+    size = {**_SIZE, "maximum": 4096}
+    foreign: Mapping[str, Schema] = {name: {} for name in sorted(FOREIGN - {"binary_data_output"})}
+    options = {**_option_properties("_text"), "format": {"const": "json"}, "overlay": {"const": False}}
+    parameters = _object((), **options, binary_data_output={"type": "boolean"}, **foreign)
+    shape = {"type": "array", "prefixItems": [count, {"const": 1}], "items": False, "minItems": 1}
+    fp32 = {"type": "array", "prefixItems": [count, {"const": 3}, size, size], "items": False, "minItems": 4}
+    head = {"name": _ID, "parameters": ref("V2Parameters"), "data": {"type": "array"}}
+    kinds = [
+        _object(("name", "shape", "datatype"), **head, shape=shape, datatype={"const": "BYTES"}),
+        _object(("name", "shape", "datatype"), **head, shape=fp32, datatype={"const": "FP32"}),
+    ]
+    binary = _object((), binary_data={"type": "boolean"})
+    return {
+        "V2Parameters": {"description": "The options, for every image.", **parameters},
+        "V2Input": {"description": "BYTES: base64. FP32: normalised tensors, flat or nested.", "oneOf": kinds},
+        **{name: _v2_request(outputs, binary) for name, outputs in _V2_REQUESTS.items()},
+    }
+
+
+_V2_REQUESTS = {"V2InferRequest": PREDICTION_OUTPUTS, "V2ExplainRequest": EXPLANATION_OUTPUTS}
+
+
+def _v2_request(outputs: Sequence[str], binary: Schema) -> Schema:
+    asked = _list(_object(("name",), name=_choice(outputs), parameters=binary))
+    names = dict.fromkeys(("id", "model_name", "model_version"), _ID)
+    return _object(("inputs",), **names, parameters=ref("V2Parameters"), inputs=_list(ref("V2Input"), 1, 1), outputs=asked)
+
+
+def _kserve_answers() -> dict[str, Schema]:
+    kinds = {"label": ("BYTES", _ID, 2), "index": ("INT64", {"type": "integer"}, 2), "probability": ("FP32", _SHARE, 2)}
+    kinds |= {"heatmap": ("FP32", _SHARE, 4), "target": ("INT64", {"type": "integer"}, 2)}
+    kinds |= {"range": ("FP32", _nullable(_NUMBER), 3), "view": ("FP32", _NUMBER, 2)}
+    outputs = {
+        name: _object(
+            ("name", "datatype", "shape"),
+            name={"const": name},
+            datatype={"const": datatype},
+            shape=_list(_SIZE, rank, rank),
+            data=_list(value),
+            parameters=_object(binary_data_size={"type": "integer", "minimum": 0}),
+        )
+        for name, (datatype, value, rank) in kinds.items()
+    }
+    found: dict[str, Schema] = {}
+    for name, chosen in (("V2Inferred", PREDICTION_OUTPUTS), ("V2Explained", EXPLANATION_OUTPUTS)):
+        several = _list({"oneOf": [outputs[each] for each in chosen]}, 1)
+        found[name] = _object(
+            ("model_name", "model_version", "outputs"), id=_ID, model_name=_ID, model_version=_ID, outputs=several
+        )
+    return found
+
+
+def _error(status: int) -> Schema:
+    return _object(code={"const": status}, type=_choice(KINDS[status]), message=_ID)
+
+
+def _metadata(config: Config, labels: Labels, layers: Sequence[str]) -> Schema:
+    known = {
+        "method": {"const": config.method},
+        "methods": {"const": list(METHODS)},
+        "layers": {"const": list(layers)},
+        "labels": {"const": len(labels)},
+        "input_size": _list(_SIZE, 2, 2),
+        "limits": {"type": "object", "additionalProperties": _SIZE},
+        "versions": {"type": "object", "additionalProperties": _ID},
+        "weights": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
+        "openapi": {"description": "This document.", "type": "object"},
+        "self_test": {"const": "ok"},
+    }
+    return {"type": "object", "properties": known, "required": list(known)}

@@ -1,0 +1,118 @@
+"""A `Call` becomes a `Request`: which protocol, which images, which options.
+
+The host tells neither the URL nor the method, so the protocols are told apart by their bodies: a JSON object with
+`instances` is V1, one with `inputs` is V2 (unless it has `data`), everything else is plain.
+"""
+
+from __future__ import annotations
+
+from camserve.core.config import Config
+from camserve.core.errors import RequestError
+from camserve.core.labels import Labels
+from camserve.core.messages import Call, Image, Item, Page, Request
+from camserve.core.text import listed, shown
+from camserve.protocol.accept import wants_page
+from camserve.protocol.body import HOW_TO_SEND, as_bytes, is_picture, read_image, read_json, starts_json
+from camserve.protocol.kserve.request import parse_v1, parse_v2
+from camserve.protocol.options import OptionReader, Spelling
+
+JSON_LENGTH = "inference-header-content-length"
+_FORM_HELP = (
+    "the body came as application/x-www-form-urlencoded, as curl's -d and --data-binary send it; "
+    "send a picture with -T cat.jpg or -F data=@cat.jpg, and JSON with -H 'content-type: application/json'"
+)
+
+
+class Parser:
+    """Reads requests to one model.
+
+    Args:
+        config: defaults and limits.
+        labels: of the model's classes.
+        layers: that may be asked for; the first is the default.
+    """
+
+    def __init__(self, config: Config, labels: Labels, layers: tuple[str, ...]) -> None:
+        self._config = config
+        self._reader = OptionReader(config, labels, layers)
+
+    def parse(self, call: Call) -> Request | Page:
+        """Reads and checks one request; of predictions on plain routes only the image, as the stock handler does.
+
+        Raises:
+            RequestError: 400, 406 and 413, whatever the client sent.
+        """
+        headers = {name: value for name, value in call.headers.items() if isinstance(value, str)}
+        call = Call(call.explain, headers, call.fields)
+        if len(call.fields) > 1 or (call.fields and "body" not in call.fields):
+            return self._parse_form(call)
+        body = call.fields.get("body", b"")
+        if _is_empty(body):
+            if call.explain and wants_page(headers.get("accept")):
+                return Page()
+            raise RequestError(400, "NoImage", f"the body is empty; {HOW_TO_SEND}")
+        return self._parse_body(body, call)
+
+    def _parse_body(self, body: object, call: Call) -> Request:
+        tail = b""
+        if isinstance(body, (bytes, bytearray, str)):
+            raw = as_bytes(body)
+            if starts_json(raw) and JSON_LENGTH in call.headers:
+                raw, tail = _split(raw, call.headers[JSON_LENGTH])
+            is_undecoded = not isinstance(body, str) and _says_json(call)
+            if starts_json(raw) or (is_undecoded and not is_picture(raw)):
+                body = read_json(raw)
+        if not isinstance(body, dict):
+            return self._plain(call, read_image(body, self._config, "the body", stock=True), {}, "json")
+        if "data" not in body and "instances" in body:
+            return parse_v1(body, call, self._config, self._reader)
+        if "data" not in body and "inputs" in body:
+            return parse_v2(body, tail, call, self._config, self._reader)
+        options = {name: value for name, value in body.items() if name != "data"}
+        if "data" not in body:
+            raise RequestError(400, "NoImage", f"the JSON object has no data, only {_names(options)}; {HOW_TO_SEND}")
+        return self._plain(call, read_image(body["data"], self._config), options, "json")
+
+    def _parse_form(self, call: Call) -> Request:
+        options = {name: value for name, value in call.fields.items() if name not in {"data", "body"}}
+        place = "data" if call.fields.get("data") or "body" not in call.fields else "body"  # the stock handler's choice
+        value = call.fields.get(place)
+        urlencoded = _content_type(call) == "application/x-www-form-urlencoded"
+        if value is None:
+            way = f"; {_FORM_HELP}" if urlencoded else f", only {_names(options)}; {HOW_TO_SEND}"
+            raise RequestError(400, "NoImage", f"the form has no field data{way}")
+        if urlencoded and isinstance(value, (bytes, bytearray)):
+            value = bytes(value).replace(b" ", b"+")  # such forms read the + of base64 as a space
+        return self._plain(call, read_image(value, self._config, place, stock=True), options, "text")
+
+    def _plain(self, call: Call, image: Image, options: dict[str, object], spelling: Spelling) -> Request:
+        if not call.explain:
+            return Request("plain", False, (Item(image, self._reader.defaults),))
+        given = self._reader.merged(self._reader.from_headers(call.headers), self._reader.named(options, spelling))
+        asked = self._reader.read(given, call.headers.get("accept"), not isinstance(image, bytes))
+        return Request("plain", True, (Item(image, asked),))
+
+
+def _content_type(call: Call) -> str:
+    return call.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def _says_json(call: Call) -> bool:
+    name = _content_type(call)
+    return name == "application/json" or (name.startswith("application/") and name.endswith("+json"))
+
+
+def _is_empty(body: object) -> bool:
+    return isinstance(body, (bytes, bytearray, str)) and not body[:1].strip() and not body.strip()
+
+
+def _names(options: dict[str, object]) -> str:
+    return listed((shown(name) for name in options), 5) or "{}"
+
+
+def _split(raw: bytes, length: str) -> tuple[bytes, bytes]:
+    """The JSON and the binary part of a body in KServe's binary extension."""
+    if not (length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= len(raw)):
+        message = f"{JSON_LENGTH}: expected the JSON part's length, a whole number up to {len(raw)}, got {shown(length)}"
+        raise RequestError(400, "InvalidJSON", message)
+    return raw[: int(length)], raw[int(length) :]

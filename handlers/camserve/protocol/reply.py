@@ -1,0 +1,161 @@
+"""What a request gets becomes a `Reply`: status, content type, headers and bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from camserve.core.errors import RequestError
+from camserve.core.messages import CONTENT_TYPES, Answer, Explanation, ImageInfo, ModelInfo, Reply, Request, Score
+from camserve.protocol.float32 import shortest
+from camserve.protocol.kserve.reply import v2_body
+
+__all__ = ["Answer", "Explanation", "ImageInfo", "ModelInfo", "Reply", "Responder", "Score", "failure"]
+
+_WAYS_OUT = {
+    "json": "ask for fewer targets, without overlay, or for format npy",
+    "npy": "ask for fewer targets",
+    "png": "ask for fewer targets, or for format jpeg or webp",
+    "jpeg": "ask for fewer targets, or for format webp or json",
+    "webp": "ask for fewer targets, or for format jpeg or json",
+}
+
+
+class Responder:
+    """Writes the replies of one model.
+
+    Args:
+        model: which every explanation names.
+        max_response_bytes: the largest body that is sent.
+    """
+
+    def __init__(self, model: ModelInfo, max_response_bytes: int) -> None:
+        self._model = model
+        self._limit = max_response_bytes
+
+    def reply(self, request: Request, answers: Sequence[Answer]) -> Reply:
+        """The reply to `request`, given one answer for each of its items, in order.
+
+        Pictures and arrays say the rest in headers, each of them JSON: `x-explain-target` (`285`), `x-explain-range`
+        (`[0.0,0.00031]`, or null where the map is not finite), `x-explain-view` (`[left,top,right,bottom]`, or null), and
+        pictures `x-explain-scale` (`1.0`). With several targets, the first two are lists of these in the targets' order.
+
+        Raises:
+            RequestError: 413 `ResponseTooLarge`; of V2, 400 `InvalidImage` and `NoPicture` as `v2_body` says.
+        """
+        media = request.items[0].options.media
+        if request.protocol == "v1":
+            return self._limited(_json_reply(self._v1_body(request, answers)), "ask for fewer instances")
+        if request.protocol == "v2":
+            return self._limited(self._v2_reply(request, answers), "ask for fewer images, or for binary outputs")
+        if not request.explain:
+            return self._limited(_json_reply(_predictions(answers[0])), _WAYS_OUT["json"])
+        if media == "json":
+            return self._limited(_json_reply(self._explained(answers[0], whole=True)), _WAYS_OUT["json"])
+        body = _array(answers[0]) if media == "npy" else answers[0].picture
+        if body is None:
+            raise ValueError(f"no picture was rendered for {media}")
+        return self._limited(Reply(200, CONTENT_TYPES[media], body, _headers(answers[0], media)), _WAYS_OUT[media])
+
+    def _limited(self, reply: Reply, way_out: str) -> Reply:
+        if len(reply.body) > self._limit:
+            message = f"the answer takes {len(reply.body)} bytes and the limit is {self._limit}; {way_out}"
+            raise RequestError(413, "ResponseTooLarge", message)
+        return reply
+
+    def _v1_body(self, request: Request, answers: Sequence[Answer]) -> dict[str, Any]:
+        body: dict[str, Any] = {"predictions": [_predictions(answer) for answer in answers]}
+        if request.explain:
+            body["explanations"] = [self._explained(answer, whole=False) for answer in answers]
+        return body
+
+    def _v2_reply(self, request: Request, answers: Sequence[Answer]) -> Reply:
+        body, binary = v2_body(request, answers, self._model)
+        reply = _json_reply(body)
+        if not any("parameters" in output for output in body["outputs"]):
+            return reply
+        headers = {"inference-header-content-length": str(len(reply.body))}
+        return Reply(200, "application/octet-stream", reply.body + binary, headers)
+
+    def _explained(self, answer: Answer, whole: bool) -> dict[str, Any]:
+        info = answer.image
+        image = info and {"width": info.width, "height": info.height, "view": info.view and list(info.view.rounded())}
+        return {
+            **({"predictions": _predictions(answer)} if whole else {}),
+            "classes": [
+                {"index": score.index, "label": score.label, "probability": score.probability} for score in answer.classes
+            ],
+            "explanations": [_explanation(explanation) for explanation in answer.explanations],
+            "image": image,
+            "method": answer.method,
+            "layer": answer.layer,
+            "model": self._model.name,
+            "version": self._model.version,
+            "weights": self._model.weights,
+        }
+
+
+def failure(error: RequestError) -> Reply:
+    """TorchServe's own shape of an error."""
+    return _json_reply({"code": error.status, "type": error.kind, "message": error.message}, error.status)
+
+
+def _json_reply(body: object, status: int = 200) -> Reply:
+    text = json.dumps(body, separators=(",", ":"), allow_nan=False)
+    return Reply(status, CONTENT_TYPES["json"], text.encode("ascii"))
+
+
+def _predictions(answer: Answer) -> object:
+    """As the stock handler answers: label to probability; of a repeated label the last probability counts."""
+    if answer.predictions is not None:
+        return answer.predictions
+    return {score.label: score.probability for score in answer.classes}
+
+
+def _explanation(explanation: Explanation) -> dict[str, Any]:
+    region = explanation.region
+    body = {
+        "target": explanation.target,
+        "label": explanation.label,
+        "probability": explanation.probability,
+        "heatmap": shortest(explanation.heatmap),
+        "range": _range(explanation),
+        "region": region and list(region.rounded()),
+        "warnings": list(explanation.warnings),
+    }
+    if explanation.overlay is not None:
+        body["overlay"] = "data:image/png;base64," + base64.b64encode(explanation.overlay).decode("ascii")
+    return body
+
+
+def _range(explanation: Explanation) -> list[float] | None:
+    if explanation.range is None:
+        return None
+    return shortest(np.asarray(explanation.range, dtype=np.float32))
+
+
+def _array(answer: Answer) -> bytes:
+    """NumPy's format, version 1.0: float32 `[targets, h, w]`, little-endian, in row-major order."""
+    stack = np.stack([explanation.heatmap for explanation in answer.explanations]).astype("<f4")
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(stack), version=(1, 0), allow_pickle=False)
+    return file.getvalue()
+
+
+def _headers(answer: Answer, media: str) -> Mapping[str, str]:
+    view = answer.image and answer.image.view
+    targets = [explanation.target for explanation in answer.explanations]
+    ranges = [_range(explanation) for explanation in answer.explanations]
+    headers: dict[str, object] = {
+        "x-explain-target": targets if len(targets) > 1 else targets[0],
+        "x-explain-range": ranges if len(ranges) > 1 else ranges[0],
+        "x-explain-view": view and list(view.rounded()),
+    }
+    if media != "npy":
+        headers["x-explain-scale"] = answer.scale
+    return {name: json.dumps(value, separators=(",", ":"), allow_nan=False) for name, value in headers.items()}

@@ -1,0 +1,1 @@
+"""Asks a server, or an archive in this process, and gives its answers types."""

@@ -1,0 +1,123 @@
+"""Who explains a picture: a running server, or an archive in this process. Both answer with the contract's JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from camserve.core.labels import Labels
+from camserve.core.text import in_one_line
+from camserve.tools.archive.archive import Archive, Row, ask, load_service, open_archive
+from camserve.tools.client.client import CamserveError, Client, error_of, model_of
+from camserve.tools.client.token import refusal
+from camserve.tools.console import ToolError, command_of
+
+
+class Asker(Protocol):
+    """Explains encoded pictures, from any thread.
+
+    Attributes:
+        name: what is asked, as rows and messages name it.
+    """
+
+    name: str
+
+    def ask(self, picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to one explanation; raises `CamserveError` where there is none."""
+
+
+class OverServer:
+    """Asks a running server; each thread keeps a connection of its own open.
+
+    Raises:
+        ToolError: the URL is none, or the model is not named once, by the URL or by `model`.
+    """
+
+    def __init__(self, url: str, model: str | None, token: Callable[[], str] | None, timeout: float) -> None:
+        try:
+            named = model_of(url)
+        except ValueError as error:
+            raise ToolError(str(error)) from None
+        if named and model:
+            raise ToolError(f"--model {model}: the URL names a model already, {named}; leave one of them out")
+        if not named and not model:
+            raise ToolError("which model? Give --model NAME, or a URL that ends in /explanations/MODEL")
+        self.name = f"{url.rstrip('/')}{f'/explanations/{model}' if model else ''}"
+        self._token = token
+        self._timeout = timeout
+        self._own = threading.local()
+
+    def ask(self, picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
+        """As `Asker` says."""
+        if not hasattr(self._own, "client"):
+            self._own.client = Client(self.name, self._token, self._timeout)
+        client: Client = self._own.client
+        try:
+            return client.ask(picture, None, options)
+        except CamserveError as error:
+            mend = refusal(error.status, error.type, self._token is not None)
+            if mend is None:
+                raise
+            raise CamserveError(error.status, error.type, mend) from None
+
+
+class InProcess:
+    """Asks an archive that is loaded here, on the CPU, one picture at a time; `labels` are its classes."""
+
+    def __init__(self, name: str, labels: Labels, service: Any) -> None:
+        self.name = name
+        self.labels = labels
+        self._service = service
+        self._turn = threading.Lock()
+
+    def ask(self, picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
+        """As `Asker` says."""
+        headers = {f"x-explain-{name.replace('_', '-')}": _text(value) for name, value in options.items()}
+        with self._turn:
+            (response,) = ask(self._service, [Row({"body": bytearray(picture)}, headers, explain=True)])
+        if response.status != 200:
+            raise error_of(response.status, response.body)
+        answer: dict[str, Any] = json.loads(response.body)
+        return answer
+
+
+@contextmanager
+def in_process(archive: Path) -> Iterator[InProcess]:
+    """Unpacks and loads an archive, and forgets it afterwards; raises `ToolError` where that cannot be done."""
+    with unpacked(archive) as opened:
+        yield loaded(archive, opened)
+
+
+@contextmanager
+def unpacked(archive: Path) -> Iterator[Archive]:
+    """Unpacks an archive, and forgets it afterwards; raises `ToolError`, which names the file, where it is none."""
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(open_archive(archive))
+        except ToolError as error:
+            text = str(error)
+            raise ToolError(f"{archive}: {text}" if text.startswith("not an archive") else text) from error
+        yield opened
+
+
+def loaded(archive: Path, opened: Archive) -> InProcess:
+    """Loads an archive that is unpacked; raises `ToolError` where that fails, or its handler is not camserve's."""
+    try:
+        service = load_service(opened.directory)
+    except Exception as error:  # the archive's handler may raise anything
+        raise ToolError(f"{archive} does not load: {in_one_line(error)}") from error
+    labels = getattr(getattr(service._entry_point, "__self__", None), "labels", None)
+    if not isinstance(labels, Labels):
+        mend = f"{command_of('package')} --from-archive {shlex.quote(str(archive))}"
+        raise ToolError(f"{archive}: its handler is not camserve's; {mend} makes an archive of it that explains")
+    return InProcess(f"{opened.name} {opened.version}", labels, service)
+
+
+def _text(value: Any) -> str:
+    """An option's value as a header spells it."""
+    return value if isinstance(value, str) else json.dumps(value)

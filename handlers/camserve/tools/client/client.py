@@ -1,0 +1,265 @@
+"""A client for Python: asks a running server, and gives its answers types.
+
+client = camserve.Client("http://127.0.0.1:8080/explanations/cats")
+result = client.explain("cat.jpg", target="tabby")
+result.save("overlay.png")
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+import numpy as np
+import requests
+from numpy.typing import NDArray
+from PIL import Image
+from requests.adapters import HTTPAdapter
+from urllib3.util.retry import Retry
+
+from camserve.tools.client.result import Result, result_of
+
+__all__ = ["CamserveError", "Client", "Picture", "Result", "encoded", "error_of", "model_of"]
+
+Picture = str | Path | bytes | bytearray | Image.Image | NDArray[Any]
+"""A file's path, an encoded picture, a Pillow image, or an array: see `encoded`."""
+
+TRIES = 5
+"""How often a request is sent again while the server's queue is full (503), after 0.25, 0.5, 1, ... seconds."""
+
+
+class CamserveError(Exception):
+    """A request that got no answer.
+
+    Attributes:
+        status: the HTTP status; None: no server answered.
+        type: the server's name for the error, such as `UnknownLabel`; `Unreachable` or `Timeout` where none answered.
+        message: what is wrong, what came and what would be accepted.
+    """
+
+    def __init__(self, status: int | None, type: str, message: str) -> None:  # noqa: A002 the contract's word
+        super().__init__(f"{type}: {message}" if status is None else f"{status} {type}: {message}")
+        self.status = status
+        self.type = type
+        self.message = message
+
+
+@dataclass(frozen=True)
+class _Address:
+    """A server's root, and the model (with its version) where the URL names it."""
+
+    root: str
+    model: str | None
+
+    @classmethod
+    def parse(cls, url: str) -> _Address:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"url: expected http://HOST:PORT or .../explanations/MODEL, got {url!r}")
+        root, model = parts.path.rstrip("/"), None
+        for route in ("/explanations/", "/predictions/"):
+            before, found, after = root.partition(route)
+            if found and after:
+                root, model = before, unquote(after)
+        return cls(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{root}", model)
+
+    def url(self, route: str, model: str | None) -> str:
+        chosen = model or self.model
+        if not chosen:
+            raise ValueError("model: which one? Give model=..., or a URL that ends in /explanations/MODEL")
+        return f"{self.root}/{route}/{quote(chosen, safe='/')}"
+
+
+class Client:
+    """Asks one server, over connections that stay open. Not for several threads at once: give each its own.
+
+    Args:
+        url: the server's root, or its `.../explanations/MODEL[/VERSION]`.
+        token: for a server that wants one, or a function that gives the present one (they may expire).
+        timeout: seconds to wait for the server to accept a connection, and then between two parts of its answer.
+    """
+
+    def __init__(self, url: str, token: str | Callable[[], str] | None = None, timeout: float = 60) -> None:
+        self._address = _Address.parse(url)
+        self._timeout = timeout
+        self._session = requests.Session()
+        self._session.auth = _Token(token)
+        self._session.headers["user-agent"] = f"camserve/{_version()}"
+        # A full queue answers at once, and the request was not begun: it is safe and right to come again a little later.
+        tries = Retry(
+            total=None, connect=0, read=False, redirect=0, other=0, status=TRIES, status_forcelist=[503],
+            allowed_methods=None, backoff_factor=0.25, backoff_jitter=0.25, raise_on_status=False,
+        )  # fmt: skip
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(max_retries=tries))
+
+    def __repr__(self) -> str:
+        return f"Client({self._address.root!r}, model={self._address.model!r})"
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._session.close()
+
+    def predict(self, image: Picture, model: str | None = None) -> dict[str, float]:
+        """The most probable labels and their probabilities, most probable first.
+
+        Raises:
+            CamserveError: no answer.
+        """
+        answer: dict[str, float] = self._post("predictions", model, image, {})
+        return answer
+
+    def explain(
+        self,
+        image: Picture,
+        model: str | None = None,
+        *,
+        target: int | str | Sequence[int | str] | None = None,
+        top_k: int | None = None,
+        method: str | None = None,
+        layer: str | None = None,
+        overlay: bool = True,
+        colormap: str | None = None,
+        opacity: float | None = None,
+    ) -> Result:
+        """Explains a picture.
+
+        Args:
+            target: class index, label, or several of them; None: the most probable class.
+            top_k: in place of targets, the k most probable classes.
+            method, layer, colormap, opacity: None: the archive's defaults.
+            overlay: have the server draw the pictures that `save` writes and notebooks show. A tensor has none.
+
+        Raises:
+            CamserveError: no answer; `type` and `message` say why.
+            ValueError: `image` is no picture, or no model was named.
+        """
+        options = {
+            "target": target, "top_k": top_k, "method": method, "layer": layer, "colormap": colormap, "opacity": opacity,
+            "overlay": (overlay and not _is_tensor(image)) or None,
+        }  # fmt: skip
+        return result_of(self.ask(image, model, {name: value for name, value in options.items() if value is not None}))
+
+    def ask(self, image: Picture, model: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The server's answer to `explain` as it came, for options by their names in the contract.
+
+        Raises:
+            CamserveError, ValueError: as `explain` does.
+        """
+        answer: dict[str, Any] = self._post("explanations", model, image, options)
+        if not isinstance(answer, dict) or "explanations" not in answer:
+            raise CamserveError(200, "NoAnswer", "the answer is no explanation; the model's handler is not camserve's")
+        return answer
+
+    def _post(self, route: str, model: str | None, image: Picture, options: Mapping[str, Any]) -> Any:
+        url = self._address.url(route, model)
+        body, headers = _request(image, options)
+        try:
+            response = self._session.post(url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False)
+        except requests.Timeout:
+            raise CamserveError(None, "Timeout", f"{self._address.root} did not answer in {self._timeout:g} s") from None
+        except requests.RequestException as error:
+            message = f"{self._address.root} does not answer ({type(error).__name__}); is the server running?"
+            raise CamserveError(None, "Unreachable", message) from None
+        if response.status_code != 200:
+            raise error_of(response.status_code, response.content)
+        try:
+            return response.json()
+        except ValueError:
+            raise error_of(200, response.content) from None
+
+
+class _Token(requests.auth.AuthBase):
+    """Adds the token. As requests' own `auth` it also keeps a netrc file's passwords out of the requests."""
+
+    def __init__(self, token: str | Callable[[], str] | None) -> None:
+        self.token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        token = self.token() if callable(self.token) else self.token
+        if token:
+            request.headers["authorization"] = f"Bearer {token}"
+        return request
+
+
+def encoded(image: Picture) -> bytes:
+    """A picture as the server opens it: a file or bytes as they are, images and arrays `[H, W, 3]` or `[H, W]`, uint8, as PNG.
+
+    Raises:
+        ValueError: an array of another type or shape.
+        OSError: the file cannot be read.
+    """
+    if isinstance(image, (str, Path)):
+        return Path(image).read_bytes()
+    if isinstance(image, (bytes, bytearray)):
+        return bytes(image)
+    if not isinstance(image, Image.Image):
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+            raise ValueError(
+                "image: expected an array [H, W], [H, W, 3] or [H, W, 4] of uint8, or a normalised tensor [3, H, W] of floats, "
+                f"got {list(array.shape)} of {array.dtype}"
+            )
+        image = Image.fromarray(array)
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def model_of(url: str) -> str | None:
+    """The model, with its version, that a server's URL names; None where it names none.
+
+    Raises:
+        ValueError: it is no server's URL.
+    """
+    return _Address.parse(url).model
+
+
+def error_of(status: int, body: bytes) -> CamserveError:
+    """The error in a server's answer, whoever on the way wrote it."""
+    try:
+        told = json.loads(body)
+        return CamserveError(status, str(told["type"]), str(told["message"]))
+    except (ValueError, KeyError, TypeError):
+        message = "the upload is larger than the server accepts" if status == 413 else "the answer is not the server's own"
+        return CamserveError(status, "TooLarge" if status == 413 else "NoAnswer", message)
+
+
+def _request(image: Picture, options: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
+    """Body and headers: a picture goes as it is, with its options in headers, a tensor as JSON."""
+    if _is_tensor(image):
+        body = {"data": np.asarray(image).tolist(), **options}
+        return json.dumps(body, default=int).encode(), {"content-type": "application/json", "accept": "application/json"}
+    # Labels become lists, so that neither digits nor brackets in them are taken for anything else; JSON keeps them ASCII.
+    texts = {name: _text([value] if name == "target" and isinstance(value, str) else value) for name, value in options.items()}
+    headers = {f"x-explain-{name.replace('_', '-')}": text for name, text in texts.items()}
+    return encoded(image), {**headers, "content-type": "application/octet-stream", "accept": "application/json"}
+
+
+def _text(value: Any) -> str:
+    """An option as a header spells it; NumPy's whole numbers too."""
+    return value if isinstance(value, str) else json.dumps(value, default=int)
+
+
+def _is_tensor(image: Picture) -> bool:
+    return isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[0] == 3 and image.dtype.kind == "f"
+
+
+def _version() -> str:
+    try:
+        return version("camserve")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,185 @@
+"""A server's answer to an explanation, with types."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from camserve.core.geometry import Rect
+from camserve.core.text import listed, shown
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""The pictures that can be written, by the ending of their name."""
+
+QUALITY = 90
+"""Of JPEG and WebP: the server's."""
+
+GAP = 8
+"""Pixels between overlays that are shown side by side."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class: its index, its label, and its probability, 0 to 1."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What speaks for one class.
+
+    Attributes:
+        target: the class's index.
+        heatmap: float32 `[h, w]` in [0, 1], at the layer's resolution; it covers the result's `view`.
+        range: the map's own minimum and maximum; None where it was not finite.
+        region: the box around its brightest part, in the picture's pixels; None where there is none.
+        warnings: `zero`, `constant` or `not_finite`: the heatmap is zeros, and says nothing.
+        overlay: the picture with the heatmap over it, a PNG; None where it was not asked for.
+    """
+
+    target: int
+    label: str
+    probability: float
+    heatmap: NDArray[np.float32] = field(repr=False, compare=False)
+    range: tuple[float, float] | None
+    region: Rect | None
+    warnings: tuple[str, ...] = ()
+    overlay: bytes | None = field(default=None, repr=False)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the overlay to `path`, as PNG, JPEG or WebP by the ending: .png, .jpg, .jpeg, .webp.
+
+        Raises:
+            ValueError: it was not asked for, or the ending is another.
+        """
+        _write(Path(path), self.overlay)
+
+    def _repr_png_(self) -> bytes | None:
+        return self.overlay
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer for one picture. In a notebook it shows itself.
+
+    Attributes:
+        predictions: most probable first.
+        explanations: one for each target, in the order asked for.
+        size: the picture's width and height in pixels; None for a tensor.
+        view: the rectangle of the picture that reached the model; None for a tensor, or where the archive does not know it.
+        weights: the start of the weights' digest.
+    """
+
+    predictions: tuple[Prediction, ...]
+    explanations: tuple[Explanation, ...]
+    size: tuple[int, int] | None
+    view: Rect | None
+    method: str
+    layer: str
+    model: str
+    version: str
+    weights: str
+
+    @property
+    def heatmap(self) -> NDArray[np.float32]:
+        """The first explanation's heatmap `[h, w]`."""
+        return self.explanations[0].heatmap
+
+    @property
+    def region(self) -> Rect | None:
+        """The first explanation's region."""
+        return self.explanations[0].region
+
+    def save(self, path: str | Path) -> None:
+        """Writes the overlay to `path`, as PNG, JPEG or WebP by the ending; those of several targets stand side by side.
+
+        Raises:
+            ValueError: overlays were not asked for, or the ending is none of .png, .jpg, .jpeg and .webp.
+        """
+        _write(Path(path), self._repr_png_())
+
+    def _repr_png_(self) -> bytes | None:
+        overlays = [explanation.overlay for explanation in self.explanations]
+        drawn = [overlay for overlay in overlays if overlay is not None]
+        if len(drawn) < len(overlays):
+            return None
+        return drawn[0] if len(drawn) == 1 else _side_by_side(drawn)
+
+
+def result_of(answer: Mapping[str, Any]) -> Result:
+    """The JSON of an explanation's answer as a `Result`."""
+    image = answer["image"] or {}
+    return Result(
+        predictions=tuple(Prediction(each["index"], each["label"], each["probability"]) for each in answer["classes"]),
+        explanations=tuple(_explanation(each) for each in answer["explanations"]),
+        size=(image["width"], image["height"]) if image else None,
+        view=_rect(image.get("view")),
+        method=answer["method"],
+        layer=answer["layer"],
+        model=answer["model"],
+        version=answer["version"],
+        weights=answer["weights"],
+    )
+
+
+def overlay_of(explanation: Mapping[str, Any]) -> bytes | None:
+    """The overlay in one explanation's JSON, a PNG."""
+    url = explanation.get("overlay")
+    return base64.b64decode(url.partition(",")[2]) if url else None
+
+
+def _explanation(told: Mapping[str, Any]) -> Explanation:
+    heatmap = np.asarray(told["heatmap"], dtype=np.float32)
+    heatmap.setflags(write=False)
+    limits = told["range"]
+    return Explanation(
+        target=told["target"],
+        label=told["label"],
+        probability=told["probability"],
+        heatmap=heatmap,
+        range=limits and (limits[0], limits[1]),
+        region=_rect(told["region"]),
+        warnings=tuple(told["warnings"]),
+        overlay=overlay_of(told),
+    )
+
+
+def _rect(edges: Sequence[float] | None) -> Rect | None:
+    return Rect(*edges) if edges else None
+
+
+def _write(path: Path, picture: bytes | None) -> None:
+    """Writes a PNG as `path`'s ending says."""
+    if picture is None:
+        raise ValueError("there is no overlay: explain(..., overlay=False) was asked for, or the input was a tensor")
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"path: expected a name that ends in {listed(FORMATS)}, got {shown(path.name)}")
+    if kind != "PNG":
+        file = io.BytesIO()
+        with Image.open(io.BytesIO(picture)) as opened:
+            opened.convert("RGB").save(file, kind, quality=QUALITY)
+        picture = file.getvalue()
+    path.write_bytes(picture)
+
+
+def _side_by_side(pictures: Sequence[bytes]) -> bytes:
+    opened = [Image.open(io.BytesIO(picture)) for picture in pictures]
+    width, height = opened[0].size
+    whole = Image.new("RGB", (len(opened) * (width + GAP) - GAP, height), "white")
+    for index, picture in enumerate(opened):
+        whole.paste(picture, (index * (width + GAP), 0))
+    file = io.BytesIO()
+    whole.save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,267 @@
+"""Explains many pictures: overlays, one row of JSON for each picture, and a gallery to look through.
+
+Asks a running server, or an archive without any server. A picture that fails becomes a row with its error. Run again with the
+same options, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import hashlib
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from camserve.core.config import COLORMAPS, METHODS
+from camserve.tools.client.askers import Asker, OverServer, in_process
+from camserve.tools.client.client import CamserveError
+from camserve.tools.client.result import overlay_of
+from camserve.tools.client.token import token_from
+from camserve.tools.console import Progress as Steps
+from camserve.tools.console import ToolError, command_of, fail
+from camserve.tools.reports import gallery
+from camserve.tools.reports.journal import Journal, Row
+
+URL = "http://127.0.0.1:8080"
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"))
+"""What is taken of a folder. A file that is named is always taken."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Explains what `argv` names; 0 where every picture was explained, 1 where one failed or nothing could be asked."""
+    options = parser().parse_args(argv)
+    steps = Steps()
+    try:
+        _check_flags(options)
+        pictures = found(options.pictures, options.out)
+        options.out.mkdir(parents=True, exist_ok=True)
+        with _asker(options, steps) as asker:
+            run = Run(asker, options.out, _asked(options, asker))
+            counts = run.explain(pictures, options.jobs, again=options.again)
+        page = gallery.write(list(run.journal.rows.values()), options.out)
+    except (ToolError, OSError) as error:
+        return fail(error)
+    _report(counts, run, page, steps)
+    return 1 if counts["failed"] else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog=command_of("explain"), description=__doc__, allow_abbrev=False)
+    made.add_argument("pictures", nargs="+", metavar="PICTURE", help="pictures, folders (with all below them), or globs")
+    who = made.add_argument_group("who is asked")
+    who.add_argument("--url", help=f"the server's root, or .../explanations/MODEL ({URL})")
+    who.add_argument("--model", metavar="NAME", help="the model, or NAME/VERSION, where the URL does not name it")
+    who.add_argument("--token-file", type=Path, metavar="FILE", help="holds the server's token, or is its key_file.json")
+    who.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="longest wait for an answer (%(default)g)")
+    who.add_argument("--jobs", type=_count, default=4, metavar="N", help="pictures in flight at a time (%(default)s)")
+    who.add_argument("--archive", type=Path, metavar="FILE", help="an archive (.mar), explained in this process instead")
+    what = made.add_argument_group("what is asked")
+    what.add_argument("--target", action="append", metavar="CLASS", help="a class's index or label; may be repeated")
+    what.add_argument("--top-k", type=_count, metavar="K", help="explain the K most probable classes (1)")
+    what.add_argument("--method", choices=METHODS, help="the archive's, if not given")
+    what.add_argument("--layer", metavar="NAME", help="the archive's first, if not given")
+    what.add_argument("--colormap", choices=COLORMAPS, help="of the overlays")
+    what.add_argument("--opacity", type=float, metavar="SHARE", help="of the overlays, 0 to 1")
+    where = made.add_argument_group("what is written")
+    where.add_argument("--out", type=Path, default=Path("out/explanations"), metavar="DIR", help="where (%(default)s)")
+    where.add_argument("--no-overlays", action="store_true", help="no pictures, neither as files nor in the gallery")
+    where.add_argument("--again", action="store_true", help="explain again what is done already")
+    return made
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 1000, got {text!r}")
+    return int(text)
+
+
+def _check_flags(options: argparse.Namespace) -> None:
+    """Refuses what asks a server beside an archive, where it would mean nothing."""
+    for name in ("url", "model", "token_file"):
+        if options.archive is not None and getattr(options, name) is not None:
+            raise ToolError(f"--archive asks no server; leave --{name.replace('_', '-')} out")
+
+
+@contextmanager
+def _asker(options: argparse.Namespace, steps: Steps) -> Iterator[Asker]:
+    if options.archive is None:
+        yield OverServer(options.url or URL, options.model, token_from(options.token_file), options.timeout)
+        return
+    with ExitStack() as stack:
+        with steps.step(f"Load {options.archive}"):
+            asker = stack.enter_context(in_process(options.archive))
+        yield asker
+
+
+def _asked(options: argparse.Namespace, asker: Asker) -> dict[str, Any]:
+    """The request's options by the contract's names, and who is asked: a row is done only if all of it is the same."""
+    targets = options.target and [int(each) if each.isdecimal() and each.isascii() else each for each in options.target]
+    given = {
+        "target": targets,
+        "top_k": options.top_k,
+        "method": options.method,
+        "layer": options.layer,
+        "colormap": options.colormap,
+        "opacity": options.opacity,
+        "overlay": None if options.no_overlays else True,
+    }
+    return {"model": asker.name, **{name: value for name, value in given.items() if value is not None}}
+
+
+def found(names: Iterable[str], out: Path) -> list[Path]:
+    """The pictures that names, folders and globs stand for, each once, without those in `out`.
+
+    Raises:
+        ToolError: a name stands for nothing.
+    """
+    pictures: dict[Path, None] = {}
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            below = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+            matches = [each for each in below if not each.resolve().is_relative_to(out.resolve())]
+        elif path.exists():
+            matches = [path]
+        else:
+            matches = sorted(Path(each) for each in glob.glob(name, recursive=True))  # noqa: PTH207 may be absolute
+        if not matches:
+            raise ToolError(f"{name}: there is no such file, and no picture in or under it")
+        pictures.update(dict.fromkeys(each for each in matches if each.is_file()))
+    return list(pictures)
+
+
+class Run:
+    """Explains pictures into a folder.
+
+    Args:
+        asker: who is asked.
+        out: the folder.
+        asked: the options, with who is asked under `model`.
+    """
+
+    def __init__(self, asker: Asker, out: Path, asked: Mapping[str, Any]) -> None:
+        self.journal = Journal(out / "explanations.jsonl")
+        self.faults: dict[tuple[int | None, str], list[Row]] = {}
+        """The rows that failed, in the pictures' order, by their error's status and type."""
+        self._asker = asker
+        self._out = out
+        self._asked = dict(asked)
+        self._options = {name: value for name, value in asked.items() if name != "model"}
+
+    def explain(self, pictures: Sequence[Path], jobs: int, again: bool = False) -> Counter[str]:
+        """How many were `explained`, `done` before, and `failed`. Ctrl-C leaves what is finished."""
+        counts: Counter[str] = Counter(explained=0, done=0, failed=0)
+        (self._out / "overlays").mkdir(exist_ok=True)
+        with self.journal, ThreadPoolExecutor(jobs) as threads, _bar() as bar:
+            task = bar.add_task("Explain", total=len(pictures), asked=0)
+            turns = _in_flight(threads, (lambda path=path: self._turn(path, again) for path in pictures), 2 * jobs)
+            for row in turns:
+                counts[self._keep(row)] += 1
+                bar.update(task, advance=1, asked=counts["explained"] + counts["failed"])
+        places = {_name(path): place for place, path in enumerate(pictures)}
+        for rows in self.faults.values():
+            rows.sort(key=lambda row: places[row["file"]])
+        return counts
+
+    def _keep(self, row: Row | None) -> str:
+        if row is None:
+            return "done"
+        self.journal.add(row)
+        if "error" not in row:
+            return "explained"
+        self.faults.setdefault((row["error"]["status"], row["error"]["type"]), []).append(row)
+        return "failed"
+
+    def _turn(self, path: Path, again: bool) -> Row | None:
+        """One picture's row; None where it was done before."""
+        row: Row = {"file": _name(path), "sha256": None, "asked": self._asked}
+        try:
+            picture = path.read_bytes()
+        except OSError as error:
+            return {**row, "error": _fault(None, "Unreadable", f"the file cannot be read: {error.strerror}")}
+        row["sha256"] = hashlib.sha256(picture).hexdigest()
+        if not again and self.journal.done(row["file"], row["sha256"], self._asked):
+            return None
+        started = time.perf_counter()
+        try:
+            answer = self._asker.ask(picture, self._options)
+        except CamserveError as error:
+            return {**row, "error": _fault(error.status, error.type, error.message)}
+        return {**row, "seconds": round(time.perf_counter() - started, 4), **self._kept(path, row["sha256"], answer)}
+
+    def _kept(self, path: Path, digest: str, answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer, with its overlays written to files and named in it."""
+        explanations = []
+        for explanation in answer["explanations"]:
+            picture = overlay_of(explanation)
+            place = Path("overlays", f"{_stem(path, digest)}.{explanation['target']}.png")
+            if picture is not None:
+                (self._out / place).write_bytes(picture)
+            named = {} if picture is None else {"overlay": place.as_posix()}
+            explanations.append({**explanation, **named})
+        return {**answer, "explanations": explanations}
+
+
+def _in_flight(threads: ThreadPoolExecutor, work: Iterator[Any], most: int) -> Iterator[Row | None]:
+    """Results as they come, with at most `most` pieces of work begun and not yet taken; what is left is dropped on an error."""
+    begun: set[Future[Row | None]] = {threads.submit(piece) for piece in islice(work, most)}
+    try:
+        while begun:
+            ready, begun = wait(begun, return_when=FIRST_COMPLETED)
+            begun |= {threads.submit(piece) for piece in islice(work, len(ready))}
+            for each in ready:
+                yield each.result()
+    finally:
+        for each in begun:
+            each.cancel()
+
+
+def _name(path: Path) -> str:
+    """The path as rows hold it: JSON has no place for a name that is not Unicode."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def _stem(path: Path, digest: str) -> str:
+    """A file name that no other picture has, without any character that a file system, a URL or a shell minds."""
+    readable = re.sub(r"[^A-Za-z0-9-]+", "_", path.stem)[:60].strip("_") or "picture"
+    unique = hashlib.sha256(f"{_name(path)}\n{digest}".encode()).hexdigest()[:10]
+    return f"{readable}.{unique}"
+
+
+def _fault(status: int | None, kind: str, message: str) -> dict[str, Any]:
+    return {"status": status, "type": kind, "message": message}
+
+
+class _Rate(ProgressColumn):
+    """Pictures a second, of those that were asked for in this run."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.fields["asked"] / task.elapsed if task.elapsed else 0
+        return Text(f"{rate:.1f}/s", style="progress.data.speed")
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    progress = Progress(*columns)
+    progress.disable = not progress.console.is_terminal
+    return progress
+
+
+def _report(counts: Counter[str], run: Run, page: Path, steps: Steps) -> None:
+    steps.note(f"{counts['explained']} explained, {counts['done']} done before, {counts['failed']} failed")
+    for rows in sorted(run.faults.values(), key=len, reverse=True):
+        error, times = rows[0]["error"], f", {len(rows)} times, first" if len(rows) > 1 else ":"
+        steps.note(f"  failed{times} {rows[0]['file']}: {error['type']}: {error['message']}")
+    steps.note(f"  {run.journal.path}: one row a picture")
+    steps.note(f"  {page}: to look through")

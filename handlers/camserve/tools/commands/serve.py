@@ -1,0 +1,157 @@
+"""Serves the archives of a model store: starts TorchServe, says when it is ready, and ends it without losing a request."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from camserve.tools.console import ToolError, command_of
+from camserve.tools.serving.process.errors import Interrupted, OutageError
+from camserve.tools.serving.process.process import log_file
+from camserve.tools.serving.process.voice import Voice, say, voice
+from camserve.tools.serving.server import CONFIG, SILENT, Server
+
+__all__ = ["Server", "main", "parser"]
+
+DESCRIPTION = """
+Serves the archives of a model store with TorchServe, in the foreground. Prints `ready URL` on standard output once every
+worker has loaded its model. Management and metrics are on PORT+1 and PORT+2. Ctrl-C or SIGTERM ends it after the requests
+in flight and in the queue are answered. New connections are refused meanwhile where the system lets us do that (not in most
+containers); requests that arrive all the same are answered too, and prolong that, up to --drain seconds. A second signal ends
+it at once. A signal that is ignored when it starts (SIGHUP under nohup) stays ignored.
+"""
+EPILOG = """
+environment: OMP_NUM_THREADS, threads of each worker (default: cores divided by the workers of all models); JAVA_HOME, where
+Java is. PYTHONPATH is not passed on, so that each archive runs its own code.
+exit status: 0 after a stop in which every request was answered, 1 when a model does not load or stays without a worker
+(--max-outage), the server ends by itself, or the time of --drain ran out, 128 + the signal's number after a second signal or
+one before the server was ready.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog=command_of("serve"), allow_abbrev=False, description=DESCRIPTION, epilog=EPILOG)
+    add = made.add_argument
+    add("--models", nargs="+", default=[], metavar="NAME", help="NAME, NAME.mar or ALIAS=NAME.mar (default: every archive)")
+    add("--model-store", type=Path, metavar="DIR", help="folder of the archives (default: the configuration's, or model_store)")
+    add("--port", type=int, help="port of the inference address; 0 picks free ports (default: the configuration's, or 8080)")
+    add("--config", type=Path, metavar="FILE", help=f"TorchServe's configuration (default: {CONFIG}, where there is one)")
+    add("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="longest wait for requests when stopping (default: 30)")
+    silence = f"while models load, longest time without a usable answer of the management address (default: {SILENT:g})"
+    add("--max-silence", type=_seconds, default=SILENT, metavar="SECONDS", help=silence)
+    outage = "then, longest time that a model may be without a ready worker (default: longer than TorchServe tries to start one)"
+    add("--max-outage", type=_seconds, metavar="SECONDS", help=outage)
+    add("--public-management", action="store_true", help="let the configuration bind management beyond loopback")
+    add("--log-dir", default="logs", metavar="DIR", help="where TorchServe's log goes; - is standard output (default: logs)")
+    add("--log-format", choices=("text", "json"), default="text", help="json: an object a line, all on standard output")
+    add("--log-config", type=Path, metavar="FILE", help="a log4j2 configuration in place of the built-in one")
+    add("--verbose", action="store_true", help="TorchServe's log to standard error too")
+    return made
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until a signal; the exit status (see `--help`)."""
+    options = parser().parse_args(argv)
+    speaker = voice(options.log_format)
+    signals: list[int] = []
+    try:
+        server = _server(options, speaker)
+        with _signals(signals, server), server.opened():
+            return _serve(server, options.drain, signals, speaker)
+    except Interrupted:
+        return 128 + signals[0]
+    except ToolError as error:
+        return speaker.fail(error)
+
+
+def _server(options: argparse.Namespace, speaker: Voice) -> Server:
+    return Server(
+        options.model_store,
+        options.models,
+        config=options.config,
+        port=options.port,
+        log_config=options.log_config or speaker.log_config,
+        public_management=options.public_management,
+        max_silence=options.max_silence,
+        max_outage=options.max_outage,
+        sinks=lambda port: _sinks(options, speaker, port),
+    )
+
+
+def _sinks(options: argparse.Namespace, speaker: Voice, port: int) -> tuple[str, list[Callable[[str], None]]]:
+    """Where the log of the server on `port` goes: in words, and as functions that take a line."""
+    echo: list[Callable[[str], None]] = [lambda line: say(line, sys.stderr)] if options.verbose else []
+    if options.log_dir == "-" or options.log_format == "json":
+        return "standard output", [lambda line: say(speaker.line(line)), *echo]
+    path = Path(options.log_dir, f"serve-{port}.log")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise ToolError(f"cannot write the log {path}: {error.strerror}; choose another folder with --log-dir") from error
+    return str(path), [log_file(path), *echo]
+
+
+def _serve(server: Server, drain: float, signals: list[int], speaker: Voice) -> int:
+    speaker.note(f"starting TorchServe with {server.described}; its log: {server.log_place}")
+    for warning in server.openness():
+        speaker.warn(warning)
+    with speaker.step("loading"):
+        heap = server.largest_heap()
+        server.wait_ready()
+    for warning in server.crowding(heap):
+        speaker.warn(warning)
+    speaker.ready(server.url)
+    try:
+        server.wait_asked()
+    except OutageError as outage:
+        status = speaker.fail(outage)
+        server.stop(drain)  # other models have requests in flight
+        return status
+    speaker.note(f"stopping: requests in flight are finished first, in at most {drain:g} s; once more stops at once")
+    drained = server.stop(drain)
+    if drained or drain == 0:
+        speaker.note("stopped")
+        return 0
+    if len(signals) > 1:
+        return 128 + signals[-1]
+    return speaker.fail(f"stopped before every request was answered: --drain gave {drain:g} s")
+
+
+@contextmanager
+def _signals(received: list[int], server: Server) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP ask the server to stop, the second one at once; those that are ignored stay so."""
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        server.ask(at_once=len(received) > 1)
+
+    known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+    before: list[Any] = [signal.signal(number, note) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""The handler of an archive that is served already: whether explanations fit beside it, and the file that puts them there."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from ts.torch_handler.image_classifier import ImageClassifier
+from ts.utils.util import list_classes_from_module
+
+from camserve.core.text import in_one_line, listed
+from camserve.pictures.preprocess import Preprocess
+from camserve.tools.archive.fresh.modules import Beside, server_modules
+from camserve.tools.console import ToolError
+from gradcam_handler import GradCAMHandler
+
+STOCK = "image_classifier"
+OURS = "gradcam_handler"
+WRAPPER = "explained_handler"
+
+UNCALLED = ("inference", "explain_handle")
+"""Steps of TorchServe's handlers that camserve's handler never calls: it runs the model once, for both answers."""
+
+ACCEPTED = (
+    "accepted is a file with one class that subclasses TorchServe's ImageClassifier or gradcam_handler.GradCAMHandler, and may "
+    "override preprocess, postprocess and image_processing"
+)
+
+GREY = (
+    "keep 3 there, transforms.Grayscale(3) and three numbers each for mean and std, and start the model's forward with "
+    "x = x.mean(1, keepdim=True)"
+)
+
+TEMPLATE = '''\
+"""{theirs}, which answers predictions as before, with explanations."""
+
+from {module} import {theirs}
+from gradcam_handler import GradCAMHandler
+from PIL import Image
+
+
+class Explained{theirs}({theirs}, GradCAMHandler):
+    """What {theirs} overrides stays in force; the rest is camserve's."""
+'''
+
+ALONE = '''\
+"""{theirs}, alone in its file: TorchServe takes no handler from a file that defines several classes."""
+
+from {module} import {theirs}
+
+
+class Explained{theirs}({theirs}):
+    """{theirs} itself."""
+'''
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """A handler's `file` in the new archive (None: camserve's own), its own `image_processing`, and the (height, width) that
+    this makes of a picture (None: it has the stock one).
+
+    `title` says where its class stands; `prepares` which step of its own prepares pictures, "" for none.
+    """
+
+    file: Path | None = None
+    processing: Callable[[Image.Image], Tensor] | None = None
+    size: tuple[int, int] | None = None
+    title: str = ""
+    prepares: str = ""
+
+
+def adopt(name: str, stage: Path, workdir: Path) -> Adopted:
+    """The handler that a manifest calls `name`, as TorchServe finds it: a file of `stage`, or one that TorchServe brings.
+
+    Where it needs a file of its own, that is written into `workdir`; one that explains already is moved there. It may import
+    what lies in either folder.
+
+    Raises:
+        ToolError: it is no image classifier, or some of its code would never be called, or would take the batch itself.
+    """
+    place, _, function = name.partition(":")
+    module = place.rpartition("/")[2].removesuffix(".py")
+    path = stage / f"{module}.py"
+    if module == OURS or (module == STOCK and not path.is_file()):
+        return Adopted()
+    if not path.is_file():
+        raise ToolError(f"the archive's handler {name} is none of image classification, nor a file of the archive; {ACCEPTED}")
+    with Beside([stage, workdir], server_modules()):
+        try:
+            loaded = import_module(module)
+        except Exception as error:
+            raise ToolError(f"the archive's handler {name} does not load: {in_one_line(error)}") from error
+        theirs = _class_of(loaded, name)
+        entry = hasattr(loaded, function or "handle")  # where there is a function of that name, TorchServe calls it
+        explains = issubclass(theirs, GradCAMHandler)
+        if entry and (function or not explains):
+            raise ToolError(
+                f"the archive's handler {name} is the function {function or 'handle'}() of {path.name}, which takes the batch "
+                f"before camserve can; let its class {theirs.__name__} answer: {ACCEPTED}"
+            )
+        if not entry:
+            _check_steps(theirs, path.name)
+        alone = entry or len(list_classes_from_module(loaded)) == 1
+        file, (processing, size) = _file(theirs, path, workdir, moved=explains and alone), _processing(theirs, path.name)
+        own = inspect.getattr_static(theirs, "preprocess") is not inspect.getattr_static(ImageClassifier, "preprocess")
+        prepares = "preprocess" if own else "image_processing" if processing else ""
+        return Adopted(file, processing, size, f"{path.name}'s class {theirs.__name__}", prepares)
+
+
+def _class_of(loaded: ModuleType, name: str) -> type:
+    """The one image classifier of a handler's file; a class that another of them builds on does not count."""
+    handlers = [each for each in list_classes_from_module(loaded) if issubclass(each, ImageClassifier)]
+    last = [each for each in handlers if not any(other is not each and issubclass(other, each) for other in handlers)]
+    if not last:
+        raise ToolError(
+            f"the archive's handler {name} defines no image classifier (a subclass of ImageClassifier in that file itself); "
+            f"{ACCEPTED}"
+        )
+    if len(last) > 1:
+        names = listed(each.__name__ for each in last)
+        raise ToolError(f"the archive's handler {name} defines {len(last)} image classifiers, {names}; {ACCEPTED}")
+    theirs: type = last[0]
+    return theirs
+
+
+def _check_steps(theirs: type, file: str) -> None:
+    """Refuses a handler that takes the batch itself, or overrides a step that is never called, wherever it inherits that from."""
+    explains = issubclass(theirs, GradCAMHandler)
+    base = GradCAMHandler if explains else ImageClassifier
+    takes = _overriding(theirs, "handle", base)
+    if takes and explains:
+        return  # it is called, as it was before, and may call any step; the check in a fresh process sees that it explains
+    if takes:
+        raise ToolError(
+            f"{theirs.__name__} in {file} has a handle() of its own{_of(takes, theirs)}, which takes the batch before camserve "
+            f"can; {ACCEPTED}"
+        )
+    for step in UNCALLED:
+        found = _overriding(theirs, step, base)
+        if found:
+            raise ToolError(
+                f"{theirs.__name__} in {file} has {step}() of its own{_of(found, theirs)}, which would never be called: camserve "
+                f"runs the model itself, once for predictions and explanations; what it does belongs into postprocess() or "
+                f"into the model's file; {ACCEPTED}"
+            )
+
+
+def _overriding(theirs: type, step: str, base: type) -> type | None:
+    """The class, among all that `theirs` inherits from, whose method stands in for the one of `base`."""
+    if inspect.getattr_static(theirs, step) is inspect.getattr_static(base, step):
+        return None
+    return next(each for each in theirs.__mro__ if step in vars(each))
+
+
+def _of(found: type, theirs: type) -> str:
+    return "" if found is theirs else f", of {found.__name__} in {found.__module__}"
+
+
+def _file(theirs: type, path: Path, workdir: Path, *, moved: bool) -> Path:
+    """The new archive's handler: their file, or one that makes a class of theirs and camserve's."""
+    if moved:
+        return Path(shutil.move(path, workdir / path.name))
+    wrapper = workdir / f"{WRAPPER}.py"
+    if (path.parent / wrapper.name).exists():
+        raise ToolError(f"the archive holds a file {wrapper.name}, and packaging writes one of that name itself; rename it")
+    text = ALONE if issubclass(theirs, GradCAMHandler) else TEMPLATE
+    wrapper.write_text(text.format(module=path.stem, theirs=theirs.__name__))
+    return wrapper
+
+
+def _processing(theirs: Any, file: str) -> tuple[Callable[[Image.Image], Tensor] | None, tuple[int, int] | None]:
+    """Their own preprocessing, and the (height, width) that it makes of a picture."""
+    try:
+        made = theirs()
+        own = made.image_processing
+        if own is ImageClassifier.image_processing:
+            return None, None
+        channels, height, width = Preprocess.from_callable(own)(Image.new("RGB", (256, 256))).shape
+    except Exception as error:
+        raise ToolError(f"the image_processing of {theirs.__name__} in {file} takes no picture: {in_one_line(error)}") from error
+    if channels != 3:
+        raise ToolError(
+            f"the image_processing of {theirs.__name__} in {file} makes {channels} channel{'s' * (channels != 1)}, and camserve "
+            f"takes what makes 3 (RGB); {GREY if channels == 1 else 'make those out of the 3 at the start of the model'}"
+        )
+    if "image_processing" in vars(made):
+        raise ToolError(
+            f"{theirs.__name__} in {file} sets image_processing in its __init__, where camserve would not find it; make it an "
+            "attribute or a method of the class"
+        )
+    return own, (height, width)

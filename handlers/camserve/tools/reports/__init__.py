@@ -1,0 +1,1 @@
+"""HTML pages and sheets of many explanations, and what they compare."""

@@ -1,0 +1,152 @@
+"""One picture's heatmaps by layer and by method, on one sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from camserve.capture import Captured, LayerInfo
+from camserve.capture.backend import Backend
+from camserve.core.config import Config
+from camserve.core.geometry import Rect
+from camserve.explain.methods import CONTRAST_CLASSES, METHODS, heatmaps
+from camserve.pictures import render
+
+CELL = 180
+"""Longer side of a heatmap on the sheet, in pixels."""
+
+GAP, NAMES, HEAD = 6, 210, 28
+"""Pixels between heatmaps; of the column of layers' names; of the row of methods' names."""
+
+PAPER, INK, FAINT, MARKED = (24, 24, 24), (240, 240, 240), (160, 160, 160), (255, 200, 90)
+
+
+ABOUT = (
+    "What speaks for that class at each layer, by each method, on what the model sees of the picture.",
+    "Each heatmap is scaled by its own range; layers nearer to the output stand lower.",
+)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture as it reaches the model.
+
+    `pixels`: the original `[H, W, 3]`, uint8, RGB; `view`: the rectangle of it that the heatmap covers; `tensor`: the model's
+    input `[3, h, w]`; `name`: what the sheet calls it.
+    """
+
+    pixels: NDArray[np.uint8]
+    view: Rect
+    tensor: Tensor
+    name: str
+
+
+def contact_sheet(
+    backend: Backend, rows: Sequence[LayerInfo], shot: Shot, *, picked: str, label: Callable[[int], str], look: Config
+) -> NDArray[np.uint8]:
+    """A row for each layer (`picked`, the rule's choice, is marked), a column for each method; RGB `[H, W, 3]`.
+
+    All are of the class that is most probable; `label` gives a class's name. A map that is zero, constant or not finite says so.
+    `look` has the colour map and the opacity.
+    """
+    seen, placed = _seen(shot)
+    height, width = seen.shape[:2]
+    target, probability = _top(backend, shot.tensor)
+    top = height + 2 * GAP
+    size = NAMES + len(METHODS) * (width + GAP), top + HEAD + len(rows) * (height + GAP)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    sheet.paste(Image.fromarray(seen), (GAP, GAP))
+    title = f"{shot.name}: {' '.join(label(target).split())}, probability {probability:.3f}"
+    _write(draw, (width + 3 * GAP, GAP + 14), [(title, INK, 20), *((text, FAINT, 15) for text in ABOUT)], 28)
+    for column, method in enumerate(METHODS):
+        centre = NAMES + column * (width + GAP) + width / 2
+        draw.text((centre, top + HEAD / 2), method, fill=INK, font=_font(16), anchor="mm")
+    for row, info in enumerate(rows):
+        at = top + HEAD + row * (height + GAP)
+        _write(draw, (GAP, at + 14), _lines(info, picked=info.name == picked), 20)
+        for column, (heatmap, warnings) in enumerate(_maps(backend, info.name, shot.tensor)):
+            left = NAMES + column * (width + GAP)
+            sheet.paste(Image.fromarray(render.overlay(seen, heatmap, placed, look.colormap, look.opacity)), (left, at))
+            centre = left + width / 2
+            draw.text((centre, at + height / 2), " ".join(warnings), fill=INK, font=_font(16), anchor="mm")
+    return np.asarray(sheet)
+
+
+Line = tuple[str, tuple[int, int, int], int]
+"""Text, colour and size."""
+
+
+def _lines(info: LayerInfo, *, picked: bool) -> list[Line]:
+    """What stands beside a layer's heatmaps."""
+    layout = info.site.layout
+    lines = [
+        (_shortened(info.name, _font(16)), MARKED if picked else INK, 16),
+        (_shortened(info.kind, _font(13)), FAINT, 13),
+        (f"{layout.channels} channels, {layout.height}x{layout.width} cells", FAINT, 13),
+    ]
+    return [*lines, ("the rule's choice", MARKED, 13)] if picked else lines
+
+
+def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], lines: Sequence[Line], step: int) -> None:
+    for place, (text, ink, size) in enumerate(lines):
+        draw.text((at[0], at[1] + step * place), text, fill=ink, font=_font(size), anchor="lm")
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))  # with a size it is never the bitmap font
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont) -> str:
+    """A layer's name or class with its middle left out where it is wider than its column; the end tells layers apart."""
+    kept = len(text)
+    while font.getlength(text) > NAMES - 2 * GAP and kept > 2:
+        kept -= 1
+        text = f"{text[: kept // 2]}…{text[-(kept // 2) :]}"
+    return text
+
+
+def _seen(shot: Shot) -> tuple[NDArray[np.uint8], Rect]:
+    """The part of the picture that the model sees, at the sheet's size, and where the heatmap lies on it."""
+    height, width = shot.pixels.shape[:2]
+    left, top = max(0, int(shot.view.left)), max(0, int(shot.view.top))
+    right, bottom = min(width, round(shot.view.right)), min(height, round(shot.view.bottom))
+    cut = shot.pixels[top : max(bottom, top + 1), left : max(right, left + 1)]
+    scale = CELL / max(cut.shape[:2])
+    size = max(1, round(cut.shape[1] * scale)), max(1, round(cut.shape[0] * scale))
+    drawn = cv2.resize(cut, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    edges = (shot.view.left - left, shot.view.top - top, shot.view.right - left, shot.view.bottom - top)
+    return np.asarray(drawn, np.uint8), Rect(*(edge * scale for edge in edges))
+
+
+def _top(backend: Backend, tensor: Tensor) -> tuple[int, float]:
+    """The most probable class, and its probability."""
+    probability, target = backend.capture.forward(tensor[None], ()).logits.softmax(1).max(1)
+    return int(target), float(probability)
+
+
+def _maps(backend: Backend, layer: str, tensor: Tensor) -> list[tuple[NDArray[np.float32], tuple[str, ...]]]:
+    """Each method's heatmap of the most probable class at one layer, and its warnings, from one pass."""
+    captured = backend.capture.forward(tensor[None], [layer])
+    order = captured.logits[0].argsort(descending=True)[: CONTRAST_CLASSES + 1]
+    gradients = [_gradient(captured, layer, target) for target in order.unbind()]
+    rivals = torch.stack(gradients[1:], 1) if len(gradients) > 1 else torch.zeros_like(gradients[0])[:, None]
+    activation = captured.activation(layer)
+    found = []
+    for method in METHODS.values():
+        made = method.function(activation, gradients[0], *([rivals] if method.rivals else []))
+        (heatmap,), _, (warnings,) = heatmaps(made)
+        found.append((heatmap, warnings))
+    return found
+
+
+def _gradient(captured: Captured, layer: str, target: Tensor) -> Tensor:
+    return captured.gradients(layer, torch.zeros(1, dtype=torch.long), target[None])

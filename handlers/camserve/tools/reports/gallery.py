@@ -1,0 +1,78 @@
+"""A page to look through many explanations: one file with everything in it, to be sorted and filtered."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from camserve.inspector.html import fill, policy, script_json
+from camserve.tools.reports.journal import Row
+
+HERE = Path(__file__).parent
+THUMB = 360
+"""Longest side of the pictures in the page, in pixels."""
+
+
+def write(rows: Sequence[Row], folder: Path) -> Path:
+    """Writes `gallery.html`, by the files' names, into the folder of the rows' overlays; returns its path."""
+    rows = sorted(rows, key=lambda row: str(row["file"]))  # they come as they were answered
+    style, script = ((HERE / f"gallery.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    parts = {
+        "policy": policy(style, [script]),
+        "style": style,
+        "cards": script_json([card for row in rows for card in _cards(row, folder)]),
+        "script": script,
+    }
+    page = folder / "gallery.html"
+    page.write_text(fill((HERE / "gallery.html").read_text("utf-8"), parts), "utf-8")
+    return page
+
+
+def _cards(row: Row, folder: Path) -> list[dict[str, Any]]:
+    """One card for each explanation, or one for the error."""
+    if "error" in row:
+        return [{"file": row["file"], "error": f"{row['error']['type']}: {row['error']['message']}"}]
+    first = row["classes"][0]
+    return [
+        {
+            "file": row["file"],
+            "label": each["label"],
+            "target": each["target"],
+            "probability": each["probability"],
+            "first": None if first["index"] == each["target"] else first["label"],
+            "region": _share(each["region"], row["image"]),
+            "warnings": each["warnings"],
+            "method": row["method"],
+            "layer": row["layer"],
+            "picture": _thumb(folder, each.get("overlay")),
+            "overlay": each.get("overlay"),
+        }
+        for each in row["explanations"]
+    ]
+
+
+def _share(region: Sequence[float] | None, image: dict[str, Any] | None) -> float | None:
+    """The region's share of the picture, 0 to 1."""
+    if not region or not image:
+        return None
+    left, top, right, bottom = region
+    return float((right - left) * (bottom - top) / (image["width"] * image["height"]))
+
+
+def _thumb(folder: Path, overlay: str | None) -> str | None:
+    """The overlay, smaller, as a data URL; None where there is none, or its file is gone or is no picture."""
+    if overlay is None:
+        return None
+    file = io.BytesIO()
+    try:
+        with Image.open(folder / overlay) as picture:
+            picture.thumbnail((THUMB, THUMB))
+            picture.convert("RGB").save(file, "WEBP", quality=80)
+    except OSError:
+        return None
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,149 @@
+"""How outputs lie in memory: which shapes are maps, and their cells in the right order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from camserve.capture.survey.layout import Layout, first_tensor, guessed_grid, logits_of, synthetic_picture, with_first
+from camserve.capture.survey.readings import Moments, Output, Readings
+
+
+def layout_of(shape: tuple[int, ...], picture: tuple[int, int], token_grid: tuple[int, int] | None = None) -> Layout | None:
+    """The layout of the only output of a run, for two pictures."""
+    output = Output("layer", "Module", shape, Moments(negative=True, mean=0, square=1, absolute=0.8))
+    return Readings([output], 2, picture, token_grid).all[0].layout
+
+
+@pytest.mark.parametrize(
+    ("shape", "picture", "expected"),
+    [
+        ((2, 512, 7, 7), (224, 224), Layout("nchw", 7, 7, 512)),
+        ((2, 7, 7, 768), (224, 224), Layout("nhwc", 7, 7, 768)),
+        ((2, 192, 35, 35), (299, 299), Layout("nchw", 35, 35, 192)),
+        ((2, 64, 10, 20), (320, 640), Layout("nchw", 10, 20, 64)),
+        ((2, 10, 20, 64), (320, 640), Layout("nhwc", 10, 20, 64)),
+        ((2, 197, 768), (224, 224), Layout("tokens", 14, 14, 768, 1)),
+        ((2, 196, 768), (224, 224), Layout("tokens", 14, 14, 768)),
+        ((2, 198, 768), (224, 224), Layout("tokens", 14, 14, 768, 2)),
+        ((2, 201, 768), (224, 224), Layout("tokens", 14, 14, 768, 5)),
+        ((197, 2, 768), (224, 224), Layout("sequence", 14, 14, 768, 1)),
+        ((2, 1370, 1280), (518, 518), Layout("tokens", 37, 37, 1280, 1)),
+        ((2, 201, 16), (160, 320), Layout("tokens", 10, 20, 16, 1)),
+        ((8, 49, 96), (224, 224), None),
+        ((2, 1000), (224, 224), None),
+        ((2, 77, 768), (224, 224), None),
+        ((2, 3, 4, 5, 6), (224, 224), None),
+        ((2, 8, 500, 500), (224, 224), None),
+    ],
+)
+def test_shapes(shape: tuple[int, ...], picture: tuple[int, int], expected: Layout | None) -> None:
+    """Channels first or last, tokens with and without extra ones, tokens before the batch; and what is no map."""
+    assert layout_of(shape, picture) == expected
+    if expected:
+        assert expected.shape(2) == shape
+
+
+def test_the_token_grid_may_be_given() -> None:
+    """Where it cannot be told from the picture: another number of registers, or of rows; others are told as before."""
+    assert layout_of((2, 60, 8), (224, 224)) is None
+    assert layout_of((2, 60, 8), (224, 224), (6, 10)) == Layout("tokens", 6, 10, 8)
+    assert layout_of((2, 76, 8), (224, 224), (6, 10)) == Layout("tokens", 6, 10, 8, 16)
+    assert layout_of((2, 197, 8), (224, 224), (6, 10)) == Layout("tokens", 14, 14, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "picture", "grid"),
+    [(18, (100, 60), None), (19, (100, 60), None), (15, (100, 60), (5, 3, 0)), (16, (100, 60), (5, 3, 1)), (4, (32, 64), None)],
+)
+def test_a_grid_is_not_guessed_where_patches_with_a_border_would_fit_better(
+    tokens: int, picture: tuple[int, int], grid: tuple[int, int, int] | None
+) -> None:
+    """18 tokens of 100x60 pixels are 6x3 patches of 16 and a border sooner than 5x3 patches of 20 and three tokens of others."""
+    assert guessed_grid(tokens, picture) == grid
+
+
+def test_cells_keep_their_places() -> None:
+    """The value of row i, column j, channel k stands at `[n, k, i, j]`, whatever the layout."""
+    wanted = torch.arange(2 * 3 * 2 * 4.0).reshape(2, 3, 2, 4)
+    last = wanted.permute(0, 2, 3, 1)
+    tokens = torch.cat([torch.full((2, 1, 3), -1.0), last.reshape(2, 8, 3)], 1)
+    for order, values, extra in (
+        ("nchw", wanted, 0),
+        ("nhwc", last, 0),
+        ("tokens", tokens, 1),
+        ("sequence", tokens.transpose(0, 1), 1),
+    ):
+        assert torch.equal(Layout(order, 2, 4, 3, extra).grid(values), wanted)  # type: ignore[arg-type]
+
+
+def test_tokens_of_a_larger_picture_keep_the_proportions() -> None:
+    """Twice as many cells both ways than surveyed."""
+    layout = Layout("tokens", 2, 4, 3, 1)
+    assert layout.grid(torch.zeros(1, 1 + 4 * 8, 3)).shape == (1, 3, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("surveyed", "picture", "grid"),
+    [
+        ((224, 224), (112, 448), (8, 32)),  # as many cells as a square picture has
+        ((224, 224), (224, 336), (16, 24)),
+        ((224, 224), (448, 112), (32, 8)),
+        ((224, 224), (230, 341), (16, 24)),  # a border of less than a patch is left out
+        ((224, 224), (225, 337), (17, 25)),  # patches go beyond the border
+        ((230, 230), (448, 462), (32, 33)),  # what is left out of the surveyed pictures counts in the others
+        ((224, 224), (300, 500), (16, 16)),  # the model resizes every picture
+    ],
+)
+def test_tokens_of_another_size_lie_by_the_patches(
+    surveyed: tuple[int, int], picture: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    """Patches of 14 pixels, 16 x 16 in the pictures that were surveyed."""
+    layout, scale = Layout("tokens", 16, 16, 3, 1), (picture[0] / surveyed[0], picture[1] / surveyed[1])
+    assert layout.grid(torch.zeros(1, 1 + grid[0] * grid[1], 3), scale).shape[2:] == grid
+
+
+def test_tokens_that_no_patches_make_are_no_grid() -> None:
+    """Better no map than one whose rows are mixed up."""
+    with pytest.raises(ValueError, match=r"^1000 tokens are no grid of about 32\.0 x 16\.0 cells$"):
+        Layout("tokens", 16, 16, 3).grid(torch.zeros(1, 1000, 3), (2.0, 1.0))
+
+
+def test_outputs_of_any_form() -> None:
+    """Scores are found in tensors, tuples, dicts and `.logits`; with 1x1 cells too; anything else is refused."""
+    scores = torch.ones(2, 5)
+
+    class Output:
+        logits = scores
+
+    for output in (scores, (scores, 1), [scores], {"logits": scores}, {"a": scores}, Output(), scores[:, :, None, None]):
+        assert torch.equal(logits_of(output), scores)
+    for output in (None, 3, (), torch.ones(2, 5, 3), {"logits": 1}):
+        with pytest.raises(ValueError, match=r"class scores of shape \[N, classes\]"):
+            logits_of(output)
+
+
+def test_there_is_a_row_of_scores_for_each_picture() -> None:
+    """Where it is said how many pictures there were."""
+    assert len(logits_of(torch.ones(2, 5), 2)) == 2
+    with pytest.raises(ValueError, match="one row of class scores for each picture, got 2 for 3"):
+        logits_of(torch.ones(2, 5), 3)
+
+
+def test_the_first_tensor_is_replaced_in_place_of_itself() -> None:
+    """A tuple stays a tuple, a named one keeps its type, a list its length."""
+    one, two = torch.zeros(1), torch.ones(1)
+    named = torch.return_types.max((one, one))
+    assert first_tensor((one, two)) is one
+    assert first_tensor({"a": one}) is None
+    assert with_first((one, 7), two) == (two, 7)
+    assert with_first([one, 7], two) == [two, 7]
+    assert with_first(one, two) is two
+    assert type(named) is torch.return_types.max
+
+
+def test_synthetic_pictures_are_always_the_same() -> None:
+    """The same seed, the same picture; of the size that was asked for."""
+    assert synthetic_picture((20, 30)).shape == (2, 3, 20, 30)
+    assert torch.equal(synthetic_picture((20, 30)), synthetic_picture((20, 30)))
+    assert not torch.equal(synthetic_picture((20, 30)), synthetic_picture((20, 30), seed=1))

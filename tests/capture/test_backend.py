@@ -1,0 +1,160 @@
+"""From a loaded model to a capture: compiled models, memory format, layers that are refused, and what is no model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.support import nets
+from torch import Tensor, nn
+
+from camserve.capture import open_backend, synthetic_picture
+from camserve.core.config import Config
+from camserve.core.errors import ConfigError
+
+CPU = torch.device("cpu")
+SIZE = (nets.SIDE, nets.SIDE)
+PICTURES = synthetic_picture(SIZE)
+
+
+def test_what_a_backend_says_of_a_model() -> None:
+    """Layers, outputs, the reason for the default, and where the head has a closed form."""
+    made = open_backend(nets.net("pooled"), Config(channels_last=False), SIZE, CPU)
+    assert (made.kind, made.layers, made.outputs, made.closed_form) == ("eager", ("features",), 5, ("features",))
+    assert made.why == "the last of 7 layers with a map that the prediction depends on: 8 channels, 8x8 cells"
+    assert [info.name for info in made.maps][-1] == "features"
+    given = open_backend(nets.net("pooled"), Config(layers=("stem", "features"), channels_last=False), SIZE, CPU)
+    assert (given.layers, given.why) == (("stem", "features"), "")
+    assert set(given.capture.sites) == {"stem", "features"}
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_a_compiled_model_predicts_compiled_and_is_explained_as_it_was(compiler: str) -> None:
+    """A pass without layers runs the compiled model, one with layers what was compiled; both are right."""
+    torch.manual_seed(0)
+    model = nets.Deep().eval()
+    ran: list[str] = []
+    compiled: Any = torch.compile(model, backend=compiler)
+    forward = compiled.forward
+    compiled.forward = lambda *given: ran.append("compiled") or forward(*given)
+    made = open_backend(compiled, Config(layers=("norm",)), SIZE, CPU)
+    assert made.compiled
+    assert ran == ["compiled"]  # once at load, so that a compiler that fails does so there
+    for count in (1, 3):
+        batch, targets = nets.pictures(count), torch.arange(count)
+        scores, activation, gradient = nets.by_autograd(model, "norm", batch, targets)
+        assert torch.allclose(made.capture.forward(batch, ()).logits, scores, atol=1e-5)
+        captured = made.capture.forward(batch, ["norm"])
+        assert torch.allclose(captured.activation("norm"), activation, atol=1e-5)
+        assert torch.allclose(captured.gradients("norm", torch.arange(count), targets), gradient, atol=1e-7)
+    assert ran == ["compiled"] * 3
+
+
+def test_a_compiler_that_fails_is_named_when_the_model_is_loaded() -> None:
+    """Not at the first prediction, which may be long after the worker reported ready."""
+
+    def broken(_graph: object, _inputs: object) -> Any:
+        raise ValueError("no such instruction\nand a long trace")
+
+    compiled = torch.compile(nets.Deep().eval(), backend=broken)
+    with pytest.raises(ConfigError, match=r"^pt2: the compiled model does not run: .*no such instruction") as caught:
+        open_backend(compiled, Config(), SIZE, CPU)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["eager", "script", "exported"])
+def test_a_layer_that_shows_nothing_is_refused(kind: str) -> None:
+    """One that only the class token of is read, with the layer that the rule would take."""
+    with pytest.raises(
+        ConfigError, match=r"^layer norm cannot be explained: .* none of its cells .*class token.*; the rule would take blocks"
+    ):
+        open_backend(nets.loaded("tokens", kind), Config(layers=("norm",)), SIZE, CPU)
+
+
+def test_tokens_whose_grid_cannot_be_told() -> None:
+    """`token_grid` says how they lie; without it the message says that it would."""
+
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Conv2d(3, 8, (8, 4), (8, 4))
+            self.mix = nn.Linear(8, 8)
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.mix(self.embed(x).flatten(2).transpose(1, 2)).relu().mean(1))
+
+    model = Bare()
+    with pytest.raises(
+        ConfigError, match=r"layer mix has no spatial map: its output has the shape \[2, 32, 8\] \(token_grid says"
+    ):
+        open_backend(model, Config(layers=("mix",)), SIZE, CPU)
+    made = open_backend(model, Config(layers=("mix",), token_grid=(4, 8)), SIZE, CPU)
+    batch, targets = nets.pictures(2), torch.tensor([1, 4])
+    _, activation, _ = nets.by_autograd(model, "mix", batch, targets)
+    captured = made.capture.forward(batch, ["mix"])
+    assert torch.allclose(captured.activation("mix"), activation.reshape(2, 4, 8, 8).permute(0, 3, 1, 2), atol=1e-6)
+    assert open_backend(model, Config(token_grid=(4, 8)), SIZE, CPU).layers == ("mix",)
+
+
+@pytest.mark.parametrize("model", [lambda pictures: pictures, object(), "model"], ids=["function", "object", "text"])
+def test_what_is_no_model_is_refused(model: object) -> None:
+    """An ONNX session, a library that AOTInductor compiled, or anything else: the message says what is accepted."""
+    with pytest.raises(ConfigError, match=r"a model of the type \w+ has no layers .*accepted are eager modules, TorchScript"):
+        open_backend(model, Config(), SIZE, CPU)
+
+
+def test_a_model_that_does_not_run_is_told_in_one_line() -> None:
+    """Another number of channels, or an answer that is no class scores."""
+    with pytest.raises(ConfigError, match=r"^the model does not run on pictures of shape \[2, 3, 32, 32\]: [^\n]+$"):
+        open_backend(nn.Conv2d(4, 3, 3), Config(), SIZE, CPU)
+    with pytest.raises(ConfigError, match=r"output must be class scores of shape \[N, classes\], got shape \[2, 3, 30, 30\]"):
+        open_backend(nn.Sequential(nn.Conv2d(3, 3, 3)), Config(), SIZE, CPU)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_memory_format_that_was_asked_for(wanted: bool) -> None:
+    """The model's weights lie so, and the scores are the same."""
+    model = nets.Pooled().eval()
+    expected = model(PICTURES)
+    made = open_backend(model, Config(channels_last=wanted), SIZE, CPU)
+    assert made.channels_last is wanted
+    assert model.stem[0].weight.is_contiguous(memory_format=torch.channels_last) is wanted
+    assert torch.allclose(made.capture.forward(PICTURES, ()).logits, expected, atol=1e-6)
+
+
+def test_a_program_keeps_its_memory_format() -> None:
+    """Channels_last cannot be had there, and is not dropped silently."""
+    with pytest.raises(
+        ConfigError, match="channels_last: true is for eager models; a model of the kind torchscript keeps its own"
+    ):
+        open_backend(nets.loaded("pooled", "script"), Config(channels_last=True), SIZE, CPU)
+
+
+def test_a_model_whose_weights_are_buffers_is_tuned() -> None:
+    """Quantised or frozen weights may be no parameters."""
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU()
+            self.register_buffer("kernel", torch.randn(6, 3, 3, 3, dtype=torch.float64))
+            self.register_buffer("head", torch.randn(5, 6, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.act(nn.functional.conv2d(x, self.kernel, padding=1))
+            return x.mean((2, 3)) @ self.head.T
+
+    made = open_backend(Fixed().eval(), Config(), SIZE, CPU, tune=True)
+    assert made.layers == ("act",)
+
+
+@pytest.mark.parametrize("channels_last", [None, True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_of_another_type_is_tuned_in_it(dtype: torch.dtype, channels_last: bool | None) -> None:
+    """Its convolutions stay as they are."""
+    model = nets.Pooled().eval().to(dtype)
+    made = open_backend(model, Config(channels_last=channels_last), SIZE, CPU, tune=True)
+    assert made.memory_format != "prepacked"
+    assert made.capture.forward(PICTURES, ()).logits.shape == (2, made.outputs)

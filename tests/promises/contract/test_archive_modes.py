@@ -1,0 +1,93 @@
+"""How an archive's configuration has its model run: in half precision, channels last, compiled. Each explains as the plain one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.build import PLAIN, archive, encoded, noise
+from tests.support.worker import monitored
+
+from camserve.core.errors import ConfigError
+from camserve.tools.archive.archive import Row, ask, load_service
+
+PICTURE = encoded(noise(80, 64, 3))
+
+
+def answer(service: Any) -> dict[str, Any]:
+    """One explanation."""
+    (response,) = ask(service, [Row({"body": PICTURE}, explain=True)])
+    assert response.status == 200, response.body
+    found: dict[str, Any] = json.loads(response.body)
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the archive answers in float32, contiguous, not compiled."""
+    return answer(load_service(archive(tmp_path_factory.mktemp("modes") / "plain", {**PLAIN, "channels_last": False})))
+
+
+def close(found: dict[str, Any], wanted: dict[str, Any], tolerance: float) -> None:
+    """The same class, and probability and heatmap within `tolerance`."""
+    (one,), (other,) = found["explanations"], wanted["explanations"]
+    assert one["target"] == other["target"]
+    assert one["probability"] == pytest.approx(other["probability"], abs=tolerance)
+    np.testing.assert_allclose(one["heatmap"], other["heatmap"], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-6), ("float16", 2e-3), ("bfloat16", 2.5e-2)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_precision_and_memory_format(
+    tmp_path: Path, plain: dict[str, Any], precision: str, tolerance: float, channels_last: bool
+) -> None:
+    """Half precision moves probabilities and heatmaps by what it rounds, the memory format by nothing."""
+    explain = {**PLAIN, "precision": precision, "channels_last": channels_last}
+    service = load_service(archive(tmp_path / "own", explain))
+    handler = service._entry_point.__self__
+    assert handler.backend.channels_last is channels_last
+    found = answer(service)
+    close(found, plain, tolerance)
+    assert (found["explanations"][0]["heatmap"] != plain["explanations"][0]["heatmap"]) or precision == "float32"
+
+
+def test_a_model_that_torchserve_compiles(tmp_path: Path, plain: dict[str, Any]) -> None:
+    """`pt2: {compile: ...}`: the archive loads, predictions run compiled, and explanations are the plain model's."""
+    settings = {"pt2": {"compile": {"enable": True, "backend": "eager"}}}
+    service = load_service(archive(tmp_path / "own", {**PLAIN, "channels_last": False}, settings=settings))
+    handler = service._entry_point.__self__
+    assert handler.backend.compiled
+    close(answer(service), plain, 1e-6)
+    (response,) = ask(service, [Row({"body": PICTURE})])
+    predictions = json.loads(response.body)
+    for label, probability in plain["predictions"].items():
+        assert predictions[label] == pytest.approx(probability, abs=1e-6)
+
+
+@pytest.mark.parametrize("pt2", ["nope", {"compile": {"enable": True, "backend": "nope"}}, {"backend": "nope"}], ids=str)
+def test_a_compilation_that_torchserve_gives_up_stops_the_load(tmp_path: Path, pt2: object) -> None:
+    """TorchServe warns and goes on without; whoever asked for it would not know."""
+    with pytest.raises(ConfigError, match=r"pt2: TorchServe could not compile the model with .*nope"):
+        load_service(archive(tmp_path / "own", settings={"pt2": pt2}))
+
+
+@pytest.mark.parametrize("pt2", [{"compile": {"enable": False}}, {"export": {"aot_compile": False}}], ids=str)
+def test_what_does_not_ask_for_a_compilation(tmp_path: Path, pt2: object) -> None:
+    """Switched off, or about something else."""
+    service = load_service(archive(tmp_path / "own", settings={"pt2": pt2}))
+    assert not service._entry_point.__self__.backend.compiled
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_compiled_model_is_watched_only_where_that_is_asked_for(tmp_path: Path, asked: bool) -> None:
+    """A watched prediction needs the layer, and runs what was compiled instead of what the compiler made of it."""
+    settings = {"pt2": {"compile": {"enable": True, "backend": "eager"}}}
+    explain = {key: value for key, value in PLAIN.items() if key != "monitor"} | ({"monitor": True} if asked else {})
+    handler = monitored(archive(tmp_path / "own", explain, settings=settings))._entry_point.__self__
+    assert handler.metadata["compiled"]
+    assert (handler.metadata["monitor"] is not None) is asked
+    if asked:
+        handler.pipeline.observer.close()

@@ -1,0 +1,112 @@
+"""Architectures through packaged archives, of all three kinds: each explains its test picture as the model in this process."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tests.support import nets, zoo
+from tests.support.forks import Forks
+
+from camserve.capture import open_backend
+from camserve.core.config import Config
+from camserve.explain.explainer import Explainer, Want
+from camserve.pictures.decode import open_picture
+from camserve.pictures.preprocess import Preprocess
+from camserve.tools.commands import package
+from camserve.tools.console import Progress
+from camserve.tools.packaging import staging
+
+CPU = torch.device("cpu")
+TOLERANCE = 1e-5
+
+ARCHIVED = {
+    "alexnet": "script",
+    "convnext_tiny": "trace",
+    "densenet121": "trace",
+    "efficientnet_b0": "script",
+    "googlenet": "trace",
+    "mnasnet0_5": "script",
+    "mobilenet_v2": "script",
+    "mobilenet_v3_large": "trace",
+    "mobilenet_v3_small": "script",
+    "regnet_x_400mf": "script",
+    "regnet_y_400mf": "trace",
+    "resnet18": "script",
+    "shufflenet_v2_x0_5": "script",
+    "squeezenet1_1": "script",
+    "swin_t": "trace",
+    "vit_b_32": "script",
+}
+"""One or two of each family whose size fits, and how they become TorchScript."""
+
+
+@functools.cache
+def eager(name: str, transform_input: bool) -> tuple[str, list[float], NDArray[np.float32]]:
+    """Default layer, probabilities and heatmap of the model in this process, for the picture that packaging tries.
+
+    `transform_input`: as torchvision's builders have it for published weights (GoogLeNet, Inception).
+    """
+    model, side = zoo.built(name), zoo.side_of(name)
+    if transform_input and hasattr(model, "transform_input"):
+        model.transform_input = True
+    config = Config(resize=side, crop=side, channels_last=False)
+    made = open_backend(model, config, (side, side), CPU)
+    picture = Preprocess(config)(open_picture(staging._picture(config), config))
+    (seen,) = Explainer(made, CPU).explain([picture], [Want(made.layers[0], "gradcam++")])
+    return made.layers[0], [probability for _, probability in seen.classes], seen.maps[0].heatmap  # type: ignore[union-attr]
+
+
+def source(name: str, kind: str, folder: Path) -> list[str]:
+    """The files of a model of this kind, and the flags that package them."""
+    model, file = zoo.built(name), folder / "program.pt"
+    if kind == "eager":
+        torch.save(model.state_dict(), folder / "weights.pth")
+        return ["--torchvision", name, "--weights", str(folder / "weights.pth")]
+    file.write_bytes(nets.as_file(model, kind, zoo.batch(name)))
+    return ["--exported" if kind == "exported" else "--torchscript", str(file)]
+
+
+LARGE = {"alexnet", "maxvit_t", "vgg11", "vit_b_16", "vit_b_32", "wide_resnet50_2"}
+"""Slow, for their files or their pictures."""
+
+QUICKLY_EXPORTED = {"mobilenet_v3_small", "resnet18", "squeezenet1_1"}
+"""torch.export takes many seconds for most."""
+
+
+def slow(name: str, kind: str) -> bool:
+    """Whether it is left to the slow run."""
+    return name in LARGE or (kind == "exported" and name not in QUICKLY_EXPORTED)
+
+
+CASES = [(name, "eager") for name in sorted(zoo.SMALLEST)]
+CASES += [(name, script) for kind in ("script", "trace") for name, script in ARCHIVED.items() if script == kind]
+CASES += [(name, "exported") for name in ARCHIVED]
+TABLE = [
+    pytest.param(name, kind, id=f"{kind}-{name}", marks=pytest.mark.slow if slow(name, kind) else ()) for name, kind in CASES
+]
+"""By kind, and so by the tests' names: `-k exported-` runs one of them."""
+
+
+@pytest.mark.parametrize(("name", "kind"), TABLE)
+def test_an_archive_explains_as_the_model(
+    name: str, kind: str, forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packaged, unpacked and loaded as a worker does: the same layer by rule, probabilities and heatmap within 1e-5."""
+    forks.replace_fresh(monkeypatch)
+    side = str(zoo.side_of(name))
+    flags = [*source(name, kind, tmp_path), "--name", "packaged", "--resize", side, "--crop", side, "--channels-last", "false"]
+    flags += ["--interpolation", "bilinear"]  # some architectures' own weights want another
+    archive = package.package(package.parser().parse_args([*flags, "--export-path", str(tmp_path)]), Progress())
+    assert archive.is_file()
+    answer = json.loads(forks.found["body"])
+    layer, probabilities, heatmap = eager(name, transform_input=kind == "eager")
+    assert answer["layer"] == layer
+    assert [each["probability"] for each in answer["classes"]] == pytest.approx(probabilities, abs=TOLERANCE)
+    np.testing.assert_allclose(np.array(answer["explanations"][0]["heatmap"]), heatmap, rtol=0, atol=TOLERANCE)
+    assert heatmap.max() == 1

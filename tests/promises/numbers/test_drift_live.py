@@ -1,0 +1,396 @@
+"""Drift on a real stack: TorchServe with the demo's model, a real Prometheus with the shipped rules, real photographs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import yaml
+from benchmarks import crops
+from benchmarks.psi import drift, psi
+from tests.conftest import ROOT
+from tests.support import build
+from tests.support.skips import OLD_PYTHON
+
+from camserve.monitoring.measure import Measured
+from camserve.monitoring.reference import BINS, CLASS, FILE, UNSEEN, Reference
+from camserve.monitoring.statistics import INPUT_STATISTICS, MAP_STATISTICS, STATISTICS, map_statistics, score_statistics
+from camserve.tools.archive.archive import open_archive
+from camserve.tools.commands import reference
+from camserve.tools.commands.serve import Server
+
+pytestmark = pytest.mark.live
+
+MODEL = "efficientnet_lite0"
+RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
+DASHBOARD = ROOT / "deploy" / "grafana" / "camserve.json"
+MIX = dict.fromkeys(crops.NAMES, 1.0)
+PICTURES = 300
+MARGIN = 8
+"""Seconds of silence between two kinds of traffic: so long may the rules' window reach back before one of them began."""
+
+needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs Prometheus: apt-get install prometheus")
+
+
+@dataclass
+class Stack:
+    """A server that is watched by a Prometheus, and what has been sent to it."""
+
+    server: Server
+    prometheus: str
+    rules: Path
+    archive: Path
+    found: Reference
+    sent: int = 0
+
+    def query(self, expr: str, **options: Any) -> list[dict[str, Any]]:
+        """The result of an instant query."""
+        answer = requests.get(f"{self.prometheus}/api/v1/query", params={"query": expr, **options}, timeout=30).json()
+        assert answer["status"] == "success", (expr, answer)
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
+
+    def by_label(self, expr: str, label: str) -> dict[str, float]:
+        """Values by one label."""
+        return {each["metric"][label]: float(each["value"][1]) for each in self.query(expr)}
+
+    def settle(self) -> None:
+        """Returns when Prometheus has seen every picture that was sent."""
+        expr = f"sum(camserve_maps_total) == {self.sent} and sum(camserve_map_bin_total{{stat='confidence'}}) == {self.sent}"
+        wait(lambda: bool(self.query(expr)))
+
+    def send(self, pictures: Sequence[bytes], path: str = "predictions", **options: Any) -> list[Any]:
+        """Every picture's answer, in order; eight are under way at a time."""
+        with requests.Session() as session, ThreadPoolExecutor(8) as threads:
+
+            def post(picture: bytes) -> Any:
+                answer = session.post(f"{self.server.url}/{path}/{MODEL}", data=picture, timeout=120, **options)
+                answer.raise_for_status()
+                return answer.json()
+
+            answers = list(threads.map(post, pictures))
+        self.sent += len(pictures)
+        return answers
+
+    def counts(self) -> dict[str, Any]:
+        """The bins' counts `[10]` by statistic, as TorchServe exports them now; all are of the archive's reference."""
+        found = {name: np.zeros(BINS) for name in (*STATISTICS, CLASS)}
+        series = re.findall(r'camserve_map_bin_total\{stat="(\w+)",bin="(\d)",reference="(\w+)",[^}]*\} (\S+)', self.exported())
+        for stat, place, name, value in series:
+            assert name == self.found.digest
+            found[stat][int(place)] += float(value)
+        return found
+
+    def exported(self) -> str:
+        """The text of TorchServe's metrics address."""
+        scheme, host, port = self.server.url.split(":")
+        return requests.get(f"{scheme}:{host}:{int(port) + 2}/metrics", timeout=30).text
+
+    def judge(self, start: float) -> Verdict:
+        """What the shipped rules say, over a window from `start` till now."""
+        self.settle()
+        while True:
+            window = round(time.time() - start) + MARGIN - 2
+            write_rules(self.rules, window)
+            requests.post(f"{self.prometheus}/-/reload", timeout=30).raise_for_status()
+            reloaded = time.time()
+            wait(lambda reloaded=reloaded: self.evaluated() > reloaded + 2)
+            alerts = self.query('ALERTS{alertname=~"Camserve.*Drift", window="1h"}')
+            found = Verdict(
+                {(each["metric"]["alertname"], each["metric"]["stat"]) for each in alerts},
+                self.by_label('camserve:map_psi{window="1h"}', "stat"),
+                self.by_label('camserve:map_psi:unadjusted{window="1h"}', "stat"),
+                self.by_label('camserve:map_images:increase{window="1h"}', "stat"),
+                window,
+            )
+            if time.time() - window < start:
+                return found
+
+    def evaluated(self) -> float:
+        """When the group of rules that was evaluated longest ago was."""
+        groups = requests.get(f"{self.prometheus}/api/v1/rules", timeout=30).json()["data"]["groups"]
+        return min(np.datetime64(group["lastEvaluation"].rstrip("Z")[:26], "us").astype(float) / 1e6 for group in groups)
+
+
+@dataclass
+class Verdict:
+    """Alerts as (name, statistic), and by statistic PSI, PSI against the whole reference, and pictures seen."""
+
+    alerts: set[tuple[str, str]]
+    psi: dict[str, float]
+    unadjusted: dict[str, float]
+    images: dict[str, float]
+    window: int
+
+    def statistics(self, alert: str) -> set[str]:
+        """Those for which an alert of that name was raised."""
+        return {stat for name, stat in self.alerts if name == alert}
+
+
+def wait(done: Callable[[], bool], seconds: float = 120) -> None:
+    """Returns when `done`; fails after a long time."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.2)
+
+
+def write_rules(path: Path, window: int) -> None:
+    """The shipped rules with short windows, evaluated each second, and without waiting before an alert."""
+    text = re.sub(r"\[(?:1h|1d)\]", f"[{window}s]", RULES.read_text())
+    text = re.sub(r"interval: \w+", "interval: 1s", text)
+    path.write_text(re.sub(r"for: \w+", "for: 0s", text))
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def stack(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The demo's archive with a reference, served; and a Prometheus that scrapes it each second."""
+    folder = tmp_path_factory.mktemp("drift")
+    (folder / "good").mkdir()
+    (folder / "store").mkdir()
+    for place, picture in enumerate(crops.traffic(800, MIX, seed=1)):
+        (folder / "good" / f"{place}.jpg").write_bytes(picture)
+    archive = Path(shutil.copy(demo_store / f"{MODEL}.mar", folder / "store"))
+    with open_archive(archive) as opened:
+        config = {**opened.config, "explain": {**opened.config["explain"], "monitor": {"interval": 0.5}}}
+    reference.put(archive, "model-config.yaml", yaml.safe_dump(config))
+    assert reference.main(["--archive", str(archive), str(folder / "good")]) == 0
+    with open_archive(archive) as opened:
+        found = Reference.from_json((opened.directory / FILE).read_text())
+    with Server(folder / "store", config=ROOT / "config.properties", port=0) as server, prometheus(server, folder) as url:
+        started = Stack(server, url, folder / "rules.yml", archive, found)
+        wait(lambda: bool(started.query("camserve_map_bin_total")))
+        time.sleep(MARGIN)
+        yield started
+
+
+class prometheus:  # noqa: N801 used as a function
+    """A Prometheus of one's own that scrapes `server`; its URL."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        write_rules(folder / "rules.yml", 30)
+        metrics = f"127.0.0.1:{int(server.url.rpartition(':')[2]) + 2}"
+        config = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": ["rules.yml"],
+            "scrape_configs": [{"job_name": "camserve", "static_configs": [{"targets": [metrics]}]}],
+        }
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        self.folder = folder
+        self.address = f"127.0.0.1:{free_port()}"
+
+    def __enter__(self) -> str:
+        options = [f"--config.file={self.folder}/prometheus.yml", f"--storage.tsdb.path={self.folder}/data"]
+        options += [f"--web.listen-address={self.address}", "--web.enable-lifecycle", "--log.level=error"]
+        self.process = subprocess.Popen(["prometheus", *options])
+        wait(self.ready)
+        return f"http://{self.address}"
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+    def ready(self) -> bool:
+        """Whether it answers."""
+        assert self.process.poll() is None
+        try:
+            return requests.get(f"http://{self.address}/-/ready", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+
+def reconstructed(answers: Sequence[Mapping[str, Any]]) -> Measured:
+    """The statistics of what explanations of the two most probable classes say: each heatmap, scaled back to its range."""
+    values = {name: np.full(len(answers), np.nan) for name in STATISTICS}
+    maps = np.stack([[raw(each) for each in answer["explanations"]] for answer in answers])
+    values |= map_statistics(maps[:, 0], maps[:, 1])
+    top = [[each["probability"] for each in answer["classes"][:2]] for answer in answers]
+    values |= score_statistics([each[0] for each in top], [each[1] for each in top])
+    values["width"] = np.array([float(answer["image"]["width"]) for answer in answers])
+    values["height"] = np.array([float(answer["image"]["height"]) for answer in answers])
+    return Measured(values, [answer["classes"][0]["index"] for answer in answers], [""] * len(answers))
+
+
+def raw(explanation: Mapping[str, Any]) -> Any:
+    """The map that the heatmap was scaled from."""
+    low, high = explanation["range"]
+    return np.array(explanation["heatmap"], dtype=np.float32) * np.float32(high - low) + np.float32(low)
+
+
+@needs_prometheus
+def test_clean_traffic_raises_nothing_and_psi_is_numpys(stack: Stack) -> None:
+    """PSI in PromQL equals PSI that NumPy computes of the answers themselves, within 1e-3; every picture is counted once."""
+    start = time.time()
+    answers = stack.send(list(crops.traffic(PICTURES, MIX, seed=2)), "explanations", headers={"x-explain-top-k": "2"})
+    told = stack.judge(start)
+    expected = drift(reconstructed(answers), stack.found)
+
+    assert told.alerts == set()
+    for name in (*MAP_STATISTICS, "confidence", "margin", "width", "height", CLASS):
+        assert told.psi[name] == pytest.approx(expected.psi[name], abs=1e-3), name
+        assert told.unadjusted[name] == pytest.approx(expected.unadjusted[name], abs=1e-3), name
+    counts = stack.counts()
+    known = PICTURES - counts[CLASS][UNSEEN]
+    assert known > 0.9 * PICTURES
+    assert {name: sum(each) for name, each in counts.items()} == {
+        name: known if name in MAP_STATISTICS else PICTURES for name in (*STATISTICS, CLASS)
+    }
+
+
+@needs_prometheus
+def test_another_class_mix_is_called_that(stack: Stack) -> None:
+    """Mostly cats: the classes' drift is told, the maps' is not, though against the whole reference it is large."""
+    start, before = time.time(), stack.counts()
+    stack.send(list(crops.traffic(PICTURES, {"cat": 6, "coffee": 2, "rocket": 1, "china": 1, "flower": 1}, seed=3)))
+    told = stack.judge(start)
+    check_psi(stack, told, before)
+
+    assert told.statistics("CamserveClassMixDrift") == {CLASS}
+    assert told.alerts == {("CamserveClassMixDrift", CLASS)}
+    assert max(told.unadjusted[name] for name in MAP_STATISTICS) > 0.25
+
+
+def check_psi(stack: Stack, told: Verdict, before: Mapping[str, Any]) -> None:
+    """PromQL's PSI is NumPy's on the exported counts, to 1e-3 where `increase` treats all bins alike.
+
+    It extrapolates each series to the window's start, by up to a scrape interval, but not below zero: a bin that was nearly
+    empty before is stretched less than the others.
+    """
+    after = stack.counts()
+    unseen = after[CLASS][UNSEEN] - before[CLASS][UNSEEN]
+    for name, counts in after.items():
+        new = counts - before[name]
+        assert sum(new) == (PICTURES - unseen if name in MAP_STATISTICS else PICTURES)
+        if not all(old * told.window >= 2 * count for old, count in zip(before[name], new, strict=True)):
+            continue
+        whole = stack.found.group_images if name == CLASS else stack.found.table(name).sum(0)
+        assert told.unadjusted[name] == pytest.approx(psi(new / new.sum(), whole / whole.sum()), abs=1e-3), name
+
+
+@needs_prometheus
+@pytest.mark.parametrize(
+    ("how", "statistics", "of_input"),
+    [
+        ({"spoil": crops.blur(3)}, {"entropy", "area", "peak"}, {"sharpness"}),
+        ({"shift": 0.25}, {"centroid_x"}, set()),
+        ({"spoil": crops.watermark(0.4)}, {"entropy", "centroid_x", "centroid_y", "border", "peak"}, set()),
+        ({"spoil": crops.dark(0.3)}, {"centroid_x", "centroid_y"}, {"brightness"}),
+    ],
+    ids=["blur", "shifted", "watermark", "darker"],
+)
+def test_each_corruption_raises_its_alert(stack: Stack, how: dict[str, Any], statistics: set[str], of_input: set[str]) -> None:
+    """The same subjects in the same mix, spoiled: attention drifts, and what is wrong with the camera is told beside it."""
+    start, before = time.time(), stack.counts()
+    stack.send(list(crops.traffic(PICTURES, MIX, seed=2, **how)))
+    told = stack.judge(start)
+    check_psi(stack, told, before)
+
+    assert told.statistics("CamserveAttentionDrift") & statistics
+    assert of_input <= told.statistics("CamserveInputDrift") <= set(INPUT_STATISTICS)
+
+
+@needs_prometheus
+def test_every_panel_of_the_dashboard_shows_something(stack: Stack) -> None:
+    """Each panel's queries, with its variables filled in, are answered by the live Prometheus."""
+    filled = {"$model": MODEL, "$version": "1.0", "$window": "1h", "$__rate_interval": "1m", "$reference": stack.found.digest}
+    panels = [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
+    empty = []
+    for panel in panels:
+        for target in panel["targets"]:
+            for statistic in (*STATISTICS, CLASS) if "$statistic" in target["expr"] else ("",):
+                expr = target["expr"].replace("$statistic", statistic)
+                for name, value in filled.items():
+                    expr = expr.replace(name, value)
+                assert "$" not in expr
+                if not stack.query(expr):
+                    empty.append((panel["title"], statistic))
+
+    assert len(panels) >= 12
+    assert empty == []
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason=OLD_PYTHON)
+def test_the_dashboard_is_what_its_code_makes() -> None:
+    """deploy/grafana/camserve.json is generated, not edited."""
+    code = "import runpy; print(runpy.run_path('deploy/grafana/dashboard.py')['text'](), end='')"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+
+    assert made.stdout == DASHBOARD.read_text()
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs Prometheus: apt-get install prometheus")
+def test_the_rules_do_what_their_own_test_says() -> None:
+    """promtool's unit tests of deploy/prometheus/rules.yml; the configuration that names them is valid."""
+    folder = ROOT / "deploy" / "prometheus"
+    tested = subprocess.run(
+        ["promtool", "test", "rules", "rules_test.yml"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    checked = subprocess.run(
+        ["promtool", "check", "config", "prometheus.yml"], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_counts_are_exact_over_several_workers_that_print(tmp_path: Path) -> None:
+    """Two workers of a model that prints half lines in every pass: each picture, request and stage is counted once."""
+    archive = build.mar(
+        tmp_path,
+        "noisy",
+        explain={**build.PLAIN, "monitor": {"interval": 0.2}},
+        settings={"minWorkers": 2, "maxWorkers": 2, "batchSize": 4, "maxBatchDelay": 5},
+        fault='print("loss: ", end=""); print("0.5", "of", 3); print("no end", end="")',
+    )
+    good = tmp_path / "good"
+    good.mkdir()
+    for seed in range(120):
+        (good / f"{seed}.png").write_bytes(build.encoded(build.noise(seed=seed)))
+    assert reference.main(["--archive", str(archive), str(good)]) == 0
+    with Server(tmp_path, config=ROOT / "config.properties", port=0) as server, requests.Session() as session:
+        metrics = f"{server.url.rpartition(':')[0]}:{int(server.url.rpartition(':')[2]) + 2}/metrics"
+
+        def post(seed: int) -> int:
+            mode = "predictions" if seed % 4 else "explanations"
+            answer = session.post(f"{server.url}/{mode}/noisy", data=bytes(build.encoded(build.noise(seed=seed))), timeout=120)
+            answer.raise_for_status()
+            return len(answer.content)
+
+        with ThreadPoolExecutor(8) as threads:
+            sizes = list(threads.map(post, range(400)))
+        wait(lambda: total(session.get(metrics).text, "camserve_maps_total") >= 400)
+        time.sleep(1)  # whatever is counted twice would be by now
+        text = session.get(metrics).text
+
+    assert total(text, "camserve_maps_total") == 400
+    assert total(text, "camserve_requests_total", 'mode="predict",outcome="ok"') == 300
+    assert total(text, "camserve_requests_total", 'mode="explain",outcome="ok"') == 100
+    assert total(text, "camserve_response_bytes_total") == sum(sizes)
+    assert total(text, "camserve_stage_seconds_count", 'stage="decode"') == 400
+    assert total(text, "camserve_map_bin_total", 'stat="confidence"') == 400
+    assert total(text, "camserve_map_bin_total", 'stat="class"') == 400
+
+
+def total(text: str, name: str, labels: str = "") -> float:
+    """The sum of a metric's series that have these labels first."""
+    return sum(float(value) for value in re.findall(rf"^{name}{{{re.escape(labels)}[^}}]*}} (\S+)$", text, re.MULTILINE))

@@ -1,0 +1,161 @@
+"""README.md's tables against the code: nothing is missing from them, and they name nothing that there is not."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from camserve.core.config import KEYS, Config, Monitoring, defaults
+from camserve.core.config import METHODS as METHOD_NAMES
+from camserve.core.errors import KINDS
+from camserve.core.labels import Labels
+from camserve.core.messages import ModelInfo
+from camserve.explain.methods import METHODS
+from camserve.monitoring.metrics import METRICS
+from camserve.monitoring.reference import CLASS
+from camserve.monitoring.statistics import STATISTICS
+from camserve.protocol.openapi.document import document
+from camserve.protocol.options import OptionReader
+
+ROOT = Path(__file__).resolve().parents[3]
+README = (ROOT / "README.md").read_text("utf-8")
+DOCUMENT = document(Config(), Labels(2), ("features",), ModelInfo("m", "1.0", "sha256:0"), 2)
+SCHEMAS = DOCUMENT["components"]["schemas"]
+CODE = re.compile(r"`([^`]+)`")
+
+
+@cache
+def section(title: str) -> str:
+    """A section's text, without its heading."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
+    assert found, f"README.md has no section {title}"
+    return found[1]
+
+
+def table(title: str) -> list[list[str]]:
+    """The cells of the rows of a section's first table, its head left out."""
+    lines = section(title).split("\n")
+    start = next(index for index, line in enumerate(lines) if line.startswith("|"))
+    rows: list[list[str]] = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))])
+    return rows
+
+
+def names(cells: list[str]) -> list[str]:
+    """What stands in backticks in these cells, in order."""
+    return [name for cell in cells for name in CODE.findall(cell)]
+
+
+def test_every_option_has_a_row() -> None:
+    """The names that are read, and no others; the choices of those that have few."""
+    options = OptionReader(Config(), Labels(2), ("features",)).table
+    rows = table("Options")
+
+    assert set(names([row[0] for row in rows])) == set(options)
+    text = {name: " ".join(row[1:]) for row in rows for name in names(row[:1])}
+    for name in ("method", "format", "colormap"):
+        assert set(SCHEMAS[name]["enum"]) <= set(CODE.findall(text[name])), name
+
+
+def test_every_method_has_a_row() -> None:
+    """All six, in the order of the metadata."""
+    assert names([row[0] for row in table("Methods")]) == list(METHOD_NAMES) == list(METHODS)
+
+
+def fields(schema: dict[str, Any]) -> set[str]:
+    """The names of all members of an answer."""
+    found = set(schema.get("properties", {}))
+    for inner in [*schema.get("properties", {}).values(), *schema.get("anyOf", ()), schema.get("items")]:
+        if isinstance(inner, dict):
+            found |= fields(inner)
+    return found
+
+
+def test_every_field_of_an_answer_has_a_row() -> None:
+    """As deep as they go, with the warnings' names."""
+    told = names([cell for row in table("The answer") for cell in row])
+    warnings = SCHEMAS["Answer"]["properties"]["explanations"]["items"]["properties"]["warnings"]["items"]["enum"]
+
+    assert fields(SCHEMAS["Answer"]) <= set(told)
+    assert set(warnings) <= set(told)
+    assert set(names([row[0] for row in table("The answer")])) <= fields(SCHEMAS["Answer"])
+
+
+def test_every_header_of_an_answer_is_named() -> None:
+    """What pictures and arrays say of themselves."""
+    headers = [name for name in DOCUMENT["components"]["headers"] if name.startswith("x-explain")]
+
+    assert len(headers) == 4
+    assert set(headers) <= set(CODE.findall(section("The answer")))
+
+
+def test_every_error_has_a_row() -> None:
+    """Status and type, and no type that does not exist."""
+    told = {(int(row[0].strip("`")), kind) for row in table("Errors") for kind in names(row[1:2])}
+
+    assert told == {(status, kind) for status, kinds in KINDS.items() for kind in kinds}
+
+
+@pytest.mark.parametrize("name", list(KEYS))
+def test_every_key_has_a_row_with_its_default(name: str) -> None:
+    """In the table's last cell: the value as YAML spells it, thousands set off or not."""
+    (row,) = (row for row in table("Configuration") if name in names(row[:1]))
+    value = defaults()[name]
+    cell = row[-1].replace("`", "").replace(",", "").replace("_", "")
+
+    if name == "layers":
+        assert "model" in cell
+        return
+    wanted = [*value] if isinstance(value, tuple) else [value]
+    for each in wanted:
+        assert (each if isinstance(each, str) else json.dumps(each)) in cell
+    if name == "monitor":
+        assert f"{Monitoring().interval:g} s" in cell
+
+
+def test_no_row_names_a_key_that_does_not_exist() -> None:
+    """A key that was taken out leaves the table too."""
+    assert names([row[0] for row in table("Configuration")]) == list(
+        dict.fromkeys(names([row[0] for row in table("Configuration")]))
+    )
+    assert set(names([row[0] for row in table("Configuration")])) == set(KEYS)
+
+
+def test_every_route_has_a_row() -> None:
+    """Those of the OpenAPI document."""
+    told = section("Requests")
+    for path in DOCUMENT["paths"]:
+        last = re.split(r"[/:]", path.replace("/{version}", ""))[-1]
+        assert path.split("/")[1] in told
+        assert last in told or last == "{model}"
+
+
+def test_every_metric_is_named() -> None:
+    """In the README, or in the page on monitoring that it points to."""
+    pages = [README, *(path.read_text("utf-8") for path in sorted((ROOT / "deploy").rglob("*.md")))]
+    told = {name for page in pages for name in CODE.findall(re.sub(r"```.*?```", "", page, flags=re.DOTALL))}
+
+    assert {metric.name for metric in METRICS} <= {name.partition("{")[0] for name in told}
+
+
+def test_every_alert_has_a_row() -> None:
+    """Those of the rules that are shipped, and no others."""
+    groups = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yml").read_text("utf-8"))["groups"]
+    alerts = [rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule]
+    told = re.findall(r"^\| `(Camserve\w+)` \|", section("Watch it"), re.MULTILINE)
+
+    assert sorted(told) == sorted(alerts)
+
+
+def test_every_statistic_is_named() -> None:
+    """By the name that the label `stat` has."""
+    assert {*STATISTICS, CLASS} == set(names([row[0] for row in table("Watch it")]))

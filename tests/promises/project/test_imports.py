@@ -1,0 +1,112 @@
+"""The rooms of the package: imports point one way, and a client's program stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HANDLERS = Path(__file__).resolve().parents[3] / "handlers"
+PACKAGE = HANDLERS / "camserve"
+
+ROOMS = ("core", "pictures", "capture", "explain", "monitoring", "protocol", "inspector", "pipeline", "tools")
+"""From the lowest to the highest: a room imports itself and the rooms before it. The handler stands between pipeline and tools."""
+
+WITHOUT_TORCH = ("core", "protocol", "monitoring", "tools.client")
+"""What clients and parsers need stays quick to load."""
+
+MOST_ENTRIES = 9
+"""How many folders and modules of a level can be seen at a glance; `__init__` is not counted."""
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it the import stands, but not those for type checkers only."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def name_of(path: Path) -> str:
+    """`capture.models.eager` for `camserve/capture/models/eager.py`."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.parent != PACKAGE], ids=name_of)
+def test_a_room_imports_itself_and_the_rooms_before_it(path: Path) -> None:
+    """So that whoever reads a room need know none of those above."""
+    room = name_of(path).split(".")[0]
+    allowed = ROOMS[: ROOMS.index(room) + 1]
+    for name in imported(path):
+        first, _, rest = name.partition(".")
+        assert first != "camserve" or not rest or rest.split(".")[0] in allowed, f"{name_of(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if not name_of(path).startswith("tools")], ids=name_of)
+def test_only_the_handler_and_the_tools_know_torchserve(path: Path) -> None:
+    """The pipeline can be hosted elsewhere."""
+    assert not {name for name in imported(path) if name.split(".")[0] in ("ts", "captum", "gradcam_handler")}
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in MODULES}), ids=lambda folder: str(folder.relative_to(HANDLERS))
+)
+def test_a_level_can_be_seen_at_a_glance(folder: Path) -> None:
+    """At most nine rooms or modules stand side by side, and each room says in a sentence what it is for."""
+    entries = [
+        entry.name
+        for entry in folder.iterdir()
+        if entry.name not in ("__pycache__", "__init__.py", "__main__.py") and (entry.is_dir() or entry.suffix == ".py")
+    ]
+    assert len(entries) <= MOST_ENTRIES, entries
+    purpose = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    assert purpose.endswith(".")
+
+
+ASKED = """
+import importlib, sys
+class Refusing:
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in sys.argv[1].split(","):
+            raise ModuleNotFoundError(f"{name} is refused")
+sys.meta_path.insert(0, Refusing)
+for name in sys.argv[2:]:
+    importlib.import_module(f"camserve.{name}")
+"""
+"""Imports modules where some packages are not there."""
+
+
+def without(refused: str, names: list[str]) -> None:
+    """Imports all these modules in a process that has none of the packages `refused`."""
+    found = subprocess.run(
+        [sys.executable, "-c", ASKED, refused, *names], capture_output=True, text=True, check=False, cwd=HANDLERS
+    )
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize("room", WITHOUT_TORCH)
+def test_what_needs_no_torch_does_not_import_it(room: str) -> None:
+    """Parsing, replying, watching and asking stay quick to load and to test."""
+    names = [name_of(path).removesuffix(".__init__") for path in MODULES if name_of(path).startswith(f"{room}.")]
+    assert names
+    without("torch,torchvision", names)
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    """`import camserve` in a client's program costs nothing."""
+    code = "import camserve, sys; print(sorted({'torch', 'numpy', 'cv2', 'PIL', 'requests'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HANDLERS)
+
+    assert found.stdout.strip() == "[]"

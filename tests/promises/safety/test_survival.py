@@ -1,0 +1,128 @@
+"""A real TorchServe under what goes wrong in production: the quick form of `benchmarks/survival.py`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from benchmarks import soak, survival
+from benchmarks.stopping import Stop
+from benchmarks.traffic import FAILED, REFUSED, RIGHT, Outcome, tally
+from tests.support.build import HANDLERS, archive
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux only: it limits another process's memory, and fills /dev/full")
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[survival.Trial]:
+    """All faults, on archives of the small classifier."""
+    store = tmp_path_factory.mktemp("survival") / "store"
+    store.mkdir()
+    with survival.Trial(store, survival.QUICK) as made:
+        yield made
+
+
+@pytest.mark.live
+@LINUX
+@pytest.mark.parametrize("fault", [each for each in survival.FAULTS if each != "stopped"])  # test_serve.py has that one
+def test_nothing_is_lost_that_should_not_be(trial: survival.Trial, fault: str) -> None:
+    """Every answer is the one that the request gets alone, but for what this fault excuses; afterwards all is as before."""
+    row = survival.FAULTS[fault](trial)
+
+    assert not row.complaints, (row.figures, row.complaints)
+    if fault in ("killed", "poisoned", "hung"):
+        assert tally(row.outcomes)[FAILED]  # else no worker had anything to do, and nothing was tried
+    if fault in ("overloaded", "crammed"):
+        assert tally(row.outcomes)[REFUSED]
+
+
+def growing(owner: str, figure: str, grown: float) -> soak.Series:
+    """One figure of a process that warms up by 500, is steady, and then is higher by so much."""
+    watched = soak.of_process(owner.removeprefix("the "), owner, psutil.Process())
+    (series,) = [each for each in watched if each.figure == figure]
+    series.values = [500.0] * 8 + [1000.0] * 8 + [1000.0 + grown] * 8
+    return series
+
+
+@pytest.mark.parametrize("owner", ["serve.py", "Java", "the worker"])
+@pytest.mark.parametrize(("figure", "flat"), [("memory", 8), ("file descriptors", 8), ("threads", 4)])
+def test_a_soak_sees_each_process_grow(owner: str, figure: str, flat: float) -> None:
+    """In memory, descriptors and threads, after warming up; a little more than before is flat."""
+    assert growing(owner, figure, flat).complaints() == []
+    (complaint,) = growing(owner, figure, 70).complaints()
+    assert complaint.startswith(f"{figure} of {owner} grew from 1000 to 1070")
+
+
+def test_a_soak_sees_that_a_process_ended() -> None:
+    """Instead of looking at nothing for hours."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        watched = soak.of_process("worker", "the worker", psutil.Process(process.pid))
+    assert soak.looked(watched) == ["the worker ended"]
+
+
+def test_a_stop_with_nothing_in_progress_shows_nothing() -> None:
+    """A request that was answered before the signal was not in progress then, nor one that was sent after it."""
+    before, over, after = (Outcome(0, begun, begun + 1, 200, RIGHT) for begun in (8.0, 9.5, 10.5))
+    ended = Stop(moment=10, status=0, seconds=1)
+    assert ended.complaints([before, after]) == ["nothing was in progress"]
+    assert ended.complaints([before, over, after]) == []
+
+
+@LINUX
+def test_the_memory_of_large_pictures_is_given_back(tmp_path: Path) -> None:
+    """Four pictures of 25 megapixels, decoded in several threads, leave the process as small as one leaves it."""
+    program = """
+        import sys
+        import psutil
+        from PIL import Image
+        from tests import build
+        from camserve.tools.archive import Row, ask, load_service
+
+        service = load_service(sys.argv[1])
+        picture = build.encoded(Image.new("RGB", (5000, 5000), (90, 120, 40)))
+        rows = [Row({"body": picture}, explain=True)] * 4
+        size = lambda: psutil.Process().memory_info().rss / 2**20
+        assert ask(service, rows[:1])[0].status == 200
+        before = size()
+        assert [answer.status for answer in ask(service, rows)] == [200] * 4
+        print(size() - before)
+    """
+    directory = archive(tmp_path / "large")
+    environment = {**os.environ, "PYTHONPATH": f"{HANDLERS}:{HANDLERS.parent}"}
+    command = [sys.executable, "-c", textwrap.dedent(program), str(directory)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=True)
+    assert float(ran.stdout.split()[-1]) < 100  # they take 380 MiB
+
+
+@pytest.mark.gpu
+def test_a_poisoned_cuda_context_ends_the_process() -> None:
+    """After a device-side assert every later call fails: the process ends instead of failing on."""
+    program = """
+        import sys
+        import torch
+        from camserve.groups import run_halving
+
+        def attempt(items):
+            return (torch.ones(4, device="cuda")[torch.tensor(items, device="cuda")]).tolist()
+
+        print(run_halving([1, 2], attempt), flush=True)
+        run_halving([1, 99], attempt)
+        print("still alive", flush=True)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(HANDLERS)},
+        timeout=120,
+    )
+    assert ran.stdout == "[1.0, 1.0]\n"
+    assert ran.returncode != 0
+    assert "the CUDA context is broken" in ran.stderr

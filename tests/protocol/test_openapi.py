@@ -1,0 +1,319 @@
+"""The OpenAPI document: valid, drawn from the live configuration, and true of the answers."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import requests
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from openapi_spec_validator import validate
+from tests.support import build, strategies
+from tests.support.build import archive
+from tests.support.skips import OLD_PYTHON
+
+from camserve.core.config import Config
+from camserve.core.errors import KINDS
+from camserve.core.labels import Labels
+from camserve.core.messages import CONTENT_TYPES, ModelInfo
+from camserve.protocol.openapi.document import document
+from camserve.protocol.openapi.schemas import OPTIONS
+from camserve.protocol.options import OptionReader
+from camserve.tools.archive.archive import Response, Row, ask, load_service
+from camserve.tools.commands.serve import Server
+
+MODEL = ModelInfo("cats", "1.0", "sha256:9f86d081884c")
+LAYERS = ("layer4", "layer3")
+CONFIG = Config(max_targets=4, max_instances=3, method="hirescam", opacity=0.25, formats=("jpeg", "png"))
+JSON = "application/json"
+
+BOUNDED = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def made(config: Config = CONFIG, listed: int | None = 3) -> dict[str, Any]:
+    """The document of a model of three classes."""
+    return document(config, Labels(3), LAYERS, MODEL, listed)
+
+
+# ------------------------------------------------------------------ the document by itself
+
+
+@pytest.mark.parametrize("listed", [3, None])
+@pytest.mark.parametrize("config", [Config(), CONFIG], ids=["defaults", "own"])
+def test_the_document_is_valid(config: Config, listed: int | None) -> None:
+    """By the OpenAPI 3.1 specification; it is JSON, and every operation has a name of its own."""
+    found = made(config, listed)
+
+    validate(found)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    names = [part["operationId"] for path in found["paths"].values() for method, part in path.items() if method in METHODS]
+    assert len(names) == len(set(names)) == 14
+
+
+METHODS = ("get", "post", "put")
+
+
+def test_the_options_are_those_that_are_read() -> None:
+    """The same names in the same order, as JSON keys, form fields, headers and V2 parameters."""
+    found = made()["components"]
+    names = list(OptionReader(CONFIG, Labels(3), LAYERS).table)
+    spelt = [f"X-Explain-{name.replace('_', '-').title()}" for name in names]
+
+    assert list(OPTIONS) == names
+    assert list(found["schemas"]["ExplanationRequest"]["anyOf"][0]["properties"]) == ["data", *names]
+    assert list(found["schemas"]["ExplanationForm"]["properties"]) == ["data", *names]
+    assert list(found["schemas"]["V2Parameters"]["properties"])[: len(names)] == names
+    assert [found["parameters"][name]["name"] for name in names] == spelt
+
+
+def test_ranges_and_choices_are_the_configurations() -> None:
+    """Limits, layers, defaults, labels and formats of this archive, not of some other."""
+    found = made()
+    schemas = found["components"]["schemas"]
+
+    assert schemas["top_k"] | {"minimum": 1, "maximum": 4, "default": 1} == schemas["top_k"]
+    assert schemas["layer"] == {"type": "string", "enum": ["layer4", "layer3"], "default": "layer4"}
+    assert schemas["method"]["default"] == "hirescam"
+    assert schemas["opacity"] == {"type": "number", "minimum": 0, "maximum": 1, "default": 0.25}
+    assert schemas["format"]["enum"] == list(CONTENT_TYPES)
+    assert schemas["target"]["anyOf"][0] == {"type": "integer", "minimum": 0, "maximum": 2}
+    assert schemas["target"]["anyOf"][2]["maxItems"] == 4
+    assert schemas["V1Request"]["properties"]["instances"]["maxItems"] == 3
+    assert {kind for kind in found["components"]["requestBodies"]["Explanation"]["content"] if kind.startswith("image/")} == {
+        "image/jpeg",
+        "image/png",
+    }
+    assert {path["parameters"][0]["$ref"] for path in found["paths"].values()} == {"#/components/parameters/model"}
+    assert found["components"]["parameters"]["model"]["schema"]["enum"] == ["cats"]
+
+
+def test_every_error_is_listed() -> None:
+    """Each status with its types, and for explanations every status that can come."""
+    found = made()
+    responses = found["paths"]["/explanations/{model}"]["post"]["responses"]
+
+    for status, kinds in KINDS.items():
+        assert found["components"]["schemas"][f"Error{status}"]["properties"]["type"]["enum"] == list(kinds)
+        assert str(status) in responses
+    assert {"404", "503"} < set(responses)
+
+
+# ------------------------------------------------------------------ answers in this process
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The small classifier with seven classes and labels that attack."""
+    return load_service(archive(tmp_path_factory.mktemp("one") / "bright", classes=7, labels=strategies.LABELS))
+
+
+@cache
+def described(service: Any) -> dict[str, Any]:
+    """The document as the service ships it."""
+    (response,) = ask(service, [Row({}, {"describe": "True"}, explain=None)])
+    found: dict[str, Any] = json.loads(response.body)["openapi"]
+    return found
+
+
+def resolved(node: Any, found: Mapping[str, Any]) -> Any:
+    """What a reference stands for."""
+    while "$ref" in node:
+        target: Any = found
+        for part in node["$ref"].removeprefix("#/").split("/"):
+            target = target[part]
+        node = target
+    return node
+
+
+def fits(value: object, schema: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raises unless the value has the schema."""
+    jsonschema.Draft202012Validator({**schema, "components": found["components"]}).validate(value)
+
+
+def path_of(row: Row) -> str:
+    """The route on which a request belongs: V1 and V2 are told apart by their bodies."""
+    body = row.fields.get("body")
+    if isinstance(body, bytearray) and body.lstrip()[:1] == b"{":
+        body = json.loads(body)
+    if isinstance(body, dict) and "data" not in body and "instances" in body:
+        return "/v1/models/{model}:" + ("explain" if row.explain else "predict")
+    if isinstance(body, dict) and "data" not in body and "inputs" in body:
+        return "/v2/models/{model}/" + ("explain" if row.explain else "infer")
+    return ("/explanations" if row.explain else "/predictions") + "/{model}"
+
+
+def check(response: Response, row: Row, found: Mapping[str, Any]) -> None:
+    """Status, content type, headers and body are what the document says of this route."""
+    operation = found["paths"][path_of(row)]["post"]
+    documented = resolved(operation["responses"][str(response.status)], found)
+    media = documented["content"][response.content_type]
+    names = resolved(documented.get("headers", {}), found)
+    for name, value in response.headers.items():
+        if name.startswith("x-explain") or name.startswith("inference"):
+            header = resolved(names[name], found)
+            fits(json.loads(value), header.get("schema") or header["content"][JSON]["schema"], found)
+    if response.content_type == JSON:
+        fits(json.loads(response.body), media["schema"], found)
+    elif response.content_type == "application/octet-stream":
+        length = int(response.headers["inference-header-content-length"])
+        fits(json.loads(response.body[:length]), documented["content"][JSON]["schema"], found)
+
+
+@BOUNDED
+@given(row=strategies.rows())
+def test_answers_are_those_of_the_document(service: Any, row: Row) -> None:
+    """Whatever is asked, good or bad: a documented status and content type, with the body and headers it describes."""
+    (response,) = ask(service, [row])
+
+    check(response, row, described(service))
+
+
+@BOUNDED
+@given(row=strategies.rows())
+def test_what_is_answered_is_documented(service: Any, row: Row) -> None:
+    """A JSON body that gets a 200 is one that the document describes: it forbids nothing that is allowed."""
+    body = row.fields.get("body")
+    if isinstance(body, bytearray) and body[:1] in (b"{", b"["):
+        body = json.loads(body)
+    if isinstance(body, (dict, list)) and ask(service, [row])[0].status == 200:
+        found = described(service)
+        request = resolved(found["paths"][path_of(row)]["post"]["requestBody"], found)
+        fits(body, request["content"][JSON]["schema"], found)
+
+
+def test_every_example_is_answered(service: Any) -> None:
+    """Each body that the document shows gets a 200."""
+    found = described(service)
+    shown = 0
+    for path, item in found["paths"].items():
+        body = resolved(item.get("post", {}).get("requestBody", {}), found)
+        for example in body.get("content", {}).get(JSON, {}).get("examples", {}).values():
+            explain = "expla" in path
+            row = Row({"body": example["value"]}, explain=explain)
+            (response,) = ask(service, [row])
+            assert response.status == 200, response.body
+            assert path_of(row) == path.replace("/{version}", "")
+            check(response, row, found)
+            shown += 1
+    assert shown == 8
+
+
+def test_a_map_that_is_zero_and_a_tensor_fit_too(service: Any) -> None:
+    """Answers with null in them: no region, no image, no view."""
+    black = build.encoded(build.square(64, 64, 0, 0, 0))
+    tensor = strategies.TENSORS[0]
+    rows = [
+        Row({"body": black}, {"X-Explain-Target": "0"}, explain=True),
+        Row({"body": black}, {"X-Explain-Target": "[0, 1]", "Accept": "image/png"}, explain=True),
+        Row({"body": tensor}, {"Accept": "application/x-npy"}, explain=True),
+        Row({"body": {"instances": [tensor]}}, explain=True),
+        Row(
+            {"body": {"inputs": [{"name": "x", "shape": [1, *np.shape(tensor)], "datatype": "FP32", "data": [tensor]}]}},
+            explain=True,
+        ),
+    ]
+    for row, response in zip(rows, ask(service, rows), strict=True):
+        assert response.status == 200
+        check(response, row, described(service))
+
+
+# ------------------------------------------------------------------ a live server
+
+
+LABELS = {
+    "hostile": sorted(build.HOSTILE.values()),
+    "efficientnet_lite0": ["tabby", "espresso"],
+    "resnet50": ["tabby", "espresso"],
+}
+
+
+@cache
+def schema(live: Server, model: str) -> Any:
+    """A model's document, from the management port, as schemathesis reads it; picture files and labels are real ones."""
+    import schemathesis
+
+    (found,) = requests.get(f"{live.management_url}/models/{model}?customized=true", timeout=60).json()
+    given_document = copy.deepcopy(found["customizedMetadata"]["openapi"])
+    for name in ("V2Infer", "V2Explain"):  # their binary bodies are no picture files; test_kserve_live sends them
+        del given_document["components"]["requestBodies"][name]["content"]["application/octet-stream"]
+    files = [each for each in strategies.PICTURES if len(each) < 10_000]
+    text = [base64.b64encode(each).decode() for each in files]
+    schemathesis.openapi.format("picture", st.sampled_from(text))
+    schemathesis.openapi.format("file", st.sampled_from(text))
+    schemathesis.openapi.format("label", st.sampled_from(LABELS[model]))
+    schemathesis.openapi.format("targets", st.sampled_from(["[0]", "[0, 2]", " [ 1 ] "]))
+    for kind in ("png", "jpeg", "webp", "gif", "tiff", "bmp"):
+        schemathesis.openapi.media_type(f"image/{kind}", st.sampled_from(files))
+    schemathesis.openapi.media_type("application/octet-stream", st.sampled_from(files))
+    return schemathesis.openapi.from_dict(given_document)
+
+
+OPERATIONS = (
+    *(("/predictions/{model}", "post"), ("/explanations/{model}", "post"), ("/explanations/{model}", "get")),
+    *(("/predictions/{model}/{version}", "put"), ("/explanations/{model}/{version}", "put")),
+    *((f"/v1/models/{{model}}:{verb}", "post") for verb in ("predict", "explain")),
+    *((f"/v2/models/{{model}}/{verb}", "post") for verb in ("infer", "explain")),
+    ("/models/{model}", "get"),
+)
+ASKED = [("hostile", *operation) for operation in OPERATIONS]
+ASKED += [
+    (model, path, "post")
+    for model in ("efficientnet_lite0", "resnet50")
+    for path in ("/explanations/{model}", "/v1/models/{model}:explain", "/v2/models/{model}/explain")
+]
+
+
+@pytest.mark.live
+@pytest.mark.skipif(sys.version_info < (3, 11), reason=OLD_PYTHON)
+@pytest.mark.parametrize(("model", "path", "method"), ASKED)
+def test_live_answers_are_those_of_the_document(live: Server, model: str, path: str, method: str) -> None:
+    """Schemathesis' requests get documented statuses, content types, headers and bodies; what the document forbids is a 4xx."""
+    import schemathesis
+    from schemathesis.specs.openapi import checks
+
+    base = live.management_url if path == "/models/{model}" else live.url
+    fixed = {"model": model, "version": "1.0"} if "version" in path else {"model": model}
+    every = [
+        *(checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance),
+        *(checks.response_headers_conformance, checks.negative_data_rejection),
+    ]
+    modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE][: 1 if method == "get" else 2]
+    seen: Counter[int] = Counter()
+
+    def asked(case: Any) -> None:
+        response = case.call(base_url=base, timeout=60)
+        case.validate_response(response, checks=every)
+        seen[response.status_code] += 1
+        if response.status_code >= 500:  # a form that TorchServe's own frontend cannot read never gets to the worker
+            assert response.json()["type"] == "ErrorDataDecoderException"
+
+    operation = schema(live, model)[path][method]
+    for example in _examples(operation):
+        asked(operation.Case(path_parameters=fixed, body=example, media_type=JSON))
+    for mode in modes:
+        strategy = operation.as_strategy(generation_mode=mode, path_parameters=fixed)
+        settings(BOUNDED, max_examples=4)(given(strategy)(asked))()
+    assert seen[200] or (path, method) == ("/explanations/{model}", "get")
+
+
+def _examples(operation: Any) -> list[Any]:
+    """The bodies that the document shows of this operation."""
+    content = resolved(operation.definition.raw.get("requestBody", {}), operation.schema.raw_schema).get("content", {})
+    return [example["value"] for example in content.get(JSON, {}).get("examples", {}).values()]

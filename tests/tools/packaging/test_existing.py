@@ -1,0 +1,681 @@
+"""Whole programs, and archives that are served already, become archives that explain."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tests.support.build import MODEL, encoded, noise, weights
+from ts.utils.util import list_classes_from_module
+
+from camserve.tools.archive.archive import Response, Row, ask, load_service, open_archive
+from camserve.tools.archive.fresh.modules import Beside
+from camserve.tools.commands import package
+from camserve.tools.console import Progress, ToolError
+from camserve.tools.packaging import bundle, existing
+from camserve.tools.packaging.their_handler import Adopted, adopt
+
+LABELS = {"0": "bright", "1": "dark", "2": "grey"}
+PREPROCESSING = ["--resize", "64", "--crop", "64", "--mean", "0", "0", "0", "--std", "1", "1", "1"]
+PICTURE = encoded(noise(80, 64, 3))
+
+
+def model() -> torch.nn.Module:
+    """The small classifier of tests/support/build.py."""
+    space: dict[str, type[torch.nn.Module]] = {}
+    exec(MODEL.replace("CLASSES", "3").replace("FAULT", "pass"), space)
+    made = space["Bright"]()
+    made.load_state_dict(weights())
+    return made.eval()
+
+
+def packaged(tmp_path: Path, *arguments: str) -> Path:
+    """The archive that these flags make."""
+    (tmp_path / "store").mkdir(exist_ok=True)
+    words = [*arguments, "--export-path", str(tmp_path / "store")]
+    return package.package(package.parser().parse_args(words), Progress())
+
+
+def answers(archive: Path, picture: bytearray = PICTURE) -> tuple[Response, Response]:
+    """A prediction and an explanation by the archive."""
+    with open_archive(archive) as opened:
+        prediction, explanation = ask(
+            load_service(opened.directory), [Row({"body": picture}), Row({"body": picture}, explain=True)]
+        )
+    return prediction, explanation
+
+
+@pytest.fixture(scope="module")
+def eager(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What the eager archive answers."""
+    folder = tmp_path_factory.mktemp("eager")
+    (folder / "bright.py").write_text(MODEL.replace("CLASSES", "3").replace("FAULT", "pass"))
+    torch.save(weights(), folder / "w.pth")
+    (folder / "labels.json").write_text(json.dumps(LABELS))
+    files = [
+        "--model-file",
+        str(folder / "bright.py"),
+        "--weights",
+        str(folder / "w.pth"),
+        "--labels",
+        str(folder / "labels.json"),
+    ]
+    _, explanation = answers(packaged(folder, *files, *PREPROCESSING))
+    answer: dict[str, object] = json.loads(explanation.body)
+    return answer
+
+
+def same_explanation(response: Response, wanted: dict[str, object]) -> None:
+    """The same scores and heatmap as the eager archive's."""
+    assert response.status == 200, response.body
+    answer = json.loads(response.body)
+    probabilities = [[each["probability"] for each in told["classes"]] for told in (answer, wanted)]  # type: ignore[index, attr-defined]
+    assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-6)
+    heatmaps = [np.array(told["explanations"][0]["heatmap"]) for told in (answer, wanted)]  # type: ignore[index]
+    np.testing.assert_allclose(*heatmaps, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["scripted", "traced"])
+def test_a_torchscript_file_is_explained_as_the_eager_model(tmp_path: Path, eager: dict[str, object], kind: str) -> None:
+    """No other library explains one at all."""
+    own, file = model(), tmp_path / "bright.pt"
+    own.passes = 0
+    if kind == "scripted":
+        del own.passes
+        source = (
+            MODEL.replace("CLASSES", "3")
+            .replace("FAULT", "pass")
+            .replace("self.passes += 1", "pass")
+            .replace("self.passes = 0", "pass")
+        )
+        (tmp_path / "plain.py").write_text(source)
+        sys.path.insert(0, str(tmp_path))
+        try:
+            import plain  # type: ignore[import-not-found]
+        finally:
+            sys.path.remove(str(tmp_path))
+            sys.modules.pop("plain", None)
+        own = plain.Bright().eval()
+        own.load_state_dict(weights())
+        torch.jit.script(own).save(str(file))
+    else:
+        torch.jit.trace(own, torch.zeros(2, 3, 64, 64)).save(str(file))
+    (tmp_path / "labels.json").write_text(json.dumps(LABELS))
+
+    archive = packaged(tmp_path, "--torchscript", str(file), "--labels", str(tmp_path / "labels.json"), *PREPROCESSING)
+
+    same_explanation(answers(archive)[1], eager)
+
+
+def test_an_exported_program_is_explained_as_the_eager_model(tmp_path: Path, eager: dict[str, object]) -> None:
+    """Exported for any number of pictures."""
+    file = tmp_path / "bright.pt2"
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model(), (torch.zeros(2, 3, 64, 64),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, file)
+    (tmp_path / "labels.json").write_text(json.dumps(LABELS))
+
+    archive = packaged(tmp_path, "--exported", str(file), "--labels", str(tmp_path / "labels.json"), *PREPROCESSING)
+
+    same_explanation(answers(archive)[1], eager)
+
+
+def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:
+    """With what it could be."""
+    torch.save(weights(), tmp_path / "w.pt")
+
+    with pytest.raises(ToolError, match="neither TorchScript"):
+        packaged(tmp_path, "--torchscript", str(tmp_path / "w.pt"))
+
+
+HANDLERS = {
+    "image_classifier": None,
+    "subclass of the stock handler": """
+from torchvision import transforms
+from ts.torch_handler.image_classifier import ImageClassifier
+from words import WORD
+class Theirs(ImageClassifier):
+    image_processing = transforms.Compose([transforms.Resize(64), transforms.CenterCrop(64), transforms.ToTensor()])
+    def postprocess(self, data):
+        return [{WORD: each} for each in super().postprocess(data)]
+""",
+    "subclass of ours": """
+from gradcam_handler import GradCAMHandler
+from words import WORD
+class Theirs(GradCAMHandler):
+    def postprocess(self, data):
+        return [{WORD: each} for each in super().postprocess(data)]
+""",
+    "takes the batch": """
+from ts.torch_handler.image_classifier import ImageClassifier
+class Theirs(ImageClassifier):
+    def handle(self, data, context):
+        return [b"" for _ in data]
+""",
+}
+
+
+def old_archive(tmp_path: Path, handler: str | None) -> Path:
+    """An archive as torch-model-archiver makes it of a team's own files."""
+    (tmp_path / "theirs.py").write_text(MODEL.replace("CLASSES", "3").replace("FAULT", "pass"))
+    torch.save(weights(), tmp_path / "theirs.pth")
+    (tmp_path / "index_to_name.json").write_text(json.dumps(LABELS))
+    (tmp_path / "words.py").write_text('WORD = "said"\n')
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"minWorkers": 2, "maxWorkers": 3, "batchSize": 5, "maxBatchDelay": 7}))
+    if handler:
+        (tmp_path / "their_handler.py").write_text(handler)
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", "theirs", "--version", "3.2"]
+    command += ["--model-file", "theirs.py", "--serialized-file", "theirs.pth", "--config-file", "config.yaml"]
+    command += ["--handler", "their_handler.py" if handler else "image_classifier"]
+    command += ["--extra-files", "index_to_name.json,words.py", "--export-path", str(tmp_path)]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    return tmp_path / "theirs.mar"
+
+
+@pytest.mark.parametrize("kind", ["image_classifier", "subclass of the stock handler", "subclass of ours"])
+def test_an_archive_that_is_served_already_explains(tmp_path: Path, eager: dict[str, object], kind: str) -> None:
+    """Its version, settings, labels, extra files and its handler's own steps stay."""
+    own_processing = kind == "subclass of the stock handler"
+
+    archive = packaged(
+        tmp_path, "--from-archive", str(old_archive(tmp_path, HANDLERS[kind])), *([] if own_processing else PREPROCESSING)
+    )
+
+    with open_archive(archive) as opened:
+        assert (opened.name, opened.version) == ("theirs", "3.2")
+        assert [opened.config[key] for key in ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay")] == [2, 3, 5, 7]
+        assert (opened.directory / "words.py").is_file()
+        assert json.loads((opened.directory / "index_to_name.json").read_text()) == LABELS
+    prediction, explanation = answers(archive)
+    same_explanation(explanation, eager)
+    answer = json.loads(prediction.body)
+    assert set(answer["said"] if kind != "image_classifier" else answer) == set(LABELS.values())
+
+
+def test_a_handler_that_takes_the_batch_is_refused(tmp_path: Path) -> None:
+    """It would answer explanations with its own words."""
+    with pytest.raises(ToolError, match=r"has a handle\(\) of its own"):
+        packaged(tmp_path, "--from-archive", str(old_archive(tmp_path, HANDLERS["takes the batch"])))
+
+
+STOCK_SUBCLASS = """
+from ts.torch_handler.image_classifier import ImageClassifier
+class Theirs(ImageClassifier):
+    def postprocess(self, data):
+        return [{"said": each} for each in super().postprocess(data)]
+"""
+BY_NAME = """
+import pathlib
+from ts.torch_handler.image_classifier import ImageClassifier
+from theirs import Bright
+class Theirs(ImageClassifier):
+    def initialize(self, context):
+        folder = pathlib.Path(context.system_properties["model_dir"])
+        assert Bright and (folder / "theirs.pth").stat().st_size > 1000, "the weights"
+        self.word = (folder / "weights.pth").read_text() + (folder / "model.pt").read_text()
+        super().initialize(context)
+    def postprocess(self, data):
+        return [{self.word: each} for each in super().postprocess(data)]
+"""
+
+
+def packed(tmp_path: Path, text: str, files: dict[str, str] | None = None, *, drop: str = "", **model: str) -> Path:
+    """An archive of a team's own, as a zip file: the small classifier, their handler, and other files.
+
+    `model` holds entries of the manifest beside or instead of the usual ones; `drop` is one that is left out.
+    """
+    entries = {"modelName": "theirs", "modelVersion": "3.2", "handler": "their_handler.py", "serializedFile": "theirs.pth"}
+    entries |= {"modelFile": "theirs.py", **model}
+    entries.pop(drop, None)
+    buffer = io.BytesIO()
+    torch.save(weights(), buffer)
+    members: dict[str, str | bytes] = {"theirs.pth": buffer.getvalue(), "their_handler.py": text, **(files or {})}
+    members["theirs.py"] = MODEL.replace("CLASSES", "3").replace("FAULT", "pass")
+    members["MAR-INF/MANIFEST.json"] = json.dumps({"model": entries})
+    with zipfile.ZipFile(tmp_path / "theirs.mar", "w") as made:
+        for name, content in members.items():
+            made.writestr(name, content)
+    return tmp_path / "theirs.mar"
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_handler_finds_the_files_that_it_knows_by_name(tmp_path: Path) -> None:
+    """The weights keep their file's name, and extra files theirs, even those that packaging gives to its own; the manifest may
+    leave `.py` and the version out."""
+    files = {"weights.pth": "one", "model.pt": "two", "licenses/x-1/LICENSE": "theirs", "licenses/camserve-0/LICENSE": "old"}
+    old = packed(tmp_path, BY_NAME, files, drop="modelVersion", handler="their_handler")
+    archive = packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING)
+    with open_archive(archive) as opened:
+        assert opened.version == "1.0"
+        assert opened.manifest["model"]["serializedFile"] == "theirs.pth"
+        assert (opened.directory / "weights.pth").read_text() == "one"
+        assert (opened.directory / "licenses" / "x-1" / "LICENSE").is_file()
+        assert not (opened.directory / "licenses" / "camserve-0").exists()
+    with zipfile.ZipFile(archive) as new, zipfile.ZipFile(old) as before:
+        assert new.read("theirs.pth") == before.read("theirs.pth")
+    prediction, explanation = answers(archive)
+    assert set(json.loads(prediction.body)) == {"onetwo"}
+    assert json.loads(explanation.body)["explanations"]
+
+
+@pytest.mark.usefixtures("forked")
+def test_an_archive_that_explains_keeps_its_handler_when_it_is_packaged_again(tmp_path: Path) -> None:
+    """That is the file that packaging wrote over theirs."""
+    once = packaged(tmp_path, "--from-archive", str(packed(tmp_path, STOCK_SUBCLASS)), *PREPROCESSING)
+    twice = packaged(tmp_path, "--from-archive", str(once), "--name", "again", "--layer", "features.0")
+    prediction, explanation = answers(twice)
+    assert set(json.loads(prediction.body)) == {"said"}
+    assert json.loads(explanation.body)["layer"] == "features.0"
+
+
+@pytest.mark.parametrize("name", ["model-config.yaml", "explained_handler.py"])
+def test_a_file_that_packaging_would_replace_is_refused(tmp_path: Path, name: str) -> None:
+    """It is named; and so is one of --extra-files that would replace the weights."""
+    old = packed(tmp_path, STOCK_SUBCLASS, {name: "x: 1", "own.yaml": "batchSize: 2"}, configFile="own.yaml")
+    with pytest.raises(ToolError, match=f"holds a file {name}.* packaging writes one of that name itself; rename it"):
+        packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING)
+
+
+def test_an_extra_file_does_not_replace_the_weights(tmp_path: Path) -> None:
+    """The archiver would copy it last."""
+    (tmp_path / "theirs.pth").write_text("other")
+    old = packed(tmp_path, STOCK_SUBCLASS)
+    with pytest.raises(ToolError, match=r"two files of the name theirs\.pth"):
+        packaged(tmp_path, "--from-archive", str(old), "--extra-files", str(tmp_path / "theirs.pth"), *PREPROCESSING)
+
+
+@pytest.mark.usefixtures("forked")
+def test_an_extra_file_replaces_the_old_archives(tmp_path: Path) -> None:
+    """What a flag gives beats what was there."""
+    (tmp_path / "word.txt").write_text("new")
+    old = packed(tmp_path, STOCK_SUBCLASS, {"word.txt": "old"})
+    archive = packaged(tmp_path, "--from-archive", str(old), "--extra-files", str(tmp_path / "word.txt"), *PREPROCESSING)
+    with zipfile.ZipFile(archive) as new:
+        assert new.read("word.txt") == b"new"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"serializedFile": "none.pth"}, r"names the file none\.pth \(serializedFile\), and the archive does not hold it"),
+        ({"modelFile": __file__}, r"names the file .*test_existing\.py \(modelFile\), and the archive does not hold it"),
+        ({"drop": "serializedFile"}, "holds no weights"),
+        ({"drop": "handler"}, "names no handler"),
+        ({"drop": "modelName"}, r"gives the model no name \(modelName\)"),
+    ],
+)
+def test_a_manifest_that_lacks_something_is_refused(tmp_path: Path, entry: dict[str, str], message: str) -> None:
+    """In words, not with a KeyError."""
+    with pytest.raises(ToolError, match=message):
+        packaged(tmp_path, "--from-archive", str(packed(tmp_path, STOCK_SUBCLASS, **entry)))
+
+
+NEEDS_SCIPY = "import scipy.special" + STOCK_SUBCLASS
+
+
+def test_what_the_requirements_name_is_seen_when_the_archive_is_tried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The manifest still names them, so a server installs them; how that is turned on is said."""
+    old = packed(tmp_path, NEEDS_SCIPY, {"needed.txt": "scipy>=1.0\niniconfig<0.1\n./a\n"}, requirementsFile="needed.txt")
+    archive = packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING)
+    with open_archive(archive) as opened:
+        assert opened.manifest["model"]["requirementsFile"] == "needed.txt"
+        assert (opened.directory / "needed.txt").read_text().startswith("scipy>=1.0")
+    said = capsys.readouterr().out
+    assert "install_py_dep_per_model=true" in said
+    assert "Warning: the archive was tried without iniconfig<0.1 (" in said
+    assert "Warning: needed.txt: nothing tells which distribution ./a is" in said
+
+
+def test_what_no_requirements_name_stays_hidden(tmp_path: Path) -> None:
+    """A server would not have it."""
+    with pytest.raises(ToolError, match="fresh process: ModuleNotFoundError: No module named 'scipy'"):
+        packaged(tmp_path, "--from-archive", str(packed(tmp_path, NEEDS_SCIPY)), *PREPROCESSING)
+
+
+def test_requirements_that_are_not_installed_are_named(tmp_path: Path) -> None:
+    """With the command that installs them, before the handler fails for want of them."""
+    old = packed(tmp_path, "import nosuch" + STOCK_SUBCLASS, {"r.txt": "nosuch>=2\niniconfig\n"}, requirementsFile="r.txt")
+    with pytest.raises(ToolError, match=r"r\.txt asks for nosuch>=2, .* not installed here: pip install 'nosuch>=2'"):
+        packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING)
+
+
+def test_a_models_file_may_need_what_the_requirements_name(tmp_path: Path) -> None:
+    """Such a module is not bundled; without requirements it is."""
+    (tmp_path / "net.py").write_text("import sortedcontainers\n" + MODEL.replace("CLASSES", "3").replace("FAULT", "pass"))
+    (tmp_path / "r.txt").write_text("sortedcontainers\n")
+    assert set(bundle.needed_modules(tmp_path / "net.py", tmp_path / "none")) == {"sortedcontainers"}
+    assert bundle.needed_modules(tmp_path / "net.py", tmp_path / "none", tmp_path / "r.txt") == {}
+
+
+@pytest.mark.parametrize(("old", "new"), [("resnet.pth", "resnet.pth"), ("net.pt", "net.pt"), ("net.safetensors", "net.pth")])
+def test_weights_keep_their_name_where_torch_would_read_them_by_it(old: str, new: str) -> None:
+    """What packaging writes is no file of safetensors; torch 2.15 goes by the ending."""
+    assert existing._stored_as(Path("folder") / old) == new
+
+
+def test_a_flag_names_the_requirements(tmp_path: Path) -> None:
+    """They beat an old archive's, whose file stays beside them; what they name is not bundled."""
+    (tmp_path / "net.py").write_text("import sortedcontainers\n" + MODEL.replace("CLASSES", "3").replace("FAULT", "pass"))
+    torch.save(weights(), tmp_path / "net.pth")
+    (tmp_path / "mine.txt").write_text("sortedcontainers\n")
+    files = ["--model-file", str(tmp_path / "net.py"), "--weights", str(tmp_path / "net.pth")]
+    wanted = ["--requirements", str(tmp_path / "mine.txt"), *PREPROCESSING]
+    new = packaged(tmp_path, *files, *wanted)
+    old = packed(tmp_path, STOCK_SUBCLASS, {"r.txt": "nosuch\n"}, requirementsFile="r.txt")
+    for archive in (new, packaged(tmp_path, "--from-archive", str(old), *wanted)):
+        with open_archive(archive) as opened:
+            assert opened.manifest["model"]["requirementsFile"] == "mine.txt"
+            assert (opened.directory / "mine.txt").read_text() == "sortedcontainers\n"
+            assert not (opened.directory / "sortedcontainers").exists()
+            assert (opened.directory / "r.txt").exists() is (archive != new)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "words"),
+    [
+        (None, "r.txt", "--requirements: there is no file"),
+        ("nosuch\n", "r.txt", "asks for nosuch, .*: pip install 'nosuch'"),
+        ("numpy\n", "index_to_name.json", "packaging writes index_to_name.json itself"),
+    ],
+)
+def test_requirements_that_cannot_be_taken_are_refused(tmp_path: Path, text: str | None, name: str, words: str) -> None:
+    """Before the model's file fails for want of them."""
+    if text:
+        (tmp_path / name).write_text(text)
+    (tmp_path / "net.py").write_text("import nosuch\n")
+    torch.save(weights(), tmp_path / "net.pth")
+    files = ["--model-file", str(tmp_path / "net.py"), "--weights", str(tmp_path / "net.pth")]
+    with pytest.raises(ToolError, match=words):
+        packaged(tmp_path, *files, "--requirements", str(tmp_path / name))
+
+
+LATE = """
+import torch
+from ts.torch_handler.image_classifier import ImageClassifier
+class Theirs(ImageClassifier):
+    def initialize(self, context):
+        super().initialize(context)
+        LATE
+"""
+OWN_ANSWER = "    def postprocess(self, data):\n        return [{'said': self.mapping['0']} for _ in data]\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("self.model = torch.nn.Sequential(self.model, torch.nn.Softmax(1))", "self.model .* _load_pickled_model"),
+        ("self.mapping = {'0': 'late'}", "self.mapping .* index_to_name.json"),
+        ("self.set_max_result_classes(2)", "self.topk .* before super"),
+    ],
+)
+def test_what_a_handler_changes_too_late_is_refused(tmp_path: Path, change: str, words: str) -> None:
+    """The prepared model would go on answering, and nobody would hear of it."""
+    old = packed(tmp_path, LATE.replace("LATE", change))
+    with pytest.raises(ToolError, match=f"fresh process: ConfigError: ExplainedTheirs changes {words}"):
+        packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING)
+
+
+def test_a_handler_with_an_answer_of_its_own_may_name_classes_as_it_likes(tmp_path: Path) -> None:
+    """Only its postprocess reads those names."""
+    old = packed(tmp_path, LATE.replace("LATE", "self.mapping = {'0': 'late'}") + OWN_ANSWER)
+    prediction, explanation = answers(packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING))
+    assert json.loads(prediction.body) == {"said": "late"}
+    assert explanation.status == 200
+
+
+IMPORTS = """
+from ts.torch_handler.image_classifier import ImageClassifier
+from gradcam_handler import GradCAMHandler
+from PIL import Image
+import base_handler, torch
+"""
+BASE = """
+from ts.torch_handler.image_classifier import ImageClassifier
+class Taking(ImageClassifier):
+    def handle(self, data, context): return []
+class Inferring(ImageClassifier):
+    def inference(self, data): return data
+class Explaining:
+    def explain_handle(self, data, raw): return []
+"""
+
+
+def adopted(tmp_path: Path, text: str, name: str = "their_handler.py") -> Adopted:
+    """What is made of a handler's file with this text."""
+    stage, workdir = tmp_path / "stage", tmp_path / "work"
+    for folder in (stage, workdir):
+        folder.mkdir()
+    (stage / "base_handler.py").write_text(BASE)
+    (stage / "their_handler.py").write_text(IMPORTS + text)
+    return adopt(name, stage, workdir)
+
+
+STOCK, OURS = "class Theirs(ImageClassifier): pass\n", "class Theirs(GradCAMHandler): pass\n"
+
+
+@pytest.mark.parametrize("text", [STOCK, OURS])
+@pytest.mark.parametrize("name", ["their_handler.py", "their_handler", "their_handler:absent", "their_handler.py:absent"])
+def test_a_handler_is_found_as_torchserve_finds_it(tmp_path: Path, text: str, name: str) -> None:
+    """With `.py` or without; what stands behind a colon counts where the file has such a function."""
+    file = adopted(tmp_path, text, name).file
+    assert file is not None
+    assert file.name == ("explained_handler.py" if text == STOCK else "their_handler.py")
+    assert file.parent.name == "work"
+
+
+def test_stock_and_own_handlers_are_replaced_by_camserves(tmp_path: Path) -> None:
+    """But not a file of theirs that has the stock one's name, which a worker would find first."""
+    assert adopted(tmp_path, "", "image_classifier").file is None
+    assert adopt("gradcam_handler.py", tmp_path / "stage", tmp_path / "work").file is None
+    (tmp_path / "stage" / "image_classifier.py").write_text(IMPORTS + STOCK)
+    assert adopt("image_classifier", tmp_path / "stage", tmp_path / "work").file == tmp_path / "work" / "explained_handler.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("", "object_detector", "object_detector is none of image classification, nor a file of the archive; accepted is a file"),
+        ("class Theirs: pass", "their_handler.py", "defines no image classifier .*; accepted is a file with one class"),
+        (
+            STOCK + "def run(data, context): pass",
+            "their_handler:run",
+            r"is the function run\(\) of their_handler\.py, which takes",
+        ),
+        (STOCK + "def run(data, context): pass", "their_handler.py:run", r"is the function run\(\) of their_handler\.py"),
+        (
+            OURS + "def run(data, context): pass",
+            "their_handler:run",
+            r"function run\(\) .* let its class Theirs answer: accepted",
+        ),
+        (STOCK + "def handle(data, context): pass", "their_handler.py", r"is the function handle\(\) of their_handler\.py"),
+        (
+            STOCK + "class Other(ImageClassifier): pass",
+            "their_handler.py",
+            "defines 2 image classifiers, Other or Theirs; accepted",
+        ),
+        ("import nosuch", "their_handler.py", "does not load: ModuleNotFoundError"),
+    ],
+)
+def test_a_handler_that_cannot_be_taken_is_refused(tmp_path: Path, text: str, name: str, message: str) -> None:
+    """It is said what came and what is accepted."""
+    with pytest.raises(ToolError, match=message):
+        adopted(tmp_path, text, name)
+
+
+@pytest.mark.parametrize(
+    ("bases", "step", "message"),
+    [
+        ("ImageClassifier", "handle", r"has a handle\(\) of its own, which takes the batch"),
+        ("ImageClassifier", "inference", r"has inference\(\) of its own, which would never be called"),
+        ("ImageClassifier", "explain_handle", r"has explain_handle\(\) of its own, which would never be called"),
+        (
+            "GradCAMHandler",
+            "inference",
+            r"has inference\(\) of its own, which would never be called: camserve runs the model itself",
+        ),
+        ("GradCAMHandler", "explain_handle", r"has explain_handle\(\) of its own, which would never be called"),
+        ("base_handler.Taking", "", r"has a handle\(\) of its own, of Taking in base_handler, which takes the batch"),
+        ("base_handler.Inferring", "", r"has inference\(\) of its own, of Inferring in base_handler, which would never"),
+        ("base_handler.Explaining, ImageClassifier", "", r"explain_handle\(\) of its own, of Explaining in base_handler"),
+        ("base_handler.Explaining, GradCAMHandler", "", r"explain_handle\(\) of its own, of Explaining in base_handler"),
+    ],
+)
+def test_a_step_that_would_not_be_called_is_refused(tmp_path: Path, bases: str, step: str, message: str) -> None:
+    """Wherever the handler has it from."""
+    method = f"def {step}(self, data, context=None): return data" if step else "pass"
+    with pytest.raises(ToolError, match=message):
+        adopted(tmp_path, f"class Theirs({bases}):\n    {method}\n")
+
+
+def test_a_handler_over_ours_that_takes_the_batch_is_called_as_before(tmp_path: Path) -> None:
+    """What it does with the steps is its own; packaging's check sees whether it explains."""
+    methods = (
+        "    def handle(self, data, context): return super().handle(data, context)\n    def inference(self, data): return data\n"
+    )
+    assert adopted(tmp_path, f"class Theirs(GradCAMHandler):\n{methods}").file == tmp_path / "work" / "their_handler.py"
+
+
+def test_a_function_over_ours_is_called_as_before(tmp_path: Path) -> None:
+    """TorchServe calls a file's handle() rather than its class."""
+    file = adopted(tmp_path, OURS + "one = Theirs()\ndef handle(data, context): return one.handle(data, context)\n").file
+    assert file == tmp_path / "work" / "their_handler.py"
+
+
+@pytest.mark.parametrize("base", ["ImageClassifier", "GradCAMHandler"])
+def test_the_last_of_several_handlers_that_build_on_each_other_is_taken(tmp_path: Path, base: str) -> None:
+    """TorchServe takes one class a file, so it gets one that holds this class alone."""
+    text = f"class First({base}):\n    def postprocess(self, data): return data\nclass Second(First): pass\nclass Help: pass\n"
+    file = adopted(tmp_path, text).file
+    assert file == tmp_path / "work" / "explained_handler.py"
+    with Beside([tmp_path / "work", tmp_path / "stage"], ()):
+        (found,) = list_classes_from_module(importlib.import_module("explained_handler"))
+    names = [each.__name__ for each in found.__mro__]
+    assert names[:3] == ["ExplainedSecond", "Second", "First"]
+    assert "GradCAMHandler" in names
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("    image_processing = staticmethod(lambda picture: torch.zeros(3, 40, 48))", (40, 48)),
+        ("    def image_processing(self, picture): return torch.zeros(3, 40, 48)", (40, 48)),
+        ("    pass", None),
+    ],
+)
+def test_a_handlers_own_preprocessing_says_what_the_model_sees(tmp_path: Path, text: str, size: tuple[int, int] | None) -> None:
+    """An attribute of the class or a method of it; None: the stock one."""
+    found = adopted(tmp_path, f"class Theirs(ImageClassifier):\n{text}\n")
+    assert (found.size, found.processing is None) == (size, size is None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "    def __init__(self):\n        super().__init__()\n        self.image_processing = lambda picture: torch.zeros(3, 4, 4)",
+            "__init__",
+        ),
+        ("    image_processing = 3", "takes no picture: TypeError"),
+        (
+            "    def image_processing(self, picture): return torch.zeros(1, 28, 28)",
+            r"makes 1 channel, and camserve takes what makes 3 \(RGB\); keep 3 there, transforms.Grayscale\(3\) .*x.mean\(1, ",
+        ),
+        (
+            "    def image_processing(self, picture): return torch.zeros(4, 28, 28)",
+            "makes 4 channels, .* make those out of the 3",
+        ),
+    ],
+)
+def test_preprocessing_that_would_not_be_found_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    """It says where it stands."""
+    with pytest.raises(ToolError, match=f"image_processing.*{message}"):
+        adopted(tmp_path, f"class Theirs(ImageClassifier):\n{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "prepares"),
+    [
+        ("    image_processing = staticmethod(lambda picture: torch.zeros(3, 40, 48))", "image_processing"),
+        ("    def preprocess(self, data): return torch.zeros(1, 3, 40, 48)", "preprocess"),
+        ("    pass", ""),
+    ],
+)
+def test_a_handler_is_known_by_its_class_and_by_what_prepares_pictures(tmp_path: Path, text: str, prepares: str) -> None:
+    """Which packaging says of it."""
+    found = adopted(tmp_path, f"class Theirs(ImageClassifier):\n{text}\n")
+    assert (found.title, found.prepares) == ("their_handler.py's class Theirs", prepares)
+
+
+@pytest.mark.usefixtures("forked")
+def test_whose_handler_it_is_and_how_it_prepares_pictures_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Theirs, not the file that puts it over camserve's."""
+    old = packed(tmp_path, HANDLERS["subclass of the stock handler"] or "", {"words.py": 'WORD = "said"\n'})
+    packaged(tmp_path, "--from-archive", str(old))
+    lines = capsys.readouterr().out.splitlines()
+    assert "Handler: their_handler.py's class Theirs, over camserve's" in lines
+    assert "Pictures: as image_processing of their_handler.py's class Theirs makes them, 64x64" in lines
+
+
+@pytest.mark.usefixtures("forked")
+def test_an_archive_of_the_other_format_is_taken(tmp_path: Path) -> None:
+    """`--archive-format tgz`: a tar file that holds a folder of the model's name."""
+    old_archive(tmp_path, STOCK_SUBCLASS)
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", "theirs", "--version", "3.2"]
+    command += ["--model-file", "theirs.py", "--serialized-file", "theirs.pth", "--config-file", "config.yaml"]
+    command += ["--handler", "their_handler.py", "--archive-format", "tgz", "--export-path", str(tmp_path)]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    archive = packaged(tmp_path, "--from-archive", str(tmp_path / "theirs.tar.gz"), *PREPROCESSING)
+    with open_archive(archive) as opened:
+        assert (opened.name, opened.version, opened.config["batchSize"]) == ("theirs", "3.2", 5)
+    assert answers(archive)[1].status == 200
+
+
+def tarred(path: Path, *members: tarfile.TarInfo) -> Path:
+    """A tar file of these members, whose content is `x` where they are files."""
+    with tarfile.open(path, "w:gz") as made:
+        for member in members:
+            member.size = 1 if member.isfile() else 0
+            made.addfile(member, io.BytesIO(b"x"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "link"),
+    [
+        ("../out.txt", tarfile.REGTYPE, ""),
+        ("m/../../out.txt", tarfile.REGTYPE, ""),
+        ("m/link", tarfile.SYMTYPE, "/etc"),
+        ("m/hard", tarfile.LNKTYPE, "../out.txt"),
+        ("m/pipe", tarfile.FIFOTYPE, ""),
+        ("m/device", tarfile.CHRTYPE, ""),
+    ],
+)
+def test_a_tar_file_that_would_write_elsewhere_is_refused(tmp_path: Path, name: str, kind: bytes, link: str) -> None:
+    """As a zip file: no path outside, no link, nothing but files and folders."""
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, link
+    with pytest.raises(ToolError, match="is unsafe: it holds"), open_archive(tarred(tmp_path / "m.tar.gz", member)):
+        pass
+    assert not (tmp_path / "out.txt").exists()
+
+
+def test_a_damaged_tar_file_is_refused(tmp_path: Path) -> None:
+    """And it is said what is accepted."""
+    members = [tarfile.TarInfo(f"m/{number}.txt") for number in range(900)]
+    whole = tarred(tmp_path / "m.tar.gz", *members).read_bytes()
+    (tmp_path / "m.tar.gz").write_bytes(whole[: len(whole) // 2])
+    with (
+        pytest.raises(ToolError, match=r"or is damaged: .*; accepted are \.mar \(zip\) and \.tar\.gz"),
+        open_archive(tmp_path / "m.tar.gz"),
+    ):
+        pass
