@@ -362,9 +362,7 @@ def test_deep_json_that_the_host_has_parsed() -> None:
 
 def test_imports_no_torch() -> None:
     """Reading requests and writing replies needs none of the heavy libraries."""
-    code = (
-        "import sys, camserve.request, camserve.response; print([m for m in ('torch', 'ts', 'cv2', 'PIL') if m in sys.modules])"
-    )
+    code = "import sys, camserve.protocol.parser, camserve.protocol.reply; print([m for m in ('torch', 'ts', 'cv2', 'PIL') if m in sys.modules])"
     path = str(Path(__file__).resolve().parents[2] / "handlers")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": path})
     assert done.stdout.strip() == "[]"

@@ -125,5 +125,5 @@ def test_a_list_as_deep_as_json_goes_is_refused() -> None:
 
 def test_reading_pictures_and_tensors_needs_no_torch() -> None:
     """Requests are parsed without it."""
-    code = "import sys, camserve.tensors, camserve.decode, camserve.geometry; sys.exit('torch' in sys.modules)"
+    code = "import sys, camserve.protocol.tensors, camserve.pictures.decode, camserve.core.geometry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": "handlers"}, check=False).returncode == 0

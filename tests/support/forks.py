@@ -1,4 +1,4 @@
-"""Programs of `camserve.tools.fresh`, each in a process of its own that is forked off one which has loaded torch already.
+"""Programs of `camserve.tools.archive.fresh`, each in a process of its own that is forked off one which has loaded torch already.
 
 So an archive is tried as packaging tries it, without the seconds that torch takes to load.
 """

@@ -23,7 +23,7 @@ def gradcam_plus_plus(activations: ArrayLike, gradients: ArrayLike, *, rectify_s
     A position whose gradient is 0 has weight 0, where equation 19 is 0 / 0.
 
     Args:
-        rectify_sum: sums the channel's positive activations only, as `camserve.cam` does for signed activations.
+        rectify_sum: sums the channel's positive activations only, as `camserve.explain.methods` does for signed activations.
         epsilon: added to equation 19's denominator, as pytorch-grad-cam does; the paper has none.
     """
     a, g = _pair(activations, gradients)

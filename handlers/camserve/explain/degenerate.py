@@ -19,9 +19,9 @@ def degenerate(maps: NDArray[np.floating]) -> list[str]:
     Returns:
         One of `REASONS` for each map, or "" where the map says something.
     """
-    flat = maps.reshape(len(maps), -1).astype(np.float64)
-    finite = np.isfinite(flat).all(1)
-    high, low = flat.max(1), flat.min(1)
+    values = maps.astype(np.float64)
+    finite = np.isfinite(values).all((1, 2))
+    high, low = values.max((1, 2)), values.min((1, 2))
     with np.errstate(invalid="ignore"):
         constant = high - low <= CONSTANT * high
     reasons = np.where(constant, "constant", "")

@@ -81,8 +81,8 @@ def test_the_memory_of_large_pictures_is_given_back(tmp_path: Path) -> None:
         import sys
         import psutil
         from PIL import Image
-        from tests import build
-        from camserve.tools.archive import Row, ask, load_service
+        from tests.support import build
+        from camserve.tools.archive.archive import Row, ask, load_service
 
         service = load_service(sys.argv[1])
         picture = build.encoded(Image.new("RGB", (5000, 5000), (90, 120, 40)))
@@ -106,7 +106,7 @@ def test_a_poisoned_cuda_context_ends_the_process() -> None:
     program = """
         import sys
         import torch
-        from camserve.groups import run_halving
+        from camserve.pipeline.chunks import run_halving
 
         def attempt(items):
             return (torch.ones(4, device="cuda")[torch.tensor(items, device="cuda")]).tolist()

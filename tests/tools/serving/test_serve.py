@@ -1,4 +1,4 @@
-"""Promises of `scripts/serve.py` and `camserve.tools.server`; the live ones start TorchServe with archives of a few lines."""
+"""Promises of `scripts/serve.py` and `camserve.tools.serving`; the live ones start TorchServe with archives of a few lines."""
 
 from __future__ import annotations
 
@@ -950,8 +950,8 @@ def test_a_log_that_cannot_be_written_stops_nothing(place: str, tmp_path: Path) 
     program = f"""
         import sys
         from pathlib import Path
-        from camserve.tools.server.process import OwnProcess, log_file
-        from camserve.tools.server.voice import say
+        from camserve.tools.serving.process.process import OwnProcess, log_file
+        from camserve.tools.serving.process.voice import say
         lines = "for number in range(20_000): print(number)"
         process = OwnProcess([sys.executable, "-c", lines], {{}}, [say, log_file(Path({str(file)!r}))])
         process._process.wait(60)

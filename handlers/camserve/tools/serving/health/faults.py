@@ -18,7 +18,7 @@ _ENDS = (
 )
 # What TorchServe makes of the cause: the retry under its own handlers' names, and the code it sent before it ended.
 _MISLEADING = re.compile(r"ModuleNotFoundError: No module named 'ts\.torch_handler\.|RuntimeError: 50[07] - ")
-_OURS = re.compile(r"^camserve\.errors\.ConfigError: ")
+_OURS = re.compile(r"^camserve\.(?:core\.)?errors\.ConfigError: ")
 
 
 def reason(lines: Iterable[str], model: str) -> str | None:
