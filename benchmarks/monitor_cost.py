@@ -33,7 +33,8 @@ from torch import nn
 from camserve.capture import open_backend
 from camserve.core.config import Config, Monitoring
 from camserve.core.labels import Labels
-from camserve.core.messages import Call, ModelInfo
+from camserve.core.messages import Call
+from camserve.core.served import Served
 from camserve.explain.explainer import Explainer
 from camserve.explain.observer import NullObserver
 from camserve.monitoring.exporter import Exporter
@@ -71,13 +72,14 @@ def pipeline_of(model: nn.Module, layer: str) -> Pipeline:
     device = torch.device("cpu")
     backend = open_backend(model.eval(), config, (224, 224), device, tune=True)
     labels = Labels(backend.outputs)
+    served = Served(config, labels, backend.layers, ModelInfo("m", "1", "sha256:0"), size=(224, 224))
     return Pipeline(
         config=config,
         labels=labels,
-        parser=Parser(config, labels, backend.layers),
+        parser=Parser(served),
         explainer=Explainer(backend, device),
         preprocess=Preprocess(config),
-        responder=Responder(ModelInfo("m", "1", "sha256:0"), config.max_response_bytes),
+        responder=Responder(served),
     )
 
 

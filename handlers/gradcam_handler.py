@@ -24,6 +24,7 @@ from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 from camserve.core.labels import Labels
 from camserve.core.messages import Call, ModelInfo, Reply
+from camserve.core.served import Served
 from camserve.core.version import __version__
 from camserve.explain.explainer import Explainer
 from camserve.inspector.page import page
@@ -117,24 +118,28 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
 
     def _pipeline(self, preprocess: Preprocess, size: tuple[int, int], monitor: Monitor | None, listed: int) -> Pipeline:
         """The pipeline; `size` = (height, width) of the model's input, `listed`: how many classes a prediction lists."""
+        served = self._served(size)
         return Pipeline(
             config=self.config,
             labels=self.labels,
-            parser=Parser(self.config, self.labels, self.backend.layers),
+            parser=Parser(served),
             explainer=Explainer(self.backend, self.device, self.config.method, monitor, listed=listed),
             preprocess=preprocess,
-            responder=Responder(self.info, self.config.max_response_bytes),
+            responder=Responder(served),
             size=size,
             hooks=self._hooks(),
             observer=monitor,
-            page=page(self.config, self.labels, self.backend.layers, self.info),
+            page=page(served),
         )
+
+    def _served(self, size: tuple[int, int]) -> Served:
+        listed = None if self._hooks().predictions_of else int(self.get_max_result_classes())
+        return Served(self.config, self.labels, self.backend.layers, self.info, listed, size)
 
     def _described(self, size: tuple[int, int], weights: str, monitor: Monitor | None) -> dict[str, Any]:
         """The metadata; `weights` is the whole digest of the file."""
-        listed = None if self._hooks().predictions_of else int(self.get_max_result_classes())
         return {
-            **metadata(self.config, self.backend, self.labels, self.info, size, listed=listed),
+            **metadata(self._served(size), self.backend),
             "weights": weights,
             "device": str(self.device),
             "device_type": (getattr(self, "model_yaml_config", None) or {}).get("deviceType"),

@@ -14,6 +14,7 @@ from tests.support.build import HOSTILE
 from camserve.core.config import COLORMAPS, METHODS, Config
 from camserve.core.labels import Labels
 from camserve.core.messages import ModelInfo, Reply
+from camserve.core.served import Served
 from camserve.inspector.html import fill, policy, script_json
 from camserve.inspector.page import page
 
@@ -22,7 +23,7 @@ INFO = ModelInfo('m<"&', "1.0", "sha256:00")
 
 def made(labels: Labels, **settings: Any) -> Reply:
     """The page of a model with two layers."""
-    return page(Config(**settings), labels, ("layer4", "layer3"), INFO)
+    return page(Served(Config(**settings), labels, ("layer4", "layer3"), INFO))
 
 
 def facts_of(reply: Reply) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
 from camserve.core.labels import Labels
 from camserve.core.messages import Answer, Call, Explanation, ImageInfo, ModelInfo, Output, Reply, Request, Score
+from camserve.core.served import Served
 from camserve.protocol.parser import Parser
 from camserve.protocol.reply import Responder
 
@@ -22,8 +23,12 @@ JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + bytes(range(256)) + b"\xff\xd9"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 TEXT = base64.b64encode(JPEG).decode()
 TENSOR = [[[1.0, 2.0]], [[3.0, 4.0]], [[5.0, 6.0]]]
-PARSER = Parser(Config(max_targets=3, max_instances=4), Labels(4, {"0": "a", "1": "b", "2": "c", "3": "285"}), ("top", "low"))
-RESPONDER = Responder(ModelInfo("cats", "1.0", "sha256:0123456789ab"), 100_000)
+PARSER = Parser(
+    Served(Config(max_targets=3, max_instances=4), Labels(4, {"0": "a", "1": "b", "2": "c", "3": "285"}), ("top", "low"))
+)
+RESPONDER = Responder(
+    Served(Config(max_response_bytes=100_000), Labels(4), ("top",), ModelInfo("cats", "1.0", "sha256:0123456789ab"))
+)
 
 
 def parse(body: object, headers: dict[str, str] | None = None, explain: bool = True) -> Request:

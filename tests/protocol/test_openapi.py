@@ -26,7 +26,8 @@ from camserve.core.config import Config
 from camserve.core.errors import KINDS
 from camserve.core.labels import Labels
 from camserve.core.messages import CONTENT_TYPES, ModelInfo
-from camserve.protocol.openapi.document import document
+from camserve.core.served import Served
+from camserve.protocol.openapi.document import describe_api
 from camserve.protocol.openapi.schemas import OPTIONS
 from camserve.protocol.options import OptionReader
 from camserve.tools.archive.archive import Response, Row, ask, load_service
@@ -49,7 +50,7 @@ BOUNDED = settings(
 
 def made(config: Config = CONFIG, listed: int | None = 3) -> dict[str, Any]:
     """The document of a model of three classes."""
-    return document(config, Labels(3), LAYERS, MODEL, listed)
+    return describe_api(Served(config, Labels(3), LAYERS, MODEL, listed))
 
 
 # ------------------------------------------------------------------ the document by itself
@@ -73,7 +74,7 @@ METHODS = ("get", "post", "put")
 def test_the_options_are_those_that_are_read() -> None:
     """The same names in the same order, as JSON keys, form fields, headers and V2 parameters."""
     found = made()["components"]
-    names = list(OptionReader(CONFIG, Labels(3), LAYERS).table)
+    names = list(OptionReader(Served(CONFIG, Labels(3), LAYERS)).table)
     spelt = [f"X-Explain-{name.replace('_', '-').title()}" for name in names]
 
     assert list(OPTIONS) == names

@@ -8,11 +8,12 @@ from camserve.core.config import COLORMAPS, METHODS, Config
 from camserve.core.errors import RequestError
 from camserve.core.labels import Labels
 from camserve.core.messages import Options
+from camserve.core.served import Served
 from camserve.protocol.options import OptionReader, Spelling
 
 NAMES = ("tench, Tinca tinca", "tabby", "Egyptian cat", "crane", "crane", "tête-bêche", "285")
 LABELS = Labels(len(NAMES), {str(index): name for index, name in enumerate(NAMES)})
-READER = OptionReader(Config(max_targets=4, colormap="inferno", opacity=0.25), LABELS, ("layer4", "layer3"))
+READER = OptionReader(Served(Config(max_targets=4, colormap="inferno", opacity=0.25), LABELS, ("layer4", "layer3")))
 
 
 def read(values: dict[str, Any], spelling: Spelling = "json", accept: str | None = None, tensor: bool = False) -> Options:
@@ -184,7 +185,7 @@ def test_target_and_top_k_exclude_each_other() -> None:
 
 def test_top_k_beyond_the_classes() -> None:
     """More classes than the model has are all of them."""
-    assert OptionReader(Config(), Labels(2), ("a",)).read(READER.named({"top_k": 9}, "json"), None, False).top_k == 2
+    assert OptionReader(Served(Config(), Labels(2), ("a",))).read(READER.named({"top_k": 9}, "json"), None, False).top_k == 2
 
 
 def test_unknown_names() -> None:

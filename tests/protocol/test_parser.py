@@ -16,10 +16,11 @@ from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.labels import Labels
 from camserve.core.messages import Call, Options, Page, Request
+from camserve.core.served import Served
 from camserve.protocol.parser import Parser
 
 NAMES = ("tench, Tinca tinca", "tabby", "Egyptian cat", "crane", "crane", "tête-bêche")
-PARSER = Parser(Config(max_targets=3), Labels(6, {str(i): name for i, name in enumerate(NAMES)}), ("layer4", "layer3"))
+PARSER = Parser(Served(Config(max_targets=3), Labels(6, {str(i): name for i, name in enumerate(NAMES)}), ("layer4", "layer3")))
 DEFAULTS = Options((), "gradcam++", "layer4", "viridis", 0.5)
 
 JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\xfb\xff\xbe" + bytes(range(256)) + b"\xff\xd9"

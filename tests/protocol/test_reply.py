@@ -11,13 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
+from camserve.core.labels import Labels
 from camserve.core.messages import Answer, Explanation, ImageInfo, Item, Media, ModelInfo, Options, Reply, Request, Score
+from camserve.core.served import Served
 from camserve.protocol.reply import Responder, failure
 
 MODEL = ModelInfo("cats", "1.0", "sha256:9f86d081884c")
-RESPONDER = Responder(MODEL, 6_000_000)
+
+
+def served(max_response_bytes: int) -> Served:
+    """What a model of that limit offers."""
+    return Served(Config(max_response_bytes=max_response_bytes), Labels(2), ("features",), MODEL)
+
+
+RESPONDER = Responder(served(6_000_000))
 OPTIONS = Options((), "gradcam++", "features", "viridis", 0.5)
 F32 = [float(np.float32(value)) for value in (0.312, 0.289)]
 
@@ -154,9 +164,9 @@ def test_response_too_large(asked: Request, way_out: str) -> None:
     """A body one byte beyond the limit is a 413 that names both sizes and a way out; at the limit it is sent."""
     answer = replace(ANSWER, picture=b"picture" * 20)
     size = len(RESPONDER.reply(asked, [answer]).body)
-    assert Responder(MODEL, size).reply(asked, [answer]).status == 200
+    assert Responder(served(size)).reply(asked, [answer]).status == 200
     with pytest.raises(RequestError) as caught:
-        Responder(MODEL, size - 1).reply(asked, [answer])
+        Responder(served(size - 1)).reply(asked, [answer])
     assert (caught.value.status, caught.value.kind) == (413, "ResponseTooLarge")
     assert f"takes {size} bytes and the limit is {size - 1}" in caught.value.message
     assert way_out in caught.value.message

@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from camserve.core.config import COLORMAPS, Config
+from camserve.core.config import COLORMAPS
 from camserve.core.labels import Labels
-from camserve.core.messages import ModelInfo, Reply
+from camserve.core.messages import Reply
+from camserve.core.served import Served
 from camserve.core.version import __version__
 from camserve.explain.methods import METHODS
 from camserve.inspector.html import fill, policy, script_json
@@ -28,12 +28,9 @@ LABELS_LIMIT = 100_000
 """Labels that take more characters of JSON are not sent along for completion; the server still knows them."""
 
 
-def page(config: Config, labels: Labels, layers: Sequence[str], model: ModelInfo) -> Reply:
-    """The reply to a browser: the page, and a Content-Security-Policy that allows exactly what is in it.
-
-    Args:
-        layers: that may be asked for; the first is the default.
-    """
+def page(served: Served) -> Reply:
+    """Write the reply to a browser: the page, and a Content-Security-Policy that allows exactly what is in it."""
+    config, labels, layers, model = served.config, served.labels, served.layers, served.model
     facts = {
         "camserve": __version__,
         "model": model.name,

@@ -11,11 +11,10 @@ import torch
 import torchvision
 
 from camserve.capture.backend import Backend
-from camserve.core.config import COLORMAPS, METHODS, Config
-from camserve.core.labels import Labels
-from camserve.core.messages import ModelInfo
+from camserve.core.config import COLORMAPS, METHODS
+from camserve.core.served import Served
 from camserve.core.version import __version__
-from camserve.protocol.openapi.document import document
+from camserve.protocol.openapi.document import describe_api
 
 LIMITS = (
     "max_pixels",
@@ -28,15 +27,9 @@ LIMITS = (
 )
 
 
-def metadata(
-    config: Config, backend: Backend, labels: Labels, model: ModelInfo, size: tuple[int, int], *, listed: int | None
-) -> dict[str, Any]:
-    """`customizedMetadata`. Shown only once the self-test has passed, because a worker that fails it never gets ready.
-
-    Args:
-        size: (height, width) of the model's input.
-        listed: how many classes a prediction lists; None: a handler's own `postprocess` makes the predictions.
-    """
+def metadata(served: Served, backend: Backend) -> dict[str, Any]:
+    """`customizedMetadata`. Shown only once the self-test has passed, because a worker that fails it never gets ready."""
+    config, labels, model = served.config, served.labels, served.model
     return {
         "camserve": __version__,
         "model": model.name,
@@ -49,7 +42,7 @@ def metadata(
         "closed_form": list(backend.closed_form),
         "labels": len(labels),
         "labelled": labels.given,
-        "input_size": list(size),
+        "input_size": list(served.size or ()),
         "formats": list(config.formats),
         "colormaps": list(COLORMAPS),
         "precision": config.precision,
@@ -66,5 +59,5 @@ def metadata(
             "pillow": PIL.__version__,
         },
         "self_test": "ok",
-        "openapi": document(config, labels, backend.layers, model, listed),
+        "openapi": describe_api(served),
     }

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from camserve.core.config import KEYS, METHODS, Config
+from camserve.core.config import KEYS, METHODS
 from camserve.core.errors import RequestError
-from camserve.core.labels import Labels
 from camserve.core.messages import CONTENT_TYPES, PICTURES, Options
+from camserve.core.served import Served
 from camserve.core.text import listed, nearest, shown
 from camserve.protocol.accept import negotiate, no_picture
 
@@ -49,12 +49,11 @@ class OptionReader:
     """Reads and checks options for one model.
 
     Args:
-        config: defaults and limits.
-        labels: of the model's classes.
-        layers: that may be asked for; the first is the default.
+        served: what the model's archive offers.
     """
 
-    def __init__(self, config: Config, labels: Labels, layers: tuple[str, ...]) -> None:
+    def __init__(self, served: Served) -> None:
+        config, labels, layers = served.config, served.labels, served.layers
         self._config = config
         self._labels = labels
         most = config.max_targets

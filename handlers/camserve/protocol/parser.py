@@ -6,10 +6,9 @@ The host tells neither the URL nor the method, so the protocols are told apart b
 
 from __future__ import annotations
 
-from camserve.core.config import Config
 from camserve.core.errors import RequestError
-from camserve.core.labels import Labels
 from camserve.core.messages import Call, Image, Item, Page, Request
+from camserve.core.served import Served
 from camserve.core.text import listed, shown
 from camserve.protocol.accept import wants_page
 from camserve.protocol.body import HOW_TO_SEND, as_bytes, is_picture, read_image, read_json, starts_json
@@ -27,14 +26,12 @@ class Parser:
     """Reads requests to one model.
 
     Args:
-        config: defaults and limits.
-        labels: of the model's classes.
-        layers: that may be asked for; the first is the default.
+        served: what the model's archive offers.
     """
 
-    def __init__(self, config: Config, labels: Labels, layers: tuple[str, ...]) -> None:
-        self._config = config
-        self._reader = OptionReader(config, labels, layers)
+    def __init__(self, served: Served) -> None:
+        self._config = served.config
+        self._reader = OptionReader(served)
 
     def parse(self, call: Call) -> Request | Page:
         """Reads and checks one request; of predictions on plain routes only the image, as the stock handler does.

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from camserve.core.errors import RequestError
-from camserve.core.messages import CONTENT_TYPES, Answer, Explanation, ImageInfo, ModelInfo, Reply, Request, Score
+from camserve.core.messages import CONTENT_TYPES, Answer, Explanation, Reply, Request
+from camserve.core.served import Served
 from camserve.protocol.float32 import shortest
 from camserve.protocol.kserve.reply import v2_body
-
-__all__ = ["Answer", "Explanation", "ImageInfo", "ModelInfo", "Reply", "Responder", "Score", "failure"]
 
 _WAYS_OUT = {
     "json": "ask for fewer targets, without overlay, or for format npy",
@@ -30,13 +29,12 @@ class Responder:
     """Writes the replies of one model.
 
     Args:
-        model: which every explanation names.
-        max_response_bytes: the largest body that is sent.
+        served: its model is named by every explanation, and its `max_response_bytes` bound every body.
     """
 
-    def __init__(self, model: ModelInfo, max_response_bytes: int) -> None:
-        self._model = model
-        self._limit = max_response_bytes
+    def __init__(self, served: Served) -> None:
+        self._model = served.model
+        self._limit = served.config.max_response_bytes
 
     def reply(self, request: Request, answers: Sequence[Answer]) -> Reply:
         """The reply to `request`, given one answer for each of its items, in order.

@@ -16,16 +16,17 @@ from camserve.core.config import METHODS as METHOD_NAMES
 from camserve.core.errors import KINDS
 from camserve.core.labels import Labels
 from camserve.core.messages import ModelInfo
+from camserve.core.served import Served
 from camserve.explain.methods import METHODS
 from camserve.monitoring.metrics import METRICS
 from camserve.monitoring.reference import CLASS
 from camserve.monitoring.statistics import STATISTICS
-from camserve.protocol.openapi.document import document
+from camserve.protocol.openapi.document import describe_api
 from camserve.protocol.options import OptionReader
 
 ROOT = Path(__file__).resolve().parents[3]
 README = (ROOT / "README.md").read_text("utf-8")
-DOCUMENT = document(Config(), Labels(2), ("features",), ModelInfo("m", "1.0", "sha256:0"), 2)
+DOCUMENT = describe_api(Served(Config(), Labels(2), ("features",), ModelInfo("m", "1.0", "sha256:0"), 2))
 SCHEMAS = DOCUMENT["components"]["schemas"]
 CODE = re.compile(r"`([^`]+)`")
 
@@ -57,7 +58,7 @@ def names(cells: list[str]) -> list[str]:
 
 def test_every_option_has_a_row() -> None:
     """The names that are read, and no others; the choices of those that have few."""
-    options = OptionReader(Config(), Labels(2), ("features",)).table
+    options = OptionReader(Served(Config(), Labels(2), ("features",))).table
     rows = table("Options")
 
     assert set(names([row[0] for row in rows])) == set(options)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from PIL import Image
 
 from camserve.core.config import Config
 from camserve.core.errors import KINDS
-from camserve.core.labels import Labels
 from camserve.core.messages import CONTENT_TYPES, ModelInfo
+from camserve.core.served import Served
 from camserve.core.version import __version__
 from camserve.protocol.openapi.schemas import OPTIONS, Schema, ref, schemas
 
@@ -31,15 +31,9 @@ _MEANINGS = {
 }
 
 
-def document(config: Config, labels: Labels, layers: Sequence[str], model: ModelInfo, listed: int | None) -> dict[str, Any]:
-    """The document, as JSON.
-
-    Args:
-        layers: that may be asked for; the first is the default.
-        model: whose name and version the routes carry.
-        listed: how many classes a prediction lists; None: a handler's own `postprocess` makes the predictions, so that
-            nothing is known about them.
-    """
+def describe_api(served: Served) -> dict[str, Any]:
+    """Write the document of what is served, as JSON."""
+    model = served.model
     return {
         "openapi": "3.1.0",
         "info": {
@@ -50,10 +44,10 @@ def document(config: Config, labels: Labels, layers: Sequence[str], model: Model
         "servers": [{"url": "/"}],
         "paths": _paths(),
         "components": {
-            "schemas": schemas(config, labels, layers, listed),
+            "schemas": schemas(served),
             "parameters": _parameters(model),
-            "requestBodies": _bodies(config),
-            "headers": _headers(config),
+            "requestBodies": _bodies(served.config),
+            "headers": _headers(served.config),
             "responses": _responses(),
         },
     }

@@ -9,6 +9,7 @@ from camserve.core.config import COLORMAPS, METHODS, Config
 from camserve.core.errors import KINDS
 from camserve.core.labels import Labels
 from camserve.core.messages import CONTENT_TYPES
+from camserve.core.served import Served
 from camserve.protocol.kserve.request import EXPLANATION_OUTPUTS, FOREIGN, PREDICTION_OUTPUTS
 
 Schema = dict[str, Any]
@@ -21,19 +22,14 @@ _SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _ID: Schema = {"type": "string"}
 
 
-def schemas(config: Config, labels: Labels, layers: Sequence[str], listed: int | None) -> dict[str, Schema]:
-    """Every named schema of one archive.
-
-    Args:
-        layers: that may be asked for; the first is the default.
-        listed: how many classes a prediction lists; None: a handler's own `postprocess` makes the predictions, so that
-            nothing is known about them.
-    """
+def schemas(served: Served) -> dict[str, Schema]:
+    """Write every named schema of one archive."""
+    config, labels, layers = served.config, served.labels, served.layers
     return {
         **_options(config, labels, layers),
         **_images(config),
         **_requests(config),
-        **_answers(labels, listed),
+        **_answers(labels, served.listed),
         **_kserve_requests(config),
         **_kserve_answers(),
         **{f"Error{status}": _error(status) for status in KINDS},

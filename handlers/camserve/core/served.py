@@ -1,0 +1,30 @@
+"""What one archive offers to its clients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from camserve.core.config import Config
+from camserve.core.labels import Labels
+from camserve.core.messages import ModelInfo
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one archive offers to its clients: all that parsing, replying and describing need to know of it.
+
+    Attributes:
+        config: its settings.
+        labels: of the model's classes.
+        layers: those that may be asked for; the first is the default.
+        model: its name, version and weights.
+        listed: how many classes a prediction lists; None where a handler's own `postprocess` makes the predictions.
+        size: (height, width) of the model's input; None where that is not known.
+    """
+
+    config: Config
+    labels: Labels
+    layers: tuple[str, ...]
+    model: ModelInfo = field(default_factory=lambda: ModelInfo("model", "", ""))
+    listed: int | None = 5
+    size: tuple[int, int] | None = None
