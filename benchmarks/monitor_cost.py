@@ -33,7 +33,7 @@ from torch import nn
 from camserve.capture import open_backend
 from camserve.core.config import Config, Monitoring
 from camserve.core.labels import Labels
-from camserve.core.messages import Call
+from camserve.core.messages import Call, ModelInfo
 from camserve.core.served import Served
 from camserve.explain.explainer import Explainer
 from camserve.explain.observer import NullObserver
