@@ -86,7 +86,7 @@ def test_maps_of_tokens_lie_as_the_picture_does(size: tuple[int, int], kind: str
 
 @pytest.mark.parametrize(("size", "closed"), [((8, 8), True), ((12, 8), False)])
 def test_a_lone_pictures_targets_are_what_each_would_be_alone(size: tuple[int, int], closed: bool) -> None:
-    """Provenance together where the gradients are known, and one by one where each takes a backward pass."""
+    """Made together where the gradients are known, and one by one where each takes a backward pass."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(2), Mean(), nn.Linear(4, 6)).eval()
     explainer = Explainer(open_backend(model, Config(layers=("0",)), (8, 8), CPU), CPU)

@@ -145,7 +145,7 @@ def test_attention_of_a_class_with_few_pictures_or_maps_of_several_sizes_is_left
 
 
 def traffic(targets: Any, random: np.random.Generator, fault: Any = ()) -> Measured:
-    """Provenance-up pictures of these classes; each class has its own place in every statistic; of some classes most maps say nothing."""
+    """Made-up pictures of these classes; each class has its own place in every statistic; of some classes most maps say nothing."""
     targets = np.asarray(targets)
     values = {name: random.normal(targets * 0.37 % 1, 0.5) for name in STATISTICS}
     silent = np.isin(targets, fault) & (random.random(len(targets)) < 0.8)
