@@ -8,7 +8,6 @@ import json
 import threading
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from tests.support.answers import same
 from tests.support.build import PLAIN, archive, encoded, noise
@@ -24,11 +22,12 @@ from tests.support.build import PLAIN, archive, encoded, noise
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
-from camserve.core.limits import Quota, Semaphore
-from camserve.core.messages import Answer, Explanation, Item, Media, Options
+from camserve.core.limits import Semaphore
+from camserve.core.messages import Item, Media, Options
 from camserve.explain.observer import NullObserver
-from camserve.pictures import drawing, originals, render
+from camserve.pictures import render
 from camserve.pictures.decode import open_picture
+from camserve.pictures.overlays import Canvas
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import guarded
 from camserve.pipeline.prepare import Pictures, Prepared
@@ -219,10 +218,10 @@ def test_drawing_is_as_large_as_what_it_draws(size: Any, kept: bool, media: Medi
     """So many maps at the size at which they are drawn, or the picture, where it has to be opened again."""
     pictures = Pictures(Config(), Preprocess(Config()), lambda _: pytest.fail("opened"))
     item = Item(b"", Options((), "gradcam", "top", "jet", 0.4, media=media))
-    found = originals.Original(Image.new("RGB", (1, 1)), None) if kept else None
+    canvas = Canvas(np.zeros((1, 1, 3), np.uint8), Rect(0, 0, 1, 1)) if kept else None
 
-    assert pictures.drawn_pixels(Prepared(item, True, torch.zeros(3, 1, 1), size, None, found), 3) == pixels
-    assert pictures.drawn_pixels(Prepared(item, False, torch.zeros(3, 1, 1), size, None, found), 3) == 0
+    assert pictures.drawn_pixels(Prepared(item, True, torch.zeros(3, 1, 1), size, None, canvas), 3) == pixels
+    assert pictures.drawn_pixels(Prepared(item, False, torch.zeros(3, 1, 1), size, None, canvas), 3) == 0
 
 
 @pytest.mark.parametrize("explain", [False, True])
@@ -348,38 +347,6 @@ def test_an_input_that_the_model_does_not_run_on_is_the_clients_error(tmp_path: 
 # ------------------------------------------------------------------ drawing
 
 
-VIEWS = [None, Rect(20.4, 0.0, 79.6, 64.0), Rect(-3.7, 1.25, 111.1, 62.5)]
-
-
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("size", [(100, 64), (64, 200), (7, 601), (40, 30)])
-@pytest.mark.parametrize(("media", "overlay"), [("png", False), ("jpeg", False), ("json", True)])
-def test_drawing_on_what_is_kept_is_drawing_on_the_picture(
-    size: tuple[int, int], view: Rect | None, media: Media, overlay: bool
-) -> None:
-    """The same bytes and the same scale, whether the picture is kept as it is or scaled down."""
-    picture = Image.fromarray(noise(*size))
-    heatmaps = np.random.default_rng(0).random((2, 7, 7), dtype=np.float32)
-    explanations = tuple(Explanation(index, f"class {index}", 0.5, each, (0, 1), None, ()) for index, each in enumerate(heatmaps))
-    answer = Answer((), explanations, None, "gradcam", "top")
-    options = Options((), "gradcam", "top", "jet", 0.4, media=media, overlay=overlay)
-
-    found = originals.original(picture, view, 80)
-    drawn = originals.drawn_on(answer, found, options, 80, Quota(10**6))
-    wanted = drawing.drawn(answer, picture, view, options, 80)
-
-    assert max(found.picture.size) == min(80, max(size))
-    assert (drawn.picture, drawn.scale) == (wanted.picture, wanted.scale)
-    assert [each.overlay for each in drawn.explanations] == [each.overlay for each in wanted.explanations]
-
-
-def test_a_large_picture_is_copied_strip_by_strip() -> None:
-    """All rows, of heights that the strips divide and do not."""
-    for height in (255, 256, 257, 1000):
-        pixels: NDArray[np.uint8] = noise(9, height)
-        np.testing.assert_array_equal(originals._pixels(Image.fromarray(pixels)), pixels)
-
-
 @pytest.fixture
 def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The length of every picture that is encoded."""
@@ -461,46 +428,6 @@ def test_a_picture_that_is_opened_again_for_nothing_is_not(service: Any, monkeyp
     assert len(opened) == 8 + 1
 
 
-# ------------------------------------------------------------------ gate and allowance
-
-
-def test_work_of_a_gate_stays_within_its_limit() -> None:
-    """In many threads; what is larger than the limit runs alone, what has no size runs beside it."""
-    semaphore, lock = Semaphore(10), threading.Lock()
-    inside: list[int] = []
-    sums: list[tuple[int, int]] = []
-
-    def work(size: int) -> None:
-        with semaphore.acquire(size):
-            with lock:
-                inside.append(size)
-                sums.append((sum(inside), sum(1 for each in inside if each)))
-            time.sleep(0.001)
-            with lock:
-                inside.remove(size)
-
-    sizes = [1, 4, 7, 0, 10, 25, 3, 3, 3, 11] * 8
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(work, sizes))
-
-    assert len(sums) == len(sizes)
-    assert all(total <= 10 or (total in (11, 25) and several == 1) for total, several in sums)
-    assert max(several for _, several in sums) > 1
-
-
-def test_work_without_a_size_never_waits() -> None:
-    """Also while larger work has the gate for itself."""
-    semaphore, done = Semaphore(10), threading.Event()
-
-    def work() -> None:
-        with semaphore.acquire(0):
-            done.set()
-
-    with ThreadPoolExecutor(1) as threads, semaphore.acquire(25):
-        threads.submit(work)
-        assert done.wait(10)
-
-
 def test_memory_is_given_back_after_large_batches_only(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not after the small one that follows."""
     given: list[None] = []
@@ -509,24 +436,3 @@ def test_memory_is_given_back_after_large_batches_only(service: Any, monkeypatch
     for count, times in ((4, 1), (2, 1), (3, 1), (4, 2)):
         ask(service, [Row({"body": each}) for each in PICTURES[:count]])
         assert len(given) == times
-
-
-def test_work_that_fails_leaves_the_gate() -> None:
-    """Else the next would wait for ever."""
-    semaphore = Semaphore(10)
-    for _ in range(3):
-        with pytest.raises(MemoryError), semaphore.acquire(8):
-            raise MemoryError
-    with semaphore.acquire(10):
-        pass
-
-
-def test_an_allowance_is_taken_once() -> None:
-    """To the last unit, and what does not fit leaves the rest."""
-    allowance = Quota(10)
-    assert [allowance.take(amount) for amount in (4, 6, 0)] == [True, True, True]
-    assert not allowance.spent
-    assert not allowance.take(1)
-    assert allowance.spent
-    other = Quota(10)
-    assert [other.take(amount) for amount in (11, 9, 2, 1)] == [False, True, False, True]

@@ -255,7 +255,7 @@ class Pipeline:
         answer = answered(seen, entry.size, entry.view, entry.item.options, self._labels)
         if self._hooks.predictions_of is not None:
             answer = replace(answer, predictions=self._hooks.predictions_of(seen.logits))
-        return self._pictures.drawn(answer, entry, room, self.observer) if entry.drawn and room else answer
+        return self._pictures.draw(answer, entry, room, self.observer) if entry.is_drawn and room else answer
 
     def _drawing(self, entry: Prepared | RequestError, seen: Seen | RequestError, room: Quota | None) -> int:
         """How many pixels `_answer` has in memory."""

@@ -18,7 +18,7 @@ from camserve.core.limits import Quota
 from camserve.core.messages import Answer, Item
 from camserve.explain.observer import Observer
 from camserve.pictures.decode import check_limits, pixels_of
-from camserve.pictures.originals import Original, check_room, drawn_on, is_drawn, original
+from camserve.pictures.overlays import Canvas, check_quota, draw_explanations, prepare_canvas, wants_drawing
 from camserve.pictures.preprocess import Preprocess
 
 
@@ -42,7 +42,7 @@ class Prepared:
         tensor: `[3, H, W]`.
         size: (width, height) of its picture; None: there is none, or nobody asks.
         view: the part of it that the model sees; None: not known.
-        original: what is drawn on, where there was room to keep it.
+        canvas: what is drawn on, where there was room to keep it.
     """
 
     item: Item
@@ -50,12 +50,12 @@ class Prepared:
     tensor: Tensor
     size: tuple[int, int] | None = None
     view: Rect | None = None
-    original: Original | None = None
+    canvas: Canvas | None = None
 
     @property
-    def drawn(self) -> bool:
+    def is_drawn(self) -> bool:
         """Whether its answer has pictures."""
-        return self.explain and self.size is not None and is_drawn(self.item.options)
+        return self.explain and self.size is not None and wants_drawing(self.item.options)
 
 
 class Pictures:
@@ -111,29 +111,31 @@ class Pictures:
                 return Prepared(item, explain, tensor)
             picture = self._opened(item.image)
         entry = Prepared(item, explain, tensor, picture.size, view)
-        if not entry.drawn or kept.spent:
+        if not entry.is_drawn or kept.spent:
             return entry
-        found = original(picture, view, self._config.max_picture_side)
-        return replace(entry, original=found) if kept.take(found.picture.width * found.picture.height) else entry
+        canvas = prepare_canvas(picture, view, self._config.max_picture_side)
+        height, width = canvas.pixels.shape[:2]
+        return replace(entry, canvas=canvas) if kept.take(width * height) else entry
 
     def drawn_pixels(self, entry: Prepared, maps: int) -> int:
-        """How many pixels `drawn` has in memory for so many maps."""
-        if not entry.drawn or entry.size is None:
+        """How many pixels `draw` has in memory for so many maps."""
+        if not entry.is_drawn or entry.size is None:
             return 0
         width, height = entry.size
         drawn = min(width * height, self._config.max_picture_side**2) * maps
-        return drawn if entry.original else max(drawn, width * height)
+        return drawn if entry.canvas else max(drawn, width * height)
 
-    def drawn(self, answer: Answer, entry: Prepared, room: Quota, observer: Observer) -> Answer:
-        """The answer with its picture, or with an overlay in each explanation, where `entry.drawn`.
+    def draw(self, answer: Answer, entry: Prepared, quota: Quota, observer: Observer) -> Answer:
+        """The answer with its picture, or with an overlay in each explanation, where `entry.is_drawn`.
 
         Raises:
-            RequestError: 413 `ResponseTooLarge`, see `originals.drawn_on`.
+            RequestError: 413 `ResponseTooLarge`, see `overlays.draw_explanations`.
         """
-        check_room(room)
-        found, most = entry.original, self._config.max_picture_side
-        if found is None:
+        check_quota(quota)
+        canvas = entry.canvas
+        if canvas is None:
             with observer.stage("decode"):
-                found = original(self._opened(bytes(entry.item.image)), entry.view, most)
+                picture = self._opened(bytes(entry.item.image))
+                canvas = prepare_canvas(picture, entry.view, self._config.max_picture_side)
         with observer.stage("render"):
-            return drawn_on(answer, found, entry.item.options, most, room)
+            return draw_explanations(answer, canvas, entry.item.options, quota)
