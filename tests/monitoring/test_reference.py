@@ -40,6 +40,7 @@ from camserve.tools.archive import archive as archives
 from camserve.tools.archive.fresh.worker import Row, ask
 from camserve.tools.commands import reference
 from camserve.tools.console import Progress, ToolError
+from camserve.tools.reports.pictures import list_pictures
 from camserve.tools.watching.baseline import FEWEST, attention_of, build, edges_of, group_classes
 
 
@@ -544,7 +545,7 @@ def test_a_worker_bins_the_reference_pictures_into_the_references_counts(made: t
         service = monitored(opened.directory)
         handler = service._entry_point.__self__
         handler.pipeline.observer._exporter._write = lines.append
-        rows = [Row({"body": each.read_bytes()}) for each in reference.pictures([folder])]
+        rows = [Row({"body": each.read_bytes()}) for each in list_pictures([folder])]
         for start in range(0, len(rows), 8):
             ask(service, rows[start : start + 8])
         handler.pipeline.observer.close()
@@ -611,7 +612,7 @@ def test_too_few_pictures_are_refused(mar: Path, folder: Path, tmp_path: Path) -
     with pytest.raises(ToolError, match=r"at least 100 pictures .*, found 65"):
         reference.make(mar, [folder / "more"], Progress())
     with pytest.raises(ToolError, match="no picture and no folder"):
-        list(reference.pictures([tmp_path / "nothing"]))
+        list(list_pictures([tmp_path / "nothing"]))
 
 
 def test_an_archive_of_another_handler_is_refused(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

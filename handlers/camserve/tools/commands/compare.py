@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.progress import track
 from rich.table import Table
 
@@ -27,11 +26,13 @@ from camserve.inspector.html import fill, policy, script_json
 from camserve.tools.client.askers import Asker, loaded, unpacked
 from camserve.tools.client.client import CamserveError
 from camserve.tools.client.result import result_of
-from camserve.tools.commands.reference import pictures
 from camserve.tools.console import Progress, ToolError, command_of, fail
 from camserve.tools.reports.agreement import FAILED, LIMITS, Agreement, Classes, Run, compared
+from camserve.tools.reports.pictures import list_pictures, thumbnail
 
 HERE = Path(__file__).resolve().parents[1] / "reports"
+THUMB = 420
+"""Longest side of the overlays in the report, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     progress = Progress()
     try:
-        images = list(pictures(options.images))
+        images = list(list_pictures(options.images))
         with ExitStack() as stack:
             paths = (options.first, options.second)
             opened = [stack.enter_context(unpacked(path)) for path in paths]  # what is no archive is told before one loads
@@ -194,18 +195,10 @@ def _overlays(askers: Sequence[Asker], classes: Classes, rows: Sequence[Agreemen
 
 def _overlay(asker: Asker, picture: bytes, target: int) -> str | None:
     try:
-        return _smaller(asker.ask(picture, {"overlay": True, "target": target})["explanations"][0]["overlay"])
+        url = asker.ask(picture, {"overlay": True, "target": target})["explanations"][0]["overlay"]
     except CamserveError:  # the whole picture may be more than an answer may hold
         return None
-
-
-def _smaller(url: str, side: int = 420) -> str:
-    """The PNG in a data URL as a small WebP."""
-    file = io.BytesIO()
-    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as opened:
-        opened.thumbnail((side, side))
-        opened.convert("RGB").save(file, "WEBP", quality=82)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    return thumbnail(io.BytesIO(base64.b64decode(url.partition(",")[2])), THUMB)
 
 
 def _say(told: Mapping[str, Any], outcome: Outcome, progress: Progress) -> None:

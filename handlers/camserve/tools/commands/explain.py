@@ -31,10 +31,9 @@ from camserve.tools.console import Progress as Steps
 from camserve.tools.console import ToolError, command_of, fail
 from camserve.tools.reports import gallery
 from camserve.tools.reports.journal import Journal, Row
+from camserve.tools.reports.pictures import list_folder
 
 URL = "http://127.0.0.1:8080"
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"))
-"""What is taken of a folder. A file that is named is always taken."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,8 +128,7 @@ def found(names: Iterable[str], out: Path) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            below = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
-            matches = [each for each in below if not each.resolve().is_relative_to(out.resolve())]
+            matches = [each for each in list_folder(path) if not each.resolve().is_relative_to(out.resolve())]
         elif path.exists():
             matches = [path]
         else:

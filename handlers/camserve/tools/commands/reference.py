@@ -27,9 +27,9 @@ from camserve.monitoring.reference import FILE, UNSEEN, Reference
 from camserve.monitoring.statistics import STATISTICS
 from camserve.tools.archive.archive import load_service, open_archive
 from camserve.tools.console import Progress, ToolError, command_of, fail
+from camserve.tools.reports.pictures import SUFFIXES, list_pictures
 from camserve.tools.watching.baseline import Collector, build
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
 LEAST = 100
 ENOUGH = 1000
 """Of how many pictures a reference is hardly better for having more: windows of 1,000 predictions then tell PSI 0.1."""
@@ -66,7 +66,7 @@ def make(archive: Path, images: Sequence[Path], progress: Progress) -> Reference
     Raises:
         ToolError: no archive, one that does not load or cannot be rewritten, or too few pictures that the model can read.
     """
-    paths = list(pictures(images))
+    paths = list(list_pictures(images))
     if len(paths) < LEAST:
         raise ToolError(f"expected at least {LEAST} pictures ({', '.join(SUFFIXES)}), found {len(paths)}")
     _check_writable(archive)
@@ -132,21 +132,6 @@ def _loaded(archive: Path, progress: Progress) -> Iterator[Any]:
         if not hasattr(handler, "made"):
             raise ToolError(f"the archive's handler is not camserve's, or an older one's; make it with {command_of('package')}")
         yield handler
-
-
-def pictures(given: Sequence[Path]) -> Iterator[Path]:
-    """The files given, and the pictures in the folders given, by name.
-
-    Raises:
-        ToolError: nothing there of a name.
-    """
-    for path in given:
-        if path.is_dir():
-            yield from sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
-        elif path.is_file():
-            yield path
-        else:
-            raise ToolError(f"there is no picture and no folder {path}")
 
 
 def put(archive: Path, name: str, text: str) -> None:

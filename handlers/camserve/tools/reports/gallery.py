@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from camserve.inspector.html import fill, policy, script_json
 from camserve.tools.reports.journal import Row
+from camserve.tools.reports.pictures import thumbnail
 
 HERE = Path(__file__).parent
 THUMB = 360
@@ -68,11 +65,7 @@ def _thumb(folder: Path, overlay: str | None) -> str | None:
     """The overlay, smaller, as a data URL; None where there is none, or its file is gone or is no picture."""
     if overlay is None:
         return None
-    file = io.BytesIO()
     try:
-        with Image.open(folder / overlay) as picture:
-            picture.thumbnail((THUMB, THUMB))
-            picture.convert("RGB").save(file, "WEBP", quality=80)
+        return thumbnail(folder / overlay, THUMB)
     except OSError:
         return None
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
