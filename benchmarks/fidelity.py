@@ -45,7 +45,7 @@ def candidates() -> dict[str, Candidate]:
     for count in (3, 10):
         found[f"`contrast` with {count} rivals"] = games.finer(1, count)
     found["`contrast`, gamma 0.6"] = games.finer(0.6, 5)
-    found["Grad-CAM++ less the mean of 5 rivals' maps"] = games.less_rivals(5)
+    found["Grad-CAM++ less the mean of 5 rivals' maps"] = games.less_contrasts(5)
     return found
 
 

@@ -22,33 +22,33 @@ def method(name: str) -> Candidate:
     """A method as it is served."""
 
     def made(seen: Seen, target: int) -> Tensor:
-        rivals = (
-            [torch.stack([seen.gradient(each) for each in seen.rivals(target, CONTRAST_CLASSES)], 1)]
-            if METHODS[name].rivals
+        contrasts = (
+            [torch.stack([seen.gradient(each) for each in seen.contrasts(target, CONTRAST_CLASSES)], 1)]
+            if METHODS[name].contrasts
             else []
         )
-        found: Tensor = METHODS[name].function(seen.activation, seen.gradient(target), *rivals)[0]
+        found: Tensor = METHODS[name].function(seen.activation, seen.gradient(target), *contrasts)[0]
         return found
 
     return made
 
 
 def finer(gamma: float, count: int) -> Candidate:
-    """Finer-CAM: Grad-CAM of the target's logit less gamma times the mean of its rivals' logits."""
+    """Finer-CAM: Grad-CAM of the target's logit less gamma times the mean of its contrast classes' logits."""
 
     def made(seen: Seen, target: int) -> Tensor:
-        others = torch.stack([seen.gradient(each) for each in seen.rivals(target, count)], 1)
+        others = torch.stack([seen.gradient(each) for each in seen.contrasts(target, count)], 1)
         found: Tensor = METHODS["contrast"].function(seen.activation, seen.gradient(target), gamma * others)[0]
         return found
 
     return made
 
 
-def less_rivals(count: int) -> Candidate:
-    """The target's Grad-CAM++ map less the mean of its rivals' Grad-CAM++ maps, rectified."""
+def less_contrasts(count: int) -> Candidate:
+    """The target's Grad-CAM++ map less the mean of its contrast classes' Grad-CAM++ maps, rectified."""
 
     def made(seen: Seen, target: int) -> Tensor:
-        others = torch.stack([gradcam_plus_plus(seen.activation, seen.gradient(each)) for each in seen.rivals(target, count)])
+        others = torch.stack([gradcam_plus_plus(seen.activation, seen.gradient(each)) for each in seen.contrasts(target, count)])
         return (gradcam_plus_plus(seen.activation, seen.gradient(target)) - others.mean(0)).relu()[0]
 
     return made

@@ -76,7 +76,7 @@ class Seen:
         """`[1, C, h, w]`, or `[1, C, 1, 1]` where all cells have the same."""
         return self.captured.gradients(LAYER, torch.tensor([0]), torch.tensor([target]))
 
-    def rivals(self, target: int, count: int) -> list[int]:
+    def contrasts(self, target: int, count: int) -> list[int]:
         """The most probable other classes."""
         others = self.logits.clone()
         others[target] = -torch.inf

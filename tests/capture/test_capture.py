@@ -325,7 +325,7 @@ def test_targets_are_independent(kind: str) -> None:
     assert close(captured.gradients("norm", torch.tensor([0, 1, 2]), torch.tensor([4, 2, 0]))[1:2], fresh)
 
 
-@pytest.mark.parametrize("method", [name for name, method in methods.METHODS.items() if not method.rivals])
+@pytest.mark.parametrize("method", [name for name, method in methods.METHODS.items() if not method.contrasts])
 def test_maps_are_the_papers(method: str) -> None:
     """Capture and formula together against the literal formula in float64, on gradients of autograd, for a signed layer."""
     batch, targets = nets.pictures(2), torch.tensor([1, 3])

@@ -25,26 +25,28 @@ SEEDS = pytest.mark.parametrize("seed", range(5))
 
 
 def scene(seed: int = 0, rows: int = 2, *, signed: bool = False, pooled: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Activations `[rows, 6, 4, 5]`, gradients and three rivals' gradients; `pooled`: gradients equal at all positions."""
+    """Activations `[rows, 6, 4, 5]`, gradients and three contrast classes' gradients; `pooled`: gradients equal at all positions."""
     random = torch.Generator().manual_seed(seed)
     activations = torch.randn(rows, 6, 4, 5, generator=random)
     positions = (1, 1) if pooled else (4, 5)
     gradients = torch.randn(rows, 6, *positions, generator=random) / 20
-    rivals = torch.randn(rows, 3, 6, *positions, generator=random) / 20
-    return (activations if signed else activations.relu()), gradients, rivals
+    contrasts = torch.randn(rows, 3, 6, *positions, generator=random) / 20
+    return (activations if signed else activations.relu()), gradients, contrasts
 
 
-def mapped(name: str, activations: Tensor, gradients: Tensor, rivals: Tensor) -> Tensor:
-    """The method's map, with rivals where it takes them."""
+def mapped(name: str, activations: Tensor, gradients: Tensor, contrasts: Tensor) -> Tensor:
+    """The method's map, with contrast classes where it takes them."""
     method = METHODS[name]
-    return method.function(activations, gradients, rivals) if method.rivals else method.function(activations, gradients)
+    return method.function(activations, gradients, contrasts) if method.contrasts else method.function(activations, gradients)
 
 
-def expected(name: str, activations: Tensor, gradients: Tensor, rivals: Tensor, options: Mapping[str, bool] = NONE) -> Tensor:
+def expected(name: str, activations: Tensor, gradients: Tensor, contrasts: Tensor, options: Mapping[str, bool] = NONE) -> Tensor:
     """The oracle's maps."""
-    rows = zip(activations.double().numpy(), gradients.double().numpy(), rivals.double().numpy(), strict=True)
+    rows = zip(activations.double().numpy(), gradients.double().numpy(), contrasts.double().numpy(), strict=True)
     function = oracle.MAPS[name]
-    return torch.tensor(np.stack([function(a, g, r) if METHODS[name].rivals else function(a, g, **options) for a, g, r in rows]))
+    return torch.tensor(
+        np.stack([function(a, g, r) if METHODS[name].contrasts else function(a, g, **options) for a, g, r in rows])
+    )
 
 
 def assert_close(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
@@ -103,7 +105,7 @@ RIVAL_GRADIENTS = torch.tensor([[[0.1, -1.0, 0.0], [0.3, -1.0, -0.25]]])[..., No
         ("layercam", [[1.5, 1.0], [1.5, 0.0]]),
         # w = 0.5;  -1;  (1 * 1 + 0 * 1) / 2 = 0.5
         ("xgradcam", [[1.0, 1.5], [0.5, 0.0]]),
-        # the rivals' mean is 0.2, -1, -0.125, so w = 0.5 - 0.2;  0;  0
+        # the contrasts' mean is 0.2, -1, -0.125, so w = 0.5 - 0.2;  0;  0
         ("contrast", [[0.3, 0.6], [0.9, 0.0]]),
     ],
 )
@@ -127,29 +129,29 @@ def test_by_hand_with_a_gradient_for_all_positions() -> None:
 @pytest.mark.parametrize("signed", [False, True])
 def test_pooled_gradients_stand_for_expanded_ones(name: str, seed: int, signed: bool) -> None:
     """Gradients `[M, C, 1, 1]` give the map of the same gradients expanded."""
-    activations, gradients, rivals = scene(seed, signed=signed, pooled=True)
-    expanded = mapped(name, activations, gradients.expand_as(activations), rivals.expand(-1, -1, -1, 4, 5))
-    assert_close(mapped(name, activations, gradients, rivals), expanded)
+    activations, gradients, contrasts = scene(seed, signed=signed, pooled=True)
+    expanded = mapped(name, activations, gradients.expand_as(activations), contrasts.expand(-1, -1, -1, 4, 5))
+    assert_close(mapped(name, activations, gradients, contrasts), expanded)
 
 
 @NAMES
 @SEEDS
 def test_rescaling_channels_changes_nothing(name: str, seed: int) -> None:
     """Activations times c and gradients over c, with c of each channel's own, give the same map."""
-    activations, gradients, rivals = scene(seed)
+    activations, gradients, contrasts = scene(seed)
     scale = torch.logspace(-3, 3, 6)[:, None, None]
     assert_close(
-        mapped(name, activations * scale, gradients / scale, rivals / scale), mapped(name, activations, gradients, rivals)
+        mapped(name, activations * scale, gradients / scale, contrasts / scale), mapped(name, activations, gradients, contrasts)
     )
 
 
 @NAMES
 def test_order_of_channels_changes_nothing(name: str) -> None:
     """Permuted channels give the same map."""
-    activations, gradients, rivals = scene()
+    activations, gradients, contrasts = scene()
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    found = mapped(name, activations[:, order], gradients[:, order], rivals[:, :, order])
-    assert_close(found, mapped(name, activations, gradients, rivals))
+    found = mapped(name, activations[:, order], gradients[:, order], contrasts[:, :, order])
+    assert_close(found, mapped(name, activations, gradients, contrasts))
 
 
 @NAMES
@@ -162,9 +164,11 @@ def test_flips_with_its_input(name: str) -> None:
 @NAMES
 def test_a_batch_changes_nothing(name: str) -> None:
     """A row's map is the same alone and among seven others."""
-    activations, gradients, rivals = scene(rows=8)
-    together = mapped(name, activations, gradients, rivals)
-    alone = torch.cat([mapped(name, *(tensor[row : row + 1] for tensor in (activations, gradients, rivals))) for row in range(8)])
+    activations, gradients, contrasts = scene(rows=8)
+    together = mapped(name, activations, gradients, contrasts)
+    alone = torch.cat(
+        [mapped(name, *(tensor[row : row + 1] for tensor in (activations, gradients, contrasts))) for row in range(8)]
+    )
     assert_close(alone, together)
 
 
@@ -172,8 +176,8 @@ def test_a_batch_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_upcast(name: str, dtype: torch.dtype) -> None:
     """Half precision tensors give the map of the same numbers in float32, exactly, also where their squares underflow."""
-    activations, gradients, rivals = (tensor.to(dtype) for tensor in scene())
-    tiny = [(activations, gradients, rivals), (activations, gradients * 1e-4, rivals * 1e-4)]
+    activations, gradients, contrasts = (tensor.to(dtype) for tensor in scene())
+    tiny = [(activations, gradients, contrasts), (activations, gradients * 1e-4, contrasts * 1e-4)]
     for given in tiny:
         found = mapped(name, *given)
         assert torch.equal(found, mapped(name, *(tensor.float() for tensor in given)))
@@ -195,14 +199,14 @@ def test_a_gpu_changes_nothing(name: str) -> None:
     """On a GPU with TF32 allowed, as TorchServe allows it, the map is the CPU's."""
     random = torch.Generator().manual_seed(0)
     activations = torch.randn(4, 512, 7, 7, generator=random).relu()
-    gradients, rivals = torch.randn(4, 512, 1, 1, generator=random), torch.randn(4, 5, 512, 1, 1, generator=random)
+    gradients, contrasts = torch.randn(4, 512, 1, 1, generator=random), torch.randn(4, 5, 512, 1, 1, generator=random)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        found = mapped(name, activations.cuda(), gradients.cuda(), rivals.cuda()).cpu()
+        found = mapped(name, activations.cuda(), gradients.cuda(), contrasts.cuda()).cpu()
     finally:
         torch.set_float32_matmul_precision(before)
-    assert_close(found, mapped(name, activations, gradients, rivals))
+    assert_close(found, mapped(name, activations, gradients, contrasts))
 
 
 @NAMES
@@ -217,14 +221,14 @@ def test_inputs_are_left_alone(name: str) -> None:
 @pytest.mark.parametrize("case", ["dead layer", "dead gradient", "all gradients negative"])
 def test_no_evidence_is_a_zero_map(name: str, case: str) -> None:
     """No activation, no gradient, or only evidence against: a map of zeros, never NaN."""
-    activations, gradients, rivals = scene()
+    activations, gradients, contrasts = scene()
     if case == "dead layer":
         activations = torch.zeros_like(activations)
     elif case == "dead gradient":
-        gradients, rivals = torch.zeros_like(gradients), torch.zeros_like(rivals)
+        gradients, contrasts = torch.zeros_like(gradients), torch.zeros_like(contrasts)
     else:
-        gradients, rivals = -gradients.abs() - 0.1, rivals.abs()
-    assert torch.equal(mapped(name, activations, gradients, rivals), torch.zeros(2, 4, 5))
+        gradients, contrasts = -gradients.abs() - 0.1, contrasts.abs()
+    assert torch.equal(mapped(name, activations, gradients, contrasts), torch.zeros(2, 4, 5))
 
 
 def test_xgradcam_weighs_a_channel_that_sums_to_zero_with_zero() -> None:
@@ -236,26 +240,26 @@ def test_xgradcam_weighs_a_channel_that_sums_to_zero_with_zero() -> None:
 
 @SEEDS
 def test_contrast_ignores_what_all_classes_share(seed: int) -> None:
-    """A gradient that is added to the target's and to all its rivals' changes nothing."""
-    activations, gradients, rivals = scene(seed)
+    """A gradient that is added to the target's and to all its contrast classes' changes nothing."""
+    activations, gradients, contrasts = scene(seed)
     shared = scene(seed + 100)[1]
     assert_close(
-        methods.finer_cam(activations, gradients + shared, rivals + shared[:, None]),
-        methods.finer_cam(activations, gradients, rivals),
+        methods.finer_cam(activations, gradients + shared, contrasts + shared[:, None]),
+        methods.finer_cam(activations, gradients, contrasts),
     )
 
 
-def test_contrast_without_rivals_is_gradcam() -> None:
-    """A model of one class: no rivals, and Grad-CAM's map."""
-    activations, gradients, rivals = scene()
-    assert_close(methods.finer_cam(activations, gradients, rivals[:, :0]), methods.gradcam(activations, gradients))
+def test_contrast_without_contrast_classes_is_gradcam() -> None:
+    """A model of one class: no contrast class, and Grad-CAM's map."""
+    activations, gradients, contrasts = scene()
+    assert_close(methods.finer_cam(activations, gradients, contrasts[:, :0]), methods.gradcam(activations, gradients))
 
 
 def test_methods_are_those_of_the_configuration() -> None:
-    """Every configurable method exists, in that order; each names its paper and its use; only contrast has rivals."""
+    """Every configurable method exists, in that order; each names its paper and its use; only `contrast` takes contrast classes."""
     assert tuple(METHODS) == config.METHODS
     assert all(name == method.name and method.paper and "\n" not in method.use for name, method in METHODS.items())
-    assert [name for name, method in METHODS.items() if method.rivals] == ["contrast"]
+    assert [name for name, method in METHODS.items() if method.contrasts] == ["contrast"]
     assert CONTRAST_CLASSES == 5
     with pytest.raises(dataclasses.FrozenInstanceError):
         METHODS["gradcam"].name = "other"  # type: ignore[misc]

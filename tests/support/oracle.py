@@ -73,15 +73,15 @@ def xgradcam(activations: ArrayLike, gradients: ArrayLike) -> Floats:
     return _map(lambda k, i, j: weights[k] * a[k, i, j], a)
 
 
-def finer_cam(activations: ArrayLike, gradients: ArrayLike, rivals: Sequence[ArrayLike], gamma: float = 1.0) -> Floats:
-    """Zhang et al. 2025 (arXiv 2501.11309): Grad-CAM of `y_target - gamma y_rival`, averaged over the rivals, then rectified."""
+def finer_cam(activations: ArrayLike, gradients: ArrayLike, contrasts: Sequence[ArrayLike], gamma: float = 1.0) -> Floats:
+    """Zhang et al. 2025 (arXiv 2501.11309): Grad-CAM of `y_target - gamma y_contrast`, averaged over the contrast classes, then rectified."""
     a, g = _pair(activations, gradients)
     channels, height, width = a.shape
     weights = np.zeros(channels)
-    for rival in rivals:
-        other = _pair(activations, rival)[1]
+    for contrast in contrasts:
+        other = _pair(activations, contrast)[1]
         for k, i, j in product(range(channels), range(height), range(width)):
-            weights[k] += (g[k, i, j] - gamma * other[k, i, j]) / (height * width) / len(rivals)
+            weights[k] += (g[k, i, j] - gamma * other[k, i, j]) / (height * width) / len(contrasts)
     return _map(lambda k, i, j: weights[k] * a[k, i, j], a)
 
 
@@ -93,7 +93,7 @@ MAPS: dict[str, Callable[..., Floats]] = {
     "xgradcam": xgradcam,
     "contrast": finer_cam,
 }
-"""By the method's name; `contrast` takes the rivals' gradients too."""
+"""By the method's name; `contrast` takes the contrast classes' gradients too."""
 
 
 def heatmap(found: ArrayLike) -> Floats:

@@ -105,7 +105,7 @@ class Explainer:
         self._listed = listed
         self._backend = backend
         self._device = device
-        self._method = "gradcam++" if METHODS[method].rivals else method
+        self._method = "gradcam++" if METHODS[method].contrasts else method
         self.observer = observer or NullObserver()
         self._closed = backend.layers[0] in backend.closed_form
         self._watched_chunks = 0
@@ -194,7 +194,7 @@ class Explainer:
         lone = len(captured.logits) == 1
         rounds: dict[tuple[str, str, int], list[_Ask]] = {}
         for ask in dict.fromkeys(asks):
-            together = lone and captured.is_closed(ask.layer) and not METHODS[ask.method].rivals
+            together = lone and captured.is_closed(ask.layer) and not METHODS[ask.method].contrasts
             rounds.setdefault((ask.layer, ask.method, 0 if together else ask.turn), []).append(ask)
         found: dict[_Ask, Tensor] = {}
         if rounds:
@@ -212,11 +212,11 @@ class Explainer:
         if len(rows) < len(activation):
             activation = activation[row_index]
         gradients = captured.gradients(layer, row_index, target_index)
-        if not METHODS[method].rivals:
+        if not METHODS[method].contrasts:
             return METHODS[method].function(activation, gradients)
-        rivals = _rivals(captured.logits[row_index], target_index)
-        rival_gradients = [captured.gradients(layer, row_index, rival) for rival in rivals.unbind(1)]
-        stacked = torch.stack(rival_gradients, 1) if rival_gradients else torch.zeros_like(gradients)[:, None]
+        contrasts = _contrasts(captured.logits[row_index], target_index)
+        contrast_gradients = [captured.gradients(layer, row_index, contrast) for contrast in contrasts.unbind(1)]
+        stacked = torch.stack(contrast_gradients, 1) if contrast_gradients else torch.zeros_like(gradients)[:, None]
         return METHODS[method].function(activation, gradients, stacked)
 
 
@@ -246,7 +246,7 @@ def _scaled(asks: Sequence[_Ask], raw: Mapping[_Ask, Tensor], probabilities: Ten
     return maps
 
 
-def _rivals(logits: Tensor, targets: Tensor) -> Tensor:
+def _contrasts(logits: Tensor, targets: Tensor) -> Tensor:
     """The `CONTRAST_CLASSES` most probable other classes `[M, R]` of each picture; R is smaller where there are fewer classes."""
     others = logits.scatter(1, targets[:, None], -torch.inf)
     return torch.topk(others, min(CONTRAST_CLASSES, logits.shape[1] - 1), dim=1).indices

@@ -24,7 +24,7 @@ from torch import Tensor
 from camserve.explain.degenerate import degenerate
 
 CONTRAST_CLASSES = 5
-"""How many rivals the contrast method compares a target with, where the model has as many other classes."""
+"""How many contrast classes the contrast method compares a target with, where the model has as many other classes."""
 
 
 def gradcam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -77,17 +77,17 @@ def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     return _weighted((product / mass.masked_fill(empty, 1)).masked_fill(empty, 0), activations)
 
 
-def finer_cam(activations: Tensor, gradients: Tensor, rivals: Tensor) -> Tensor:
-    """Finer-CAM of Zhang et al. 2025 (arXiv 2501.11309) over Grad-CAM: what speaks for the target and not for its rivals.
+def finer_cam(activations: Tensor, gradients: Tensor, contrasts: Tensor) -> Tensor:
+    """Finer-CAM of Zhang et al. 2025 (arXiv 2501.11309) over Grad-CAM: what speaks for the target and not for classes like it.
 
-    Grad-CAM of the difference `y_target - gamma y_rival` of two logits, averaged over the rivals before it is rectified, with
-    `gamma = 1`: evidence that all of them share cancels. Without rivals (`R = 0`) this is Grad-CAM.
+    Grad-CAM of the difference `y_target - gamma y_contrast` of two logits, averaged over the contrast classes before it is
+    rectified, with `gamma = 1`: evidence that all of them share cancels. Without any (`R = 0`) this is Grad-CAM.
 
     Args:
-        rivals: gradients of the rivals' logits, `[M, R, C, h, w]` or `[M, R, C, 1, 1]`.
+        contrasts: gradients of the contrast classes' logits, `[M, R, C, h, w]` or `[M, R, C, 1, 1]`.
     """
     activations, gradients = activations.float(), gradients.float()
-    shared = rivals.mean((3, 4), dtype=torch.float32).sum(1) / max(1, rivals.shape[1])
+    shared = contrasts.mean((3, 4), dtype=torch.float32).sum(1) / max(1, contrasts.shape[1])
     return _weighted(gradients.mean((2, 3)) - shared, activations)
 
 
@@ -107,17 +107,17 @@ class Method:
 
     Attributes:
         name: as clients and the configuration write it.
-        function: `(activations, gradients) -> map`; where `rivals`, `(activations, gradients, rivals) -> map`.
+        function: `(activations, gradients) -> map`; where `contrasts`, `(activations, gradients, contrasts) -> map`.
         paper: who published it, and where.
         use: when to choose it, in one line.
-        rivals: whether it compares the target with other classes.
+        contrasts: whether it compares the target with other classes.
     """
 
     name: str
     function: Callable[..., Tensor]
     paper: str
     use: str
-    rivals: bool = False
+    contrasts: bool = False
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -159,7 +159,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 finer_cam,
                 "Zhang, Gu, Chowdhury, Mai, Carlyn, Berger-Wolf, Su and Chao, CVPR 2025, arXiv 2501.11309",
                 f"why this class and not its {CONTRAST_CLASSES} nearest rivals: shared evidence cancels",
-                rivals=True,
+                contrasts=True,
             ),
         )
     }

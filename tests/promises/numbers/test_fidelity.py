@@ -86,11 +86,11 @@ def test_maps_of_the_real_model_are_the_papers(name: str) -> None:
     captured = network.capture({LAYER: site}).forward(prepared([pixels]), [LAYER])
     activation = captured.activation(LAYER)[0].numpy()
     row = torch.tensor([0])
-    gradient, *rivals = (
-        captured.gradients(LAYER, row, torch.tensor([each]))[0].numpy() for each in [target, *seen.rivals(target, 5)]
+    gradient, *contrasts = (
+        captured.gradients(LAYER, row, torch.tensor([each]))[0].numpy() for each in [target, *seen.contrasts(target, 5)]
     )
     assert gradient.shape == activation.shape
-    exact = oracle.MAPS[name](activation, gradient, *([rivals] if METHODS[name].rivals else []))
+    exact = oracle.MAPS[name](activation, gradient, *([contrasts] if METHODS[name].contrasts else []))
     found = games.method(name)(seen, target).numpy()
     assert np.abs(oracle.heatmap(found) - oracle.heatmap(exact)).max() <= 1e-5
 

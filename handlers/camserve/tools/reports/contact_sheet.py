@@ -138,11 +138,11 @@ def _maps(backend: Backend, layer: str, tensor: Tensor) -> list[tuple[NDArray[np
     captured = backend.capture.forward(tensor[None], [layer])
     order = captured.logits[0].argsort(descending=True)[: CONTRAST_CLASSES + 1]
     gradients = [_gradient(captured, layer, target) for target in order.unbind()]
-    rivals = torch.stack(gradients[1:], 1) if len(gradients) > 1 else torch.zeros_like(gradients[0])[:, None]
+    contrasts = torch.stack(gradients[1:], 1) if len(gradients) > 1 else torch.zeros_like(gradients[0])[:, None]
     activation = captured.activation(layer)
     found = []
     for method in METHODS.values():
-        made = method.function(activation, gradients[0], *([rivals] if method.rivals else []))
+        made = method.function(activation, gradients[0], *([contrasts] if method.contrasts else []))
         (heatmap,), _, (warnings,) = heatmaps(made)
         found.append((heatmap, warnings))
     return found
