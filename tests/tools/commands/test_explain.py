@@ -377,7 +377,7 @@ def test_what_no_tool_foresaw_is_one_line(
 
 def test_what_compare_did_not_foresee_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its exit status 1 says that the archives differ."""
-    monkeypatch.setattr(compare, "pictures", raising(OddError("odd")))
+    monkeypatch.setattr(compare, "list_pictures", raising(OddError("odd")))
     assert cli.main(["compare", "a.mar", "b.mar", "x.png"]) == 2
 
 
