@@ -26,12 +26,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
 
 import numpy as np
 import torch
-from benchmarks.speed import archives
-from benchmarks.speed.conditions import Spread, alternate, conditions, ratios
-from benchmarks.speed.engine import Ours, Run, pictures_of, resnet50
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.speed.conditions import Spread, alternate, conditions, ratios
+from benchmarks.speed.engine import Ours, Run, pictures_of, resnet50
+from benchmarks.speed.served import archives
 from camserve.capture.backend import precision_context
 from camserve.core.config import PRECISIONS, Config
 from camserve.explain.explainer import Want
@@ -233,7 +233,7 @@ def _jpeg() -> bytes:
 def live(batch: int, seconds: float = 10, connections: int = 256) -> None:
     """Pictures a second of a real server, as its workers grow: the count that no longer gains saturates the card or the cores."""
     from benchmarks.speed.live import served  # noqa: PLC0415
-    from benchmarks.speed.load import load  # noqa: PLC0415
+    from benchmarks.speed.served.load import load  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)

@@ -24,9 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
 
 import torch
-from benchmarks.speed import archives, report
 from rich.console import Console
 from rich.markdown import Markdown
+
+from benchmarks.speed.report import tables
+from benchmarks.speed.served import archives
 
 PARTS = ("engine", "forward", "live", "profile", "scaling", "memory")
 Found = dict[str, Any]
@@ -77,12 +79,12 @@ def main(argv: list[str] | None = None) -> int:
     options, console = parsed(argv), Console()
     _check(options, console)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) if options.quick else report.RESULTS
+        folder = Path(scratch) if options.quick else tables.RESULTS
         with console.status("") as status:
             for name, run in {} if options.tables else parts(options, status.update).items():
                 found = run()
-                report.save(name, found, folder)
-                console.print(Markdown(report.page({name: found}, ())))
+                tables.save(name, found, folder)
+                console.print(Markdown(tables.page({name: found}, ())))
         if not options.quick:
             _write(folder)
     return 0
@@ -100,10 +102,10 @@ def _check(options: argparse.Namespace, console: Console) -> None:
 
 
 def _write(folder: Path) -> None:
-    from benchmarks.speed import plots  # noqa: PLC0415
+    from benchmarks.speed.report import plots  # noqa: PLC0415
 
-    found = report.load(folder)
-    report.write(found, report.README, plots.draw(found, report.FOLDER / "plots"))
+    found = tables.load(folder)
+    tables.write(found, tables.README, plots.draw(found, tables.FOLDER / "plots"))
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ programs() {
         npm install --prefix tests --no-save --no-package-lock --silent axe-core@4.14.1
     fi
 }
-beside() { # an environment of its own, .venv-NAME, with tests/support/NAME-requirements.txt
-    cmp -s "tests/support/$1-requirements.txt" ".venv-$1/requirements.txt" && return
+beside() { # an environment of its own, .venv-NAME, with tests/support/environments/NAME/requirements.txt
+    cmp -s "tests/support/environments/$1/requirements.txt" ".venv-$1/requirements.txt" && return
     echo "Installing $2 into .venv-$1"
     rm -rf ".venv-$1"
     $bin/python -m venv ".venv-$1"
-    ".venv-$1/bin/python" -m pip install --disable-pip-version-check --quiet -r "tests/support/$1-requirements.txt"
-    cp "tests/support/$1-requirements.txt" ".venv-$1/requirements.txt"
+    ".venv-$1/bin/python" -m pip install --disable-pip-version-check --quiet -r "tests/support/environments/$1/requirements.txt"
+    cp "tests/support/environments/$1/requirements.txt" ".venv-$1/requirements.txt"
 }
 programs & jobs=($!)
 { beside kserve "KServe's client"; beside deploy "what checks manifests"; } & jobs+=($!)

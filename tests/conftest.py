@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from tests.support import build
-from tests.support.forks import Forks
-from tests.support.outside import outside
-from tests.support.skips import pytest_collection_modifyitems, pytest_sessionfinish, pytest_terminal_summary
-from tests.support.visits import chromium, visit  # noqa: F401 fixtures
+from tests.support.browser import chromium, visit  # noqa: F401 fixtures
+from tests.support.processes.external_server import external_server
+from tests.support.processes.fork_server import ForkServer
+from tests.support.processes.gate import gate  # noqa: F401 a fixture
+from tests.support.skip_report import pytest_collection_modifyitems, pytest_sessionfinish, pytest_terminal_summary
 
 from camserve.tools.commands import package
 from camserve.tools.commands.serve import Server
@@ -24,16 +25,16 @@ __all__ = ["pytest_collection_modifyitems", "pytest_sessionfinish", "pytest_term
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
+def fork_server() -> Iterator[ForkServer]:
     """The process off which packaging's checks are forked, where a module's tests ask for it."""
-    with Forks() as made:
-        yield made
+    with ForkServer() as server:
+        yield server
 
 
 @pytest.fixture
-def forked(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+def forked(fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packaging's checks are forked, instead of run in fresh processes."""
-    forks.replace_fresh(monkeypatch)
+    fork_server.replace_fresh(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +63,7 @@ def live(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A real TorchServe with the archives of `demo_store` and the repository's config.properties, on free ports; with
     CAMSERVE_URL the one there, which must serve the same archives and want no token."""
     if os.environ.get("CAMSERVE_URL"):
-        yield outside(os.environ["CAMSERVE_URL"])
+        yield external_server(os.environ["CAMSERVE_URL"])
         return
     demo_store = request.getfixturevalue("demo_store")
     with Server(demo_store, config=ROOT / "config.properties", port=0) as server:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 import torchvision
-from benchmarks.speed.conditions import Spread, alternate, conditions, ratios, seconds_of
 from torch import Tensor, nn
 
+from benchmarks.speed.conditions import Spread, alternate, conditions, ratios, seconds_of
 from camserve.capture.backend import Backend, open_backend
 from camserve.capture.models.eager import freeze
 from camserve.core.config import Config

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torchvision
-from benchmarks.speed.conditions import Spread, alternate, conditions, ratios, seconds_of
-from benchmarks.speed.engine import BATCH, CPU, SIZE, Run, pictures_of
 from torch import Tensor, nn
 
+from benchmarks.speed.conditions import Spread, alternate, conditions, ratios, seconds_of
+from benchmarks.speed.engine import BATCH, CPU, SIZE, Run, pictures_of
 from camserve.capture.backend import open_backend
 from camserve.capture.models.eager import freeze
 from camserve.capture.tuning.memory_format import choose_memory_format

@@ -13,10 +13,10 @@ from typing import Any
 
 import psutil
 import requests
-from benchmarks.speed import archives
-from benchmarks.speed.conditions import Spread, alternate, conditions, java_version, ratios
-from benchmarks.speed.load import load, wrk_version
 
+from benchmarks.speed.conditions import Spread, alternate, conditions, java_version, ratios
+from benchmarks.speed.served import archives
+from benchmarks.speed.served.load import load, wrk_version
 from camserve.tools.serving.server import Server
 
 CONFIG = archives.ROOT / "config.properties"

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from benchmarks.speed import archives
+
 from benchmarks.speed.conditions import conditions
 from benchmarks.speed.live import CONNECTIONS, PNG, served
-from benchmarks.speed.load import load
+from benchmarks.speed.served import archives
+from benchmarks.speed.served.load import load
 
 FIRST, LAST = 500, 5000
 

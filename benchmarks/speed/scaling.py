@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import archives
 from benchmarks.speed.conditions import Spread, alternate, conditions, java_version, ratios, seconds_of
 from benchmarks.speed.engine import Ours, Run, pictures_of, resnet50
 from benchmarks.speed.live import CONFIG, CONNECTIONS, served
-from benchmarks.speed.load import load, wrk_version
-
+from benchmarks.speed.served import archives
+from benchmarks.speed.served.load import load, wrk_version
 from camserve.pipeline.glibc import keep_freed_memory
 from camserve.tools.serving.configuration.cores import cores
 from camserve.tools.serving.server import Server

@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from tests.support import nets, oracle
-from tests.support.zoo import NAMES, SMALLEST, batch, built, family, parameters, side_of
+from tests.support import oracle
+from tests.support.models import nets
+from tests.support.models.architectures import NAMES, SMALLEST, batch, built, family, parameters, side_of
 from torch import Tensor, nn
 
 from camserve.capture import Backend, open_backend

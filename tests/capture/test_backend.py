@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support import nets
+from tests.support.models import nets
 from torch import Tensor, nn
 
 from camserve.capture import open_backend, synthetic_picture

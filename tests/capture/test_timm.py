@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from tests.support import nets, oracle, zoo
-from tests.support.forks import Forks
+from tests.support import oracle
+from tests.support.models import architectures, nets
+from tests.support.processes.fork_server import ForkServer
 from torch import nn
 
 from camserve.capture import open_backend, synthetic_picture
@@ -45,13 +46,13 @@ LAYERS = {
 def built(name: str) -> nn.Module:
     """The architecture with random weights; no head of zeros, and no residual branch scaled to nothing."""
     torch.manual_seed(0)
-    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=zoo.CLASSES)
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=architectures.CLASSES)
     for part in model.modules():
         if isinstance(part, nn.Linear) and not part.weight.any():
             nn.init.normal_(part.weight, std=0.02)
         if isinstance(getattr(part, "gamma", None), nn.Parameter):
             nn.init.ones_(part.gamma)
-    zoo.settle(model.eval(), synthetic_picture(SIZE))
+    architectures.settle(model.eval(), synthetic_picture(SIZE))
     return model
 
 
@@ -103,7 +104,7 @@ def test_patches_that_do_not_divide_the_picture(
 ) -> None:
     """The tokens lie as the patch embedding's map, with the class token and registers before them; parts of heads are no maps."""
     torch.manual_seed(0)
-    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": zoo.CLASSES}
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": architectures.CLASSES}
     model = timm.models.VisionTransformer(img_size=size, **sizes, **options).eval()
     pictures = synthetic_picture(size, seed=5)
     made = open_backend(model, Config(channels_last=False), size, torch.device("cpu"))
@@ -116,17 +117,17 @@ def test_patches_that_do_not_divide_the_picture(
 
 
 @pytest.mark.usefixtures("forked")
-def test_an_archive_carries_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Forks) -> None:
+def test_an_archive_carries_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fork_server: ForkServer) -> None:
     """`--model-file` with a file that imports it: bundled with its licence, and explained where nothing else is installed."""
     (tmp_path / "net.py").write_text(
         "import timm\n\nclass Net:\n    def __new__(cls):\n"
-        f"        return timm.create_model('test_vit', pretrained=False, num_classes={zoo.CLASSES})\n"
+        f"        return timm.create_model('test_vit', pretrained=False, num_classes={architectures.CLASSES})\n"
     )
     torch.save(built("test_vit").state_dict(), tmp_path / "net.pth")
     monkeypatch.chdir(tmp_path)
     flags = ["--model-file", "net.py", "--weights", "net.pth", "--resize", "160", "--crop", "160", "--export-path", "."]
     archive = package.package(package.parser().parse_args(flags), Progress())
-    answer = json.loads(forks.found["body"])
+    answer = json.loads(fork_server.found["body"])
     assert answer["layer"] == LAYERS["test_vit"]
     assert np.array(answer["explanations"][0]["heatmap"]).shape == (10, 10)
     with open_archive(archive) as opened:

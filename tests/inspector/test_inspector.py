@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import requests
 from playwright.sync_api import Route, expect
-from tests.support.answers import close
+from tests.support.browser import CAT, DEMO, ROOT, Visitor, data_file, decoded, downloaded, pixels, set_range, shown
 from tests.support.build import HOSTILE, encoded, noise
-from tests.support.visits import CAT, DEMO, ROOT, Visitor, data_file, decoded, downloaded, pixels, set_range, shown
+from tests.support.equality import assert_close
 
 from camserve.tools.commands.serve import Server
 
@@ -272,7 +272,7 @@ def test_the_curl_command_gives_the_json_that_the_page_saves(visit: Visitor, tmp
     command = page.locator("#curl").inner_text()
 
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=True, cwd=tmp_path, timeout=60)
-    close(json.loads(done.stdout), json.loads(downloaded(page, "#json")))
+    assert_close(json.loads(done.stdout), json.loads(downloaded(page, "#json")))
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
-from tests.support.visits import PATIENCE, Visit, data_file
+from tests.support.browser import PATIENCE, Visit, data_file
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError

@@ -9,8 +9,8 @@ import pytest
 import requests
 from PIL import Image
 from playwright.sync_api import Route
+from tests.support.browser import Visit, Visitor, data_file, decoded, downloaded, set_range
 from tests.support.build import encoded, noise
-from tests.support.visits import Visit, Visitor, data_file, decoded, downloaded, set_range
 
 from camserve.tools.commands.serve import Server
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 from tests.support import build
-from tests.support.worker import monitored
+from tests.support.processes.worker import load_monitored
 
 import camserve
 from camserve.core.config import Monitoring
@@ -603,7 +603,7 @@ def test_a_budget_allows_what_has_taken_no_more_than_its_share() -> None:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The small model in a monitored worker, whose observer collects what it sees."""
-    return monitored(build.archive(tmp_path_factory.mktemp("archive") / "watched"))
+    return load_monitored(build.archive(tmp_path_factory.mktemp("archive") / "watched"))
 
 
 class Seeing(NullObserver):
@@ -703,7 +703,7 @@ def test_an_input_of_a_handlers_own_type_is_watched(tmp_path: Path) -> None:
     """Of half precision, or with a graph."""
     folder = build.archive(tmp_path / "half", {"layers": ["features"]}, handler=OF_ANOTHER_TYPE, fault="x = x.float()")
     output = Output()
-    service = monitored(folder)
+    service = load_monitored(folder)
     observer = service._entry_point.__self__.pipeline.observer = monitor(output)
 
     assert ask(service, [Row({"body": build.encoded(build.noise())})])[0].status == 200
@@ -737,7 +737,7 @@ def test_a_picture_that_the_model_fails_on_is_no_failure_of_watching(tmp_path: P
     """The chunk is halved down to that picture, and fails unwatched too: nothing is counted, and its neighbours are measured."""
     white = np.full((64, 64, 3), 255, dtype=np.uint8)
     fault = "assert not (x.amin((1, 2, 3)) == 1).any(), 'a white picture'"
-    service = monitored(build.archive(tmp_path / "picky", fault=fault))
+    service = load_monitored(build.archive(tmp_path / "picky", fault=fault))
     output = Output()
     observer = service._entry_point.__self__.pipeline.observer = monitor(output)
     rows = [Row({"body": build.encoded(white if seed == 5 else build.noise(seed=seed))}) for seed in range(8)]

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from benchmarks.drift import divided, wilson
-from benchmarks.psi import drift
+from benchmarks.drift.psi import drift
+from benchmarks.drift.run import divided, wilson
 from tests.support import build as small
-from tests.support.worker import monitored
+from tests.support.processes.worker import load_monitored
 
 from camserve.core.config import Config
 from camserve.monitoring.measure import Measured
@@ -542,7 +542,7 @@ def test_a_worker_bins_the_reference_pictures_into_the_references_counts(made: t
     path, _ = made
     lines: list[bytes] = []
     with archives.open_archive(path) as opened:
-        service = monitored(opened.directory)
+        service = load_monitored(opened.directory)
         handler = service._entry_point.__self__
         handler.pipeline.observer._exporter._write = lines.append
         rows = [Row({"body": each.read_bytes()}) for each in list_pictures([folder])]
@@ -584,7 +584,7 @@ def test_an_archive_whose_preprocessing_was_edited_has_no_reference_any_more(mad
 def monitored_reference(path: Path) -> Any:
     """What a worker of an archive tells of its reference, or why it has none."""
     with archives.open_archive(path) as opened:
-        told = monitored(opened.directory)._entry_point.__self__.metadata["monitor"]
+        told = load_monitored(opened.directory)._entry_point.__self__.metadata["monitor"]
     return told["reference"] or told["why"]
 
 
@@ -595,7 +595,7 @@ def test_every_picture_is_measured_where_maps_take_backward_passes(tmp_path: Pat
     assert reference.main(["--archive", str(path), str(folder)]) == 0
     found = Reference.from_json((path / FILE).read_text())
 
-    assert monitored(path)._entry_point.__self__.backend.closed_form == ()
+    assert load_monitored(path)._entry_point.__self__.backend.closed_form == ()
     assert {name: table.sum() for name, table in found.counts.items()} == dict.fromkeys(STATISTICS, 130)
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.support.answers import same
 from tests.support.build import PLAIN, archive, encoded, module_of, noise, square, weights
+from tests.support.equality import assert_same
 from torchvision import transforms
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms import v2
@@ -107,7 +107,7 @@ def test_predictions_ignore_options_and_accept(service: Any) -> None:
         [Row({"body": PICTURES[0]}), Row({"data": PICTURES[0], "colour": bytearray(b"x")}, {"Accept": "text/csv"})],
     )
 
-    same(plain, odd)
+    assert_same(plain, odd)
 
 
 # ------------------------------------------------------------------ explanations
@@ -251,7 +251,7 @@ def test_each_request_of_a_mixed_batch_gets_what_it_would_get_alone(service: Any
 
     for together, wanted in ((ask(service, rows), alone), (ask(service, rows[::-1]), alone[::-1])):
         for answer, right in zip(together, wanted, strict=True):
-            same(answer, right)
+            assert_same(answer, right)
 
 
 def test_a_batch_of_eight_equals_eight_batches_of_one(service: Any) -> None:
@@ -259,7 +259,7 @@ def test_a_batch_of_eight_equals_eight_batches_of_one(service: Any) -> None:
     rows = [Row({"body": encoded(noise(64, 64, seed))}, explain=True) for seed in range(8)]
 
     for answer, row in zip(ask(service, rows), rows, strict=True):
-        same(answer, ask(service, [row])[0])
+        assert_same(answer, ask(service, [row])[0])
 
 
 def test_a_batch_passes_through_the_model_once_for_each_size(service: Any) -> None:
@@ -278,7 +278,7 @@ def test_a_describe_header_from_a_client_harms_nobody(service: Any, explain: boo
     rows = [Row({"body": PICTURES[0]}, {"describe": "True"}, explain=explain), Row({"body": PICTURES[1]}, explain=explain)]
 
     for answer, row in zip(ask(service, rows), rows, strict=True):
-        same(answer, ask(service, [Row(row.fields, explain=explain)])[0])
+        assert_same(answer, ask(service, [Row(row.fields, explain=explain)])[0])
 
 
 @pytest.mark.parametrize("explain", [False, True, None])
@@ -297,7 +297,7 @@ def test_the_route_decides_the_mode_and_no_header_of_a_client(service: Any, expl
     headers = {"explain": str(explain), "EXPLAIN": str(not explain), "Explain": str(not explain)}
     (answer,) = ask(service, [Row({"body": PICTURES[0]}, headers, explain=None)])
 
-    same(answer, expected)
+    assert_same(answer, expected)
 
 
 def test_hostile_labels_reach_headers_and_json_escaped(service: Any) -> None:
@@ -332,7 +332,7 @@ def test_out_of_memory_fails_only_what_does_not_fit_alone(folder: Path, error: s
             assert answer.status == 507
             assert json.loads(answer.body)["type"] == "OutOfMemory"
         else:
-            same(answer, right)
+            assert_same(answer, right)
 
 
 def test_a_picture_that_only_its_neighbours_leave_no_memory_for_is_tried_alone(
@@ -356,7 +356,7 @@ def test_a_picture_that_only_its_neighbours_leave_no_memory_for_is_tried_alone(
     assert [answer.status for answer in answers] == [200, 507, 200, 200]
     assert json.loads(answers[1].body)["type"] == "OutOfMemory"
     for place in (0, 2, 3):
-        same(answers[place], wanted[place])
+        assert_same(answers[place], wanted[place])
     assert sorted(tries.values()) == [1, 1, 2, 2]
 
 

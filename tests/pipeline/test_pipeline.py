@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.support.answers import same
 from tests.support.build import PLAIN, archive, encoded, noise
+from tests.support.equality import assert_same
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
@@ -130,7 +130,7 @@ def test_a_request_that_is_too_large_harms_no_neighbour(service: Any) -> None:
     assert [each.status for each in alone] == [200, 413, 200, 413, 400, 200]
     for batch, wanted in ((rows, alone), (rows[::-1], alone[::-1])):
         for answer, right in zip(ask(service, batch), wanted, strict=True):
-            same(answer, right)
+            assert_same(answer, right)
 
 
 # ------------------------------------------------------------------ decoded pictures
@@ -185,7 +185,7 @@ def test_large_pictures_are_decoded_one_after_another(
     monkeypatch.setattr(pipeline(service), "_semaphore", Semaphore(2 * SIDE**2 - 1))
 
     for answer, right in zip(ask(service, rows), wanted, strict=True):
-        same(answer, right)
+        assert_same(answer, right)
     assert living == [SIDE**2] * len(rows)
 
 
@@ -198,7 +198,7 @@ def test_large_pictures_are_drawn_one_after_another(service: Any, living: list[i
     monkeypatch.setattr(pipeline(service), "_semaphore", Semaphore(2 * SIDE**2 - 1))
 
     for answer, right in zip(ask(service, rows), wanted, strict=True):
-        same(answer, right)
+        assert_same(answer, right)
     assert living == [SIDE**2] * 2 * len(rows)
 
 

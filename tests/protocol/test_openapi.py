@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from openapi_spec_validator import validate
 from tests.support import build, strategies
 from tests.support.build import archive
-from tests.support.skips import OLD_PYTHON
+from tests.support.skip_report import OLD_PYTHON
 
 from camserve.core.config import Config
 from camserve.core.errors import KINDS

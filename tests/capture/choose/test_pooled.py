@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from tests.support import nets
+from tests.support.models import nets
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support import nets
-from tests.support.surveys import default_layer, survey
+from tests.support.models import nets
+from tests.support.models.surveys import default_layer, survey
 from torch import Tensor, nn
 from torchvision.models import SwinTransformer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support import nets
+from tests.support.models import nets
 from torch import Tensor, nn
 from torch.export import Dim, export, save, unflatten
 

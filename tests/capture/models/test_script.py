@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support import nets
+from tests.support.models import nets
 from torch import Tensor, nn
 
 from camserve.capture import open_backend, opened, synthetic_picture

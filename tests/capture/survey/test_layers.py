@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.support import nets
-from tests.support.surveys import default_layer, survey
+from tests.support.models import nets
+from tests.support.models.surveys import default_layer, survey
 from torch import Tensor, nn
 
 from camserve.capture import synthetic_picture

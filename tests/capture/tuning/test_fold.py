@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support import build, nets
-from tests.support.worker import monitored
+from tests.support import build
+from tests.support.models import nets
+from tests.support.processes.worker import load_monitored
 from torch import Tensor, nn
 
 from camserve.capture import open_backend, synthetic_picture
@@ -140,6 +141,6 @@ def test_the_handler_folds(tmp_path: Path) -> None:
     state |= {f"features.1.{name}": torch.rand(6) + 0.5 for name in ("weight", "bias", "running_mean", "running_var")}
     torch.save(state, directory / "weights.pth")
 
-    model = build.module_of(monitored(directory))
+    model = build.module_of(load_monitored(directory))
 
     assert isinstance(model.features[1], nn.Identity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.support import nets
+from tests.support.models import nets
 from torch import Tensor, nn
 
 from camserve.capture import open_backend, synthetic_picture

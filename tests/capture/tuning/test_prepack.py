@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from tests.support import nets
+from tests.support.models import nets
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode

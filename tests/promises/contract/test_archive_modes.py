@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.support.build import PLAIN, archive, encoded, noise
-from tests.support.worker import monitored
+from tests.support.processes.worker import load_monitored
 
 from camserve.core.errors import ConfigError
 from camserve.tools.archive.archive import Row, ask, load_service
@@ -86,7 +86,7 @@ def test_a_compiled_model_is_watched_only_where_that_is_asked_for(tmp_path: Path
     """A watched prediction needs the layer, and runs what was compiled instead of what the compiler made of it."""
     settings = {"pt2": {"compile": {"enable": True, "backend": "eager"}}}
     explain = {key: value for key, value in PLAIN.items() if key != "monitor"} | ({"monitor": True} if asked else {})
-    handler = monitored(archive(tmp_path / "own", explain, settings=settings))._entry_point.__self__
+    handler = load_monitored(archive(tmp_path / "own", explain, settings=settings))._entry_point.__self__
     assert handler.metadata["compiled"]
     assert (handler.metadata["monitor"] is not None) is asked
     if asked:

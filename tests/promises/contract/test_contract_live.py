@@ -17,8 +17,8 @@ import pytest
 import requests
 from PIL import Image
 from tests.promises.project.test_docs import names, table
-from tests.support.answers import close
 from tests.support.build import encoded, mar, noise
+from tests.support.equality import assert_close
 
 from camserve.core.errors import KINDS
 from camserve.tools.archive.archive import Row, ask, load_service, open_archive
@@ -80,7 +80,7 @@ def test_a_full_queue_is_a_503_for_who_comes_too_late(tmp_path: Path) -> None:
     assert len(late) + len(served) == 8
     assert {error["type"] for error in late} == {"ServiceUnavailableException"}
     for answer in served:
-        close(answer, after.json())
+        assert_close(answer, after.json())
 
 
 def test_a_browsers_get_is_the_page_and_another_gets_an_error(live: Server) -> None:
@@ -118,7 +118,7 @@ def test_grpc_carries_predictions(live: Server, model: str) -> None:
         check=True,
     )
 
-    close(json.loads(found.stdout[found.stdout.index(b"{") :]), wanted)
+    assert_close(json.loads(found.stdout[found.stdout.index(b"{") :]), wanted)
 
 
 def _field(number: int, value: bytes) -> bytes:
@@ -212,7 +212,7 @@ def test_an_option_by_key_field_and_header(live: Server, model: str, name: str, 
     for answer in (by_key, by_field):
         assert (answer.status_code, answer.headers["content-type"]) == (200, by_header.headers["content-type"]), answer.text
         if answer.headers["content-type"] == "application/json":
-            close(answer.json(), by_header.json())
+            assert_close(answer.json(), by_header.json())
         else:
             assert _content(answer) == pytest.approx(_content(by_header), abs=2 if accept else 1e-4)
 
@@ -295,7 +295,7 @@ def test_a_tensor_is_explained_without_a_picture(live: Server, model: str) -> No
     """As a bare list and under `data`: the same; there is nothing to draw on."""
     bare, named = (post(live, f"explanations/{model}", body).json() for body in (TENSOR, {"data": TENSOR}))
 
-    close(bare, named)
+    assert_close(bare, named)
     assert bare["image"] is None
     assert [each["region"] for each in bare["explanations"]] == [None]
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tests.support.answers import same
 from tests.support.build import archive, module_of
+from tests.support.equality import assert_same
 from tests.support.strategies import LABELS, PICTURES, encoded, rows
 
 from camserve.core.errors import KINDS
@@ -57,7 +57,7 @@ def test_each_answer_of_a_batch_equals_the_answer_alone(service: Any, batch: lis
     assert len(together) == len(batch)
     for row, answer in zip(batch, together, strict=True):
         orderly(answer)
-        same(answer, ask(service, [row])[0])
+        assert_same(answer, ask(service, [row])[0])
 
 
 @BOUNDED
@@ -73,5 +73,5 @@ def test_a_request_changes_no_later_answer(service: Any, row: Row, place: int) -
 
     assert before.status == 200
     for answer in (*beside, ask(service, [good])[0]):
-        same(answer, before)
+        assert_same(answer, before)
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in module_of(service).parameters())

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from tests.support.answers import close
 from tests.support.build import encoded, noise
+from tests.support.equality import assert_close
 
 from camserve.tools.commands.serve import Server
 
@@ -62,7 +62,7 @@ def client(live: Server) -> dict[str, Any]:
         pytest.skip("needs .venv-kserve, which scripts/test.sh makes")
     pictures = [base64.b64encode(encoded(noise(70 + seed, 64, seed), "JPEG")).decode() for seed in range(2)]
     given = {"url": live.url, "model": "hostile", "pictures": pictures, "tensors": TENSORS[:, :, :64, :64].tolist()}
-    command = [str(PYTHON), str(ROOT / "tests" / "kserve_client.py")]
+    command = [str(PYTHON), str(ROOT / "tests" / "support" / "environments" / "kserve" / "client.py")]
     found = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=300, check=False)
     assert found.returncode == 0, found.stderr[-2000:]
     answers: dict[str, Any] = json.loads(found.stdout)
@@ -75,7 +75,7 @@ def test_kserves_client_gets_v1_predictions(client: dict[str, Any]) -> None:
 
     assert len(predictions) == 4
     assert all(sum(each.values()) == pytest.approx(1, abs=1e-5) for each in predictions)
-    close(predictions[0], predictions[2])
+    assert_close(predictions[0], predictions[2])
 
 
 def test_kserves_client_gets_v1_explanations(client: dict[str, Any]) -> None:
@@ -112,7 +112,7 @@ def test_kserves_client_gets_v2_predictions(client: dict[str, Any]) -> None:
         "probability": ["FP32", [2, 3]],
     }
     assert list(binary["outputs"]) == ["probability", "label", "index"]
-    close(dict(sorted(binary["outputs"].items())), dict(sorted(told["outputs"].items())))
+    assert_close(dict(sorted(binary["outputs"].items())), dict(sorted(told["outputs"].items())))
 
 
 def test_kserves_client_sends_tensors(client: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ def test_kserves_client_sends_tensors(client: dict[str, Any]) -> None:
     outputs = client["v2_tensor"]["answer"]["outputs"]
     labels, probabilities = outputs["label"][2][:3], outputs["probability"][2][:3]
 
-    close(dict(zip(labels, probabilities, strict=True)), client["v1_predict"]["answer"]["predictions"][3])
+    assert_close(dict(zip(labels, probabilities, strict=True)), client["v1_predict"]["answer"]["predictions"][3])
 
 
 def test_kserves_client_gets_v2_explanations(client: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ def test_kserves_client_gets_v2_explanations(client: dict[str, Any]) -> None:
 def test_kserves_client_gets_the_same_from_many_calls_at_once(client: dict[str, Any]) -> None:
     """Whatever batches the server makes of them, each call gets what it got alone."""
     for name, found in client["together"]["answer"]:
-        close(found, client[name])
+        assert_close(found, client[name])
 
 
 # ------------------------------------------------------------------ by hand
@@ -156,8 +156,8 @@ def test_v1_explain_is_the_plain_answer_of_each_instance(live: Server, model: st
     assert len(answer["predictions"]) == len(answer["explanations"]) == 3
     for picture, headers, prediction, explanation in zip(PHOTOGRAPHS, asked, *answer.values(), strict=True):
         wanted = alone(live, model, picture, **headers)
-        close(prediction, wanted.pop("predictions"))
-        close(explanation, wanted)
+        assert_close(prediction, wanted.pop("predictions"))
+        assert_close(explanation, wanted)
 
 
 def test_v1_predict_ignores_accept(live: Server) -> None:
@@ -165,7 +165,7 @@ def test_v1_predict_ignores_accept(live: Server) -> None:
     answer = good(post(live, f"v1/models/{DEMO}:predict", {"instances": TEXTS[:1]}, Accept="text/csv"))
 
     assert list(answer) == ["predictions"]
-    close(answer["predictions"][0], requests.post(f"{live.url}/predictions/{DEMO}", data=CAT, timeout=120).json())
+    assert_close(answer["predictions"][0], requests.post(f"{live.url}/predictions/{DEMO}", data=CAT, timeout=120).json())
 
 
 def test_v1_takes_its_limit_and_no_more(live: Server) -> None:
@@ -237,7 +237,7 @@ def test_v2_tensors_by_hand(live: Server) -> None:
         for data in (TENSORS[0].ravel().tolist(), TENSORS[:1].tolist())
     )
 
-    close(flat, nested)
+    assert_close(flat, nested)
     assert [each["name"] for each in flat["outputs"]] == ["label", "index", "probability", "heatmap", "target", "range"]
 
 
@@ -288,4 +288,4 @@ def test_many_requests_of_many_instances_at_once(live: Server) -> None:
     for place, answer in enumerate(answers):
         wanted = before[place % len(kinds)]
         assert (answer.status_code, answer.headers["content-type"]) == (wanted.status_code, wanted.headers["content-type"])
-        close(answer.json(), wanted.json())
+        assert_close(answer.json(), wanted.json())

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
-from tests.support.answers import close
 from tests.support.build import encoded, noise
+from tests.support.equality import assert_close
 
 from camserve.tools.commands.serve import Server
 
@@ -105,7 +105,7 @@ def test_every_way_to_send_a_picture_gives_the_same_answer(live: Server, argumen
     status, content_type, body = curl(live, f"explanations/{DEMO}", *arguments)
 
     assert (status, content_type) == (200, "application/json"), body
-    close(json.loads(body), wanted)
+    assert_close(json.loads(body), wanted)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_versions_and_put_are_routes_too(live: Server) -> None:
     """`/explanations/{model}/{version}`; PUT like POST; 404 and 405 are TorchServe's own."""
     wanted = post(live, f"explanations/{DEMO}/1.0", CAT).json()
 
-    close(requests.put(f"{live.url}/explanations/{DEMO}", data=CAT, timeout=60).json(), wanted)
+    assert_close(requests.put(f"{live.url}/explanations/{DEMO}", data=CAT, timeout=60).json(), wanted)
     assert post(live, "explanations/nobody", CAT).status_code == 404
 
 
@@ -286,7 +286,7 @@ def asks() -> list[Ask]:
     return kinds
 
 
-def same(one: requests.Response, other: requests.Response) -> None:
+def assert_same(one: requests.Response, other: requests.Response) -> None:
     """The same status, type and content."""
     assert (one.status_code, one.headers.get("content-type")) == (other.status_code, other.headers.get("content-type"))
     readers: dict[str, Callable[[bytes], Any]] = {
@@ -298,7 +298,7 @@ def same(one: requests.Response, other: requests.Response) -> None:
     if isinstance(left, np.ndarray):
         assert np.abs(left - right).max() <= 2
     else:
-        close(left, right)
+        assert_close(left, right)
 
 
 def test_two_hundred_concurrent_requests_get_what_they_would_get_alone(live: Server) -> None:
@@ -314,5 +314,5 @@ def test_two_hundred_concurrent_requests_get_what_they_would_get_alone(live: Ser
         )
 
     for index, answer in zip(order, answers, strict=True):
-        same(answer, alone[index])
+        assert_same(answer, alone[index])
     assert {answer.status_code for answer in answers} == {200, 400}

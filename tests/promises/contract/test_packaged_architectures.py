@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.support import nets, zoo
-from tests.support.forks import Forks
+from tests.support.models import architectures, nets
+from tests.support.processes.fork_server import ForkServer
 
 from camserve.capture import open_backend
 from camserve.core.config import Config
@@ -52,7 +52,7 @@ def eager(name: str, transform_input: bool) -> tuple[str, list[float], NDArray[n
 
     `transform_input`: as torchvision's builders have it for published weights (GoogLeNet, Inception).
     """
-    model, side = zoo.built(name), zoo.side_of(name)
+    model, side = architectures.built(name), architectures.side_of(name)
     if transform_input and hasattr(model, "transform_input"):
         model.transform_input = True
     config = Config(resize=side, crop=side, channels_last=False)
@@ -64,11 +64,11 @@ def eager(name: str, transform_input: bool) -> tuple[str, list[float], NDArray[n
 
 def source(name: str, kind: str, folder: Path) -> list[str]:
     """The files of a model of this kind, and the flags that package them."""
-    model, file = zoo.built(name), folder / "program.pt"
+    model, file = architectures.built(name), folder / "program.pt"
     if kind == "eager":
         torch.save(model.state_dict(), folder / "weights.pth")
         return ["--torchvision", name, "--weights", str(folder / "weights.pth")]
-    file.write_bytes(nets.as_file(model, kind, zoo.batch(name)))
+    file.write_bytes(nets.as_file(model, kind, architectures.batch(name)))
     return ["--exported" if kind == "exported" else "--torchscript", str(file)]
 
 
@@ -84,7 +84,7 @@ def slow(name: str, kind: str) -> bool:
     return name in LARGE or (kind == "exported" and name not in QUICKLY_EXPORTED)
 
 
-CASES = [(name, "eager") for name in sorted(zoo.SMALLEST)]
+CASES = [(name, "eager") for name in sorted(architectures.SMALLEST)]
 CASES += [(name, script) for kind in ("script", "trace") for name, script in ARCHIVED.items() if script == kind]
 CASES += [(name, "exported") for name in ARCHIVED]
 TABLE = [
@@ -95,16 +95,16 @@ TABLE = [
 
 @pytest.mark.parametrize(("name", "kind"), TABLE)
 def test_an_archive_explains_as_the_model(
-    name: str, kind: str, forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: str, fork_server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Packaged, unpacked and loaded as a worker does: the same layer by rule, probabilities and heatmap within 1e-5."""
-    forks.replace_fresh(monkeypatch)
-    side = str(zoo.side_of(name))
+    fork_server.replace_fresh(monkeypatch)
+    side = str(architectures.side_of(name))
     flags = [*source(name, kind, tmp_path), "--name", "packaged", "--resize", side, "--crop", side, "--channels-last", "false"]
     flags += ["--interpolation", "bilinear"]  # some architectures' own weights want another
     archive = package.package(package.parser().parse_args([*flags, "--export-path", str(tmp_path)]), Progress())
     assert archive.is_file()
-    answer = json.loads(forks.found["body"])
+    answer = json.loads(fork_server.found["body"])
     layer, probabilities, heatmap = eager(name, transform_input=kind == "eager")
     assert answer["layer"] == layer
     assert [each["probability"] for each in answer["classes"]] == pytest.approx(probabilities, abs=TOLERANCE)

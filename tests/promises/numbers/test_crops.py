@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from benchmarks import crops
+from benchmarks.drift import crops
 from PIL import Image
 
 BARE = [sys.executable, "-S"]
@@ -21,9 +21,9 @@ BARE = [sys.executable, "-S"]
 def clone(tmp_path: Path) -> Path:
     """The files of a clone that are needed, without an environment."""
     root = tmp_path / "clone"
-    (root / "benchmarks").mkdir(parents=True)
+    (root / "benchmarks" / "drift").mkdir(parents=True)
     (root / "examples").mkdir()
-    shutil.copy(crops.__file__, root / "benchmarks")
+    shutil.copy(crops.__file__, root / "benchmarks" / "drift")
     for path in crops.EXAMPLES.glob("*.jpg"):
         shutil.copy(path, root / "examples")
     return root
@@ -36,7 +36,7 @@ def test_a_python_that_lacks_what_is_needed_hands_over_to_the_environment(clone:
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
 
-    command = [*BARE, "benchmarks/crops.py", "out/good", "--count", "3", "--spoil", "dark"]
+    command = [*BARE, "benchmarks/drift/crops.py", "out/good", "--count", "3", "--spoil", "dark"]
     done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -47,7 +47,7 @@ def test_a_python_that_lacks_what_is_needed_hands_over_to_the_environment(clone:
 
 def test_without_an_environment_it_is_said_what_makes_one(clone: Path) -> None:
     """One line, no traceback."""
-    done = subprocess.run([*BARE, "benchmarks/crops.py", "out"], cwd=clone, capture_output=True, text=True, check=False)
+    done = subprocess.run([*BARE, "benchmarks/drift/crops.py", "out"], cwd=clone, capture_output=True, text=True, check=False)
 
     assert done.returncode == 1
     assert done.stderr.startswith("error: this Python lacks NumPy, Pillow or rich; scripts/setup.sh makes")

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import requests
 import yaml
-from benchmarks import crops
-from benchmarks.psi import drift, psi
+from benchmarks.drift import crops
+from benchmarks.drift.psi import drift, psi
 from tests.conftest import ROOT
 from tests.support import build
-from tests.support.skips import OLD_PYTHON
+from tests.support.skip_report import OLD_PYTHON
 
 from camserve.monitoring.measure import Measured
 from camserve.monitoring.reference import BINS, CLASS, FILE, UNSEEN, Reference

@@ -1,4 +1,4 @@
-"""Whether the maps of the real model tell the truth: a quick form of `benchmarks/fidelity.py`, with gates that a platform's noise
+"""Whether the maps of the real model tell the truth: a quick form of `benchmarks/fidelity/run.py`, with gates that a platform's noise
 does not reach."""
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ import functools
 import numpy as np
 import pytest
 import torch
-from benchmarks import games
-from benchmarks.scenes import LAYER, SHIPPED, Classifier, picture, prepared
+from benchmarks.fidelity import games
+from benchmarks.fidelity.scenes import LAYER, SHIPPED, Classifier, picture, prepared
 from tests.support import oracle
 
 from camserve.capture import opened

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torchvision
 from benchmarks import gpu, run
-from benchmarks.speed import conditions, engine, plots, report, scaling
+from benchmarks.speed import conditions, engine, scaling
+from benchmarks.speed.report import plots, tables
 from torch import nn
 
 
@@ -59,17 +60,17 @@ def test_the_page_keeps_what_others_wrote(tmp_path: Path) -> None:
     row = {"median": 1.0412, "low": 1.03, "high": 1.05}
     part = {"conditions": {"date": "2026-01-02", "model": "net, random weights", "cores": "2"}}
     rows = [{"what": "cost", "goal": 1.05, "side": "most", **row}, {"what": "gain", "goal": 1.5, "side": "least", **row}]
-    report.save("engine", {**part, "rows": rows, "saved": {"net": 0.4}}, tmp_path)
-    report.save("scaling-engine", {**part, "curves": {"batch": [{"at": 1, "plain": 0.1, "autograd": row}]}}, tmp_path)
+    tables.save("engine", {**part, "rows": rows, "saved": {"net": 0.4}}, tmp_path)
+    tables.save("scaling-engine", {**part, "curves": {"batch": [{"at": 1, "plain": 0.1, "autograd": row}]}}, tmp_path)
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Ours\n\n{report.BEGIN}\nold\n{report.END}\n\n## Theirs\n")
+    readme.write_text(f"# Ours\n\n{tables.BEGIN}\nold\n{tables.END}\n\n## Theirs\n")
 
-    found = report.load(tmp_path)
-    report.write(found, readme, ["plots/cost.svg"])
+    found = tables.load(tmp_path)
+    tables.write(found, readme, ["plots/cost.svg"])
 
     text = readme.read_text()
     assert text.startswith("# Ours\n")
-    assert text.endswith(f"{report.END}\n\n## Theirs\n")
+    assert text.endswith(f"{tables.END}\n\n## Theirs\n")
     assert "old" not in text
     assert "| cost | 1.041 (1.030 to 1.050) | at most 1.05 | yes |" in text
     assert "| gain | 1.04 (1.03 to 1.05) | at least 1.5 | no |" in text
@@ -96,7 +97,7 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
 
 def test_a_quick_run_keeps_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """It shows its tables; the recorded figures and the page stay."""
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
     found = {"conditions": {"date": "2026-01-02"}, "saved": {"net": 0.4}}
     monkeypatch.setattr(run, "parts", lambda options, _: {"engine": lambda: found})
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import requests
 import yaml
-from benchmarks.hardships import workers
-from benchmarks.traffic import wait_until
+from benchmarks.survival.hardships import workers
+from benchmarks.survival.traffic import wait_until
 from tests.conftest import ROOT
-from tests.promises.contract.test_two_names import HELD, WAIT, gate  # noqa: F401 gate is a fixture
 from tests.support import build
+from tests.support.processes.gate import wait_at
 
 from camserve.tools.commands.serve import Server
 
@@ -138,14 +138,14 @@ def test_the_dashboards_times_are_those_of_answered_requests(tmp_path: Path) -> 
 
 
 @pytest.mark.live
-def test_torchserve_counts_what_no_worker_answers(tmp_path: Path, gate: Path) -> None:  # noqa: F811
+def test_torchserve_counts_what_no_worker_answers(tmp_path: Path, gate: Path) -> None:
     """Requests that come and are answered are counted alike, good or bad; those refused or lost only when they come."""
     build.mar(
         tmp_path,
         "tiny",
         explain={**build.PLAIN, "monitor": {"interval": 0.2}},
         settings={"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 1, "jobQueueSize": QUEUE},
-        fault=WAIT.format(gate=str(gate), held=HELD),
+        fault=wait_at(gate),
     )
     picture = bytes(build.encoded(build.noise()))
     with Server(tmp_path, config=ROOT / "config.properties", port=0) as server, ThreadPoolExecutor(12) as threads:

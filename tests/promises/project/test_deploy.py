@@ -70,8 +70,8 @@ def from_store(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 def complaints(**given: list[Any]) -> Any:
-    """What `deploy_schemas.py` finds."""
-    return json.loads(run(TOOLS / "python", "tests/support/deploy_schemas.py", given=json.dumps(given)))
+    """What `tests/support/environments/deploy/schemas.py` finds."""
+    return json.loads(run(TOOLS / "python", "tests/support/environments/deploy/schemas.py", given=json.dumps(given)))
 
 
 # ------------------------------------------------------------------ schemas
@@ -102,11 +102,11 @@ def test_every_manifest_fits_its_schema(from_store: list[Any]) -> None:
 def test_the_inference_service_fits_kserves_models() -> None:
     """Every key is one of KServe's or Kubernetes' and holds its type; and mistakes are found."""
     service = yaml.safe_load(text("deploy/kserve/inferenceservice.yaml"))
-    assert json.loads(run(KSERVE_PYTHON, "tests/support/kserve_schema.py", given=json.dumps(service))) == []
+    assert json.loads(run(KSERVE_PYTHON, "tests/support/environments/kserve/schema.py", given=json.dumps(service))) == []
 
     service["spec"]["predictor"]["minReplica"] = 1
     service["spec"]["predictor"]["containers"][0]["ports"][0]["containerPort"] = "8080"
-    assert len(json.loads(run(KSERVE_PYTHON, "tests/support/kserve_schema.py", given=json.dumps(service)))) == 2
+    assert len(json.loads(run(KSERVE_PYTHON, "tests/support/environments/kserve/schema.py", given=json.dumps(service)))) == 2
 
 
 @needs_tools

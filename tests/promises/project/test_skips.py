@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support import skips
+from tests.support import skip_report
 
 CASES = """
 import pytest
@@ -34,7 +34,7 @@ def test_a_skip_is_listed_and_fails_in_ci_without_a_good_reason(
     tmp_path: Path, body: str, ci: bool, status: int, words: str
 ) -> None:
     """A missing GPU and a slow test are good reasons; any other fails the run where CI is set."""
-    shutil.copy(Path(skips.__file__), tmp_path / "conftest.py")
+    shutil.copy(Path(skip_report.__file__), tmp_path / "conftest.py")
     (tmp_path / "test_cases.py").write_text(CASES.format(body=body))
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "CAMSERVE_SLOW")}
     environment |= {"CUDA_VISIBLE_DEVICES": "", **({"CI": "true"} if ci else {})}

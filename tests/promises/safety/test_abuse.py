@@ -1,4 +1,4 @@
-"""Abuse: a slice of `benchmarks/abuse.py`, which sends thousands, and bad bodies to a live server."""
+"""Abuse: a slice of `benchmarks/abuse/run.py`, which sends thousands, and bad bodies to a live server."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from benchmarks import abuse
-from benchmarks.abuse_live import Live, message
-from benchmarks.bad_pictures import Case, good_picture
+from benchmarks.abuse import run as abuse
+from benchmarks.abuse.bad_pictures import Case, good_picture
+from benchmarks.abuse.live import Live, message
 from tests.support.build import archive, encoded, noise
 
 from camserve.tools.archive.archive import Response, Row, load_service

@@ -1,4 +1,4 @@
-"""What `benchmarks/overload.py` complains about: a server that hangs, does not refuse, or does not recover, on made-up traffic."""
+"""What `benchmarks/survival/overload.py` complains about: a server that hangs, does not refuse, or does not recover, on made-up traffic."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from benchmarks import overload
-from benchmarks.traffic import REFUSED, RIGHT, Ask, Outcome, Traffic, tally
+from benchmarks.survival import overload
+from benchmarks.survival.traffic import REFUSED, RIGHT, Ask, Outcome, Traffic, tally
 
 
 class Provenance(Traffic):

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 import requests
-from benchmarks.survival_archives import HUNG
+from benchmarks.survival.archives import HUNG
 from PIL import Image
 from tests.support.build import encoded, mar, noise
 

@@ -1,4 +1,4 @@
-"""A real TorchServe under what goes wrong in production: the quick form of `benchmarks/survival.py`."""
+"""A real TorchServe under what goes wrong in production: the quick form of `benchmarks/survival/run.py`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from benchmarks import soak, survival
-from benchmarks.stopping import Stop
-from benchmarks.traffic import FAILED, REFUSED, RIGHT, Outcome, tally
+from benchmarks.survival import run as survival
+from benchmarks.survival import soak
+from benchmarks.survival.stopping import Stop
+from benchmarks.survival.traffic import FAILED, REFUSED, RIGHT, Outcome, tally
 from tests.support.build import HANDLERS, archive
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux only: it limits another process's memory, and fills /dev/full")

@@ -11,7 +11,7 @@ import pytest
 import requests
 import ts
 from tests.support import build
-from tests.support.worker import monitored
+from tests.support.processes.worker import load_monitored
 
 from camserve.monitoring.metrics import METRICS
 from camserve.monitoring.reference import FILE
@@ -120,7 +120,7 @@ def test_an_envelope_and_undeclared_metrics_are_found(wrapped: Server) -> None:
 @pytest.fixture(scope="module")
 def metadata(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a real worker's handler says of itself."""
-    service = monitored(build.archive(tmp_path_factory.mktemp("doctor") / "m"))
+    service = load_monitored(build.archive(tmp_path_factory.mktemp("doctor") / "m"))
     described: dict[str, Any] = service._entry_point.__self__.describe_handle()
     return described
 
@@ -188,7 +188,7 @@ def test_a_reference_of_other_weights_is_told(tmp_path: Path) -> None:
     """The worker runs without bins, and its metadata say why."""
     directory = build.archive(tmp_path / "stale")
     (directory / FILE).write_text("{}")
-    handler = monitored(directory)._entry_point.__self__
+    handler = load_monitored(directory)._entry_point.__self__
 
     assert f"{FILE} cannot be read" in one(told(handler.describe_handle()), "no reference").what
 

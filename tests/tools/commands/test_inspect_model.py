@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tests.support import build, nets, zoo
+from tests.support import build
+from tests.support.models import architectures, nets
 from torch import nn
 
 from camserve.capture import synthetic_picture
@@ -50,7 +51,7 @@ def settled() -> nn.Module:
     model: nn.Module = space["Settled"]().eval()
     with torch.no_grad():
         model.conv.weight.copy_(model.conv.weight.abs())
-    zoo.settle(model, synthetic_picture((64, 64)))
+    architectures.settle(model, synthetic_picture((64, 64)))
     return model
 
 

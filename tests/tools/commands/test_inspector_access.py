@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import requests
 from playwright.sync_api import Page, expect
+from tests.support.browser import DEMO, NARROW, ROOT, Visit, Visitor, axe, data_file, tab_to
 from tests.support.build import HOSTILE, encoded, mar, noise
-from tests.support.visits import DEMO, NARROW, ROOT, Visit, Visitor, axe, data_file, tab_to
 from tests.tools.client.test_client import Scripted, scripted  # noqa: F401 a fixture
 
 from camserve.tools.commands import inspector

@@ -16,7 +16,7 @@ import torchvision
 import yaml
 from rich.console import Console
 from tests.support.build import encoded, noise
-from tests.support.forks import Forks
+from tests.support.processes.fork_server import ForkServer
 from torch import nn
 
 from camserve.core.config import KEYS, Config, defaults
@@ -86,7 +86,7 @@ def made(arguments: list[str]) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> tuple[Path, str]:
+def tiny(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> tuple[Path, str]:
     """The tiny model's archive, with a module beside the model's file, an extra file and an option of each kind."""
     folder = tmp_path_factory.mktemp("tiny")
     arguments = write_model(folder, imports="import beside")
@@ -94,7 +94,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> tuple[Path, 
     (folder / "note.txt").write_text("hello")
     extra = ["--extra-files", str(folder / "note.txt"), "--batch-size", "4", "--max-pixels", "60000", "--version", "2.1"]
     with pytest.MonkeyPatch.context() as patch:
-        forks.replace_fresh(patch)
+        fork_server.replace_fresh(patch)
         return made([*arguments, *extra])
 
 

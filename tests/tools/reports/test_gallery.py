@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
-from tests.support.visits import CAT, DEMO, NARROW, ROOT, WIDE, Visitor, axe
+from tests.support.browser import CAT, DEMO, NARROW, ROOT, WIDE, Visitor, axe
 
 from camserve.tools.commands import explain
 from camserve.tools.commands.serve import Server

@@ -30,7 +30,7 @@ def openness(settings: Settings, addresses: Addresses) -> list[str]:
 
 def needed(requests: int) -> int:
     """Bytes of heap with which so many waiting photographs do no harm: twice their size, since each needs its room in one
-    piece, and `BESIDES` (tried by `benchmarks/survival.py --only crammed`)."""
+    piece, and `BESIDES` (tried by `benchmarks/survival/run.py --only crammed`)."""
     return 2 * requests * UPLOAD + BESIDES
 
 

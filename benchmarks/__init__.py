@@ -1,0 +1,1 @@
+"""What was measured, by room; `README.md` has the figures."""

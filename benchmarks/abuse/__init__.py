@@ -1,0 +1,1 @@
+"""Thousands of bad requests, and what each must be answered."""

@@ -1,0 +1,1 @@
+"""Whether maps tell the truth."""

@@ -1,0 +1,158 @@
+"""What monitoring costs: batches with it and without it, in turns, inside one process.
+
+    python benchmarks/speed/monitor_cost.py [--rounds 60] [--threads 1]
+
+The model is tuned as the handler does. Prints, for models with the closed form and without it, and batches of 1 and 8, the mean
+milliseconds of a batch of predictions without monitoring and with it, the difference in percent with its 95 % interval
+(bootstrap over pairs of neighbouring batches), and the share of the pictures that were measured: less than all where maps take
+backward passes that the budget has no room for. `wall` is the time until the answers are there, `cpu` what the process used.
+Means, not medians, because part of the work comes in lumps: statistics are computed for 64 pictures at a time. Pairs with a
+batch of more than twice the median were disturbed by something else; they are left out and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+from benchmarks.drift import crops
+from camserve.capture import open_backend
+from camserve.core.config import Config, Monitoring
+from camserve.core.labels import Labels
+from camserve.core.messages import Call, ModelInfo
+from camserve.core.served import Served
+from camserve.explain.explainer import Explainer
+from camserve.explain.observer import NullObserver
+from camserve.monitoring.exporter import Exporter
+from camserve.monitoring.monitor import CHUNK, Monitor
+from camserve.monitoring.reference import Provenance
+from camserve.monitoring.statistics import Scale
+from camserve.pictures.preprocess import Preprocess
+from camserve.pipeline.glibc import keep_freed_memory
+from camserve.pipeline.pipeline import Pipeline
+from camserve.protocol.parser import Parser
+from camserve.protocol.reply import Responder
+from camserve.tools.watching.baseline import Collector, build
+
+
+def demo() -> nn.Module:
+    """EfficientNet-Lite0, the demo's: pooled and linear."""
+    from camserve.tools.packaging.sources import demo as source  # noqa: PLC0415 it loads weights
+
+    return source().model
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "EfficientNet-Lite0, closed form": (demo, "features"),
+    "ResNet-18, closed form": (torchvision.models.resnet18, "layer4"),
+    "ResNet-50, closed form": (torchvision.models.resnet50, "layer4"),
+    "ResNet-18, layer3, autograd": (torchvision.models.resnet18, "layer3"),
+    "VGG-11, autograd": (torchvision.models.vgg11, "features"),
+    "MobileNetV3-Large, autograd": (torchvision.models.mobilenet_v3_large, "features"),
+}
+
+
+def pipeline_of(model: nn.Module, layer: str) -> Pipeline:
+    """A pipeline as the handler makes it."""
+    config = Config(layers=(layer,))
+    device = torch.device("cpu")
+    backend = open_backend(model.eval(), config, (224, 224), device, tune=True)
+    labels = Labels(backend.outputs)
+    served = Served(config, labels, backend.layers, ModelInfo("m", "1", "sha256:0"), size=(224, 224))
+    return Pipeline(
+        config=config,
+        labels=labels,
+        parser=Parser(served),
+        explainer=Explainer(backend, device),
+        preprocess=Preprocess(config),
+        responder=Responder(served),
+    )
+
+
+def monitor_of(pipeline: Pipeline, calls: Sequence[Call]) -> Monitor:
+    """A monitor with a reference, that exports into nothing; its thread is not started, `pairs` does its work."""
+    scale = Scale(Config().mean, Config().std)
+    collector = Collector(scale)
+    pipeline.observer = collector
+    for _ in range(13):
+        pipeline.run(calls)
+    reference = build(collector.found(), collector.shares, Provenance("l", "m", "w"))
+    return Monitor(Monitoring(1.0, 15.0), Exporter("m", "1", len), scale, reference)
+
+
+def pairs(pipeline: Pipeline, monitor: Monitor, calls: Sequence[Call], rounds: int) -> dict[str, Any]:
+    """Seconds `[rounds, 2]` of batches without and with the monitor, in turns, which comes first by chance."""
+    watchers = (NullObserver(), monitor)
+    order = np.random.default_rng(0).permuted(np.tile([0, 1], (rounds, 1)), axis=1)
+    due = time.monotonic()
+    wall, cpu, measured = np.zeros((rounds, 2)), np.zeros((rounds, 2)), 0
+    for place, turn in enumerate(order):
+        for which in turn:
+            pipeline.observer = watchers[which]
+            begun, used = time.perf_counter(), time.process_time()
+            waiting = len(monitor._looks)
+            pipeline.run(calls)
+            measured += len(monitor._looks) - waiting
+            if which and len(monitor._looks) >= CHUNK:
+                monitor._digest()
+            if which and time.monotonic() > due:
+                monitor.flush()
+                due = time.monotonic() + 15
+            wall[place, which], cpu[place, which] = time.perf_counter() - begun, time.process_time() - used
+    return {"wall": wall, "cpu": cpu, "measured": measured / (rounds * len(calls))}
+
+
+def shown(seconds: Any) -> tuple[str, int]:
+    """Means in milliseconds, and by how much the second is longer, with the interval; and how many pairs were left out."""
+    calm = seconds[(seconds < 2 * np.median(seconds, axis=0)).all(1)]
+    random = np.random.default_rng(0)
+    drawn = calm[random.integers(0, len(calm), (2000, len(calm)))].sum(1)
+    low, high = np.quantile(drawn[:, 1] / drawn[:, 0] - 1, (0.025, 0.975))
+    without, beside = calm.mean(0) * 1e3
+    more = f"{beside / without - 1:+7.1%} ({low:+.1%} to {high:+.1%})"
+    return f"{without:8.2f} {beside:8.2f} {more:28}", len(seconds) - len(calm)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=60, help="pairs of batches of 8; of batches of 1, three times as many")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help="; ".join(MODELS))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    load = os.getloadavg()[0]
+    print(f"torch {torch.__version__}, NumPy {np.__version__}, Python {platform.python_version()}, {platform.machine()},")
+    print(f"{os.cpu_count()} cores, {options.threads} thread(s), load {load:.1f} when it began")
+    print("monitored at rate 1.0; what the monitor's thread does is done after a batch here, and counts as that batch's")
+    print(f"{'':34}{'batch':>6}{'':>5} {'without':>8} {'with':>8} {'more':>7}{'':22}{'measured':>8} {'pairs':>6} {'left out':>8}")
+    pictures = list(crops.traffic(8, dict.fromkeys(crops.NAMES, 1.0), 1))
+    for name in options.models:
+        make, layer = MODELS[name]
+        torch.manual_seed(0)
+        pipeline = pipeline_of(make(), layer)
+        for batch, rounds in ((1, 3 * options.rounds), (8, options.rounds)):
+            calls = [Call(False, {}, {"body": picture}) for picture in pictures[:batch]]
+            monitor = monitor_of(pipeline, [Call(False, {}, {"body": picture}) for picture in pictures])
+            found = pairs(pipeline, monitor, calls, rounds)
+            for kind in ("wall", "cpu"):
+                told, left_out = shown(found[kind])
+                print(f"{name:34}{batch:6}{kind:>5} {told} {found['measured']:8.0%} {rounds:6} {left_out:8}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Archives that are served, and the load on them."""

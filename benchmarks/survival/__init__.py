@@ -1,0 +1,1 @@
+"""A real TorchServe under everything that goes wrong in production."""

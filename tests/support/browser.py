@@ -1,0 +1,165 @@
+"""A real browser visits the pages: what it is given, what it asks for, and what goes wrong in it."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from camserve.tools.commands.serve import Server
+
+ROOT = Path(__file__).resolve().parents[2]
+CAT = ROOT / "examples" / "cat.jpg"
+DEMO = "efficientnet_lite0"
+AXE = ROOT / "tests" / "node_modules" / "axe-core" / "axe.min.js"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+WIDE, NARROW = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
+PATIENCE = 60_000
+"""Milliseconds to wait for anything at all: a machine may be busy, and what does come ends the wait."""
+
+expect.set_options(timeout=PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium, with a profile of its own that is gone afterwards."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*QUIET.split(), "--disable-sync"])
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """A browser's page, what it asked for, and what went wrong in it."""
+
+    page: Page
+    home: str
+    posts: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    expected: str = "nothing"
+
+    def watch(self) -> None:
+        """Records requests to other origins, errors, dialogs and messages of the console."""
+        page = self.page
+        page.on("request", self._on_request)
+        page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (self.faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("console", lambda message: self.faults.append(f"console: {message.text}"))
+
+    def _on_request(self, request: Any) -> None:
+        if not request.url.startswith((self.home, "data:", "blob:")):
+            self.faults.append(f"request: {request.url}")
+        if request.method == "POST":
+            self.posts.append(request.url)
+
+    def open(self, model: str = DEMO) -> Page:
+        """Goes to a model's page."""
+        response = self.page.goto(f"{self.home}/explanations/{model}")
+        assert response is not None
+        assert response.status == 200
+        return self.page
+
+    def explain(self, picture: Any = CAT, model: str = DEMO) -> Page:
+        """Goes to a model's page and gives it a picture: a path, or a name, type and bytes."""
+        page = self.open(model)
+        self.give(picture)
+        expect(page.locator("#work")).to_be_visible()
+        return page
+
+    def give(self, picture: Any) -> None:
+        """Chooses a file."""
+        self.page.locator("input.file >> visible=true").or_(self.page.locator("input.file")).first.set_input_files(picture)
+
+
+Visitor = Callable[..., Visit]
+
+
+@pytest.fixture
+def visit(chromium: Browser, live: Server) -> Iterator[Visitor]:
+    """Opens visits; in the end none has seen an error, a dialog, or a request to another origin."""
+    visits: list[Visit] = []
+
+    def make(home: str = live.url, **options: Any) -> Visit:
+        context = chromium.new_context(**{"viewport": WIDE, "accept_downloads": True, **options})
+        context.set_default_timeout(PATIENCE)
+        visits.append(Visit(context.new_page(), home))
+        visits[-1].watch()
+        return visits[-1]
+
+    yield make
+    for each in visits:
+        each.page.context.close()
+        assert [fault for fault in each.faults if not re.search(each.expected, fault)] == []
+
+
+def data_file(content: bytes | bytearray, name: str = "picture.png") -> dict[str, Any]:
+    """A file to choose."""
+    return {"name": name, "mimeType": "image/png", "buffer": bytes(content)}
+
+
+def shown(page: Page, pane: int = 0) -> Locator:
+    """A pane; the bare picture, where it is shown, is none."""
+    return page.locator(".pane:has(.how:not([hidden]))").nth(pane)
+
+
+def pixels(page: Page) -> list[int]:
+    """The first pane's pixels, on a coarse grid."""
+    code = """canvas => { const s = document.createElement("canvas"); s.width = s.height = 16;
+        const c = s.getContext("2d"); c.drawImage(canvas, 0, 0, 16, 16); return [...c.getImageData(0, 0, 16, 16).data]; }"""
+    found: list[int] = shown(page).locator("canvas").evaluate(code)
+    return found
+
+
+def downloaded(page: Page, button: str) -> bytes:
+    """What a button saves."""
+    with page.expect_download() as download:
+        page.locator(button).click()
+    return Path(download.value.path()).read_bytes()
+
+
+def decoded(picture: bytes) -> NDArray[np.int16]:
+    """A picture's RGB pixels."""
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), dtype=np.int16)
+
+
+def set_range(page: Page, selector: str, value: int) -> None:
+    """Moves a slider as a hand does."""
+    page.locator(selector).evaluate(
+        "(e, value) => { e.value = value; e.dispatchEvent(new Event('input', {bubbles: true})); }", str(value)
+    )
+
+
+def tab_to(page: Page, selector: str, most: int = 60) -> None:
+    """Presses Tab until an element has the focus."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+    raise AssertionError(f"Tab does not reach {selector}")
+
+
+def axe(page: Page) -> list[Any]:
+    """What axe-core finds wrong with the page as it stands, wide and narrow."""
+    if not AXE.is_file():
+        pytest.skip("needs axe-core: scripts/test.sh installs it")
+    page.evaluate(AXE.read_text("utf-8"))
+    found: list[Any] = []
+    for viewport in (WIDE, NARROW):
+        page.set_viewport_size(viewport)  # type: ignore[arg-type]
+        violations = page.evaluate("axe.run()")["violations"]
+        found += [(each["id"], [node["target"] for node in each["nodes"]]) for each in violations]
+    return found
