@@ -25,7 +25,7 @@ from tests.support.processes.worker import load_monitored
 
 import camserve
 from camserve.core.config import Monitoring
-from camserve.core.messages import Item
+from camserve.core.messages import Encoded, Item
 from camserve.explain.degenerate import degenerate
 from camserve.explain.explainer import Explainer
 from camserve.explain.observer import NullObserver, Observation, Observer, sample_rows
@@ -715,7 +715,7 @@ def test_what_is_tried_again_for_want_of_memory_is_counted_once(service: Any, mo
     """A request of two pictures, of which one did not fit beside its neighbour's."""
     texts = [base64.b64encode(build.encoded(build.noise(seed=seed))).decode() for seed in range(2)]
     rows = [Row({"body": {"instances": [{"data": text} for text in texts]}}), Row({"body": build.encoded(build.noise(seed=2))})]
-    prepared, refused = Pictures.prepared, [base64.b64decode(texts[1])]
+    prepared, refused = Pictures.prepared, [Encoded(base64.b64decode(texts[1]))]
 
     def once_too_large(self: Pictures, item: Item, *args: Any, **more: Any) -> Prepared:
         if item.image in refused:

@@ -344,11 +344,11 @@ def test_a_picture_that_only_its_neighbours_leave_no_memory_for_is_tried_alone(
     wanted = ask(service, rows)
     tries: Counter[int] = Counter()
 
-    def scarce(data: bytes, config: Any) -> Any:
+    def scarce(data: bytes, *more: Any) -> Any:
         tries[len(data)] += 1
         if len(data) == len(PICTURES[1]) or (len(data) == len(PICTURES[2]) and tries[len(data)] == 1):
             raise MemoryError
-        return open_picture(data, config)
+        return open_picture(data, *more)
 
     monkeypatch.setattr("camserve.pipeline.pipeline.open_picture", scarce)
     answers = ask(service, rows)

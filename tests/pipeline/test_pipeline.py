@@ -23,7 +23,7 @@ from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
 from camserve.core.limits import Semaphore
-from camserve.core.messages import Item, Media, Options
+from camserve.core.messages import Encoded, Item, Media, Options
 from camserve.explain.observer import NullObserver
 from camserve.pictures import render
 from camserve.pictures.decode import open_picture
@@ -143,8 +143,8 @@ def living(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     alive: dict[int, int] = {}
     lock = threading.Lock()
 
-    def opened(data: bytes, config: Any) -> Image.Image:
-        picture = open_picture(data, config)
+    def opened(data: bytes, config: Any, origin: str) -> Image.Image:
+        picture = open_picture(data, config, origin)
         with lock:
             alive[id(picture)] = picture.width * picture.height
             weakref.finalize(picture, alive.pop, id(picture))
@@ -217,7 +217,7 @@ def test_large_pictures_are_drawn_one_after_another(service: Any, living: list[i
 def test_drawing_is_as_large_as_what_it_draws(size: Any, kept: bool, media: Media, pixels: int) -> None:
     """So many maps at the size at which they are drawn, or the picture, where it has to be opened again."""
     pictures = Pictures(Config(), Preprocess(Config()), lambda _: pytest.fail("opened"))
-    item = Item(b"", Options((), "gradcam", "top", "jet", 0.4, media=media))
+    item = Item(Encoded(b""), Options((), "gradcam", "top", "jet", 0.4, media=media))
     canvas = Canvas(np.zeros((1, 1, 3), np.uint8), Rect(0, 0, 1, 1)) if kept else None
 
     assert pictures.drawn_pixels(Prepared(item, True, torch.zeros(3, 1, 1), size, None, canvas), 3) == pixels
@@ -230,9 +230,9 @@ def test_ordinary_pictures_are_decoded_beside_each_other(service: Any, explain: 
     threads = pipeline(service)._threads._max_workers
     barrier = threading.Barrier(threads)
 
-    def opened(data: bytes, config: Any) -> Image.Image:
+    def opened(data: bytes, config: Any, origin: str) -> Image.Image:
         barrier.wait(timeout=20)
-        return open_picture(data, config)
+        return open_picture(data, config, origin)
 
     monkeypatch.setattr("camserve.pipeline.pipeline.open_picture", opened)
     rows = [Row({"body": each}, explain=explain) for each in PICTURES[:threads]]
@@ -252,7 +252,7 @@ def test_what_is_not_kept_is_opened_again(service: Any, room: int, monkeypatch: 
     opened: list[bytes] = []
     monkeypatch.setattr("camserve.pipeline.pipeline.KEPT", room)
     monkeypatch.setattr(
-        "camserve.pipeline.pipeline.open_picture", lambda data, config: opened.append(data) or open_picture(data, config)
+        "camserve.pipeline.pipeline.open_picture", lambda data, *more: opened.append(data) or open_picture(data, *more)
     )
 
     for answer, right in zip(ask(service, DRAWN), wanted, strict=True):
@@ -317,7 +317,7 @@ def test_a_size_that_is_only_not_explained_is_told_so(tmp_path: Path, monkeypatc
 def test_a_picture_that_failed_is_let_go_of(tmp_path: Path) -> None:
     """Its error is what is left of it, though nothing collects cycles: memory that its neighbours wait for is free."""
     pipeline = load_service(archive(tmp_path / "own"))._entry_point.__self__.pipeline
-    item = Item(encoded(noise()), Options((0,), "gradcam", "features", "viridis", 0.5))
+    item = Item(Encoded(encoded(noise())), Options((0,), "gradcam", "features", "viridis", 0.5))
     entries = [Prepared(item, True, torch.zeros(3, 64, 64))]
     entry, error = weakref.ref(entries[0]), RequestError(507, "OutOfMemory", "too large")
     gc.disable()
@@ -417,7 +417,7 @@ def test_a_picture_that_is_opened_again_for_nothing_is_not(service: Any, monkeyp
     opened: list[bytes] = []
     monkeypatch.setattr("camserve.pipeline.pipeline.KEPT", 0)
     monkeypatch.setattr(
-        "camserve.pipeline.pipeline.open_picture", lambda data, config: opened.append(data) or open_picture(data, config)
+        "camserve.pipeline.pipeline.open_picture", lambda data, *more: opened.append(data) or open_picture(data, *more)
     )
     monkeypatch.setattr(pipeline(service), "_semaphore", Semaphore(1))
     monkeypatch.setattr(pipeline(service), "_config", replace(pipeline(service)._config, max_response_bytes=1_000))

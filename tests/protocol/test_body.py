@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
+from camserve.core.messages import Encoded
 from camserve.pictures.decode import open_picture
 from camserve.protocol.body import decode_base64, read_image, read_json, starts_json
 
@@ -48,8 +49,9 @@ def image_or_kind(value: object, stock: bool) -> object:
 def test_every_form_of_one_picture(value: bytes | bytearray | str) -> None:
     """Bytes, base64 in either alphabet, with or without padding and whitespace, and `data:` URLs hold the same bytes."""
     image = read_image(value, CONFIG)
-    assert image == JPEG
-    assert type(image) is bytes
+    assert isinstance(image, Encoded)
+    assert image.data == JPEG
+    assert type(image.data) is bytes
 
 
 @pytest.mark.parametrize("value", [TENSOR, json.dumps(TENSOR), json.dumps(TENSOR).encode(), "\ufeff \n" + json.dumps(TENSOR)])
@@ -64,7 +66,7 @@ def test_tensor(value: object) -> None:
 def test_bytes_that_are_no_text_stay_as_they_are() -> None:
     """Bytes outside base64, even one, and a cut-off picture of letters only, are left to the decoder of pictures."""
     for raw in (b"not, a picture", TEXT.encode() + b"\xff", b"GIF89a", b"\x00" * 10):
-        assert read_image(raw, CONFIG) == raw
+        assert read_image(raw, CONFIG) == Encoded(raw)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +91,9 @@ def test_text_that_happens_to_be_base64_is_told_so() -> None:
     text = ("all work and no play makes Jack a dull boy\n" * 12)[:500]
     for value in (text, text.encode(), f"data:;base64,{text}"):
         image = read_image(value, CONFIG)
-        assert isinstance(image, bytes)
+        assert isinstance(image, Encoded)
         with pytest.raises(RequestError, match=r"which start with [0-9a-f ]{35}, after base64 decoding of 500 characters$"):
-            open_picture(image, CONFIG)
+            open_picture(image.data, CONFIG, image.origin)
     with pytest.raises(RequestError, match=r"which start with 85 e9$"):
         open_picture(b"\x85\xe9", CONFIG)
 
@@ -99,7 +101,8 @@ def test_text_that_happens_to_be_base64_is_told_so() -> None:
 def test_text_bodies_are_decoded_as_leniently_as_the_stock_handler() -> None:
     """Quotes and other marks around base64 are dropped where the stock handler drops them, only if a picture is the outcome."""
     for text in (f'"{TEXT}"', f"<{TEXT}>", f"{TEXT[:40]}!{TEXT[40:]}"):
-        assert read_image(text, CONFIG, stock=True) == base64.b64decode(text) == JPEG
+        assert base64.b64decode(text) == JPEG
+        assert read_image(text, CONFIG, stock=True) == Encoded(JPEG)
         assert refused(text).kind == "InvalidBase64"
     for text in ("hello, world!", "<aGVsbG8gd29ybGQh>"):
         assert refused(text, stock=True).kind == "InvalidBase64"
@@ -174,5 +177,5 @@ def test_any_value(value: bytes | str) -> None:
 @pytest.mark.parametrize("raw", [b"A" * 3_000_000 + b"!", b" " * 3_000_000 + b"!", b"A" * 3_000_000 + b" " * 300_000 + b"=!"])
 def test_hostile_text_costs_little(raw: bytes) -> None:
     """Megabytes that are almost base64 are told from it in one pass; were they not, this would hang."""
-    assert read_image(raw, CONFIG) == raw
+    assert read_image(raw, CONFIG) == Encoded(raw)
     assert refused(raw.decode()).kind == "InvalidBase64"

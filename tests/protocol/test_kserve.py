@@ -14,7 +14,7 @@ from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
 from camserve.core.labels import Labels
-from camserve.core.messages import Answer, Call, Explanation, ImageInfo, ModelInfo, Output, Reply, Request, Score
+from camserve.core.messages import Answer, Call, Encoded, Explanation, ImageInfo, ModelInfo, Output, Reply, Request, Score
 from camserve.core.served import Served
 from camserve.protocol.parser import Parser
 from camserve.protocol.reply import Responder
@@ -78,7 +78,7 @@ def test_v1_instances() -> None:
     ]
     request = parse({"instances": instances, "signature_name": "serving_default"}, {"accept": "text/html;q=9"})
     assert request.protocol == "v1"
-    assert [item.image for item in request.items[:3]] == [JPEG] * 3
+    assert [item.image for item in request.items[:3]] == [Encoded(JPEG)] * 3
     np.testing.assert_array_equal(request.items[3].image, np.array(TENSOR, np.float32))
     options = [item.options for item in request.items]
     assert [option.targets for option in options] == [(1, 0), (), (), ()]
@@ -152,7 +152,7 @@ def test_v2_bytes() -> None:
     body = v2([TEXT, f"data:;base64,{TEXT}"], id="x-1", parameters=parameters, model_name="cats", outputs=None)
     request = parse(body, {"accept": "image/png", "x-explain-opacity": "1", "x-explain-layer": "low"})
     assert (request.protocol, request.id, request.outputs, request.binary) == ("v2", "x-1", (), False)
-    assert [item.image for item in request.items] == [JPEG, JPEG]
+    assert [item.image for item in request.items] == [Encoded(JPEG)] * 2
     for item in request.items:
         assert (item.options.targets, item.options.opacity, item.options.layer) == ((1, 0), 0.25, "low")
         assert item.options.media == "json"
@@ -201,7 +201,7 @@ def test_v2_binary_inputs() -> None:
         v2(input_={"shape": [3], "data": None, "parameters": {"binary_data_size": len(tail)}}, id="7"), tail
     )
     request = parse(bytearray(body), headers)
-    assert [item.image for item in request.items] == [JPEG, PNG, JPEG]
+    assert [item.image for item in request.items] == [Encoded(each) for each in (JPEG, PNG, JPEG)]
     assert request.id == "7"
     numbers = np.arange(24, dtype="<f4").reshape(1, 3, 2, 4)
     tensor = {"shape": [1, 3, 2, 4], "datatype": "FP32", "data": None, "parameters": {"binary_data_size": 96}}
@@ -214,8 +214,8 @@ def test_v2_binary_inputs() -> None:
 def test_v2_header_without_binary_data() -> None:
     """The length header on a body that is JSON to the end, parsed by the host or not, changes nothing."""
     body, headers = with_binary(v2())
-    assert parse(body, headers).items[0].image == JPEG
-    assert parse(v2(), headers).items[0].image == JPEG
+    assert parse(body, headers).items[0].image == Encoded(JPEG)
+    assert parse(v2(), headers).items[0].image == Encoded(JPEG)
 
 
 def test_v2_outputs() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.labels import Labels
-from camserve.core.messages import Call, Options, Page, Request
+from camserve.core.messages import Call, Encoded, Options, Page, Request
 from camserve.core.served import Served
 from camserve.protocol.parser import Parser
 
@@ -51,7 +51,7 @@ def parse(fields: dict[str, Any], headers: dict[str, Any] | None = None, explain
 def asked(fields: dict[str, Any], headers: dict[str, Any] | None = None) -> Options:
     """The options of a call for one explanation of the picture."""
     request = parse(fields, headers)
-    assert request.items[0].image == JPEG
+    assert request.items[0].image == Encoded(JPEG)
     return request.items[0].options
 
 
@@ -97,7 +97,7 @@ def test_every_way_to_send_a_picture(form: str, explain: bool) -> None:
     fields, headers = PICTURES[form]
     options = {"target": (1,)} if explain and "target" in fields else {}
     (item,) = parse(fields, headers, explain).items
-    assert item.image == JPEG
+    assert item.image == Encoded(JPEG)
     assert item.options == Options(**{**vars(DEFAULTS), **({"targets": (1,)} if options else {})})
 
 
@@ -233,7 +233,7 @@ def test_predictions_ignore_options_and_accept() -> None:
     headers = {"accept": "text/html;q=7", "x-explain-top-k": "many", "x-explain-foo": "1", "x-explain-format": "gif"}
     for fields in ({"body": JPEG}, {"data": JPEG, "target": b"\xff", "foo": 1}, {"body": {"data": TEXT, "opacity": [], "": 0}}):
         (item,) = parse(fields, headers, explain=False).items
-        assert (item.image, item.options) == (JPEG, DEFAULTS)
+        assert (item.image, item.options) == (Encoded(JPEG), DEFAULTS)
     assert refused({"body": {"data": TENSOR}}, {"x-explain-format": "png"}).kind == "NoPicture"
     parse({"body": {"data": TENSOR}}, {"x-explain-format": "png"}, explain=False)
 

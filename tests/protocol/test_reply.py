@@ -15,7 +15,7 @@ from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
 from camserve.core.labels import Labels
-from camserve.core.messages import Answer, Explanation, ImageInfo, Item, Media, ModelInfo, Options, Reply, Request, Score
+from camserve.core.messages import Answer, Encoded, Explanation, ImageInfo, Item, Media, ModelInfo, Options, Reply, Request, Score
 from camserve.core.served import Served
 from camserve.protocol.reply import Responder, failure
 
@@ -52,7 +52,7 @@ FAILED = replace(CAT, target=281, label="tabby", range=None, region=None, warnin
 
 def request(media: Media = "json", explain: bool = True) -> Request:
     """A plain request for one picture."""
-    return Request("plain", explain, (Item(b"x", replace(OPTIONS, media=media)),))
+    return Request("plain", explain, (Item(Encoded(b"x"), replace(OPTIONS, media=media)),))
 
 
 def reply(answer: Answer, media: Media = "json", explain: bool = True) -> Reply:

@@ -14,7 +14,6 @@ from camserve.core.geometry import Rect
 
 Protocol = Literal["plain", "v1", "v2"]
 Media = Literal["json", "png", "jpeg", "webp", "npy"]
-Image = bytes | NDArray[np.float32]
 
 CONTENT_TYPES: Mapping[Media, str] = MappingProxyType(
     {
@@ -28,10 +27,21 @@ CONTENT_TYPES: Mapping[Media, str] = MappingProxyType(
 PICTURES: frozenset[Media] = frozenset(("png", "jpeg", "webp"))
 
 
-class FromText(bytes):
-    """Bytes that are base64's of `characters` characters, which an error about them then says."""
+@dataclass(frozen=True)
+class Encoded:
+    """A picture's file as it came.
 
-    characters = 0
+    Attributes:
+        data: its bytes; whether they are a picture is not known yet.
+        origin: what an error about them says of how they were received (`after base64 decoding of 812 characters`).
+    """
+
+    data: bytes
+    origin: str = field(default="", compare=False)
+
+
+Image = Encoded | NDArray[np.float32]
+"""A picture's file, or a normalised tensor `[3, H, W]`."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Item:
-    """One picture, encoded or a normalised float32 tensor `[3, H, W]`, and what is asked about it."""
+    """One picture, and what is asked about it."""
 
     image: Image
     options: Options

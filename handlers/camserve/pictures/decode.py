@@ -18,7 +18,6 @@ from PIL import Image, TiffImagePlugin, WebPImagePlugin, _imaging  # noqa: F401 
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
-from camserve.core.messages import FromText
 from camserve.core.text import listed, shown
 
 _NAMES = {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "gif": "GIF", "tiff": "TIFF", "bmp": "BMP"}
@@ -127,7 +126,7 @@ class _File(BytesIO):
         return part
 
 
-def open_picture(data: bytes | bytearray, config: Config) -> Image.Image:
+def open_picture(data: bytes | bytearray, config: Config, origin: str = "") -> Image.Image:
     """The first frame of an encoded picture, decoded, in mode RGB.
 
     Red, green and blue of 8 bits come through as Pillow decodes them. 16-bit grey is scaled by 1/257 and rounded (12-bit grey
@@ -136,6 +135,9 @@ def open_picture(data: bytes | bytearray, config: Config) -> Image.Image:
     floats are refused, for they do not say what is black and what is white. EXIF orientation is applied if `config.exif`
     (Pillow itself always applies TIFF's); an EXIF block that cannot be read is ignored.
 
+    Args:
+        origin: how the bytes were received, which an error about them says (`after base64 decoding of 812 characters`).
+
     Raises:
         RequestError: 400 `NoImage` for no bytes; 400 `UnsupportedFormat` for a format that is not one of
             `config.formats`; 413 `ImageTooLarge` for more than `config.max_pixels`, before a pixel is decoded;
@@ -143,7 +145,7 @@ def open_picture(data: bytes | bytearray, config: Config) -> Image.Image:
     """
     if not data:
         raise RequestError(400, "NoImage", "data: expected a picture, got 0 bytes")
-    name = _format(data, config)
+    name = _format(data, config, origin)
     try:
         with _QUIET:
             picture = _within_limits(data, name, config)
@@ -206,7 +208,7 @@ def _header(data: bytes | bytearray, name: str) -> Image.Image:
     return Image.open(file, formats=[name.upper()])
 
 
-def _format(data: bytes | bytearray, config: Config) -> str:
+def _format(data: bytes | bytearray, config: Config, origin: str = "") -> str:
     """The name of the picture's format, by its first bytes, if it is one of those that are opened."""
     head = bytes(data[:32])
     name = next((name for pattern, name in _SIGNATURES if pattern.match(head)), None)
@@ -218,8 +220,8 @@ def _format(data: bytes | bytearray, config: Config) -> str:
         start = head[:12]
         text = shown(start) if start.isascii() and start.decode().isprintable() else start.hex(" ")
         came = f"{len(data)} {'byte' if len(data) == 1 else 'bytes'} of no known format, which start with {text}"
-        if isinstance(data, FromText):
-            came += f", after base64 decoding of {data.characters} characters"
+        if origin:
+            came += f", {origin}"
     raise RequestError(400, "UnsupportedFormat", f"data: expected a picture in {listed(accepted)}, got {came}")
 
 

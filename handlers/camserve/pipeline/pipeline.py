@@ -87,7 +87,9 @@ class Pipeline:
         self._responder = responder
         self._size = size
         self._hooks = hooks or Hooks()
-        self._pictures = Pictures(config, preprocess, lambda data: open_picture(data, config), self._hooks.tensor_of)
+        self._pictures = Pictures(
+            config, preprocess, lambda image: open_picture(image.data, config, image.origin), self._hooks.tensor_of
+        )
         self._page = page or failure(RequestError(400, "NoImage", "the body is empty"))
         self.observer = observer or explainer.observer
         self._pixels = 0

@@ -15,7 +15,7 @@ from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
 from camserve.core.limits import Quota
-from camserve.core.messages import Answer, Item
+from camserve.core.messages import Answer, Encoded, Item
 from camserve.explain.observer import Observer
 from camserve.pictures.decode import check_limits, pixels_of
 from camserve.pictures.overlays import Canvas, check_quota, draw_explanations, prepare_canvas, wants_drawing
@@ -70,7 +70,7 @@ class Pictures:
         self,
         config: Config,
         preprocess: Preprocess,
-        opened: Callable[[bytes], Image.Image],
+        opened: Callable[[Encoded], Image.Image],
         tensor_of: Callable[[Any], Tensor] | None = None,
     ) -> None:
         self._config = config
@@ -86,7 +86,7 @@ class Pictures:
                 count, for it is refused by itself.
         """
         most, limit = self._config.max_pixels, max(self._config.max_request_pixels, self._config.max_pixels)
-        sizes = [0 if isinstance(item.image, np.ndarray) else pixels_of(item.image, self._config) for item in items]
+        sizes = [0 if isinstance(item.image, np.ndarray) else pixels_of(item.image.data, self._config) for item in items]
         total = sum(size for size in sizes if size <= most)
         if total > limit:
             message = f"expected at most {limit} pixels in all pictures of one request, got {total}: send fewer or smaller ones"
@@ -105,8 +105,8 @@ class Pictures:
             picture = self._opened(item.image)
             tensor, view = self._preprocess(picture), self._preprocess.view(*picture.size)
         else:
-            check_limits(item.image, self._config)
-            tensor, view = self._tensor_of(item.image), None
+            check_limits(item.image.data, self._config)
+            tensor, view = self._tensor_of(item.image.data), None
             if not explain:
                 return Prepared(item, explain, tensor)
             picture = self._opened(item.image)
@@ -132,10 +132,12 @@ class Pictures:
             RequestError: 413 `ResponseTooLarge`, see `overlays.draw_explanations`.
         """
         check_quota(quota)
-        canvas = entry.canvas
+        canvas, image = entry.canvas, entry.item.image
         if canvas is None:
+            if isinstance(image, np.ndarray):
+                raise TypeError("a tensor has no picture to draw over")
             with observer.stage("decode"):
-                picture = self._opened(bytes(entry.item.image))
+                picture = self._opened(image)
                 canvas = prepare_canvas(picture, entry.view, self._config.max_picture_side)
         with observer.stage("render"):
             return draw_explanations(answer, canvas, entry.item.options, quota)

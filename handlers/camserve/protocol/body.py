@@ -9,7 +9,7 @@ from typing import Any
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
-from camserve.core.messages import FromText, Image
+from camserve.core.messages import Encoded, Image
 from camserve.core.text import shown
 from camserve.protocol.tensors import tensor_input
 
@@ -85,7 +85,7 @@ def _stock_base64(text: bytes) -> bytes | None:
     return decoded if is_picture(decoded) else None
 
 
-def _read_text(text: bytes, place: str, stock: bool) -> bytes:
+def _read_text(text: bytes, place: str, stock: bool) -> Encoded:
     start = text[:256].lstrip(_WHITESPACE)
     if start.startswith(b"@"):
         message = f"{place}: {shown(start)} is a file's name; curl sends the file itself with -F data=@cat.jpg"
@@ -101,13 +101,7 @@ def _read_text(text: bytes, place: str, stock: bool) -> bytes:
     if decoded is None:
         message = f"{place}: expected base64 or a data: URL of base64, got {shown(start)}"
         raise RequestError(400, "InvalidBase64", message)
-    return _filled(decoded if is_picture(decoded) else _marked(decoded, len(encoded or text)), place)
-
-
-def _marked(decoded: bytes, characters: int) -> FromText:
-    marked = FromText(decoded)
-    marked.characters = characters
-    return marked
+    return Encoded(_filled(decoded, place), f"after base64 decoding of {len(encoded or text)} characters")
 
 
 def _filled(raw: bytes, place: str) -> bytes:
@@ -141,7 +135,7 @@ def read_image(value: object, config: Config, place: str = "data", stock: bool =
         return read_image(read_json(raw, place), config, place)  # a list or an object, so this is not repeated
     if isinstance(value, str) or _is_text(raw):
         return _read_text(raw, place, stock and isinstance(value, str))
-    return raw
+    return Encoded(raw)
 
 
 def _is_text(raw: bytes) -> bool:

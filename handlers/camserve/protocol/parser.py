@@ -7,7 +7,7 @@ The host tells neither the URL nor the method, so the protocols are told apart b
 from __future__ import annotations
 
 from camserve.core.errors import RequestError
-from camserve.core.messages import Call, Image, Item, Page, Request
+from camserve.core.messages import Call, Encoded, Image, Item, Page, Request
 from camserve.core.served import Served
 from camserve.core.text import listed, shown
 from camserve.protocol.accept import wants_page
@@ -86,7 +86,7 @@ class Parser:
         if not call.explain:
             return Request("plain", False, (Item(image, self._reader.defaults),))
         given = self._reader.merged(self._reader.from_headers(call.headers), self._reader.named(options, spelling))
-        asked = self._reader.read(given, call.headers.get("accept"), not isinstance(image, bytes))
+        asked = self._reader.read(given, call.headers.get("accept"), not isinstance(image, Encoded))
         return Request("plain", True, (Item(image, asked),))
 
 

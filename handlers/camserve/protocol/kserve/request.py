@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
-from camserve.core.messages import Call, Image, Item, Options, Output, Request
+from camserve.core.messages import Call, Encoded, Image, Item, Options, Output, Request
 from camserve.core.text import listed, shown
 from camserve.protocol.body import read_image
 from camserve.protocol.options import Given, OptionReader
@@ -67,7 +67,7 @@ def _read_instance(instance: object, headers: Mapping[str, Given], config: Confi
         instance = options.pop(place)
     image = read_image(instance, config, place)
     given = reader.merged(headers, reader.named(options, "json"))
-    return Item(image, _read_options(given, reader, not isinstance(image, bytes)))
+    return Item(image, _read_options(given, reader, not isinstance(image, Encoded)))
 
 
 def parse_v2(body: Mapping[str, Any], tail: bytes, call: Call, config: Config, reader: OptionReader) -> Request:
@@ -98,7 +98,7 @@ def parse_v2(body: Mapping[str, Any], tail: bytes, call: Call, config: Config, r
     given = reader.from_headers(call.headers)
     for values in (parameters, own):
         given = reader.merged(given, reader.named({name: values[name] for name in values if name not in FOREIGN}, "parameter"))
-    options = _read_options(given, reader, not isinstance(images[0], bytes))
+    options = _read_options(given, reader, not isinstance(images[0], Encoded))
     if options.overlay:
         raise RequestError(400, "InvalidOption", "overlay: V2 outputs hold no pictures; expected false, got true")
     return Request(
