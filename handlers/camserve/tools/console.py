@@ -8,12 +8,15 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import IO, TextIO, cast
+from typing import IO, TYPE_CHECKING, TextIO, cast
 
-from rich.console import Console
-
+from camserve.core.errors import MissingPackageError
 from camserve.core.text import in_one_line
+
+if TYPE_CHECKING:  # the client does without rich
+    from rich.console import Console
 
 DEBUG = "CAMSERVE_DEBUG"
 LONGEST = 400
@@ -25,14 +28,19 @@ class ToolError(Exception):
 
 
 class Progress:
-    """Steps, one line each when done; on anything but a terminal only notes are printed."""
+    """Prints steps, one line each when done; on anything but a terminal only notes."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._given = console
+
+    @cached_property
+    def console(self) -> Console:
+        """The console that all is printed to."""
+        return self._given or _console()
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """Shows that `text` is being done, and when it is done, in how many seconds."""
+        """Shows that `text` is being done, and afterwards how many seconds it took."""
         if not self.console.is_terminal:
             yield
             return
@@ -42,12 +50,12 @@ class Progress:
         self.console.print(f"[green]✓[/] {text} [dim]({time.perf_counter() - start:.1f} s)[/]")
 
     def note(self, text: str) -> None:
-        """Says something that was decided or found; `text` is printed as it is."""
+        """Prints what was decided or found, `text` as it is."""
         self.console.print(text, markup=False)
 
 
 class _Unfailing:
-    """What `unfailing` gives."""
+    """A stream that loses what cannot be written: see `unfailing`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -56,48 +64,62 @@ class _Unfailing:
     def write(self, text: str) -> int:
         """Writes all of `text` that can be written."""
         try:
-            number = self._stream.fileno()
+            descriptor = self._stream.fileno()
         except (OSError, ValueError):  # no file but a test's memory
             return self._stream.write(text)
         rest = text.encode(self.encoding or "utf-8", "replace")
         with suppress(OSError):
             while rest:
-                rest = rest[os.write(number, rest) :]
+                rest = rest[os.write(descriptor, rest) :]
         return len(text)
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Does nothing: nothing is buffered."""
 
     def isatty(self) -> bool:
-        """Whether somebody looks on."""
+        """Returns whether this is a terminal."""
         return self._stream.isatty()
 
 
 def unfailing(stream: TextIO) -> IO[str]:
-    """A standard stream for what must go on when its disk is full or its reader is gone: such text is lost, and no more.
+    """Wraps a standard stream so that writing to it never fails: where the disk is full or the reader gone, text is lost.
 
-    Nothing is kept back for later, because Python would try it again at the end, and make the exit status 120 of it.
+    Nothing is buffered: Python would try to write it again at exit, fail, and make the exit status 120.
     """
     return cast(IO[str], _Unfailing(stream))
 
 
 def command_of(name: str) -> str:
-    """How a command is called here: `scripts/serve.py` in the repository, `camserve serve` where the package is installed."""
+    """Returns how a command is called here: `scripts/serve.py` in the repository, else `camserve serve`."""
     script = Path(__file__).resolve().parents[3] / "scripts" / f"{name}.py"
     return f"scripts/{name}.py" if script.is_file() else f"camserve {name}"
 
 
 def fail(message: object) -> int:
-    """Prints an error to standard error; the exit status to return."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="red", markup=False)
+    """Prints an error to standard error; returns the exit status."""
+    try:
+        _console(stderr=True).print(f"error: {message}", style="red", markup=False)
+    except ModuleNotFoundError:
+        print(f"error: {message}", file=sys.stderr)
     return 1
 
 
 def report_unforeseen(error: Exception) -> int:
-    """Prints an exception in one line, its traceback before it where `CAMSERVE_DEBUG` is set; the exit status to return."""
+    """Prints an exception in one line, after its traceback where `CAMSERVE_DEBUG` is set; returns the exit status.
+
+    Of a package that is missing, the message alone.
+    """
+    if isinstance(error, MissingPackageError):
+        return fail(error)
     text = in_one_line(error)
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     if os.environ.get(DEBUG):
         traceback.print_exception(error, file=sys.stderr)
         return fail(text)
     return fail(f"{text} ({DEBUG}=1 shows where)")
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console  # noqa: PLC0415 the client does without it
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from camserve.core.errors import require
 from camserve.core.labels import Labels
 from camserve.core.text import in_one_line
 from camserve.tools.archive.archive import Archive, Row, ask, load_service, open_archive
@@ -107,6 +108,7 @@ def unpacked(archive: Path) -> Iterator[Archive]:
 
 def loaded(archive: Path, opened: Archive) -> InProcess:
     """Loads an archive that is unpacked; raises `ToolError` where that fails, or its handler is not camserve's."""
+    require("an archive in this process", "serve")
     try:
         service = load_service(opened.directory)
     except Exception as error:  # the archive's handler may raise anything

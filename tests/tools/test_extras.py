@@ -1,0 +1,82 @@
+"""What is installed without extras is the client; what else would be needed is said in one line, with the command that installs it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.tools.client.test_client import GOOD, Scripted, scripted  # noqa: F401 a fixture
+
+from camserve.core.errors import EXTRAS, MissingPackageError, require
+from camserve.tools.cli import COMMANDS, NEEDS, UNFORESEEN
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CLIENT_ONLY = """
+import sys
+class OnlyTheClient:
+    allowed = {"camserve", "numpy", "PIL", "requests", "urllib3", "idna", "certifi", "charset_normalizer", "chardet"}
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] not in OnlyTheClient.allowed | sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, OnlyTheClient)
+"""
+"""Refuses to import anything but the standard library and what `pip install camserve` installs."""
+
+
+def run_client_only(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process that has the client's packages only."""
+    command = [sys.executable, "-c", CLIENT_ONLY + code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT / "handlers")
+
+
+def test_the_client_works_without_extras(scripted: Callable[..., Scripted]) -> None:  # noqa: F811
+    """It sends an array as a picture, and gives its answer types."""
+    server = scripted(GOOD)
+    ran = run_client_only(
+        "import camserve, numpy\n"
+        "result = camserve.Client(sys.argv[1]).explain(numpy.zeros((4, 4, 3), numpy.uint8), 'm', overlay=False)\n"
+        "print(result.predictions[0].label, result.region)",
+        server.url,
+    )
+    assert (ran.stdout, ran.stderr) == ("cat Rect(left=2, top=0, right=4, bottom=2)\n", "")
+    assert server.asked[0][0] == "/explanations/m"
+
+
+@pytest.mark.parametrize("command", NEEDS)
+def test_a_command_says_what_it_lacks(command: str) -> None:
+    """Its help too; with the exit status of any other failure."""
+    ran = run_client_only("from camserve.tools.cli import main; sys.exit(main())", command, "--help")
+
+    line = r"error: .+ needs [\w-]+, which is not installed: pip install 'camserve\[(serve|demo)\]'\n"
+    assert re.fullmatch(line, ran.stderr), ran.stderr
+    assert (ran.returncode, ran.stdout) == (UNFORESEEN.get(command, 1), "")
+
+
+def test_packaging_says_that_it_lacks_torch() -> None:
+    """Word for word."""
+    ran = run_client_only("from camserve.tools.cli import main; sys.exit(main())", "package", "--torchvision", "resnet18")
+    assert ran.stderr == "error: packaging needs torch, which is not installed: pip install 'camserve[serve]'\n"
+
+
+def test_the_inspector_needs_no_extra(scripted: Callable[..., Scripted]) -> None:  # noqa: F811
+    """It asks the server for the page."""
+    assert COMMANDS.keys() - NEEDS.keys() == {"inspector"}
+    server = scripted((200, b"{}"))
+    code = "from camserve.tools.cli import main; sys.exit(main())"
+    ran = run_client_only(code, "inspector", f"{server.url}/explanations/m")
+
+    assert ran.stderr == f'error: {server.url}/explanations/m answers with "", not with a page; its handler is not camserve\'s\n'
+
+
+def test_extras_are_as_they_are_declared() -> None:
+    """Every module that is asked for is installed here, by the extra of that name."""
+    for extra, modules in EXTRAS.items():
+        require("this test", extra)
+        assert modules
+    with pytest.raises(MissingPackageError, match=r"^x needs nosuch, which is not installed: pip install 'camserve\[serve\]'$"):
+        require("x", "serve", "torch", "nosuch")
