@@ -9,13 +9,13 @@ import torch
 from tests.support.models import nets
 from torch import Tensor, nn
 
-from camserve.capture import open_backend, synthetic_picture
+from camserve.capture import open_backend, synthesize_pictures
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 
 CPU = torch.device("cpu")
 SIZE = (nets.SIDE, nets.SIDE)
-PICTURES = synthetic_picture(SIZE)
+PICTURES = synthesize_pictures(SIZE)
 
 
 def test_what_a_backend_says_of_a_model() -> None:

@@ -18,7 +18,7 @@ from tests.support.models import architectures, nets
 from tests.support.processes.fork_server import ForkServer
 from torch import nn
 
-from camserve.capture import open_backend, synthetic_picture
+from camserve.capture import open_backend, synthesize_pictures
 from camserve.core.config import Config
 from camserve.explain import methods
 from camserve.tools.archive.archive import open_archive
@@ -52,7 +52,7 @@ def built(name: str) -> nn.Module:
             nn.init.normal_(part.weight, std=0.02)
         if isinstance(getattr(part, "gamma", None), nn.Parameter):
             nn.init.ones_(part.gamma)
-    architectures.settle(model.eval(), synthetic_picture(SIZE))
+    architectures.settle(model.eval(), synthesize_pictures(SIZE))
     return model
 
 
@@ -67,7 +67,7 @@ def as_grid(values: torch.Tensor, channels: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_by_rule_and_its_map(name: str) -> None:
     """Activation and gradients are those of autograd through the whole model; the map is equation 19's, in float64."""
-    model, pictures = built(name), synthetic_picture(SIZE, seed=5)
+    model, pictures = built(name), synthesize_pictures(SIZE, seed=5)
     made = open_backend(model, Config(channels_last=False), SIZE, torch.device("cpu"))
     (layer,) = made.layers
     assert layer == LAYERS[name]
@@ -106,7 +106,7 @@ def test_patches_that_do_not_divide_the_picture(
     torch.manual_seed(0)
     sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": architectures.CLASSES}
     model = timm.models.VisionTransformer(img_size=size, **sizes, **options).eval()
-    pictures = synthetic_picture(size, seed=5)
+    pictures = synthesize_pictures(size, seed=5)
     made = open_backend(model, Config(channels_last=False), size, torch.device("cpu"))
     assert made.layers == (layer,)
     captured = made.capture.forward(pictures, [layer])

@@ -91,7 +91,7 @@ def test_a_lone_pictures_targets_are_what_each_would_be_alone(size: tuple[int, i
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(2), Mean(), nn.Linear(4, 6)).eval()
     explainer = Explainer(open_backend(model, Config(layers=("0",)), (8, 8), CPU), CPU)
     picture = torch.rand(3, *size)
-    assert explainer._backend.capture.forward(picture[None], ["0"]).is_closed("0") is closed
+    assert explainer._backend.capture.forward(picture[None], ["0"]).has_closed_form("0") is closed
     for method in ("gradcam++", "layercam", "contrast"):
         (together,) = explainer.explain([picture], [Want("0", method, (2, 0, 5))])
         alone = [explainer.explain([picture], [Want("0", method, (target,))])[0] for target in (2, 0, 5)]

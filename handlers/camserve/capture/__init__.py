@@ -1,30 +1,43 @@
-"""Capture: one forward pass that keeps a layer's activation, and the gradients of chosen targets with respect to it."""
+"""Capture: one forward pass of any loaded model that keeps a layer's activation, and gradients of chosen classes there.
+
+How the folders work together, from the lowest to the highest:
+
+    survey: one run of the model tells which layers have a spatial map, and how it lies in memory (`Survey`).
+    models: a kind of model each (eager, TorchScript, exported). `open_model` recognises the kind.
+    choose: the layer to explain, and whether its gradients are known without a backward pass.
+    tuning: a faster forward pass with the same result.
+    backend: `open_backend` does all of this when a model is loaded, and gives the `Capture` that answers requests.
+
+A new kind of model takes a module in `models` with a `Classifier` (`kind`, `batch`, `survey`, `capture`, `run_with`, `weights`)
+and a `Capture` (`sites`, `forward`, which gives a `Captured`). `base` has these protocols, `models.passes` a `Captured` to use.
+`kinds.open_model` must recognise it, and a row in the tests' `nets.KINDS` runs the shared tests on it.
+"""
 
 from camserve.capture.backend import Backend, open_backend
-from camserve.capture.base import Capture, Captured, Model, Setting
-from camserve.capture.choose.pooled import pooled_head
-from camserve.capture.models.eager import Eager, freeze
+from camserve.capture.base import Capture, Captured, CaptureSettings, Classifier
+from camserve.capture.choose.cam_condition import find_cam_weights
+from camserve.capture.models.eager import EagerCapture, freeze
 from camserve.capture.models.exported import is_exported, load_exported
-from camserve.capture.models.kinds import opened
+from camserve.capture.models.kinds import open_model
 from camserve.capture.survey.layers import LayerInfo, Site, Survey
-from camserve.capture.survey.layout import Layout, synthetic_picture
+from camserve.capture.survey.layout import Layout, synthesize_pictures
 
 __all__ = [
     "Backend",
     "Capture",
+    "CaptureSettings",
     "Captured",
-    "Eager",
+    "Classifier",
+    "EagerCapture",
     "LayerInfo",
     "Layout",
-    "Model",
-    "Setting",
     "Site",
     "Survey",
+    "find_cam_weights",
     "freeze",
     "is_exported",
     "load_exported",
     "open_backend",
-    "opened",
-    "pooled_head",
-    "synthetic_picture",
+    "open_model",
+    "synthesize_pictures",
 ]

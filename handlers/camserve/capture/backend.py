@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camserve.capture.base import Capture, Context, Setting
-from camserve.capture.choose.pooled import pooled_head
-from camserve.capture.choose.rule import check, pick
-from camserve.capture.models.kinds import beginning, looked_at, opened
+from camserve.capture.base import Capture, CaptureSettings, Context
+from camserve.capture.choose.cam_condition import find_cam_weights
+from camserve.capture.choose.layer import check_layer, choose_layer
+from camserve.capture.models.kinds import open_model, summarize_error, survey_model
 from camserve.capture.survey.layers import LayerInfo
-from camserve.capture.survey.layout import synthetic_picture
+from camserve.capture.survey.layout import synthesize_pictures
 from camserve.capture.tuning.fold import fold_norms
 from camserve.capture.tuning.memory_format import MemoryFormat, choose_memory_format
 from camserve.core.config import Config
@@ -59,17 +59,17 @@ def open_backend(model: object, config: Config, size: tuple[int, int], device: t
         ConfigError: it does not run on such pictures, or not in the memory format that was asked for; a layer does not exist,
             has no map or decides nothing; or none is given and none is found.
     """
-    pictures = synthetic_picture(size).to(device)
-    own = opened(model, pictures)
-    found = looked_at(own, pictures, config.token_grid)
+    pictures = synthesize_pictures(size).to(device)
+    own = open_model(model, pictures)
+    found = survey_model(own, pictures, config.token_grid)
     layers, why = config.layers, ""
     if not layers:
-        layer, why = pick(own, pictures, found)
+        layer, why = choose_layer(own, pictures, found)
         layers = (layer,)
     for layer in config.layers:
-        check(own, pictures, found, layer)
+        check_layer(own, pictures, found, layer)
     sites = {layer: found.site(layer) for layer in layers}
-    heads = {layer: pooled_head(own, site, pictures, found.outputs) for layer, site in sites.items()}
+    heads = {layer: find_cam_weights(own, site, pictures, found.outputs) for layer, site in sites.items()}
     known = {layer: head for layer, head in heads.items() if head is not None}
     eager: Any = getattr(model, "_orig_mod", model)
     if tune and own.kind == "eager":
@@ -82,7 +82,7 @@ def open_backend(model: object, config: Config, size: tuple[int, int], device: t
     elif config.channels_last:
         raise ConfigError(f"channels_last: true is for eager models; a model of the kind {own.kind} keeps its own, leave it out")
     context = precision_context(config.precision, device)
-    setting = Setting(known, size, model if compiled else None, context)  # type: ignore[arg-type]
+    setting = CaptureSettings(known, size, model if compiled else None, context)  # type: ignore[arg-type]
     capture = own.capture(sites, setting)
     if compiled:
         as_given = torch.contiguous_format if form == "contiguous" else torch.channels_last
@@ -99,7 +99,7 @@ def _compile_now(capture: Capture, pictures: Tensor) -> None:
     try:
         capture.forward(pictures, ())
     except Exception as error:
-        raise ConfigError(f"pt2: the compiled model does not run: {type(error).__name__}: {beginning(error)}") from error
+        raise ConfigError(f"pt2: the compiled model does not run: {type(error).__name__}: {summarize_error(error)}") from error
 
 
 def precision_context(precision: str, device: torch.device) -> Context:

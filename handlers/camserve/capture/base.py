@@ -31,7 +31,7 @@ class Captured(Protocol):
         """The layer's activation `[N, C, h, w]`, in the precision in which the model ran, without a graph."""
         ...
 
-    def is_closed(self, layer: str) -> bool:
+    def has_closed_form(self, layer: str) -> bool:
         """Whether the layer's gradients need no backward pass: then a picture may be among `rows` several times."""
         ...
 
@@ -40,7 +40,7 @@ class Captured(Protocol):
 
         Args:
             layer: one of the layers that the forward pass was asked for.
-            rows: `[M]`, each picture at most once, unless `is_closed`.
+            rows: `[M]`, each picture at most once, unless `has_closed_form`.
             targets: `[M]`, class indices.
             seed: what the gradient is multiplied by, on the way.
 
@@ -71,7 +71,7 @@ class Capture(Protocol):
 
 
 @dataclass(frozen=True)
-class Setting:
+class CaptureSettings:
     """How a capture runs its model.
 
     Attributes:
@@ -86,7 +86,7 @@ class Setting:
     predict: Predict | None = None
     context: Context | None = None
 
-    def predicted(self, model: Predict, pictures: Tensor) -> object:
+    def predict_only(self, model: Predict, pictures: Tensor) -> object:
         """The answer of a pass without layers."""
         return model(pictures) if self.predict is None else self.predict(pictures)
 
@@ -94,12 +94,12 @@ class Setting:
         """How many times as high and as wide these pictures are as those of `size`; None where that is not known."""
         return (pictures.shape[2] / self.size[0], pictures.shape[3] / self.size[1]) if self.size else None
 
-    def heads_for(self, pictures: Tensor) -> Mapping[str, Tensor]:
+    def cam_weights_for(self, pictures: Tensor) -> Mapping[str, Tensor]:
         """The heads that hold for these pictures."""
         return self.heads if self.size == tuple(pictures.shape[2:]) else {}
 
 
-class Model(Protocol):
+class Classifier(Protocol):
     """A loaded classifier of one kind (eager, TorchScript, exported): what a survey, a check and a capture need of it."""
 
     @property
@@ -116,11 +116,11 @@ class Model(Protocol):
         """Runs it once over `pictures` `[N, 3, H, W]` and describes every layer that ran."""
         ...
 
-    def capture(self, sites: Mapping[str, Site], setting: Setting | None = None) -> Capture:
+    def capture(self, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> Capture:
         """A capture at these layers."""
         ...
 
-    def replaced(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
+    def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
         """The scores `[N, K]` that it gives where the layer's output (at its last call) is `values` instead."""
         ...
 

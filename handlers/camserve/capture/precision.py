@@ -9,7 +9,7 @@ import torch
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
+def disable_tf32() -> Iterator[None]:
     """In which GPUs multiply float32 with all its bits, in matrices and in convolutions.
 
     TorchServe sets the precision of matrices to `high` on GPUs that have TensorFloat-32, and cuDNN uses it by default; its

@@ -194,7 +194,7 @@ class Explainer:
         lone = len(captured.logits) == 1
         rounds: dict[tuple[str, str, int], list[_Ask]] = {}
         for ask in dict.fromkeys(asks):
-            together = lone and captured.is_closed(ask.layer) and not METHODS[ask.method].contrasts
+            together = lone and captured.has_closed_form(ask.layer) and not METHODS[ask.method].contrasts
             rounds.setdefault((ask.layer, ask.method, 0 if together else ask.turn), []).append(ask)
         found: dict[_Ask, Tensor] = {}
         if rounds:

@@ -11,9 +11,9 @@ import torch
 from tests.support.models import nets
 from torch import Tensor, nn
 
-from camserve.capture import open_backend, opened, synthetic_picture
-from camserve.capture.models.eager import Eager, fed
-from camserve.capture.models.hooks import followed
+from camserve.capture import open_backend, open_model, synthesize_pictures
+from camserve.capture.models.eager import EagerCapture, cast_input
+from camserve.capture.models.hooks import hook_parents
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 
@@ -137,7 +137,7 @@ def test_a_layer_deep_in_inference_mode_is_refused_with_the_reason() -> None:
 def test_modules_are_followed_in_their_own_thread_only() -> None:
     """Where a module ends in another thread, the grad mode there is none of ours."""
     model, ended = nets.net("pooled"), []
-    with followed(model, ["stem.0", "features.0"], lambda: ended.append(threading.current_thread().name)):
+    with hook_parents(model, ["stem.0", "features.0"], lambda: ended.append(threading.current_thread().name)):
         threads = [threading.Thread(target=model, args=(PICTURES,))]
         for thread in threads:
             thread.start()
@@ -255,8 +255,8 @@ def test_a_model_that_does_not_write_into_its_layers_runs_once() -> None:
 def test_a_model_that_writes_into_a_layer_is_learnt_once() -> None:
     """The first pass runs twice, the following ones once."""
     model = Keeping(nn.Identity()).eval()
-    sites = {"keep": opened(model, synthetic_picture(SIZE)).survey(synthetic_picture(SIZE)).site("keep")}
-    capture = Eager(model, sites)
+    sites = {"keep": open_model(model, synthesize_pictures(SIZE)).survey(synthesize_pictures(SIZE)).site("keep")}
+    capture = EagerCapture(model, sites)
     calls: list[int] = []
     handle = model.conv.register_forward_hook(lambda *_: calls.append(1))
     counts = []
@@ -285,10 +285,10 @@ def test_scores_that_are_no_row_for_each_picture_are_refused() -> None:
     message = r"^the model does not run on pictures of shape \[2, 3, 32, 32\]: .*one row of class scores for each .* got 1 for 2$"
     with pytest.raises(ConfigError, match=message):
         opened_at(Folding().eval())
-    site = opened(nets.net("deep"), PICTURES).survey(PICTURES).site("conv")
+    site = open_model(nets.net("deep"), PICTURES).survey(PICTURES).site("conv")
     for layers in ((), ("conv",)):
         with pytest.raises(ValueError, match=r"one row of class scores for each picture, got 1 for 2"):
-            Eager(Folding().eval(), {"conv": site}).forward(PICTURES[:2], layers)
+            EagerCapture(Folding().eval(), {"conv": site}).forward(PICTURES[:2], layers)
 
 
 class Buffered(nn.Module):
@@ -310,8 +310,8 @@ class Buffered(nn.Module):
 def test_weights_may_be_buffers(kind: str) -> None:
     """A model without a parameter is explained, and fed in the type of its buffers."""
     model = Buffered().double().eval()
-    assert fed(model, PICTURES).dtype == torch.float64
-    assert fed(nn.Identity(), PICTURES) is PICTURES
+    assert cast_input(model, PICTURES).dtype == torch.float64
+    assert cast_input(nn.Identity(), PICTURES) is PICTURES
     backend = opened_at(nets.stored(model, kind, PICTURES.double()), "act")
     _, activation, gradient = nets.by_autograd(model, "act", PICTURES.double(), TARGETS)
     captured = backend.capture.forward(PICTURES, ["act"])

@@ -11,13 +11,13 @@ from tests.support.models import nets
 from torch import Tensor, nn
 from torch.export import Dim, export, save, unflatten
 
-from camserve.capture import load_exported, open_backend, opened, synthetic_picture
+from camserve.capture import load_exported, open_backend, open_model, synthesize_pictures
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 
 CPU = torch.device("cpu")
 SIZE = (nets.SIDE, nets.SIDE)
-PICTURES = synthetic_picture(SIZE)
+PICTURES = synthesize_pictures(SIZE)
 
 
 RESTORING = pytest.mark.skipif(
@@ -47,7 +47,7 @@ def exported(count: int, dimension: object = None, name: str = "deep") -> torch.
 def test_fed_in_the_number_it_was_exported_for(count: int, dimension: object, batch: tuple[int, int | None]) -> None:
     """Seven pictures at once, and one: each gets the scores and gradients that the eager model gives it."""
     program = exported(count, dimension)
-    assert opened(program, PICTURES).batch == batch
+    assert open_model(program, PICTURES).batch == batch
     made = open_backend(program, Config(layers=("norm",)), SIZE, CPU)
     for pictures, rows in ((7, [6, 0, 3, 5]), (1, [0])):
         given = nets.pictures(pictures)
@@ -102,7 +102,7 @@ def test_a_program_exported_in_training_mode_is_refused(part: nn.Module) -> None
     """Its scores change from pass to pass, or with the other pictures; nothing can switch that off any more."""
     model = nets.Rooted(nn.Conv2d(3, 6, 3, 4, 1), part, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)).train()
     with pytest.raises(ConfigError, match=r"exported in training mode; call model\.eval\(\) before torch\.export\.export"):
-        opened(export(model, (PICTURES,)), PICTURES)
+        open_model(export(model, (PICTURES,)), PICTURES)
 
 
 class Without(nn.Module):
@@ -180,7 +180,7 @@ def test_pictures_of_another_size_are_named() -> None:
 def test_the_programs_own_module_is_refused_in_words() -> None:
     """`program.module()` has no submodules: hooks on it would never fire."""
     with pytest.raises(ConfigError, match=r"take the exported program itself, not its module\(\)"):
-        opened(exported(2).module(), PICTURES)
+        open_model(exported(2).module(), PICTURES)
 
 
 def test_a_restored_module_is_taken_as_it_is() -> None:
@@ -201,4 +201,4 @@ def test_a_program_whose_submodules_torch_cannot_restore(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("camserve.capture.models.exported.unflatten", fails)
     with pytest.raises(ConfigError, match=r"^torch \S+ cannot restore this program's submodules \(KeyError\); a newer torch may"):
-        opened(exported(2), PICTURES)
+        open_model(exported(2), PICTURES)

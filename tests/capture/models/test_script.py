@@ -1,4 +1,4 @@
-"""TorchScript archives: what cannot be reached is refused with a way out, and the surgery leaves the program as it was."""
+"""TorchScript archives: what cannot be reached is refused with a way out, and the rewriting leaves the program as it was."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from tests.support.models import nets
 from torch import Tensor, nn
 
-from camserve.capture import open_backend, opened, synthetic_picture
-from camserve.capture.models.torchscript import cuts, surgery
-from camserve.capture.models.torchscript.script import ScriptModel
+from camserve.capture import open_backend, open_model, synthesize_pictures
+from camserve.capture.models.torchscript import outputs, rewriting
+from camserve.capture.models.torchscript.script import ScriptClassifier
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 
 CPU = torch.device("cpu")
 SIZE = (nets.SIDE, nets.SIDE)
-PICTURES = synthetic_picture(SIZE)
+PICTURES = synthesize_pictures(SIZE)
 
 
 def open_(model: object, *layers: str):
@@ -124,7 +124,7 @@ def test_a_layer_may_be_called_pool_input() -> None:
 
 def test_a_torch_without_the_private_parts_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names what is missing, the version, and what to do instead."""
-    monkeypatch.setattr(surgery, "NEEDED", {"torch._C": ("_jit_pass_inline", "_gone"), "torch._C.Graph": ("copy", "lost")})
+    monkeypatch.setattr(rewriting, "NEEDED", {"torch._C": ("_jit_pass_inline", "_gone"), "torch._C.Graph": ("copy", "lost")})
     with pytest.raises(ConfigError) as caught:
         open_(nets.loaded("pooled", "script"))
     assert str(caught.value) == (
@@ -135,14 +135,14 @@ def test_a_torch_without_the_private_parts_is_named(monkeypatch: pytest.MonkeyPa
 
 def test_every_private_part_that_is_used_is_looked_for() -> None:
     """What is looked for is what is called on torch._C and its types."""
-    surgery.check_torch()
-    source = Path(surgery.__file__).read_text() + Path(cuts.__file__).read_text()
-    for owner, names in surgery.NEEDED.items():
+    rewriting.check_torch()
+    source = Path(rewriting.__file__).read_text() + Path(outputs.__file__).read_text()
+    for owner, names in rewriting.NEEDED.items():
         for name in names:
             assert f".{name}" in source, (owner, name)
 
 
-class OneByOne(nn.Module):
+class LockedCapture(nn.Module):
     """Flattens all that it gets into one row, so a trace for one picture takes one picture."""
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class OneByOne(nn.Module):
 def test_a_trace_for_one_picture_is_fed_one_by_one() -> None:
     """Three pictures get three answers, each that of the picture alone."""
     torch.manual_seed(0)
-    model = OneByOne().eval()
+    model = LockedCapture().eval()
     made = open_(nets.stored(model, "trace", PICTURES[:1]))
     assert made.layers == ("conv",)
     batch, targets = nets.pictures(3), torch.tensor([4, 0, 2])
@@ -203,7 +203,7 @@ def test_a_trace_for_several_pictures_is_fed_that_many(made: type[Whole], count:
     torch.manual_seed(0)
     model = made().eval()
     program = nets.stored(model, "trace", nets.pictures(count))
-    assert opened(program, PICTURES).batch == (count, count)
+    assert open_model(program, PICTURES).batch == (count, count)
     made_of = open_(program)
     assert made_of.layers == ("conv",)
     for pictures in (5, 1):
@@ -293,10 +293,10 @@ def test_a_script_that_switches_gradients_off_is_explained(layer: str) -> None:
 def test_only_what_is_written_into_later_is_copied() -> None:
     """Operations in place before the layer, on other values, and on the head's own copy take no copy of the activation."""
     for name, layers in (("deep", ("norm", "relu", "conv")), ("twice", ("act", "squeeze")), ("functional", ("body", "body.0"))):
-        own = opened(nets.loaded(name, "script"), PICTURES)
-        assert isinstance(own, ScriptModel)
+        own = open_model(nets.loaded(name, "script"), PICTURES)
+        assert isinstance(own, ScriptClassifier)
         for layer in layers:
-            _, writes = cuts.with_leaves(own.program, [own.place(own.survey(PICTURES).site(layer))])
+            _, writes = outputs.add_leaves(own.program, [own.place(own.survey(PICTURES).site(layer))])
             assert not writes
 
 
@@ -316,9 +316,9 @@ class Mixing(nn.Module):
 
 def test_a_program_that_mixes_pictures_is_fed_one_by_one() -> None:
     """Nobody's answer depends on who else asked."""
-    own = opened(nets.stored(Mixing().eval(), "script", PICTURES), PICTURES)
+    own = open_model(nets.stored(Mixing().eval(), "script", PICTURES), PICTURES)
     assert own.batch == (1, 1)
-    assert opened(nets.loaded("pooled", "script"), PICTURES).batch == (1, None)
+    assert open_model(nets.loaded("pooled", "script"), PICTURES).batch == (1, None)
 
 
 @pytest.mark.parametrize("kind", ["script", "trace"])
@@ -338,19 +338,19 @@ def test_the_program_itself_is_not_changed(kind: str) -> None:
 def test_the_altered_graphs_are_well_formed() -> None:
     """torch's own check of graphs finds nothing, for every cut that is made."""
     for name in ("deep", "twice", "tokens"):
-        own = opened(nets.loaded(name, "script"), PICTURES)
-        assert isinstance(own, ScriptModel)
+        own = open_model(nets.loaded(name, "script"), PICTURES)
+        assert isinstance(own, ScriptClassifier)
         own.program.graph.lint()
         places = [mark.place for mark in own.program.marks] + [place for ends in own.program.pools for place in ends]
-        for cut in (cuts.leaf, cuts.leaf_in_place, cuts.statistics):
-            cuts.with_outputs(own.program, dict.fromkeys(places, cut)).graph.lint()
+        for cut in (outputs.insert_leaf, outputs.insert_leaf_in_place, outputs.insert_statistics):
+            outputs.add_outputs(own.program, dict.fromkeys(places, cut)).graph.lint()
 
 
 @pytest.mark.parametrize("kind", ["script", "trace"])
 def test_no_graph_is_left_with_an_insert_point_at_a_destroyed_node(kind: str) -> None:
     """torch's own passes go back to the insert point, and abort the process where its node is gone."""
-    own = ScriptModel(nets.loaded("pooled", kind), PICTURES)
-    cut = cuts.with_outputs(own.program, {own.program.marks[-1].place: cuts.leaf})
+    own = ScriptClassifier(nets.loaded("pooled", kind), PICTURES)
+    cut = outputs.add_outputs(own.program, {own.program.marks[-1].place: outputs.insert_leaf})
     assert own.program.graph.insertPoint().kind() == "prim::Return"
     assert cut.graph.insertPoint().kind() == "prim::Return"
 

@@ -8,13 +8,13 @@ from tests.support.models import nets
 from tests.support.models.surveys import default_layer, survey
 from torch import Tensor, nn
 
-from camserve.capture import synthetic_picture
-from camserve.capture.choose.rule import APART, ONE_CELL, SCORES, objections
-from camserve.capture.models.kinds import opened
+from camserve.capture import synthesize_pictures
+from camserve.capture.choose.layer import INDEPENDENT, ONE_CELL, SCORES, find_faults
+from camserve.capture.models.kinds import open_model
 from camserve.capture.survey.layers import Survey
 from camserve.core.errors import ConfigError
 
-PICTURES = synthetic_picture((nets.SIDE, nets.SIDE))
+PICTURES = synthesize_pictures((nets.SIDE, nets.SIDE))
 
 
 class Net(nn.Module):
@@ -127,12 +127,12 @@ class Apart(nn.Module):
 def test_why_a_layer_cannot_be_explained() -> None:
     """Each objection by its own name."""
     model = Apart()
-    own = opened(model, PICTURES)
+    own = open_model(model, PICTURES)
     found = own.survey(PICTURES)
-    assert objections(own, PICTURES, found.maps, 5) == {"unused": APART, "scores": SCORES}
+    assert find_faults(own, PICTURES, found.maps, 5) == {"unused": INDEPENDENT, "scores": SCORES}
     model.read_first = True
-    assert objections(own, PICTURES, found.maps, 5) == {
-        "unused": APART,
+    assert find_faults(own, PICTURES, found.maps, 5) == {
+        "unused": INDEPENDENT,
         "conv": ONE_CELL,
         "norm": ONE_CELL,
         "scores": ONE_CELL,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from camserve.capture.survey.layout import Layout, first_tensor, guessed_grid, logits_of, synthetic_picture, with_first
+from camserve.capture.survey.layout import Layout, extract_logits, extract_tensor, guess_grid, replace_tensor, synthesize_pictures
 from camserve.capture.survey.readings import Moments, Output, Readings
 
 
@@ -60,7 +60,7 @@ def test_a_grid_is_not_guessed_where_patches_with_a_border_would_fit_better(
     tokens: int, picture: tuple[int, int], grid: tuple[int, int, int] | None
 ) -> None:
     """18 tokens of 100x60 pixels are 6x3 patches of 16 and a border sooner than 5x3 patches of 20 and three tokens of others."""
-    assert guessed_grid(tokens, picture) == grid
+    assert guess_grid(tokens, picture) == grid
 
 
 def test_cells_keep_their_places() -> None:
@@ -74,13 +74,13 @@ def test_cells_keep_their_places() -> None:
         ("tokens", tokens, 1),
         ("sequence", tokens.transpose(0, 1), 1),
     ):
-        assert torch.equal(Layout(order, 2, 4, 3, extra).grid(values), wanted)  # type: ignore[arg-type]
+        assert torch.equal(Layout(order, 2, 4, 3, extra).to_grid(values), wanted)  # type: ignore[arg-type]
 
 
 def test_tokens_of_a_larger_picture_keep_the_proportions() -> None:
     """Twice as many cells both ways than surveyed."""
     layout = Layout("tokens", 2, 4, 3, 1)
-    assert layout.grid(torch.zeros(1, 1 + 4 * 8, 3)).shape == (1, 3, 4, 8)
+    assert layout.to_grid(torch.zeros(1, 1 + 4 * 8, 3)).shape == (1, 3, 4, 8)
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_tokens_of_another_size_lie_by_the_patches(
 ) -> None:
     """Patches of 14 pixels, 16 x 16 in the pictures that were surveyed."""
     layout, scale = Layout("tokens", 16, 16, 3, 1), (picture[0] / surveyed[0], picture[1] / surveyed[1])
-    assert layout.grid(torch.zeros(1, 1 + grid[0] * grid[1], 3), scale).shape[2:] == grid
+    assert layout.to_grid(torch.zeros(1, 1 + grid[0] * grid[1], 3), scale).shape[2:] == grid
 
 
 def test_tokens_that_no_patches_make_are_no_grid() -> None:
     """Better no map than one whose rows are mixed up."""
     with pytest.raises(ValueError, match=r"^1000 tokens are no grid of about 32\.0 x 16\.0 cells$"):
-        Layout("tokens", 16, 16, 3).grid(torch.zeros(1, 1000, 3), (2.0, 1.0))
+        Layout("tokens", 16, 16, 3).to_grid(torch.zeros(1, 1000, 3), (2.0, 1.0))
 
 
 def test_outputs_of_any_form() -> None:
@@ -117,33 +117,33 @@ def test_outputs_of_any_form() -> None:
         logits = scores
 
     for output in (scores, (scores, 1), [scores], {"logits": scores}, {"a": scores}, Output(), scores[:, :, None, None]):
-        assert torch.equal(logits_of(output), scores)
+        assert torch.equal(extract_logits(output), scores)
     for output in (None, 3, (), torch.ones(2, 5, 3), {"logits": 1}):
         with pytest.raises(ValueError, match=r"class scores of shape \[N, classes\]"):
-            logits_of(output)
+            extract_logits(output)
 
 
 def test_there_is_a_row_of_scores_for_each_picture() -> None:
     """Where it is said how many pictures there were."""
-    assert len(logits_of(torch.ones(2, 5), 2)) == 2
+    assert len(extract_logits(torch.ones(2, 5), 2)) == 2
     with pytest.raises(ValueError, match="one row of class scores for each picture, got 2 for 3"):
-        logits_of(torch.ones(2, 5), 3)
+        extract_logits(torch.ones(2, 5), 3)
 
 
 def test_the_first_tensor_is_replaced_in_place_of_itself() -> None:
     """A tuple stays a tuple, a named one keeps its type, a list its length."""
     one, two = torch.zeros(1), torch.ones(1)
     named = torch.return_types.max((one, one))
-    assert first_tensor((one, two)) is one
-    assert first_tensor({"a": one}) is None
-    assert with_first((one, 7), two) == (two, 7)
-    assert with_first([one, 7], two) == [two, 7]
-    assert with_first(one, two) is two
+    assert extract_tensor((one, two)) is one
+    assert extract_tensor({"a": one}) is None
+    assert replace_tensor((one, 7), two) == (two, 7)
+    assert replace_tensor([one, 7], two) == [two, 7]
+    assert replace_tensor(one, two) is two
     assert type(named) is torch.return_types.max
 
 
 def test_synthetic_pictures_are_always_the_same() -> None:
     """The same seed, the same picture; of the size that was asked for."""
-    assert synthetic_picture((20, 30)).shape == (2, 3, 20, 30)
-    assert torch.equal(synthetic_picture((20, 30)), synthetic_picture((20, 30)))
-    assert not torch.equal(synthetic_picture((20, 30)), synthetic_picture((20, 30), seed=1))
+    assert synthesize_pictures((20, 30)).shape == (2, 3, 20, 30)
+    assert torch.equal(synthesize_pictures((20, 30)), synthesize_pictures((20, 30)))
+    assert not torch.equal(synthesize_pictures((20, 30)), synthesize_pictures((20, 30), seed=1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from camserve.capture.survey.layout import Layout
-from camserve.capture.survey.readings import ATTENTION, DOUBTFUL, NO_GRID, Moments, Output, Readings, told_orders
+from camserve.capture.survey.readings import ATTENTION, UNKNOWN_GRID, UNKNOWN_ORDER, Moments, Output, Readings, infer_orders
 from camserve.core.errors import ConfigError
 
 SIGNED = Moments(negative=True, mean=0.1, square=1, absolute=0.8)
@@ -108,7 +108,7 @@ def test_the_map_that_needs_fewest_extra_tokens_counts_then_the_nearest() -> Non
 def test_tokens_without_a_grid_are_said_to_be() -> None:
     """Not a few rows, or one value each: those are something else."""
     readings = Readings([output((2, 77, 8)), output((2, 7, 8)), output((2, 77, 1)), output((2, 10))], 2, (224, 224)).all
-    assert [reading.fault for reading in readings] == [NO_GRID, "", "", ""]
+    assert [reading.fault for reading in readings] == [UNKNOWN_GRID, "", "", ""]
 
 
 TOKENS = output((2, 24, 8))
@@ -159,15 +159,15 @@ SWIN = (output(EITHER, "Conv2d"), output(EITHER, "Permute"), output(EITHER, "Lay
 def test_another_size_tells_channels_from_cells() -> None:
     """Cells change with the picture, channels do not; what was not seen again stays open."""
     smaller = [output((2, 48, 24, 24)), output((2, 24, 24, 48)), output((2, 24, 24, 24))]
-    assert dict(told_orders(SWIN, [0, 1, 2], smaller, 2, (96, 96))) == {0: "nchw", 1: "nhwc"}
-    assert dict(told_orders(SWIN, [0, 1, 2], smaller[:1], 2, (96, 96))) == {0: "nchw"}
+    assert dict(infer_orders(SWIN, [0, 1, 2], smaller, 2, (96, 96))) == {0: "nchw", 1: "nhwc"}
+    assert dict(infer_orders(SWIN, [0, 1, 2], smaller[:1], 2, (96, 96))) == {0: "nchw"}
     renamed = [Output("other", each.kind, each.shape, each.moments) for each in smaller]
-    assert not dict(told_orders(SWIN, [0, 1, 2], renamed, 2, (96, 96)))
-    assert not dict(told_orders(SWIN, [0], [output((2, 50, 24, 24))], 2, (96, 96)))
-    assert not dict(told_orders(SWIN, [0], [output(EITHER)], 2, (96, 96)))  # pooled to a fixed number of cells
-    assert not dict(told_orders(SWIN, [0], [output((2, 48, 24, 48))], 2, (96, 96)))
+    assert not dict(infer_orders(SWIN, [0, 1, 2], renamed, 2, (96, 96)))
+    assert not dict(infer_orders(SWIN, [0], [output((2, 50, 24, 24))], 2, (96, 96)))
+    assert not dict(infer_orders(SWIN, [0], [output(EITHER)], 2, (96, 96)))  # pooled to a fixed number of cells
+    assert not dict(infer_orders(SWIN, [0], [output((2, 48, 24, 48))], 2, (96, 96)))
     told = Readings(SWIN, 2, (192, 192), orders={0: "nchw", 1: "nhwc"})
-    assert told.doubts == [0, 1, 2]
+    assert told.ambiguous == [0, 1, 2]
     assert [reading.layout for reading in told.all[:3]] == [CHANNELS_FIRST, CHANNELS_LAST, CHANNELS_LAST]
 
 
@@ -175,11 +175,11 @@ def test_without_it_the_class_tells_or_the_rest_of_the_model() -> None:
     """And where neither does the output is left out, with the reason."""
     readings = Readings(SWIN, 2, (192, 192)).all
     assert [reading.layout for reading in readings[:3]] == [CHANNELS_FIRST, None, CHANNELS_LAST]
-    assert readings[1].fault == DOUBTFUL
+    assert readings[1].fault == UNKNOWN_ORDER
     plain = Readings([output(EITHER, "Conv2d"), output(EITHER, "Sequential"), output((2, 96, 24, 24))], 2, (192, 192)).all
     assert [reading.layout for reading in plain[:2]] == [CHANNELS_FIRST, CHANNELS_FIRST]
     last = Readings([output(EITHER, "Block"), output((2, 24, 24, 96))], 2, (192, 192)).all
     assert last[0].layout == CHANNELS_LAST
     alone = [output(EITHER, "Block")]
-    assert Readings(alone, 2, (192, 192)).all[0].fault == DOUBTFUL
+    assert Readings(alone, 2, (192, 192)).all[0].fault == UNKNOWN_ORDER
     assert Readings(alone, 2, (192, 192), usual="nchw").all[0].layout == CHANNELS_FIRST

@@ -12,12 +12,12 @@ from tests.support.models import nets
 from tests.support.processes.worker import load_monitored
 from torch import Tensor, nn
 
-from camserve.capture import open_backend, synthetic_picture
+from camserve.capture import open_backend, synthesize_pictures
 from camserve.capture.tuning.fold import fold_norms
 from camserve.core.config import Config
 
 SIZE = (32, 32)
-PICTURES = synthetic_picture(SIZE, 4)
+PICTURES = synthesize_pictures(SIZE, 4)
 
 
 def settled(model: nn.Module) -> nn.Module:
@@ -77,7 +77,7 @@ def test_scores_stay_what_they_were(variant: str) -> None:
     """A second use of a convolution or of its output, its weights' or other hands in between keep it as it is, also hands that
     change nothing in the trial."""
     count, before, model = folded(variant)
-    pictures = synthetic_picture((48, 40), 3, seed=5)
+    pictures = synthesize_pictures((48, 40), 3, seed=5)
 
     torch.testing.assert_close(model(pictures).softmax(1), before(pictures).softmax(1), rtol=0, atol=1e-6)
     assert count == {"": 2, "plain": 2, "used": 0}.get(variant, 1)

@@ -7,16 +7,16 @@ import torch
 from tests.support.models import nets
 from torch import Tensor, nn
 
-from camserve.capture import open_backend, synthetic_picture
+from camserve.capture import open_backend, synthesize_pictures
 from camserve.capture.tuning import memory_format as formats
 from camserve.capture.tuning.memory_format import Trial, choose_memory_format
-from camserve.capture.tuning.prepack import Prepacked
+from camserve.capture.tuning.prepack import PrepackedConv
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 
 CPU = torch.device("cpu")
 SIZE = (nets.SIDE, nets.SIDE)
-PICTURES = synthetic_picture(SIZE)
+PICTURES = synthesize_pictures(SIZE)
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 ONEDNN = pytest.mark.skipif(not HAS_ONEDNN, reason="this torch has no oneDNN")
 
@@ -62,7 +62,7 @@ def test_the_fastest_that_is_equal(monkeypatch: pytest.MonkeyPatch, channels_las
     model = nets.Pooled().eval().requires_grad_(requires_grad=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trials = iter([trial(1.0), channels_last, prepacked])
-    monkeypatch.setattr(formats, "tried", lambda *_: next(trials))
+    monkeypatch.setattr(formats, "run_trial", lambda *_: next(trials))
     assert choose_memory_format(model, PICTURES, None, packs=True) == chosen
     assert laid(model) == chosen
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -70,7 +70,7 @@ def test_the_fastest_that_is_equal(monkeypatch: pytest.MonkeyPatch, channels_las
 
 def test_a_model_without_convolutions_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A transformer has one, and would be timed for nothing."""
-    monkeypatch.setattr(formats, "tried", None)
+    monkeypatch.setattr(formats, "run_trial", None)
     assert choose_memory_format(nets.Tokens(), PICTURES, None, packs=True) == "contiguous"
 
 
@@ -103,14 +103,14 @@ def test_a_format_in_which_the_model_does_not_run_is_not_taken(tune: bool) -> No
 @pytest.fixture
 def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands for the clock: each format takes half as long as the one before."""
-    seconds, own = [1.0], formats.tried
+    seconds, own = [1.0], formats.run_trial
 
-    def tried(model: nn.Module, pictures: Tensor) -> Trial:
+    def run_trial(model: nn.Module, pictures: Tensor) -> Trial:
         seconds[0] /= 2
         found = own(model, pictures)
         return Trial(found.scores, found.lone, seconds[0])
 
-    monkeypatch.setattr(formats, "tried", tried)
+    monkeypatch.setattr(formats, "run_trial", run_trial)
 
 
 @ONEDNN
@@ -125,7 +125,7 @@ def test_an_operator_that_fails_leaves_torchs_own(
     def missing(*_: object) -> Tensor:
         raise AttributeError("no operator _convolution_pointwise")
 
-    monkeypatch.setattr(Prepacked, "__call__", missing)
+    monkeypatch.setattr(PrepackedConv, "__call__", missing)
     model = nets.Pooled().eval().requires_grad_(requires_grad=False)
     assert choose_memory_format(model, PICTURES, wanted, packs=True) == laid(model) == "channels_last"
     assert "not prepacked: no operator _convolution_pointwise" in caplog.text
@@ -135,8 +135,8 @@ def test_an_operator_that_fails_leaves_torchs_own(
 @pytest.mark.usefixtures("quicker")
 def test_the_arrangement_for_a_lone_picture_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions of one cell have one of their own."""
-    own = Prepacked._arranged
-    monkeypatch.setattr(Prepacked, "_arranged", lambda self, shape: own(self, shape) * (2 if shape[0] == 1 else 1))
+    own = PrepackedConv._arranged
+    monkeypatch.setattr(PrepackedConv, "_arranged", lambda self, shape: own(self, shape) * (2 if shape[0] == 1 else 1))
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert choose_memory_format(model.requires_grad_(requires_grad=False), PICTURES, None, packs=True) == "channels_last"
 
@@ -172,10 +172,10 @@ def test_timing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             return x.flatten(1)[:, :5]
 
     monkeypatch.setattr(formats, "BUDGET", 1e9)
-    found = formats.tried(Counted(), PICTURES)
+    found = formats.run_trial(Counted(), PICTURES)
     assert passes == [1, *[len(PICTURES)] * 6]
     assert torch.equal(found.lone, found.scores[:1])
     passes.clear()
     monkeypatch.setattr(formats, "BUDGET", 0)
-    formats.tried(Counted(), PICTURES)
+    formats.run_trial(Counted(), PICTURES)
     assert passes == [1, *[len(PICTURES)] * 2]

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from camserve.capture import open_backend, synthetic_picture
-from camserve.capture.tuning.prepack import Prepacked, prepack
+from camserve.capture import open_backend, synthesize_pictures
+from camserve.capture.tuning.prepack import PrepackedConv, prepack
 from camserve.core.config import Config
 from camserve.explain.explainer import Explainer, Want
 
 CPU = torch.device("cpu")
-PICTURES = synthetic_picture((32, 32), 4)
+PICTURES = synthesize_pictures((32, 32), 4)
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -52,7 +52,7 @@ def test_the_convolution_is_the_same(keys: dict[str, object], channels_last: boo
     plain = copy.deepcopy(conv)
     if channels_last:
         conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    conv._conv_forward = Prepacked(conv, (4, 8, 20, 20))  # type: ignore[assignment, arg-type]
+    conv._conv_forward = PrepackedConv(conv, (4, 8, 20, 20))  # type: ignore[assignment, arg-type]
     for shape in ((4, 8, 20, 20), (1, 8, 20, 20), (7, 8, 20, 20), (2, 8, 33, 41), (1, 8, 9, 12), (8, 20, 20)):
         given = torch.randn(shape)
         assert close(conv(given), plain(given)), shape
@@ -160,7 +160,7 @@ def test_nothing_is_done_where_torch_cannot(monkeypatch: pytest.MonkeyPatch) -> 
     def refuses(*_: object) -> Tensor:
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr(Prepacked, "_arranged", refuses)
+    monkeypatch.setattr(PrepackedConv, "_arranged", refuses)
     assert prepack(model, PICTURES) is None
     assert packed(model) == set()
 
@@ -170,7 +170,7 @@ def test_gradients_flow_and_other_weights_count() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 3).requires_grad_(requires_grad=False)
     plain = copy.deepcopy(conv)
-    conv._conv_forward = Prepacked(conv, tuple(PICTURES.shape))  # type: ignore[assignment, arg-type]
+    conv._conv_forward = PrepackedConv(conv, tuple(PICTURES.shape))  # type: ignore[assignment, arg-type]
     one, other = (PICTURES.clone().requires_grad_() for _ in range(2))
     conv(one).square().sum().backward()
     plain(other).square().sum().backward()
@@ -192,7 +192,7 @@ def test_a_tuned_model_explains_as_the_model_does(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("camserve.capture.tuning.memory_format.PREPACKED_GAIN", 1000)
     torch.manual_seed(0)
     model = torchvision.models.resnet18().eval()
-    pictures = synthetic_picture((64, 64), 3)
+    pictures = synthesize_pictures((64, 64), 3)
     plain = open_backend(copy.deepcopy(model), Config(layers=layers, channels_last=False), (64, 64), CPU)
     tuned = open_backend(model, Config(layers=layers), (64, 64), CPU, tune=True)
     assert tuned.memory_format == "prepacked"
@@ -213,7 +213,7 @@ def test_what_is_no_longer_as_it_was_runs_as_torch_has_it(change: str) -> None:
     """Weights that were given other memory, that want a gradient, or that are cast for each pass."""
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 3).requires_grad_(requires_grad=False)
-    conv._conv_forward = Prepacked(conv, tuple(PICTURES.shape))  # type: ignore[assignment, arg-type]
+    conv._conv_forward = PrepackedConv(conv, tuple(PICTURES.shape))  # type: ignore[assignment, arg-type]
     if change == "other memory":
         conv.weight.data = torch.ones_like(conv.weight)
     elif change == "trained":

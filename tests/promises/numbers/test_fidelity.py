@@ -12,7 +12,7 @@ from benchmarks.fidelity import games
 from benchmarks.fidelity.scenes import LAYER, SHIPPED, Classifier, picture, prepared
 from tests.support import oracle
 
-from camserve.capture import opened
+from camserve.capture import open_model
 from camserve.explain.methods import METHODS
 
 STEPS = 6
@@ -81,7 +81,7 @@ def test_maps_of_the_real_model_are_the_papers(name: str) -> None:
     """Served maps, by the closed form, against the literal equations in float64 on autograd's gradients: within 1e-5 of [0, 1]."""
     pixels, target = picture("coffee"), SHIPPED["coffee"]
     seen = classifier().seen(pixels)
-    network = opened(classifier().network, prepared([pixels] * 2))
+    network = open_model(classifier().network, prepared([pixels] * 2))
     site = network.survey(prepared([pixels] * 2)).site(LAYER)
     captured = network.capture({LAYER: site}).forward(prepared([pixels]), [LAYER])
     activation = captured.activation(LAYER)[0].numpy()

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from camserve.capture import synthetic_picture
+from camserve.capture import synthesize_pictures
 
 CLASSES = 10
 NAMES = torchvision.models.list_models(module=torchvision.models)
@@ -66,4 +66,4 @@ def settle(module: nn.Module, pictures: Tensor) -> None:
 
 def batch(name: str) -> Tensor:
     """Two pictures of the architecture's side."""
-    return synthetic_picture((side_of(name), side_of(name)), seed=5)
+    return synthesize_pictures((side_of(name), side_of(name)), seed=5)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from camserve.capture.choose.rule import pick
-from camserve.capture.models.kinds import looked_at, opened
+from camserve.capture.choose.layer import choose_layer
+from camserve.capture.models.kinds import open_model, survey_model
 from camserve.capture.survey.layers import Survey
 
 
 def survey(model: object, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
-    """Runs a model of any kind (see `opened`) over `pictures` and describes every layer; its parameters are then frozen."""
-    return looked_at(opened(model, pictures), pictures, token_grid)
+    """Runs a model of any kind (see `open_model`) over `pictures` and describes every layer; its parameters are then frozen."""
+    return survey_model(open_model(model, pictures), pictures, token_grid)
 
 
 def default_layer(model: object, pictures: Tensor, found: Survey | None = None) -> tuple[str, str]:
@@ -20,6 +20,6 @@ def default_layer(model: object, pictures: Tensor, found: Survey | None = None) 
     Raises:
         ConfigError: it has no layer with a map that its prediction depends on.
     """
-    own = opened(model, pictures)
-    again = looked_at(own, pictures)
-    return pick(own, pictures, found or again)
+    own = open_model(model, pictures)
+    again = survey_model(own, pictures)
+    return choose_layer(own, pictures, found or again)

@@ -16,7 +16,7 @@ from tests.support import build
 from tests.support.models import architectures, nets
 from torch import nn
 
-from camserve.capture import synthetic_picture
+from camserve.capture import synthesize_pictures
 from camserve.explain.methods import METHODS
 from camserve.tools.commands import inspect_model
 from camserve.tools.console import Progress
@@ -51,7 +51,7 @@ def settled() -> nn.Module:
     model: nn.Module = space["Settled"]().eval()
     with torch.no_grad():
         model.conv.weight.copy_(model.conv.weight.abs())
-    architectures.settle(model, synthetic_picture((64, 64)))
+    architectures.settle(model, synthesize_pictures((64, 64)))
     return model
 
 
@@ -180,7 +180,7 @@ def test_flags_beat_an_archives_configuration(tmp_path: Path, capsys: pytest.Cap
 def test_whole_programs_are_listed(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     """By the flags that packaging takes them with."""
     file = tmp_path / "settled.bin"
-    file.write_bytes(nets.as_file(settled(), kind, synthetic_picture((64, 64))))
+    file.write_bytes(nets.as_file(settled(), kind, synthesize_pictures((64, 64))))
     rows, text = said(capsys, ["--exported" if kind == "exported" else "--torchscript", str(file), *SMALL])
     assert {"stem", "conv", "norm"} <= {row[0] for row in rows}
     assert "The rule picks norm: the last of" in text

@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from camserve.capture import synthetic_picture
+from camserve.capture import synthesize_pictures
 from camserve.capture.backend import open_backend
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
@@ -183,7 +183,7 @@ def test_scores_between_0_and_1_by_chance_are_not_taken_for_probabilities(arch: 
     torch.manual_seed(seed)
     model = torchvision.models.get_model(arch, weights=None, num_classes=2).eval()
     with torch.no_grad():
-        assert advice._like_probabilities(model(synthetic_picture((64, 64))))
+        assert advice._like_probabilities(model(synthesize_pictures((64, 64))))
     assert warned(model, (64, 64)) == []
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camserve.capture.base import Capture, Captured, Setting
-from camserve.capture.models.hooks import followed, hooked, watched
-from camserve.capture.models.passes import Pass, saving_copies
-from camserve.capture.survey.layers import Site, Survey, Surveyor, settle
-from camserve.capture.survey.layout import first_tensor, logits_of
+from camserve.capture.base import Capture, Captured, CaptureSettings
+from camserve.capture.models.hooks import hook_every_call, hook_last_calls, hook_parents
+from camserve.capture.models.passes import Pass, copy_saved_tensors
+from camserve.capture.survey.layers import Site, Survey, SurveyBuilder, resolve_orders
+from camserve.capture.survey.layout import extract_logits, extract_tensor
 
 
-class Eager:
+class EagerCapture:
     """An eager model (`Capture`).
 
     The parameters must be frozen (`freeze`): then nothing but the head behind the first asked layer has a graph. Hooks live
@@ -34,14 +34,14 @@ class Eager:
         self,
         model: nn.Module,
         sites: Mapping[str, Site],
-        setting: Setting | None = None,
+        setting: CaptureSettings | None = None,
         modules: Mapping[str, str] | None = None,
     ) -> None:
         self._model = model
         self._sites = dict(sites)
-        self._setting = setting or Setting({})
+        self._setting = setting or CaptureSettings({})
         self._modules = modules or {}
-        self._dtype = dtype_of(chain(model.parameters(), model.buffers()))
+        self._dtype = find_dtype(chain(model.parameters(), model.buffers()))
         self._shared: frozenset[str] = frozenset()
 
     @property
@@ -52,14 +52,14 @@ class Eager:
     def forward(self, pictures: Tensor, layers: Collection[str]) -> Captured:
         """Runs the model once over `[N, 3, H, W]`."""
         asked = {layer: self._sites[layer] for layer in layers}
-        heads = self._setting.heads_for(pictures)
+        heads = self._setting.cam_weights_for(pictures)
         context = self._setting.context or nullcontext
         with torch.inference_mode(mode=False), context():
             pictures = pictures.to(self._dtype) if self._dtype else pictures
             if not asked:
                 with torch.no_grad():
-                    answer = self._setting.predicted(self._model, pictures)
-                    return Pass({}, {}, {}, {}, logits_of(answer, len(pictures)))
+                    answer = self._setting.predict_only(self._model, pictures)
+                    return Pass({}, {}, {}, {}, extract_logits(answer, len(pictures)))
             while True:
                 kept = _Kept(heads, self._shared)
                 scores = self._kept(pictures, asked, kept)
@@ -70,14 +70,14 @@ class Eager:
     def _kept(self, pictures: Tensor, asked: Mapping[str, Site], kept: _Kept) -> Tensor:
         """Runs the model and keeps what the asked layers give; returns the scores."""
         with ExitStack() as stack:
-            closed = all(kept.is_closed(layer) for layer in asked)
+            closed = all(kept.has_closed_form(layer) for layer in asked)
             stack.enter_context(torch.set_grad_enabled(not closed))
-            stack.enter_context(hooked(self._model, asked, kept, self._modules))
+            stack.enter_context(hook_last_calls(self._model, asked, kept, self._modules))
             if not self._shared.isdisjoint(asked):
-                stack.enter_context(saving_copies())
+                stack.enter_context(copy_saved_tensors())
             if not closed:
-                stack.enter_context(followed(self._model, [self._modules.get(layer, layer) for layer in asked], kept.reopen))
-            return logits_of(self._model(pictures), len(pictures))
+                stack.enter_context(hook_parents(self._model, [self._modules.get(layer, layer) for layer in asked], kept.reopen))
+            return extract_logits(self._model(pictures), len(pictures))
 
 
 class _Kept:
@@ -105,7 +105,7 @@ class _Kept:
         """The layers into whose outputs something was written after they were kept."""
         return frozenset(layer for layer, (output, version) in self._versions.items() if output._version != version)
 
-    def is_closed(self, layer: str) -> bool:
+    def has_closed_form(self, layer: str) -> bool:
         """Whether the layer's gradients are known without a graph."""
         return layer in self._heads
 
@@ -115,7 +115,7 @@ class _Kept:
             torch.set_grad_enabled(True)
 
     def __call__(self, layer: str, output: Tensor) -> Tensor:
-        if self.is_closed(layer):
+        if self.has_closed_form(layer):
             if layer in self._shared or output.is_inference():
                 self.activations[layer] = output.detach().clone()
             else:
@@ -144,8 +144,8 @@ class _Kept:
         return output.add_(self.sources[layer])
 
 
-class EagerModel:
-    """An eager module, in eval mode and with its parameters frozen (`Model`)."""
+class EagerClassifier:
+    """An eager module, in eval mode and with its parameters frozen (`Classifier`)."""
 
     kind = "eager"
     batch: tuple[int, int | None] = (1, None)
@@ -155,50 +155,50 @@ class EagerModel:
 
     def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
         """Runs the module once and describes every layer that ran."""
-        surveyor = Surveyor(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
-        scores = self._look(pictures, surveyor)
-        settle(surveyor, self._look, pictures)
-        return surveyor.found(scores)
+        builder = SurveyBuilder(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
+        scores = self._look(pictures, builder)
+        resolve_orders(builder, self._look, pictures)
+        return builder.build(scores)
 
-    def _look(self, pictures: Tensor, surveyor: Surveyor) -> Tensor:
-        """Shows the surveyor one run; returns the scores."""
+    def _look(self, pictures: Tensor, builder: SurveyBuilder) -> Tensor:
+        """Shows the builder one run; returns the scores."""
 
         def look(name: str, module: nn.Module, output: Any) -> None:
-            surveyor.look(name, self.class_of(module), first_tensor(output))
+            builder.record(name, self.class_of(module), extract_tensor(output))
 
-        with torch.no_grad(), watched(self.module, look):
-            return logits_of(self.module(self.fed(pictures)), len(pictures))
+        with torch.no_grad(), hook_every_call(self.module, look):
+            return extract_logits(self.module(self.cast_input(pictures)), len(pictures))
 
-    def fed(self, pictures: Tensor) -> Tensor:
+    def cast_input(self, pictures: Tensor) -> Tensor:
         """The pictures in the type of the weights."""
-        return fed(self.module, pictures)
+        return cast_input(self.module, pictures)
 
     def class_of(self, module: nn.Module) -> str:
         """The name of a module's class."""
         return type(module).__name__
 
-    def capture(self, sites: Mapping[str, Site], setting: Setting | None = None) -> Capture:
+    def capture(self, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> Capture:
         """A capture at these layers."""
-        return Eager(self.module, sites, setting)
+        return EagerCapture(self.module, sites, setting)
 
-    def replaced(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
+    def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
         """The scores where the layer's output is `values` instead."""
-        with torch.no_grad(), hooked(self.module, {site.layer: site}, lambda _, output: values.to(output, copy=True)):
-            return logits_of(self.module(self.fed(pictures)))
+        with torch.no_grad(), hook_last_calls(self.module, {site.layer: site}, lambda _, output: values.to(output, copy=True)):
+            return extract_logits(self.module(self.cast_input(pictures)))
 
     def weights(self) -> Iterable[Tensor]:
         """The module's parameters."""
         return self.module.parameters()
 
 
-def dtype_of(weights: Iterable[Tensor]) -> torch.dtype | None:
+def find_dtype(weights: Iterable[Tensor]) -> torch.dtype | None:
     """The type of the first floating weight, which is what the model takes pictures in; None: it has none."""
     return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
 
 
-def fed(model: nn.Module, pictures: Tensor) -> Tensor:
+def cast_input(model: nn.Module, pictures: Tensor) -> Tensor:
     """The pictures in the type of the model's weights, or of its buffers where it has no other weights."""
-    return pictures.to(dtype_of(chain(model.parameters(), model.buffers())) or pictures.dtype)
+    return pictures.to(find_dtype(chain(model.parameters(), model.buffers())) or pictures.dtype)
 
 
 def freeze(model: nn.Module) -> None:

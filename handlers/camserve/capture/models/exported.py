@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram, unflatten
 
-from camserve.capture.base import Capture, Captured, Setting
-from camserve.capture.models.eager import Eager, EagerModel, freeze
-from camserve.capture.models.hooks import hooked, watched
-from camserve.capture.models.passes import Pieces, fitting
-from camserve.capture.survey.layers import Site, Survey, Surveyor
-from camserve.capture.survey.layout import first_tensor, logits_of
+from camserve.capture.base import Capture, Captured, CaptureSettings
+from camserve.capture.models.eager import EagerCapture, EagerClassifier, freeze
+from camserve.capture.models.hooks import hook_every_call, hook_last_calls
+from camserve.capture.models.passes import SplitCapture, fit_batch
+from camserve.capture.survey.layers import Site, Survey, SurveyBuilder
+from camserve.capture.survey.layout import extract_logits, extract_tensor
 from camserve.core.errors import ConfigError
 
 ANY = sys.maxsize - 1
@@ -67,10 +67,10 @@ def load_exported(path: str | Path, device: torch.device | str = "cpu") -> nn.Mo
             f"{Path(path).name} is no program of torch.export that torch {torch.__version__} can read "
             f"({type(error).__name__}); write it with torch.export.save(torch.export.export(model, (pictures,)), ...)"
         ) from error
-    return restored(program, torch.device(device))
+    return restore_program(program, torch.device(device))
 
 
-def restored(program: ExportedProgram, device: torch.device) -> nn.Module:
+def restore_program(program: ExportedProgram, device: torch.device) -> nn.Module:
     """The program as a module with submodules, on `device`, its parameters frozen.
 
     Raises:
@@ -95,8 +95,8 @@ def restored(program: ExportedProgram, device: torch.device) -> nn.Module:
     return module
 
 
-class ExportedModel(EagerModel):
-    """An exported program's module (`Model`). It cannot change between training and evaluation: it is what was exported.
+class ExportedClassifier(EagerClassifier):
+    """An exported program's module (`Classifier`). It cannot change between training and evaluation: it is what was exported.
 
     A program that was exported for a fixed number of pictures, or a range, is always fed that many.
 
@@ -116,46 +116,46 @@ class ExportedModel(EagerModel):
 
     def _check_mode(self, pictures: Tensor) -> None:
         """Training mode shows in scores that change (dropout), or that depend on the other pictures (batch normalisation)."""
-        fed = fitting(pictures, self.batch)
+        fed = fit_batch(pictures, self.batch)
         others = torch.cat([fed[:1], -fed[1:]])
         with torch.no_grad():
-            first, again, mixed = (logits_of(self.module(self.fed(each)), len(fed)) for each in (fed, fed, others))
+            first, again, mixed = (extract_logits(self.module(self.cast_input(each)), len(fed)) for each in (fed, fed, others))
         scale = first.abs().max()
         if (first - again).abs().max() > MODE_ERROR * scale or (first[0] - mixed[0]).abs().max() > MODE_ERROR * scale:
             raise ConfigError("the program was exported in training mode; call model.eval() before torch.export.export")
 
     def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
         """Runs the program once and describes every layer that ran. A layer that runs with two graphs has one name."""
-        pictures = fitting(pictures, self.batch)
+        pictures = fit_batch(pictures, self.batch)
         operations = _operations(self.module)
         turned = any(part in operation for operation in operations for part in TURNING)
-        surveyor = Surveyor(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid, None if turned else "nchw")
+        builder = SurveyBuilder(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid, None if turned else "nchw")
         ran: dict[str, int] = {}
 
         def look(name: str, module: nn.Module, output: Any) -> None:
             layer = _plain(name)
             ran[name] = ran.get(name, 0) + 1
             self._modules[layer], self._calls[layer] = name, ran[name]
-            surveyor.look(layer, self._classes.get(layer) or self.class_of(module), first_tensor(output))
+            builder.record(layer, self._classes.get(layer) or self.class_of(module), extract_tensor(output))
 
-        with torch.no_grad(), watched(self.module, look):
-            scores = logits_of(self.module(self.fed(pictures)), len(pictures))
+        with torch.no_grad(), hook_every_call(self.module, look):
+            scores = extract_logits(self.module(self.cast_input(pictures)), len(pictures))
         hint = NO_GRAD if any("wrap_with_set_grad_enabled" in operation for operation in operations) else ""
-        return surveyor.found(scores, hint=hint)
+        return builder.build(scores, hint=hint)
 
-    def capture(self, sites: Mapping[str, Site], setting: Setting | None = None) -> Capture:
+    def capture(self, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> Capture:
         """A capture at these layers."""
         own = {layer: self._own(site) for layer, site in sites.items()}
-        capture: Capture = Eager(self.module, own, setting, self._modules)
+        capture: Capture = EagerCapture(self.module, own, setting, self._modules)
         if any(type(module).__name__ == DISPATCHER for module in self.module.modules()):
-            capture = OneByOne(capture)
-        return Pieces(capture, *self.batch)
+            capture = LockedCapture(capture)
+        return SplitCapture(capture, *self.batch)
 
-    def replaced(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
+    def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
         """The scores where the layer's output is `values` instead."""
         keep = {site.layer: self._own(site)}
-        with torch.no_grad(), hooked(self.module, keep, lambda _, output: values.to(output, copy=True), self._modules):
-            return logits_of(self.module(self.fed(pictures)))
+        with torch.no_grad(), hook_last_calls(self.module, keep, lambda _, output: values.to(output, copy=True), self._modules):
+            return extract_logits(self.module(self.cast_input(pictures)))
 
     def _own(self, site: Site) -> Site:
         """The site at the module that ran last under the layer's name."""
@@ -194,7 +194,7 @@ def _batch_of(module: nn.Module) -> tuple[int, int | None]:
     return (low if low > 2 else 1), high
 
 
-class OneByOne:
+class LockedCapture:
     """A capture that lets one thread in at a time (`Capture`): torch counts the calls of some modules on the module itself."""
 
     def __init__(self, capture: Capture) -> None:

@@ -11,14 +11,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from camserve.capture.survey.layers import Site
-from camserve.capture.survey.layout import first_tensor, with_first
+from camserve.capture.survey.layout import extract_tensor, replace_tensor
 
 Keep = Callable[[str, Tensor], Tensor]
 """Takes a layer's name and output, and returns what the head is to go on with."""
 
 
 @contextmanager
-def hooked(model: nn.Module, sites: Mapping[str, Site], keep: Keep, modules: Mapping[str, str] | None = None) -> Iterator[None]:
+def hook_last_calls(
+    model: nn.Module, sites: Mapping[str, Site], keep: Keep, modules: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Calls `keep` at the last call of each layer, in this thread only; the hooks are gone afterwards.
 
     Raises:
@@ -40,7 +42,7 @@ def hooked(model: nn.Module, sites: Mapping[str, Site], keep: Keep, modules: Map
 
 
 @contextmanager
-def followed(model: nn.Module, names: Collection[str], ended: Callable[[], None]) -> Iterator[None]:
+def hook_parents(model: nn.Module, names: Collection[str], ended: Callable[[], None]) -> Iterator[None]:
     """Calls `ended`, in this thread only, when a module ends in which one of the modules `names` runs."""
     thread = threading.get_ident()
 
@@ -58,7 +60,7 @@ def followed(model: nn.Module, names: Collection[str], ended: Callable[[], None]
 
 
 @contextmanager
-def watched(model: nn.Module, look: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
+def hook_every_call(model: nn.Module, look: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
     """Shows `look` the name, the module and the output of every call of a submodule."""
 
     def hook_for(name: str) -> Callable[..., None]:
@@ -85,10 +87,10 @@ class _LastCall:
         if threading.get_ident() != self._thread:
             return None
         self._calls += 1
-        tensor = first_tensor(output)
+        tensor = extract_tensor(output)
         if self._calls != self.site.calls or tensor is None:
             return None
-        return with_first(output, self._keep(self.site.layer, tensor))
+        return replace_tensor(output, self._keep(self.site.layer, tensor))
 
     def check(self) -> None:
         if self._calls != self.site.calls:

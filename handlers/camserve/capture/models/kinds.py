@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram, UnflattenedModule
 
-from camserve.capture.base import Model
-from camserve.capture.models.eager import EagerModel, freeze
-from camserve.capture.models.exported import ExportedModel, restored
-from camserve.capture.models.torchscript.script import ScriptModel
-from camserve.capture.survey.layers import FAILURES, Survey
+from camserve.capture.base import Classifier
+from camserve.capture.models.eager import EagerClassifier, freeze
+from camserve.capture.models.exported import ExportedClassifier, restore_program
+from camserve.capture.models.torchscript.script import ScriptClassifier
+from camserve.capture.survey.layers import MODEL_ERRORS, Survey
 from camserve.core.errors import ConfigError
 
 
-def opened(model: object, pictures: Tensor) -> Model:
+def open_model(model: object, pictures: Tensor) -> Classifier:
     """A model of any kind, with its parameters frozen; one that was compiled is opened as what it was before.
 
     Args:
-        model: an eager module, a TorchScript module, an exported program or its restored module.
+        model: an eager module, a TorchScript module, an exported program or its restore_program module.
         pictures: `[N, 3, H, W]`, N at least 2, on the model's device: it is tried with them.
 
     Raises:
@@ -28,7 +28,7 @@ def opened(model: object, pictures: Tensor) -> Model:
     """
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, ExportedProgram):
-        model = restored(model, pictures.device)
+        model = restore_program(model, pictures.device)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a model of the type {type(model).__name__} has no layers that could be explained; {ACCEPTED}")
     if isinstance(model, torch.fx.GraphModule) and _called(model) <= {"_guards_fn"}:
@@ -36,13 +36,13 @@ def opened(model: object, pictures: Tensor) -> Model:
     try:
         if isinstance(model, torch.jit.ScriptModule):
             freeze(model)
-            return ScriptModel(model, pictures)
+            return ScriptClassifier(model, pictures)
         if isinstance(model, UnflattenedModule):
             model.requires_grad_(requires_grad=False)
-            return ExportedModel(model, pictures)
+            return ExportedClassifier(model, pictures)
         freeze(model)
-        return EagerModel(model)
-    except FAILURES as error:
+        return EagerClassifier(model)
+    except MODEL_ERRORS as error:
         raise _does_not_run(pictures, error) from error
 
 
@@ -62,7 +62,7 @@ CHANNELS = (
 """How a convolution, and a program of torch.export, says how many channels it wants, and how many came."""
 
 
-def looked_at(model: Model, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+def survey_model(model: Classifier, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
     """The survey of an opened model.
 
     Raises:
@@ -70,14 +70,14 @@ def looked_at(model: Model, pictures: Tensor, token_grid: tuple[int, int] | None
     """
     try:
         return model.survey(pictures, token_grid)
-    except FAILURES as error:
+    except MODEL_ERRORS as error:
         raise _does_not_run(pictures, error) from error
 
 
 def _does_not_run(pictures: Tensor, error: Exception) -> ConfigError:
     if isinstance(error, ConfigError):
         return error
-    return ConfigError(f"{DOES_NOT_RUN} {list(pictures.shape)}: {beginning(error)}{_of_channels(pictures, error)}")
+    return ConfigError(f"{DOES_NOT_RUN} {list(pictures.shape)}: {summarize_error(error)}{_of_channels(pictures, error)}")
 
 
 def _of_channels(pictures: Tensor, error: Exception) -> str:
@@ -93,7 +93,7 @@ def _of_channels(pictures: Tensor, error: Exception) -> str:
     )
 
 
-def beginning(error: Exception) -> str:
+def summarize_error(error: Exception) -> str:
     """The first two lines of what an exception says, as one; of a TorchScript program's traceback the last, which says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and "TorchScript interpreter" in lines[0]:

@@ -41,29 +41,29 @@ class Pass:
 
     def activation(self, layer: str) -> Tensor:
         """`[N, C, h, w]`, without a graph."""
-        return self.sites[layer].layout.grid(self.activations[layer], self.scale)
+        return self.sites[layer].layout.to_grid(self.activations[layer], self.scale)
 
-    def is_closed(self, layer: str) -> bool:
+    def has_closed_form(self, layer: str) -> bool:
         """Whether the layer's gradients are rows of the head's weights."""
         return layer in self.heads
 
     def gradients(self, layer: str, rows: Tensor, targets: Tensor, seed: float = 1.0) -> Tensor:
         """`[M, C, h, w]` by autograd over the head, or `[M, C, 1, 1]` in closed form where the head is pooled and linear."""
-        if self.is_closed(layer):
+        if self.has_closed_form(layer):
             height, width = self.activation(layer).shape[2:]
             return seed * self.heads[layer][targets][:, :, None, None] / (height * width)
         seeds = torch.zeros_like(self.scores)
         seeds[rows, targets] = seed
         (gradient,) = torch.autograd.grad(self.scores, self.sources[layer], seeds, retain_graph=True)
-        return self.sites[layer].layout.grid(gradient, self.scale)[rows]
+        return self.sites[layer].layout.to_grid(gradient, self.scale)[rows]
 
 
-def saving_copies() -> AbstractContextManager[object]:
+def copy_saved_tensors() -> AbstractContextManager[object]:
     """In which a graph keeps copies of what it needs, so that the model may write into its values afterwards."""
     return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.clone, lambda value: value)
 
 
-class Pieces:
+class SplitCapture:
     """A capture that feeds its model at least `low` and at most `high` pictures at once (`Capture`).
 
     More are fed in pieces; fewer are filled up with the last picture, whose scores and gradients are then dropped.
@@ -83,22 +83,22 @@ class Pieces:
         """Runs the model over `[N, 3, H, W]`, as often as it takes."""
         parts = list(torch.split(pictures, self._high or len(pictures)))
         sizes = [len(part) for part in parts]
-        parts = [filled(part, self._low) for part in parts]
-        return Joined([self._capture.forward(part, layers) for part in parts], sizes)
+        parts = [pad_batch(part, self._low) for part in parts]
+        return JoinedPasses([self._capture.forward(part, layers) for part in parts], sizes)
 
 
-def filled(pictures: Tensor, count: int) -> Tensor:
+def pad_batch(pictures: Tensor, count: int) -> Tensor:
     """At least `count` pictures: the last one is repeated."""
     missing = count - len(pictures)
     return torch.cat([pictures, pictures[-1:].expand(missing, -1, -1, -1)]) if missing > 0 else pictures
 
 
-def fitting(pictures: Tensor, batch: tuple[int, int | None]) -> Tensor:
+def fit_batch(pictures: Tensor, batch: tuple[int, int | None]) -> Tensor:
     """As many of the pictures as a model takes that takes from `batch[0]` to `batch[1]` at once, filled up if need be."""
-    return filled(pictures, batch[0])[: batch[1]]
+    return pad_batch(pictures, batch[0])[: batch[1]]
 
 
-class Joined:
+class JoinedPasses:
     """Several passes as one (`Captured`); of the i-th only the first `sizes[i]` pictures count."""
 
     def __init__(self, passes: Sequence[Captured], sizes: Sequence[int]) -> None:
@@ -114,9 +114,9 @@ class Joined:
         """`[N, C, h, w]`, without a graph."""
         return torch.cat([each.activation(layer)[:size] for each, size in zip(self._passes, self._sizes, strict=True)])
 
-    def is_closed(self, layer: str) -> bool:
+    def has_closed_form(self, layer: str) -> bool:
         """Whether the layer's gradients need no backward pass."""
-        return all(each.is_closed(layer) for each in self._passes)
+        return all(each.has_closed_form(layer) for each in self._passes)
 
     def gradients(self, layer: str, rows: Tensor, targets: Tensor, seed: float = 1.0) -> Tensor:
         """`[M, C, h, w]` or `[M, C, 1, 1]`, in the order of `rows`."""

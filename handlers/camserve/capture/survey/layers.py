@@ -9,21 +9,30 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from camserve.capture.survey.layout import Layout, Order, map_readings
-from camserve.capture.survey.readings import NO_GRID, Moments, Output, Readings, told_orders
+from camserve.capture.survey.layout import Layout, Order, find_layouts
+from camserve.capture.survey.readings import UNKNOWN_GRID, Moments, Output, Readings, infer_orders
 from camserve.core.errors import ConfigError
 from camserve.core.text import listed, nearest
 
 POOL_INPUT = "pool_input"
 """The name of the pooled layer's input, for a TorchScript archive that has no names of its own."""
 
-PASSING = frozenset(
+PASSING_CLASSES = frozenset(
     {"Identity", "Flatten", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"}
     | {"AvgPool2d", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "LPPool2d"}
 )
 """Classes of modules that compute nothing of their own, or that pool: the layer before them is the one to explain."""
 
-FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError, ArithmeticError, torch.jit.Error)
+MODEL_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AssertionError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    torch.jit.Error,
+)
 """What a model's own code raises when it does not take the pictures."""
 
 
@@ -40,8 +49,15 @@ class Site:
 class LayerInfo:
     """One layer as the survey saw it at its last call.
 
-    `layout` is None where the output is no map; `signed`: some activations were negative; `passes`: it only pools, or passes
-    on (perhaps in another order) what an earlier layer computed; `fault`: why it has no map, where it might have one.
+    Attributes:
+        name: the module's path in the model.
+        kind: the name of its class.
+        shape: of its output.
+        calls: how often it ran.
+        layout: how the output lies in memory; None where it is no map.
+        signed: whether some activations were negative.
+        passes_through: whether it only pools, or passes on (perhaps in another order) what an earlier layer computed.
+        fault: why it has no map, where it might have one.
     """
 
     name: str
@@ -50,7 +66,7 @@ class LayerInfo:
     calls: int
     layout: Layout | None
     signed: bool
-    passes: bool = False
+    passes_through: bool = False
     fault: str = ""
 
     @property
@@ -99,7 +115,7 @@ class Survey:
             raise ConfigError(f"layer {name} cannot be reached: {self.hint}{hint}")
         if name in by_name:
             shape = list(by_name[name].shape)
-            fault = by_name[name].fault or (NO_GRID if len(shape) == 3 else "")
+            fault = by_name[name].fault or (UNKNOWN_GRID if len(shape) == 3 else "")
             why = f" ({fault})" if fault else ""
             raise ConfigError(f"layer {name} has no spatial map: its output has the shape {shape}{why}{hint}")
         reason = f": {self.hint}" if self.hint and not self.hidden else ""
@@ -111,7 +127,7 @@ class Survey:
 
 
 @dataclass
-class Surveyor:
+class SurveyBuilder:
     """Takes what layers give, call by call, and makes the survey of it.
 
     `batch` pictures of `size` = (height, width) are being looked at; `token_grid` = (h, w) settles how tokens lie, and `usual`
@@ -125,35 +141,35 @@ class Surveyor:
     _outputs: list[Output] = field(default_factory=list)
     _orders: dict[int, Order] = field(default_factory=dict)
 
-    def look(self, name: str, kind: str, output: Tensor | None) -> None:
+    def record(self, name: str, kind: str, output: Tensor | None) -> None:
         """Takes the output of one call; None: it gave no tensor."""
         floating = output is not None and output.is_floating_point() and output.numel() > 0
         shape = tuple(output.shape) if output is not None else None
-        self.add(name, kind, shape, Moments.of(output) if floating and output is not None else None)
+        self.record_summary(name, kind, shape, Moments.of(output) if floating and output is not None else None)
 
-    def add(self, name: str, kind: str, shape: tuple[int, ...] | None, moments: Moments | None) -> None:
+    def record_summary(self, name: str, kind: str, shape: tuple[int, ...] | None, moments: Moments | None) -> None:
         """Takes what is known of one call's output: its shape, and its moments if it holds floating values."""
         self._outputs.append(Output(name, kind, shape, moments))
 
     def cells(self, shape: tuple[int, ...], moments: Moments | None) -> int:
         """Number of cells of the map that an output would be by itself; 0: it is none."""
-        maps = map_readings(shape, self.batch, self.size) if moments else ()
+        maps = find_layouts(shape, self.batch, self.size) if moments else ()
         alone = Readings([Output("", "", shape, moments)], self.batch, self.size, self.token_grid)
         layout = maps[0] if maps else alone.all[0].layout
         return layout.height * layout.width if layout else 0
 
-    def doubtful(self) -> list[int]:
+    def ambiguous(self) -> list[int]:
         """Places of the outputs that can be read with their channels first as well as last."""
-        return [place for place in self._read().doubts if place not in self._orders]
+        return [place for place in self._read().ambiguous if place not in self._orders]
 
-    def learn(self, other: Surveyor) -> None:
+    def learn_orders(self, other: SurveyBuilder) -> None:
         """Takes what a run with pictures of another size tells of them."""
-        self._orders |= told_orders(self._outputs, self.doubtful(), other._outputs, other.batch, other.size)
+        self._orders |= infer_orders(self._outputs, self.ambiguous(), other._outputs, other.batch, other.size)
 
     def _read(self) -> Readings:
         return Readings(self._outputs, self.batch, self.size, self.token_grid, orders=self._orders, usual=self.usual)
 
-    def found(self, scores: Tensor, hidden: Collection[str] = (), hint: str = "") -> Survey:
+    def build(self, scores: Tensor, hidden: Collection[str] = (), hint: str = "") -> Survey:
         """The survey of the run that ended in `scores`.
 
         Raises:
@@ -168,9 +184,9 @@ class Surveyor:
             calls[name] = calls.get(name, 0) + 1
             seen.pop(name, None)
             if output.shape is not None:
-                passes = output.kind in PASSING or _repeats(name, layout, moments, seen.values())
+                passes_through = output.kind in PASSING_CLASSES or _repeats(name, layout, moments, seen.values())
                 signed = bool(moments and moments.negative)
-                info = LayerInfo(name, output.kind, output.shape, calls[name], layout, signed, passes, reading.fault)
+                info = LayerInfo(name, output.kind, output.shape, calls[name], layout, signed, passes_through, reading.fault)
                 seen[name] = info, moments
         return Survey(tuple(info for info, _ in seen.values()), scores.shape[1], frozenset(hidden), hint)
 
@@ -190,13 +206,13 @@ def _repeats(
     return False
 
 
-def settle(surveyor: Surveyor, run: Callable[[Tensor, Surveyor], object], pictures: Tensor) -> None:
+def resolve_orders(builder: SurveyBuilder, run: Callable[[Tensor, SurveyBuilder], object], pictures: Tensor) -> None:
     """Runs a model again, with smaller pictures or else with larger ones, where outputs of its run can be read in two ways."""
-    height, width = surveyor.size
+    height, width = builder.size
     for size in ((height // 2, width // 2), (2 * height, 2 * width)):
-        if not surveyor.doubtful():
+        if not builder.ambiguous():
             return
-        other = Surveyor(surveyor.batch, size)
-        with suppress(*FAILURES):  # what was seen before it failed counts
+        other = SurveyBuilder(builder.batch, size)
+        with suppress(*MODEL_ERRORS):  # what was seen before it failed counts
             run(torch.nn.functional.interpolate(pictures, size=size), other)
-        surveyor.learn(other)
+        builder.learn_orders(other)

@@ -41,7 +41,7 @@ class Layout:
     channels: int
     extra: int = 0
 
-    def grid(self, values: Tensor, scale: Scale | None = None) -> Tensor:
+    def to_grid(self, values: Tensor, scale: Scale | None = None) -> Tensor:
         """A view of the layer's output, or of its gradient, as `[N, C, h, w]`.
 
         Args:
@@ -85,7 +85,7 @@ class Layout:
         raise ValueError(f"{count} tokens are no grid of about {rows:.1f} x {columns:.1f} cells")
 
 
-def map_readings(shape: Sequence[int], batch: int, picture: tuple[int, int]) -> tuple[Layout, ...]:
+def find_layouts(shape: Sequence[int], batch: int, picture: tuple[int, int]) -> tuple[Layout, ...]:
     """How an output of `shape` can be read as a map of `batch` pictures of `picture` = (height, width).
 
     A map's cells keep the picture's proportions, which tells channels from cells; where there are about as many channels as
@@ -110,7 +110,7 @@ def _proportional(cells: tuple[int, int], picture: tuple[int, int]) -> bool:
     return abs(height * picture_width - width * picture_height) <= 2 * max(picture_height, picture_width)
 
 
-def row_of_tokens(shape: Sequence[int], batch: int) -> tuple[Literal["tokens", "sequence"], int, int] | None:
+def find_tokens(shape: Sequence[int], batch: int) -> tuple[Literal["tokens", "sequence"], int, int] | None:
     """In which order an output `[batch, T, C]` or `[T, batch, C]` lies, T, and C; None: it has another shape."""
     if len(shape) != 3 or batch not in shape[:2]:
         return None
@@ -118,7 +118,7 @@ def row_of_tokens(shape: Sequence[int], batch: int) -> tuple[Literal["tokens", "
 
 
 @lru_cache(maxsize=1024)
-def guessed_grid(tokens: int, picture: tuple[int, int]) -> Grid | None:
+def guess_grid(tokens: int, picture: tuple[int, int]) -> Grid | None:
     """How a row of tokens lies, by nothing but the size of the picture; None: it cannot be told.
 
     Square patches must divide the picture. That is no grid to trust where patches that leave a border out, or go beyond it,
@@ -149,14 +149,14 @@ def _bordered(picture: tuple[int, int]) -> frozenset[tuple[int, int]]:
     return frozenset(grid for p in sides for grid in ((height // p, width // p), (-(-height // p), -(-width // p))))
 
 
-def first_tensor(output: Any) -> Tensor | None:
+def extract_tensor(output: Any) -> Tensor | None:
     """The tensor of a module's output: itself, or the first of a tuple or list."""
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
     return output if isinstance(output, Tensor) else None
 
 
-def with_first(output: Any, value: Tensor) -> Any:
+def replace_tensor(output: Any, value: Tensor) -> Any:
     """`output` with its first tensor replaced."""
     if isinstance(output, tuple):
         rest = (value, *output[1:])
@@ -168,10 +168,10 @@ OUTPUT_FAULTS = (
     "the model's output must be class scores of shape",
     "the model must give one row of class scores for each picture",
 )
-"""How `logits_of` says that a model ran, and gave something else."""
+"""How `extract_logits` says that a model ran, and gave something else."""
 
 
-def logits_of(output: Any, count: int | None = None) -> Tensor:
+def extract_logits(output: Any, count: int | None = None) -> Tensor:
     """The class scores `[N, K]` of a model's output: a tensor, the first of a tuple, or `.logits` as the field has it.
 
     Args:
@@ -184,7 +184,7 @@ def logits_of(output: Any, count: int | None = None) -> Tensor:
     if isinstance(output, dict):
         found = output.get("logits", next(iter(output.values()), None))
     if not isinstance(found, Tensor):
-        found = first_tensor(output)
+        found = extract_tensor(output)
     if found is not None and found.ndim > 2 and all(side == 1 for side in found.shape[2:]):
         found = found.flatten(1)
     if found is None or found.ndim != 2:
@@ -195,7 +195,7 @@ def logits_of(output: Any, count: int | None = None) -> Tensor:
     return found
 
 
-def synthetic_picture(size: tuple[int, int], count: int = 2, seed: int = 0) -> Tensor:
+def synthesize_pictures(size: tuple[int, int], count: int = 2, seed: int = 0) -> Tensor:
     """Normalised pictures `[count, 3, height, width]` of soft random blobs, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 3, 8, 8, generator=generator)

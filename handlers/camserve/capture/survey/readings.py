@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from camserve.capture.survey.layout import MAX_EXTRA_TOKENS, Grid, Layout, Order, guessed_grid, map_readings, row_of_tokens
+from camserve.capture.survey.layout import MAX_EXTRA_TOKENS, Grid, Layout, Order, find_layouts, find_tokens, guess_grid
 from camserve.core.errors import ConfigError
 from camserve.core.text import listed
 
@@ -21,7 +21,7 @@ SAME = 1e-5
 EVEN = 1e-4
 """How far the mean of attention weights may be from 1 / T, as a share of it: each row of T adds up to 1."""
 
-KINDS: Mapping[str, Order] = {
+ORDER_OF_CLASS: Mapping[str, Order] = {
     **dict.fromkeys(("Conv2d", "ConvTranspose2d", "BatchNorm2d", "InstanceNorm2d", "GroupNorm", "LayerNorm2d"), "nchw"),
     **dict.fromkeys(("MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d"), "nchw"),
     **dict.fromkeys(("Linear", "LayerNorm"), "nhwc"),
@@ -29,8 +29,8 @@ KINDS: Mapping[str, Order] = {
 """Classes of modules whose maps always have their channels first, or always last."""
 
 ATTENTION = "it holds the attention between tokens"
-DOUBTFUL = "nothing tells whether its channels come first or last"
-NO_GRID = "token_grid says how its tokens lie"
+UNKNOWN_ORDER = "nothing tells whether its channels come first or last"
+UNKNOWN_GRID = "token_grid says how its tokens lie"
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,19 @@ class Readings:
         self._given = token_grid
         self.token_grid_fits = False
         shapes = [output.shape if output.shape and output.moments else () for output in outputs]
-        self._rows = [row_of_tokens(shape, batch) for shape in shapes]
-        possible = [map_readings(shape, batch, picture) for shape in shapes]
+        self._rows = [find_tokens(shape, batch) for shape in shapes]
+        possible = [find_layouts(shape, batch, picture) for shape in shapes]
         counts = {row[1] for row in self._rows if row} | {each.height * each.width for readings in possible for each in readings}
         attention = {place for place, output in enumerate(outputs) if self._attends(place, output, possible[place], counts)}
         for place in attention:
             possible[place] = ()
-        self.doubts = [place for place, readings in enumerate(possible) if len(readings) > 1]
+        self.ambiguous = [place for place, readings in enumerate(possible) if len(readings) > 1]
         maps = _settled(outputs, possible, dict(orders or {}), usual)
         self._maps = [(place, layout.height, layout.width) for place, layout in enumerate(maps) if layout]
         self.all = [
-            Reading(maps[place], ATTENTION if place in attention else DOUBTFUL if possible[place] and not maps[place] else "")
+            Reading(
+                maps[place], ATTENTION if place in attention else UNKNOWN_ORDER if possible[place] and not maps[place] else ""
+            )
             if row is None
             else self._tokens(place, *row)
             for place, row in enumerate(self._rows)
@@ -136,12 +138,12 @@ class Readings:
     def _tokens(self, place: int, order: Order, tokens: int, channels: int) -> Reading:
         grid = self._grid(place, tokens)
         if grid is None:
-            return Reading(None, NO_GRID if tokens > MAX_EXTRA_TOKENS and channels > 1 else "")
+            return Reading(None, UNKNOWN_GRID if tokens > MAX_EXTRA_TOKENS and channels > 1 else "")
         return Reading(Layout(order, grid[0], grid[1], channels, grid[2]))
 
     def _grid(self, place: int, tokens: int) -> Grid | None:
         """How a row of tokens lies: as given, as a map of this run with as many cells, or as the picture's size tells."""
-        seen, guessed = self._seen_grid(place, tokens), guessed_grid(tokens, self._picture)
+        seen, guessed = self._seen_grid(place, tokens), guess_grid(tokens, self._picture)
         told = seen if seen and not (guessed and guessed[2] < seen[2]) else guessed
         if self._given is not None:
             height, width = self._given
@@ -192,8 +194,8 @@ def _settled(
     channels at the same end.
     """
     for place, readings in enumerate(possible):
-        if len(readings) > 1 and place not in orders and outputs[place].kind in KINDS:
-            orders[place] = KINDS[outputs[place].kind]
+        if len(readings) > 1 and place not in orders and outputs[place].kind in ORDER_OF_CLASS:
+            orders[place] = ORDER_OF_CLASS[outputs[place].kind]
     known = {readings[0].order for readings in possible if len(readings) == 1} | set(orders.values())
     common = usual or (known.pop() if len(known) == 1 else None)
     return [
@@ -202,8 +204,8 @@ def _settled(
     ]
 
 
-def told_orders(
-    outputs: Sequence[Output], doubts: Sequence[int], others: Sequence[Output], batch: int, picture: tuple[int, int]
+def infer_orders(
+    outputs: Sequence[Output], ambiguous: Sequence[int], others: Sequence[Output], batch: int, picture: tuple[int, int]
 ) -> Iterator[tuple[int, Order]]:
     """What a run with pictures of another size, `picture`, tells of outputs that can be read in two ways: cells change with
     the picture, channels do not.
@@ -211,12 +213,12 @@ def told_orders(
     Args:
         others: what that run gave, as far as it came.
     """
-    for place in doubts:
+    for place in ambiguous:
         shape = outputs[place].shape
         other = others[place] if place < len(others) else None
         if shape is None or other is None or other.shape is None or other.name != outputs[place].name:
             continue
-        for reading in map_readings(other.shape, batch, picture):
+        for reading in find_layouts(other.shape, batch, picture):
             channel, *cells = (1, 2, 3) if reading.order == "nchw" else (3, 1, 2)
             if other.shape[channel] == shape[channel] and all(other.shape[axis] != shape[axis] for axis in cells):
                 yield place, reading.order

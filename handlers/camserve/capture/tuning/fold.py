@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camserve.capture.models.eager import fed
-from camserve.capture.precision import full_float32
-from camserve.capture.survey.layout import first_tensor, logits_of
+from camserve.capture.models.eager import cast_input
+from camserve.capture.precision import disable_tf32
+from camserve.capture.survey.layout import extract_logits, extract_tensor
 
 CLOSE = 1e-5
 """How far a folded convolution's output may be from the normalised one, as a share of its largest value."""
@@ -47,7 +47,7 @@ def fold_norms(model: nn.Module, pictures: Tensor, layers: Collection[str]) -> i
         layers: whose outputs must stay what they are.
     """
     modules = dict(model.named_modules())
-    with torch.no_grad(), full_float32():
+    with torch.no_grad(), disable_tf32():
         pairs, before = _found(model, modules, pictures, layers)
         undo = [_folded(modules, pair) for pair in pairs]
         if pairs and not _alike(before, _run(model, modules, pictures, layers)):
@@ -165,7 +165,7 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], pictures: Tensor, laye
     found: dict[str, Tensor] = {}
 
     def keep(name: str, output: Any) -> None:
-        tensor = first_tensor(output)
+        tensor = extract_tensor(output)
         if tensor is not None:
             found[name] = tensor.clone()
 
@@ -174,7 +174,7 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], pictures: Tensor, laye
             module = model.get_submodule(layer)
             handle = module.register_forward_hook(lambda _own, _given, output, layer=layer: keep(layer, output))
             stack.callback(handle.remove)
-        scores = logits_of(model(fed(model, pictures)))
+        scores = extract_logits(model(cast_input(model, pictures)))
     return [scores.double().softmax(1), *(found[layer] for layer in sorted(found))]
 
 

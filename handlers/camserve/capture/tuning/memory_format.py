@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from camserve.capture.models.eager import fed
-from camserve.capture.precision import full_float32
-from camserve.capture.survey.layout import logits_of
+from camserve.capture.models.eager import cast_input
+from camserve.capture.precision import disable_tf32
+from camserve.capture.survey.layout import extract_logits
 from camserve.capture.tuning.prepack import prepack
 from camserve.core.errors import ConfigError
 
@@ -64,13 +64,13 @@ def choose_memory_format(model: nn.Module, pictures: Tensor, wanted: bool | None
     """
     if wanted is False or (wanted is None and not _has_maps(model)):
         return _put(model, "contiguous")
-    pictures = fed(model, pictures)
+    pictures = cast_input(model, pictures)
     best: MemoryFormat = "channels_last" if wanted else "contiguous"
-    plain = None if wanted else tried(model, pictures)
+    plain = None if wanted else run_trial(model, pictures)
     _put(model, "channels_last")
     pictures = pictures.contiguous(memory_format=torch.channels_last)
     try:
-        kept = tried(model, pictures)
+        kept = run_trial(model, pictures)
     except UNABLE as error:
         if wanted:
             words = " ".join(str(error).split())[:300]
@@ -91,7 +91,7 @@ def _prepacked(model: nn.Module, pictures: Tensor, kept: Trial) -> bool:
     if undo is None:
         return False
     try:
-        packed = tried(model, pictures)
+        packed = run_trial(model, pictures)
     except UNABLE as error:
         logger.info("camserve: convolutions run as torch has them, not prepacked: %s", " ".join(str(error).split())[:300])
     else:
@@ -111,16 +111,16 @@ def _has_maps(model: nn.Module) -> bool:
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
 
 
-def tried(model: nn.Module, pictures: Tensor) -> Trial:
+def run_trial(model: nn.Module, pictures: Tensor) -> Trial:
     """Runs the model once for each size, in full precision, then as it is served, as many times as `BUDGET` has, up to 5; takes
     the quickest."""
     seconds: list[float] = []
     with torch.no_grad():
-        with full_float32():
-            lone = logits_of(model(pictures[:1])).float()
-            scores = logits_of(model(pictures)).float()
+        with disable_tf32():
+            lone = extract_logits(model(pictures[:1])).float()
+            scores = extract_logits(model(pictures)).float()
         while not seconds or (sum(seconds) < BUDGET and len(seconds) < 5):
             start = time.perf_counter()
-            logits_of(model(pictures)).sum().item()
+            extract_logits(model(pictures)).sum().item()
             seconds.append(time.perf_counter() - start)
     return Trial(scores, lone, min(seconds))

@@ -14,7 +14,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 """The inputs `[N, C, H, W]` of convolutions, by the modules' names."""
 
 
-class Prepacked:
+class PrepackedConv:
     """Stands in for a convolution's `_conv_forward` where no gradient flows through it; elsewhere that goes on as before.
 
     It goes on as before, too, where the weights are no longer those that were arranged: other parameters, other memory, or
@@ -85,7 +85,7 @@ def prepack(model: nn.Module, pictures: Tensor) -> Undo | None:
     for name, shape in _shapes(model, modules, pictures).items():
         conv: Any = modules[name]
         try:
-            conv._conv_forward = Prepacked(conv, shape)
+            conv._conv_forward = PrepackedConv(conv, shape)
         except (AttributeError, RuntimeError):
             continue
         done.append(conv)

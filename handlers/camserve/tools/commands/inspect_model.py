@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from rich.progress import track
 from rich.table import Table
 
-from camserve.capture import LayerInfo, opened, synthetic_picture
+from camserve.capture import LayerInfo, open_model, synthesize_pictures
 from camserve.capture.backend import Backend, open_backend
-from camserve.capture.choose.rule import objections
-from camserve.capture.models.kinds import looked_at
+from camserve.capture.choose.layer import find_faults
+from camserve.capture.models.kinds import survey_model
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError, RequestError
 from camserve.core.geometry import Rect
@@ -112,7 +112,7 @@ def _shown(picked: Backend, asked: Sequence[str], depth: int) -> list[LayerInfo]
     return [
         info
         for info in picked.maps
-        if info.name in always or (info.name.count(".") < depth and not info.passes)
+        if info.name in always or (info.name.count(".") < depth and not info.passes_through)
     ]  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def _refusal(subject: Subject, config: Config, device: torch.device) -> str:
 
 def _costs(backend: Backend, size: tuple[int, int], rounds: int) -> dict[str, float]:
     """For each layer the time of an explanation over that of a prediction, one picture, alternating; the median of `rounds`."""
-    picture = synthetic_picture(size, 1)
+    picture = synthesize_pictures(size, 1)
     explainer = Explainer(backend, torch.device("cpu"))
     costs = {}
     for layer in track(backend.layers, description="timing", transient=True):
@@ -185,16 +185,16 @@ def _print_none(subject: Subject, depth: int, progress: Progress) -> None:
     Raises:
         ConfigError: it does not even run.
     """
-    pictures = synthetic_picture(subject.size)
-    own = opened(subject.model, pictures)
-    found = looked_at(own, pictures, subject.config.token_grid)
+    pictures = synthesize_pictures(subject.size)
+    own = open_model(subject.model, pictures)
+    found = survey_model(own, pictures, subject.config.token_grid)
     shown = [info for info in found.layers if info.name.count(".") < depth]
     maps = [info for info in shown if info.cells > 1]
-    faults = objections(own, pictures, maps, found.outputs) if maps else {}
+    faults = find_faults(own, pictures, maps, found.outputs) if maps else {}
     table = Table("layer", "kind", "output", "why it is not taken", box=None, padding=(0, 2, 0, 0))
     for info in shown:
         alone = "its map has a single cell" if info.layout else info.fault or "it has no spatial map"
-        passed = "it only pools, or passes on" if info.passes else ""
+        passed = "it only pools, or passes on" if info.passes_through else ""
         table.add_row(
             info.name, info.kind, "x".join(map(str, info.shape)), faults.get(info.name, passed) if info.cells > 1 else alone
         )

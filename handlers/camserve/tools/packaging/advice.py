@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.export import UnflattenedModule
 
 from camserve.capture.backend import Backend
-from camserve.capture.models.kinds import DOES_NOT_RUN, looked_at, opened
-from camserve.capture.models.passes import fitting
-from camserve.capture.survey.layers import FAILURES
-from camserve.capture.survey.layout import OUTPUT_FAULTS, logits_of, synthetic_picture
+from camserve.capture.models.kinds import DOES_NOT_RUN, open_model, survey_model
+from camserve.capture.models.passes import fit_batch
+from camserve.capture.survey.layers import MODEL_ERRORS
+from camserve.capture.survey.layout import OUTPUT_FAULTS, extract_logits, synthesize_pictures
 from camserve.core.config import Config, Size
 from camserve.core.errors import ConfigError
 from camserve.core.text import listed
@@ -122,7 +122,7 @@ def of_outputs(model: object, backend: Backend, size: tuple[int, int]) -> list[s
     """A warning where the model's output is none of logits; it is run on a few made-up pictures of `size` = (height, width)."""
     if backend.outputs == 1:
         return [f"Warning: {SINGLE}"]
-    soft = synthetic_picture(size)
+    soft = synthesize_pictures(size)
     noise = torch.randn(soft.shape, generator=torch.Generator().manual_seed(1))
     found = []
     for pictures in (soft, noise, 10 * soft, 10 * noise):
@@ -150,13 +150,13 @@ def _changes(scores: Tensor) -> bool:
 def _bounded(model: object, layer: str, pictures: Tensor) -> bool:
     """Whether the scores stay between 0 and 1 whatever the layer gives: those of two classes may lie there by chance."""
     try:
-        own = opened(model, pictures)
-        site = looked_at(own, pictures).site(layer)
-        fed = fitting(pictures, own.batch)
+        own = open_model(model, pictures)
+        site = survey_model(own, pictures).site(layer)
+        fed = fit_batch(pictures, own.batch)
         generator = torch.Generator().manual_seed(2)
         shape = site.layout.shape(len(fed))
-        found = [own.replaced(site, fed, scale * torch.randn(shape, generator=generator)) for scale in (1, 1, 100, 100, 1e4)]
-    except FAILURES:
+        found = [own.run_with(site, fed, scale * torch.randn(shape, generator=generator)) for scale in (1, 1, 100, 100, 1e4)]
+    except MODEL_ERRORS:
         return False
     return _like_probabilities(torch.cat(found))
 
@@ -202,6 +202,6 @@ def _runs(model: Any, size: tuple[int, int]) -> bool:
     """Whether one picture of this size, or two, get scores."""
     for count in (1, 2):
         with suppress(Exception), torch.no_grad():  # the model's own code may raise anything
-            logits_of(model(synthetic_picture(size, count)), count)
+            extract_logits(model(synthesize_pictures(size, count)), count)
             return True
     return False

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camserve.capture.base import Capture, Captured, Setting
-from camserve.capture.models.eager import dtype_of
-from camserve.capture.models.passes import Pass, Pieces, filled, fitting, saving_copies
-from camserve.capture.models.torchscript import cuts, surgery
-from camserve.capture.survey.layers import FAILURES, POOL_INPUT, Site, Survey, Surveyor, settle
-from camserve.capture.survey.layout import logits_of
+from camserve.capture.base import Capture, Captured, CaptureSettings
+from camserve.capture.models.eager import find_dtype
+from camserve.capture.models.passes import Pass, SplitCapture, copy_saved_tensors, fit_batch, pad_batch
+from camserve.capture.models.torchscript import outputs, rewriting
+from camserve.capture.survey.layers import MODEL_ERRORS, POOL_INPUT, Site, Survey, SurveyBuilder, resolve_orders
+from camserve.capture.survey.layout import extract_logits
 from camserve.capture.survey.readings import Moments
 from camserve.core.errors import ConfigError
 
@@ -32,16 +32,16 @@ LARGEST = 64
 """Most pictures at once that are tried, of a program that was traced for a fixed number of them."""
 
 
-class Script:
+class ScriptCapture:
     """A TorchScript module (`Capture`).
 
     There is one function for each layer, and one for all of them, which serves whenever more than one is asked for.
     """
 
-    def __init__(self, model: ScriptModel, sites: Mapping[str, Site], setting: Setting | None = None) -> None:
+    def __init__(self, model: ScriptClassifier, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> None:
         self._model = model
         self._sites = dict(sites)
-        self._setting = setting or Setting({})
+        self._setting = setting or CaptureSettings({})
         self._functions: dict[tuple[str, ...], tuple[Any, bool]] = {}
         self._lock = threading.Lock()
 
@@ -53,32 +53,37 @@ class Script:
     def forward(self, pictures: Tensor, layers: Collection[str]) -> Captured:
         """Runs the program once over `[N, 3, H, W]`."""
         asked = {layer: self._sites[layer] for layer in layers}
-        heads = self._setting.heads_for(pictures)
+        heads = self._setting.cam_weights_for(pictures)
         context = self._setting.context or nullcontext
         with torch.inference_mode(mode=False), context():
-            pictures = self._model.fed(pictures)
+            pictures = self._model.cast_input(pictures)
             if not asked:
                 with torch.no_grad():
-                    answer = self._setting.predicted(self._model.module, pictures)
-                    return Pass({}, {}, {}, {}, logits_of(answer, len(pictures)))
+                    answer = self._setting.predict_only(self._model.module, pictures)
+                    return Pass({}, {}, {}, {}, extract_logits(answer, len(pictures)))
             names = tuple(asked) if len(asked) == 1 else tuple(self._sites)
             function, writes = self._function(names)
-            with torch.set_grad_enabled(not all(layer in heads for layer in asked)), saving_copies() if writes else nullcontext():
+            with (
+                torch.set_grad_enabled(not all(layer in heads for layer in asked)),
+                copy_saved_tensors() if writes else nullcontext(),
+            ):
                 answer, *further = function(self._model.module._c, pictures)
             activations = dict(zip(names, further[::2], strict=True))
             sources = dict(zip(names, further[1::2], strict=True))
-            return Pass(asked, heads, activations, sources, logits_of(answer, len(pictures)), self._setting.scale_of(pictures))
+            return Pass(
+                asked, heads, activations, sources, extract_logits(answer, len(pictures)), self._setting.scale_of(pictures)
+            )
 
     def _function(self, names: tuple[str, ...]) -> tuple[Any, bool]:
         with self._lock:
             if names not in self._functions:
                 places = [self._model.place(self._sites[name]) for name in names]
-                self._functions[names] = cuts.with_leaves(self._model.program, places)
+                self._functions[names] = outputs.add_leaves(self._model.program, places)
             return self._functions[names]
 
 
-class ScriptModel:
-    """A TorchScript module, in eval mode and with its parameters frozen (`Model`).
+class ScriptClassifier:
+    """A TorchScript module, in eval mode and with its parameters frozen (`Classifier`).
 
     Raises:
         ConfigError: this version of torch lacks what the surgery needs, or the program mixes the pictures that it is given.
@@ -89,14 +94,14 @@ class ScriptModel:
 
     def __init__(self, module: Any, pictures: Tensor) -> None:
         self.module = module
-        self.program = surgery.inlined(module)
-        self._dtype = dtype_of(chain(self.weights(), module.buffers()))
+        self.program = rewriting.inline_calls(module)
+        self._dtype = find_dtype(chain(self.weights(), module.buffers()))
         self._places: dict[str, int] = {mark.path: mark.place for mark in self.program.marks}
         self._pool: int | None = None  # the pooled layer's input, where no module has its name
         self._replacing: dict[str, Any] = {}
         self.batch = self._taken(pictures)
 
-    def fed(self, pictures: Tensor) -> Tensor:
+    def cast_input(self, pictures: Tensor) -> Tensor:
         """The pictures in the type of the weights."""
         return pictures.to(self._dtype) if self._dtype else pictures
 
@@ -110,8 +115,8 @@ class ScriptModel:
         if first is not None:
             second = self._answer(pictures[1:2])
             return (1, None) if second is not None and both is not None and _equal(torch.cat([first, second]), both) else (1, 1)
-        for count in surgery.numbers(self.program, LARGEST):
-            given = filled(pictures, count)[:count]
+        for count in rewriting.list_integers(self.program, LARGEST):
+            given = pad_batch(pictures, count)[:count]
             answer, other = self._answer(given), self._answer(torch.cat([given[:1], -given[1:]]))
             if answer is not None and other is not None:
                 if _equal(answer[:1], other[:1]):
@@ -124,56 +129,58 @@ class ScriptModel:
         """The scores `[N, K]` of N pictures; None: it does not take so many, or does not give a row for each."""
         try:
             return self._scores(pictures)
-        except FAILURES:
+        except MODEL_ERRORS:
             return None
 
     def _scores(self, pictures: Tensor) -> Tensor:
         with torch.no_grad():
-            return logits_of(self.module(self.fed(pictures)), len(pictures))
+            return extract_logits(self.module(self.cast_input(pictures)), len(pictures))
 
     def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
         """Runs the program once and describes every layer that ran, and the pooled layer's input."""
-        pictures = fitting(pictures, self.batch)
-        surveyor = Surveyor(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
-        scores = self._look(pictures, surveyor)
-        settle(surveyor, self._look, pictures)
+        pictures = fit_batch(pictures, self.batch)
+        builder = SurveyBuilder(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
+        scores = self._look(pictures, builder)
+        resolve_orders(builder, self._look, pictures)
         hint = HIDDEN if self.program.hidden else "" if self.program.marks else FROZEN
-        return surveyor.found(scores, self.program.hidden, hint)
+        return builder.build(scores, self.program.hidden, hint)
 
-    def _look(self, pictures: Tensor, surveyor: Surveyor) -> Tensor:
-        """Shows the surveyor one run; returns the scores."""
+    def _look(self, pictures: Tensor, builder: SurveyBuilder) -> Tensor:
+        """Shows the builder one run; returns the scores."""
         looks = {mark.place: (mark.path, mark.kind) for mark in self.program.marks}
         places = sorted(set(looks).union(*self.program.pools))
-        function = cuts.with_outputs(self.program, dict.fromkeys(places, cuts.statistics))
+        function = outputs.add_outputs(self.program, dict.fromkeys(places, outputs.insert_statistics))
         with torch.no_grad():
-            answer, *further = function(self.module._c, self.fed(pictures))
+            answer, *further = function(self.module._c, self.cast_input(pictures))
         seen = {place: _seen(further[6 * index : 6 * index + 6]) for index, place in enumerate(places)}
         for first, last in reversed(self.program.pools):
-            if POOL_INPUT not in self._places and _is_row(seen[last][0]) and surveyor.cells(*seen[first]) > 1:
+            if POOL_INPUT not in self._places and _is_row(seen[last][0]) and builder.cells(*seen[first]) > 1:
                 self._places[POOL_INPUT] = self._pool = first
         if self._pool is not None:
             looks[self._pool] = POOL_INPUT, POOL_INPUT
         for place in sorted(looks):
-            surveyor.add(*looks[place], *seen[place])
-        return logits_of(answer, len(pictures))
+            builder.record_summary(*looks[place], *seen[place])
+        return extract_logits(answer, len(pictures))
 
-    def capture(self, sites: Mapping[str, Site], setting: Setting | None = None) -> Capture:
+    def capture(self, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> Capture:
         """A capture at these layers."""
-        capture = Script(self, sites, setting)
-        return Pieces(capture, *self.batch) if self.batch[1] else capture
+        capture = ScriptCapture(self, sites, setting)
+        return SplitCapture(capture, *self.batch) if self.batch[1] else capture
 
-    def replaced(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
+    def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
         """The scores where the layer's output is `values` instead."""
         function = self._replacing.get(site.layer)
         if function is None:
-            function = cuts.with_outputs(self.program, {self.place(site): cuts.given_instead})
+            function = outputs.add_outputs(self.program, {self.place(site): outputs.insert_input})
             self._replacing[site.layer] = function
         with torch.no_grad():
-            return logits_of(function(self.module._c, self.fed(pictures), self.fed(values).clone()))  # the head may write into it
+            return extract_logits(
+                function(self.module._c, self.cast_input(pictures), self.cast_input(values).clone())
+            )  # the head may write into it
 
     def weights(self) -> Iterable[Tensor]:
         """The parameters, and the tensors that a frozen program holds as constants."""
-        return [*self.module.parameters(), *surgery.constants(self.program)]
+        return [*self.module.parameters(), *rewriting.list_constants(self.program)]
 
 
 def _equal(scores: Tensor, others: Tensor) -> bool:
@@ -188,5 +195,5 @@ def _is_row(shape: tuple[int, ...]) -> bool:
 def _seen(values: Sequence[Any]) -> tuple[tuple[int, ...], Moments | None]:
     """The shape of an activation, and its moments if it is of a floating type."""
     shape, dtype, negative, *means = values
-    floating = cuts.is_floating(dtype) and 0 not in shape
+    floating = outputs.is_floating(dtype) and 0 not in shape
     return tuple(shape), Moments(bool(negative), *map(float, means)) if floating else None

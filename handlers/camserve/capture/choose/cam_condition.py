@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from camserve.capture.base import Model
-from camserve.capture.models.passes import fitting
-from camserve.capture.precision import full_float32
+from camserve.capture.base import Classifier
+from camserve.capture.models.passes import fit_batch
+from camserve.capture.precision import disable_tf32
 from camserve.capture.survey.layers import Site
 
 RELATIVE_ERROR = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
@@ -20,7 +20,7 @@ SCALES = (1.0, 30.0)
 """Activations of both signs at two scales: whatever bends between the layer and the scores bends these."""
 
 
-def pooled_head(model: Model, site: Site, pictures: Tensor, outputs: int) -> Tensor | None:
+def find_cam_weights(model: Classifier, site: Site, pictures: Tensor, outputs: int) -> Tensor | None:
     """The weight `[outputs, C]` of the head if `logits = weight @ mean(activation) + bias`, else None.
 
     Decided by trial, not by names or types: the layer's output is replaced by random activations, and the model's scores must
@@ -31,8 +31,8 @@ def pooled_head(model: Model, site: Site, pictures: Tensor, outputs: int) -> Ten
     rows = [weight for weight in model.weights() if tuple(weight.shape) in (shape, (*shape, 1, 1))]
     if not rows:
         return None
-    pictures = fitting(pictures, model.batch)
-    with full_float32():
+    pictures = fit_batch(pictures, model.batch)
+    with disable_tf32():
         trials = [_trial(model, site, pictures, scale) for scale in SCALES]
     for weight in reversed(rows):
         head = weight.detach().flatten(1)
@@ -41,14 +41,14 @@ def pooled_head(model: Model, site: Site, pictures: Tensor, outputs: int) -> Ten
     return None
 
 
-def _trial(model: Model, site: Site, pictures: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _trial(model: Classifier, site: Site, pictures: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Mean activations `[N, C]` and what they add to the scores `[N, outputs]`, float64."""
     generator = torch.Generator().manual_seed(1)
     values = scale * torch.randn(site.layout.shape(len(pictures)), generator=generator)
     values = values.to(pictures.device)
-    empty = model.replaced(site, pictures, torch.zeros_like(values))
-    scores = model.replaced(site, pictures, values)
-    return site.layout.grid(values).double().mean((2, 3)).cpu(), (scores.double() - empty.double()).cpu()
+    empty = model.run_with(site, pictures, torch.zeros_like(values))
+    scores = model.run_with(site, pictures, values)
+    return site.layout.to_grid(values).double().mean((2, 3)).cpu(), (scores.double() - empty.double()).cpu()
 
 
 def _agrees(head: Tensor, pooled: Tensor, scores: Tensor) -> bool:

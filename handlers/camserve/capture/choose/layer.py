@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from camserve.capture.base import Captured, Model
-from camserve.capture.choose.pooled import pooled_head
-from camserve.capture.models.passes import fitting
-from camserve.capture.survey.layers import FAILURES, POOL_INPUT, LayerInfo, Survey
-from camserve.capture.survey.readings import DOUBTFUL, NO_GRID
+from camserve.capture.base import Captured, Classifier
+from camserve.capture.choose.cam_condition import find_cam_weights
+from camserve.capture.models.passes import fit_batch
+from camserve.capture.survey.layers import MODEL_ERRORS, POOL_INPUT, LayerInfo, Survey
+from camserve.capture.survey.readings import UNKNOWN_GRID, UNKNOWN_ORDER
 from camserve.core.errors import ConfigError
 
 AT_ONCE = 8
 """How many layers one pass looks at: the default is mostly among the last few."""
 
-APART = "the prediction does not depend on it"
-CUT = (
+INDEPENDENT = "the prediction does not depend on it"
+DETACHED = (
     "the prediction depends on it, but no gradient reaches it: the model runs what is behind it in torch.no_grad() or "
     "torch.inference_mode(), or detaches it; its weights are frozen anyway, so take that out of its forward"
 )
@@ -32,7 +32,7 @@ ALLOWED = (SCORES, PARTLY)
 """What the rule would not take, and is explained where it is asked for."""
 
 
-def pick(model: Model, pictures: Tensor, found: Survey) -> tuple[str, str]:
+def choose_layer(model: Classifier, pictures: Tensor, found: Survey) -> tuple[str, str]:
     """The layer to explain where none is named, and why: the last one whose map still decides the prediction.
 
     Skipped are layers that only pool or pass on, maps of class scores, and maps that the scores do not depend on, or in one
@@ -42,48 +42,48 @@ def pick(model: Model, pictures: Tensor, found: Survey) -> tuple[str, str]:
     Raises:
         ConfigError: the model has no such layer.
     """
-    named = [info for info in found.maps if not info.passes and info.name != POOL_INPUT]
+    named = [info for info in found.maps if not info.passes_through and info.name != POOL_INPUT]
     candidates = [info for info in found.maps if info.name == POOL_INPUT] + named  # the first one is the last resort
     apart: list[LayerInfo] = []
     for start in range(len(candidates), 0, -AT_ONCE):
         part = candidates[max(0, start - AT_ONCE) : start]
-        faults = objections(model, pictures, part, found.outputs)
+        faults = find_faults(model, pictures, part, found.outputs)
         for info in reversed(part):
             if info.name not in faults:
                 return info.name, _reason(info, found)
-        apart += [info for info in reversed(part) if faults[info.name] == APART]
+        apart += [info for info in reversed(part) if faults[info.name] == INDEPENDENT]
     cut = next((info for info in apart[:AT_ONCE] if _matters(model, pictures, info)), None)
     if cut:
-        raise ConfigError(f"this model has no layer that can be explained; of {cut.name}, {CUT}")
+        raise ConfigError(f"this model has no layer that can be explained; of {cut.name}, {DETACHED}")
     hint = f": {found.hint}" if found.hint and not found.hidden else ""
-    doubtful = [info for info in found.layers if info.fault == DOUBTFUL]
+    doubtful = [info for info in found.layers if info.fault == UNKNOWN_ORDER]
     if doubtful:
-        hint = f"{hint}; of {doubtful[-1].name}, whose output has the shape {list(doubtful[-1].shape)}, {DOUBTFUL}"
+        hint = f"{hint}; of {doubtful[-1].name}, whose output has the shape {list(doubtful[-1].shape)}, {UNKNOWN_ORDER}"
     raise ConfigError(f"this model has no layer with a spatial map that its prediction depends on{hint}")
 
 
-def check(model: Model, pictures: Tensor, found: Survey, name: str) -> None:
+def check_layer(model: Classifier, pictures: Tensor, found: Survey, name: str) -> None:
     """Refuses a layer whose map can show nothing.
 
     Raises:
         ConfigError: there is no such layer or map, or the prediction does not depend on more than one cell of it.
     """
     info = found.info(name)
-    fault = objections(model, pictures, [info], found.outputs).get(name)
-    if fault == APART and _matters(model, pictures, info):
-        fault = CUT
+    fault = find_faults(model, pictures, [info], found.outputs).get(name)
+    if fault == INDEPENDENT and _matters(model, pictures, info):
+        fault = DETACHED
     if fault and fault not in ALLOWED:
         raise ConfigError(f"layer {name} cannot be explained: {fault}{_instead(model, pictures, found)}")
 
 
-def _instead(model: Model, pictures: Tensor, found: Survey) -> str:
+def _instead(model: Classifier, pictures: Tensor, found: Survey) -> str:
     try:
-        return f"; the rule would take {pick(model, pictures, found)[0]}"
+        return f"; the rule would take {choose_layer(model, pictures, found)[0]}"
     except ConfigError:
         return ""
 
 
-def objections(model: Model, pictures: Tensor, infos: Sequence[LayerInfo], outputs: int) -> dict[str, str]:
+def find_faults(model: Classifier, pictures: Tensor, infos: Sequence[LayerInfo], outputs: int) -> dict[str, str]:
     """What speaks against explaining each of these layers; those without an objection are missing.
 
     It is looked at which cells and channels a gradient reaches, not how large it is there: the gradient starts as NaN, so a
@@ -95,22 +95,22 @@ def objections(model: Model, pictures: Tensor, infos: Sequence[LayerInfo], outpu
     except RuntimeError as error:
         if len(infos) == 1:
             return {infos[0].name: f"the model does not run with it taken out ({error})"}
-        return {name: fault for info in infos for name, fault in objections(model, pictures, [info], outputs).items()}
+        return {name: fault for info in infos for name, fault in find_faults(model, pictures, [info], outputs).items()}
     faults = {info.name: _objection(captured, info, outputs) for info in infos}
-    missing = [fault in (APART, OVERWRITTEN) for name, fault in faults.items() if name != POOL_INPUT]
+    missing = [fault in (INDEPENDENT, OVERWRITTEN) for name, fault in faults.items() if name != POOL_INPUT]
     if missing and all(missing):  # where there is no gradient none may be needed
-        faults |= {info.name: "" for info in infos if pooled_head(model, info.site, pictures, outputs) is not None}
+        faults |= {info.name: "" for info in infos if find_cam_weights(model, info.site, pictures, outputs) is not None}
     return {name: fault for name, fault in faults.items() if fault}
 
 
-def _matters(model: Model, pictures: Tensor, info: LayerInfo) -> bool:
+def _matters(model: Classifier, pictures: Tensor, info: LayerInfo) -> bool:
     """Whether the scores change with the layer's output, by trial: a gradient may not show it."""
-    pictures = fitting(pictures, model.batch)
+    pictures = fit_batch(pictures, model.batch)
     zeros = torch.zeros(info.site.layout.shape(len(pictures)), device=pictures.device)
     noise = torch.randn(zeros.shape, generator=torch.Generator().manual_seed(1)).to(zeros)
     try:
-        change = model.replaced(info.site, pictures, noise) - model.replaced(info.site, pictures, zeros)
-    except FAILURES:
+        change = model.run_with(info.site, pictures, noise) - model.run_with(info.site, pictures, zeros)
+    except MODEL_ERRORS:
         return False
     return bool(change.any())
 
@@ -120,7 +120,7 @@ def _objection(captured: Captured, info: LayerInfo, outputs: int) -> str:
     try:
         (gradient,) = captured.gradients(info.name, torch.zeros_like(top), top, seed=torch.nan)
     except RuntimeError as error:
-        return OVERWRITTEN if "modified by an inplace operation" in str(error) else APART
+        return OVERWRITTEN if "modified by an inplace operation" in str(error) else INDEPENDENT
     reached = gradient != 0
     cells, channels = int(reached.any(0).sum()), reached.flatten(1).any(1)
     if cells <= 1:
@@ -147,7 +147,9 @@ def _reason(info: LayerInfo, found: Survey) -> str:
 def _untold(info: LayerInfo, found: Survey) -> str:
     """A warning where layers behind this one give tokens that could be explained if it were known how they lie."""
     names = [each.name for each in found.layers]
-    behind = [each for each in found.layers[names.index(info.name) + 1 :] if each.fault == NO_GRID and not each.passes]
+    behind = [
+        each for each in found.layers[names.index(info.name) + 1 :] if each.fault == UNKNOWN_GRID and not each.passes_through
+    ]
     if not behind:
         return ""
     last = behind[-1]

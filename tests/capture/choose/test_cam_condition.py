@@ -9,13 +9,13 @@ from tests.support.models import nets
 from torch import Tensor, nn
 from torch.nn import functional
 
-from camserve.capture import open_backend, opened, pooled_head, synthetic_picture
+from camserve.capture import find_cam_weights, open_backend, open_model, synthesize_pictures
 from camserve.capture.tuning.fold import fold_norms
-from camserve.capture.tuning.memory_format import tried
+from camserve.capture.tuning.memory_format import run_trial
 from camserve.core.config import Config
 
 CPU = torch.device("cpu")
-PICTURES = synthetic_picture((nets.SIDE, nets.SIDE))
+PICTURES = synthesize_pictures((nets.SIDE, nets.SIDE))
 
 
 class Headed(nn.Module):
@@ -64,9 +64,9 @@ def test_recognised_by_trial(head: str) -> None:
     """A linear function of the mean is recognised however it is written, and nothing else is."""
     torch.manual_seed(0)
     model = Headed(head).eval()
-    own = opened(model, PICTURES)
+    own = open_model(model, PICTURES)
     found = own.survey(PICTURES)
-    weight = pooled_head(own, found.site("trunk"), PICTURES, found.outputs)
+    weight = find_cam_weights(own, found.site("trunk"), PICTURES, found.outputs)
     assert (weight is not None) == HEADS[head][0]
     if weight is not None:
         assert torch.equal(weight, model.fc.weight)
@@ -75,8 +75,8 @@ def test_recognised_by_trial(head: str) -> None:
 def test_a_linear_layer_of_one_by_one_convolution() -> None:
     """A fully convolutional head has a closed form at the layer below it."""
     model = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 5, 1))
-    own = opened(model, PICTURES)
-    weight = pooled_head(own, own.survey(PICTURES).site("1"), PICTURES, 5)
+    own = open_model(model, PICTURES)
+    weight = find_cam_weights(own, own.survey(PICTURES).site("1"), PICTURES, 5)
     assert weight is not None
     assert torch.equal(weight, model[3].weight[:, :, 0, 0])
 
@@ -85,8 +85,8 @@ def test_the_right_one_of_several_matrices_is_taken() -> None:
     """A second parameter of the same shape, used or not, does not mislead the trial."""
     model = Headed("mean, linear")
     model.spare = nn.Parameter(torch.randn(5, 6))
-    own = opened(model, PICTURES)
-    weight = pooled_head(own, own.survey(PICTURES).site("trunk"), PICTURES, 5)
+    own = open_model(model, PICTURES)
+    weight = find_cam_weights(own, own.survey(PICTURES).site("trunk"), PICTURES, 5)
     assert weight is not None
     assert torch.equal(weight, model.fc.weight)
 
@@ -95,8 +95,8 @@ def test_a_head_of_zeros_is_not_recognised() -> None:
     """Where nothing changes the scores the trial says nothing."""
     model = Headed("mean, linear")
     nn.init.zeros_(model.fc.weight)
-    own = opened(model, PICTURES)
-    assert pooled_head(own, own.survey(PICTURES).site("trunk"), PICTURES, 5) is None
+    own = open_model(model, PICTURES)
+    assert find_cam_weights(own, own.survey(PICTURES).site("trunk"), PICTURES, 5) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -104,9 +104,9 @@ def test_recognised_in_half_precision(dtype: torch.dtype) -> None:
     """Rounding is not taken for a bend, nor a bend for rounding."""
     for head in ("mean, linear", "without bias", "ReLU behind the mean", "norm", "two linear layers", "sum"):
         torch.manual_seed(0)
-        own = opened(Headed(head).to(dtype), PICTURES)
+        own = open_model(Headed(head).to(dtype), PICTURES)
         found = own.survey(PICTURES)
-        assert (pooled_head(own, found.site("trunk"), PICTURES, 5) is not None) == HEADS[head][0]
+        assert (find_cam_weights(own, found.site("trunk"), PICTURES, 5) is not None) == HEADS[head][0]
 
 
 ARCHITECTURES = ("resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "mnasnet0_5", "efficientnet_b0", "regnet_x_400mf", "googlenet")
@@ -122,15 +122,15 @@ def test_equal_to_autograd(name: str) -> None:
         for part in model.modules():
             if isinstance(part, nn.BatchNorm2d):
                 part.momentum = 1.0
-        model(synthetic_picture((64, 64), 4))
+        model(synthesize_pictures((64, 64), 4))
     made = open_backend(model.eval(), Config(channels_last=False), (64, 64), CPU)
     assert made.closed_form == made.layers
-    own = opened(model, synthetic_picture((64, 64)))
+    own = open_model(model, synthesize_pictures((64, 64)))
     layer = made.layers[0]
-    plain = own.capture({layer: own.survey(synthetic_picture((64, 64))).site(layer)})
+    plain = own.capture({layer: own.survey(synthesize_pictures((64, 64))).site(layer)})
     rows, targets = torch.arange(2), torch.tensor([7, 900])
-    one = made.capture.forward(synthetic_picture((64, 64), seed=3), [layer])
-    other = plain.forward(synthetic_picture((64, 64), seed=3), [layer])
+    one = made.capture.forward(synthesize_pictures((64, 64), seed=3), [layer])
+    other = plain.forward(synthesize_pictures((64, 64), seed=3), [layer])
     expected = other.gradients(layer, rows, targets)
     assert one.gradients(layer, rows, targets).shape[2:] == (1, 1)
     assert torch.allclose(
@@ -185,16 +185,16 @@ def test_trials_are_made_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> N
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        own = opened(model, PICTURES)
+        own = open_model(model, PICTURES)
         site = own.survey(PICTURES).site("trunk")
         found.clear()
-        assert pooled_head(own, site, PICTURES, 5) is not None
+        assert find_cam_weights(own, site, PICTURES, 5) is not None
         assert set(found) == {("highest", False)}
         found.clear()
         fold_norms(model, PICTURES, ["trunk"])
         assert set(found) == {("highest", False)}
         found.clear()
-        tried(model, PICTURES)
+        run_trial(model, PICTURES)
         assert found[:2] == [("highest", False)] * 2
         assert set(found[2:]) == {("high", True)}
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)

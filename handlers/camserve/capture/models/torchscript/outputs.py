@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from camserve.capture.models.torchscript.surgery import Graph, Node, Program, Value, destroy
+from camserve.capture.models.torchscript.rewriting import Graph, Node, Program, Value, destroy
 
 SINGLE = 6
 """TorchScript's number of float32."""
@@ -22,7 +22,7 @@ Cut = Callable[[Graph, Value], tuple[Value, list[Value]]]
 """Adds nodes behind a value: gives what the rest of the program goes on with, and further outputs of the program."""
 
 
-def with_outputs(program: Program, cuts: Mapping[int, Cut]) -> Any:
+def add_outputs(program: Program, cuts: Mapping[int, Cut]) -> Any:
     """A function of the program: the module and the pictures in; its answer and, cut by cut, the further outputs out.
 
     Cuts are at marks: a call's output, or an end of an operation that may pool.
@@ -36,17 +36,19 @@ def with_outputs(program: Program, cuts: Mapping[int, Cut]) -> Any:
     return torch._C._create_function_from_graph("explained", graph)
 
 
-def with_leaves(program: Program, places: Sequence[int]) -> tuple[Any, bool]:
-    """A function as of `with_outputs`, that gives for each place the value there and zeros, with respect to which the scores
+def add_leaves(program: Program, places: Sequence[int]) -> tuple[Any, bool]:
+    """A function as of `add_outputs`, that gives for each place the value there and zeros, with respect to which the scores
     can be differentiated; and whether the program writes into one of these values later."""
-    graph, outputs = _cut(program, dict.fromkeys(places, leaf))
+    graph, outputs = _cut(program, dict.fromkeys(places, insert_leaf))
     aliases = graph.alias_db()
     written = {
         place
         for place, (kept, _) in zip(places, outputs, strict=True)
         if any(aliases.may_contain_alias(value, kept) for value in _written_after(graph, kept))
     }
-    return with_outputs(program, {place: leaf_in_place if place in written else leaf for place in places}), bool(written)
+    return add_outputs(program, {place: insert_leaf_in_place if place in written else insert_leaf for place in places}), bool(
+        written
+    )
 
 
 def _written_after(graph: Graph, value: Value) -> Iterator[Value]:
@@ -83,7 +85,7 @@ def _cut(program: Program, cuts: Mapping[int, Cut]) -> tuple[Graph, list[list[Va
     return graph, further
 
 
-def leaf(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
+def insert_leaf(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
     """A cut that adds zeros that require grad: the gradient with respect to them is that with respect to the value.
 
     So it is for any number of layers in one pass, whichever comes first. Outputs: the value, the zeros.
@@ -93,7 +95,7 @@ def leaf(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
     return graph.insert("aten::add", [value, zeros]), [graph.insert("aten::detach", [value]), zeros]
 
 
-def leaf_in_place(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
+def insert_leaf_in_place(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
     """The same for a value that the program writes into later, perhaps by another name: the zeros are added in place."""
     kept = graph.insert("aten::clone", [graph.insert("aten::detach", [value])])
     zeros = graph.insert("aten::zeros_like", [value])
@@ -101,7 +103,7 @@ def leaf_in_place(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
     return graph.insert("aten::add_", [value, zeros]), [kept, zeros]
 
 
-def statistics(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
+def insert_statistics(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
     """A cut that looks. Outputs: shape, type, whether some value is negative, mean, mean square, mean magnitude."""
     false, true, single = graph.insertConstant(False), graph.insertConstant(True), graph.insertConstant(SINGLE)
     copy = graph.insert("aten::to", [value, single, false, true])
@@ -111,7 +113,7 @@ def statistics(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
     return value, [graph.insert("aten::size", [value]), graph.insert("prim::dtype", [value]), negative, *means]
 
 
-def given_instead(graph: Graph, _value: Value) -> tuple[Value, list[Value]]:
+def insert_input(graph: Graph, _value: Value) -> tuple[Value, list[Value]]:
     """A cut that puts a further input of the program in the place of the value."""
     return graph.addInput(), []
 

@@ -89,7 +89,7 @@ class Program:
     hidden: frozenset[str]
 
 
-def inlined(module: torch.jit.ScriptModule) -> Program:
+def inline_calls(module: torch.jit.ScriptModule) -> Program:
     """Inlines `forward`, and marks what calls of submodules give: a tensor, or the first of a tuple."""
     check_torch()
     graph = module._c._get_method("forward").graph.copy()
@@ -199,21 +199,21 @@ def _nested_calls(module: Any, block: Any, owner: Value) -> Iterator[str]:
             yield from _nested_calls(module, inner, owner)
 
 
-def numbers(program: Program, largest: int) -> list[int]:
+def list_integers(program: Program, largest: int) -> list[int]:
     """The whole numbers from 2 to `largest` that are written into the program, in order."""
-    return sorted(number for number in set(_numbers(program.graph)) if 2 <= number <= largest)
+    return sorted(number for number in set(_integers(program.graph)) if 2 <= number <= largest)
 
 
-def _numbers(block: Any) -> Iterator[int]:
+def _integers(block: Any) -> Iterator[int]:
     for node in block.nodes():
         if node.kind() == "prim::Constant":
             value = node.output().toIValue()
             yield from (each for each in (value if isinstance(value, list) else [value]) if type(each) is int)
         for inner in node.blocks():
-            yield from _numbers(inner)
+            yield from _integers(inner)
 
 
-def constants(program: Program) -> Iterator[Tensor]:
+def list_constants(program: Program) -> Iterator[Tensor]:
     """The tensors that are written into the program itself."""
     for node in program.graph.nodes():
         if node.kind() == "prim::Constant" and isinstance(value := node.output().toIValue(), Tensor):

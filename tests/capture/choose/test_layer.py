@@ -12,15 +12,15 @@ from tests.support.models.surveys import default_layer, survey
 from torch import Tensor, nn
 from torchvision.models import SwinTransformer
 
-from camserve.capture import Backend, open_backend, synthetic_picture
-from camserve.capture.choose.rule import APART, ONE_ROW, OVERWRITTEN, SCORES, objections
-from camserve.capture.models.kinds import opened
+from camserve.capture import Backend, open_backend, synthesize_pictures
+from camserve.capture.choose.layer import INDEPENDENT, ONE_ROW, OVERWRITTEN, SCORES, find_faults
+from camserve.capture.models.kinds import open_model
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 
 CPU = torch.device("cpu")
 SIZE = (nets.SIDE, nets.SIDE)
-PICTURES = synthetic_picture(SIZE)
+PICTURES = synthesize_pictures(SIZE)
 
 
 def opened_at(model: nn.Module, size: tuple[int, int], *layers: str, **keys: Any) -> Backend:
@@ -61,9 +61,9 @@ def test_no_attention_matrix_is_the_layer(size: int, side: int) -> None:
 def test_a_single_row_or_column_is_no_map(line: Callable[[Any, Tensor], Tensor]) -> None:
     """As where a class token's attention looks like a map; asked for, it is refused."""
     model = Headed(line)
-    own = opened(model, PICTURES)
+    own = open_model(model, PICTURES)
     infos = [own.survey(PICTURES).info("trunk")]
-    assert objections(own, PICTURES, infos, 5) == {"trunk": ONE_ROW}
+    assert find_faults(own, PICTURES, infos, 5) == {"trunk": ONE_ROW}
     with pytest.raises(ConfigError, match=r"^layer trunk cannot be explained: .* a single row of its map"):
         opened_at(model, SIZE, "trunk")
 
@@ -129,8 +129,8 @@ def test_a_gradient_that_the_model_takes_away_is_named() -> None:
 def test_a_gradient_whose_values_were_overwritten_is_named() -> None:
     """The sigmoid's derivative needs its output, which is changed in place: that is legal without gradients."""
     model = Headed(lambda m, x: m.fc(torch.sigmoid(x).mul_(2).mean((2, 3)).relu()))
-    own = opened(model, PICTURES)
-    assert objections(own, PICTURES, [own.survey(PICTURES).info("trunk")], 5) == {"trunk": OVERWRITTEN}
+    own = open_model(model, PICTURES)
+    assert find_faults(own, PICTURES, [own.survey(PICTURES).info("trunk")], 5) == {"trunk": OVERWRITTEN}
 
 
 def test_a_layer_that_cannot_be_taken_out_does_not_hide_the_others() -> None:
@@ -150,9 +150,9 @@ def test_a_layer_that_cannot_be_taken_out_does_not_hide_the_others() -> None:
             return self.fc(x.mean((2, 3)))
 
     model = Uneven().eval()
-    own = opened(model, PICTURES)
+    own = open_model(model, PICTURES)
     found = own.survey(PICTURES)
-    faults = objections(own, PICTURES, found.maps, 5)
+    faults = find_faults(own, PICTURES, found.maps, 5)
     assert set(faults) == {"act"}
     assert faults["act"].startswith("the model does not run with it taken out (layer act ran 1 times")
     assert default_layer(model, PICTURES)[0] == "trunk"
@@ -165,8 +165,8 @@ def test_a_layer_that_cannot_be_taken_out_does_not_hide_the_others() -> None:
 def test_a_layer_of_class_scores_may_be_asked_for() -> None:
     """The rule would not take it, and that is no fault."""
     model = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    own = opened(model, PICTURES)
-    assert objections(own, PICTURES, [own.survey(PICTURES).info("2")], 5) == {"2": SCORES}
+    own = open_model(model, PICTURES)
+    assert find_faults(own, PICTURES, [own.survey(PICTURES).info("2")], 5) == {"2": SCORES}
     assert opened_at(model, SIZE, "2").layers == ("2",)
 
 
@@ -175,8 +175,8 @@ def test_an_unused_layer_is_still_named_so() -> None:
     model = Headed(lambda m, x: m.fc(x.mean((2, 3)).relu()))
     model.unused = nn.Conv2d(6, 6, 1)
     model.head = lambda m, x: (m.unused(x), m.fc(x.mean((2, 3)).relu()))[1]
-    own = opened(model, PICTURES)
-    assert objections(own, PICTURES, own.survey(PICTURES).maps, 5) == {"unused": APART}
+    own = open_model(model, PICTURES)
+    assert find_faults(own, PICTURES, own.survey(PICTURES).maps, 5) == {"unused": INDEPENDENT}
     with pytest.raises(ConfigError, match=r"^layer unused cannot be explained: the prediction does not depend on it; the rule"):
         opened_at(model, SIZE, "unused")
 
@@ -227,7 +227,7 @@ def test_channels_last_are_seen_where_there_are_as_many_as_cells(kind: str) -> N
     """Swin's first stage: 48 rows, 48 columns, 48 channels, and a permutation among them."""
     torch.manual_seed(0)
     model = SwinTransformer([4, 4], 48, [2, 2], [3, 6], [4, 4], num_classes=5).eval()
-    pictures = synthetic_picture((192, 192))
+    pictures = synthesize_pictures((192, 192))
     held: Any = nets.stored(model, kind, pictures)
     orders = {info.name: info.layout.order for info in survey(held, pictures).layers if info.layout and "." in info.name}
     assert orders.pop("features.0.0") == "nchw"
@@ -242,7 +242,7 @@ def test_a_program_of_one_size_says_what_cannot_be_told() -> None:
     """It runs with no other size: the class of the module decides, and what is left is refused with the reason."""
     torch.manual_seed(0)
     model = SwinTransformer([4, 4], 12, [2], [3], [4, 4], num_classes=5).eval()
-    pictures = synthetic_picture((48, 48))
+    pictures = synthesize_pictures((48, 48))
     program = nets.stored(model, "exported for 2", pictures)
     orders = {info.name: info.layout.order for info in survey(program, pictures).layers if info.layout}
     assert (orders["features.0.0"], orders["features.1.0.norm1"]) == ("nchw", "nhwc")
