@@ -109,7 +109,7 @@ def test_a_bad_value_is_refused_in_one_line_with_key_value_and_what_is_accepted(
 
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith(f"explain: {key}: expected {KEYS[key].accepts}, got ")
+    assert message.startswith(f"explain: {key}: expected {KEYS[key].values.accepts}, got ")
 
 
 def test_a_mean_above_1_is_refused_with_the_remedy() -> None:

@@ -22,11 +22,11 @@ from tests.support.equality import assert_same
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
-from camserve.core.limits import Semaphore
 from camserve.core.messages import Encoded, Item, Media, Options
 from camserve.explain.observer import NullObserver
 from camserve.pictures import render
 from camserve.pictures.decode import open_picture
+from camserve.pictures.limits import Semaphore
 from camserve.pictures.overlays import Canvas
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import guarded

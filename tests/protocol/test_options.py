@@ -1,15 +1,22 @@
 """Options: what each accepts, in JSON, in text and as V2 parameters."""
 
-from typing import Any
+import json
+from dataclasses import dataclass
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 
-from camserve.core.config import COLORMAPS, METHODS, Config
+from camserve.core.config import COLORMAPS, METHODS, Config, read_value
 from camserve.core.errors import RequestError
 from camserve.core.labels import Labels
 from camserve.core.messages import Options
 from camserve.core.served import Served
-from camserve.protocol.options import OptionReader, Spelling
+from camserve.core.values import number
+from camserve.protocol import options
+from camserve.protocol.openapi import schemas
+from camserve.protocol.openapi.document import describe_api
+from camserve.protocol.options import Given, Option, OptionReader, Spelling, write_headers
 
 NAMES = ("tench, Tinca tinca", "tabby", "Egyptian cat", "crane", "crane", "tête-bêche", "285")
 LABELS = Labels(len(NAMES), {str(index): name for index, name in enumerate(NAMES)})
@@ -18,7 +25,7 @@ READER = OptionReader(Served(Config(max_targets=4, colormap="inferno", opacity=0
 
 def read(values: dict[str, Any], spelling: Spelling = "json", accept: str | None = None, tensor: bool = False) -> Options:
     """The options that `values` spell."""
-    return READER.read(READER.named(values, spelling), accept, tensor)
+    return READER.read(READER.from_values(values, spelling), accept, tensor)
 
 
 def refused(values: dict[str, Any], spelling: Spelling = "json", **kwargs: Any) -> RequestError:
@@ -136,6 +143,12 @@ def test_good_values(name: str, value: object) -> None:
     assert getattr(read({name: value}), "media" if name == "format" else name) == value
 
 
+@pytest.mark.parametrize("spelling", ["json", "text", "parameter"])
+def test_an_alias_is_read_as_the_method_that_it_names(spelling: Spelling) -> None:
+    """Finer-CAM is what its paper calls `contrast`; the archive's configuration takes it too."""
+    assert read({"method": "finercam"}, spelling).method == read_value("method", "finercam") == "contrast"
+
+
 @pytest.mark.parametrize("spelling", ["json", "parameter"])
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in VALUES for value in VALUES[name]["bad"]])
 def test_bad_values(name: str, value: object, spelling: Spelling) -> None:
@@ -185,7 +198,55 @@ def test_target_and_top_k_exclude_each_other() -> None:
 
 def test_top_k_beyond_the_classes() -> None:
     """More classes than the model has are all of them."""
-    assert OptionReader(Served(Config(), Labels(2), ("a",))).read(READER.named({"top_k": 9}, "json"), None, False).top_k == 2
+    assert (
+        OptionReader(Served(Config(), Labels(2), ("a",))).read(READER.from_values({"top_k": 9}, "json"), None, False).top_k == 2
+    )
+
+
+@dataclass(frozen=True)
+class Extended(Options):
+    """Options with one more."""
+
+    smoothing: float = 0.25
+
+
+def test_a_new_option_is_one_row_and_one_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is accepted in each spelling, documented, and refused where it is wrong; nothing else has to know of it."""
+    row = Option("smoothing", "how far the map is smoothed", number(0, 2), default=lambda served: served.config.opacity)
+    monkeypatch.setattr(options, "Options", Extended)
+    monkeypatch.setattr(options, "OPTIONS", (*options.OPTIONS, row))
+    monkeypatch.setattr(schemas, "OPTIONS", options.OPTIONS)
+    served = Served(Config(opacity=0.75), Labels(2), ("a",))
+    reader = OptionReader(served)
+
+    def smoothing(given: dict[str, Given]) -> float:
+        asked = reader.read(given, None, False)
+        assert isinstance(asked, Extended)
+        return asked.smoothing
+
+    assert smoothing({}) == 0.75
+    for spelling in get_args(Spelling):
+        value = "1.5" if spelling == "text" else 1.5
+        assert smoothing(reader.from_values({"smoothing": value}, spelling)) == 1.5
+    assert smoothing(reader.from_headers(write_headers({"smoothing": 1.5}))) == 1.5
+    with pytest.raises(RequestError, match="smoothing: expected a number from 0 to 2, got 3"):
+        smoothing({"smoothing": Given(3)})
+    components = describe_api(served)["components"]
+    description = {"description": "How far the map is smoothed.", "default": 0.75}
+    assert components["schemas"]["smoothing"] == {"type": "number", "minimum": 0, "maximum": 2, **description}
+    assert components["parameters"]["smoothing"]["name"] == "X-Explain-Smoothing"
+    assert "smoothing" in components["schemas"]["ExplanationRequest"]["anyOf"][0]["properties"]
+
+
+@pytest.mark.parametrize("target", ["tabby", "285", "tête-bêche", "tench, Tinca tinca", [1, "285"], np.int64(2), [np.int64(0)]])
+def test_what_is_written_as_headers_is_read_back(target: Any) -> None:
+    """A label of digits stays a label, and all of it is ASCII."""
+    written = write_headers({"target": target, "overlay": True, "opacity": 0.5, "method": "gradcam"})
+    asked = READER.read(READER.from_headers(written), None, False)
+    as_json = json.loads(json.dumps(target, default=int))
+
+    assert "".join(written.values()).isascii()
+    assert asked == read({"target": as_json, "overlay": True, "opacity": 0.5, "method": "gradcam"})
 
 
 def test_unknown_names() -> None:
@@ -225,7 +286,7 @@ def test_the_body_beats_the_header_also_where_one_choice_has_two_names(
     headers: dict[str, str], own: dict[str, Any], expected: tuple[tuple[int, ...], int]
 ) -> None:
     """A proxy that asks for the two best must not break a request for a class."""
-    asked = READER.read(READER.merged(READER.from_headers(headers), READER.named(own, "json")), None, False)
+    asked = READER.read(READER.merge(READER.from_headers(headers), READER.from_values(own, "json")), None, False)
     assert (asked.targets, asked.top_k) == expected
 
 

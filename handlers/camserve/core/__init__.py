@@ -1,1 +1,1 @@
-"""The words that every room speaks: settings, classes, errors, rectangles, requests, answers, limits. No torch, no I/O."""
+"""The words that every room speaks: settings, classes, errors, rectangles, requests, answers. No torch, no I/O."""

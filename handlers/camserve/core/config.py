@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
 from camserve.core.errors import ConfigError
 from camserve.core.text import listed, nearest, shown
+from camserve.core.values import FLAG, Values, choice, choices, integer, number, read_list
 
 METHODS = ("gradcam++", "gradcam", "hirescam", "layercam", "xgradcam", "contrast")
+METHOD_ALIASES = MappingProxyType({"finercam": "contrast"})
+"""Other names that settings and requests may use; answers and metadata keep to `METHODS`."""
+
 FORMATS = ("jpeg", "png", "webp", "gif", "tiff", "bmp")
 COLORMAPS = ("viridis", "inferno", "turbo", "jet", "gray")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -22,92 +26,43 @@ Size = int | tuple[int, int] | None
 
 @dataclass(frozen=True)
 class Key:
-    """One key of the configuration: what it means, what it accepts, and how a value is read.
-
-    `read` returns the value as `Config` holds it, or raises `ValueError` or `TypeError`.
-    """
+    """One key of the configuration: what it means, and the values it accepts, read as `Config` holds them."""
 
     meaning: str
-    accepts: str
-    read: Callable[[Any], Any]
+    values: Values
 
 
 class _TooLargeError(ValueError):
     """The message says what to do."""
 
 
-def _integer(low: int, high: int) -> tuple[str, Callable[[Any], int]]:
-    def read(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError
-        return value
-
-    return f"a whole number from {low} to {high}", read
-
-
-def _number(low: float, high: float) -> tuple[str, Callable[[Any], float]]:
-    def read(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise ValueError
-        return float(value)
-
-    return f"a number from {low:g} to {high:g}", read
-
-
-def _choice(names: Sequence[str]) -> tuple[str, Callable[[Any], str]]:
-    def read(value: Any) -> str:
-        if value not in names:
-            raise ValueError
-        return str(value)
-
-    return listed(names), read
-
-
-def _choices(names: Sequence[str]) -> tuple[str, Callable[[Any], tuple[str, ...]]]:
-    def read(value: Any) -> tuple[str, ...]:
-        chosen = _several(value)
-        if not chosen or not set(chosen) <= set(names):
-            raise ValueError
-        return tuple(dict.fromkeys(chosen))
-
-    return f"a list of {listed(names)}", read
-
-
-def _several(value: Any) -> tuple[Any, ...]:
-    """A list, or one name for a list of it. A mapping is none, though it could be read as one of its keys."""
-    if not isinstance(value, (str, list, tuple)):
-        raise TypeError
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
 def _read_names(value: Any) -> tuple[str, ...]:
-    chosen = _several(value)
+    chosen = read_list(value)
     if not all(isinstance(name, str) and name for name in chosen):
         raise ValueError
     return tuple(dict.fromkeys(chosen))
 
 
 def _read_size(value: Any) -> Size:
-    read_side = _integer(1, 8192)[1]
     if value is None:
         return None
     if isinstance(value, (list, tuple)):
         height, width = value
-        return read_side(height), read_side(width)
-    return read_side(value)
+        return _SIDE.read(height), _SIDE.read(width)
+    side: int = _SIDE.read(value)
+    return side
 
 
 def _read_grid(value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
-    read_side = _integer(1, 8192)[1]
-    rows, columns = _several(value)
-    return read_side(rows), read_side(columns)
+    rows, columns = read_list(value)
+    return _SIDE.read(rows), _SIDE.read(columns)
 
 
 def _read_channels(low: float) -> Callable[[Any], tuple[float, float, float]]:
     def read(value: Any) -> tuple[float, float, float]:
-        if any(isinstance(channel, (bool, str)) for channel in _several(value)):
+        if any(isinstance(channel, (bool, str)) for channel in read_list(value)):
             raise TypeError
         red, green, blue = (float(channel) for channel in value)
         if not all(math.isfinite(channel) and channel >= low for channel in (red, green, blue)):
@@ -124,14 +79,8 @@ def _read_mean(value: Any) -> tuple[float, float, float]:
     return mean
 
 
-def _read_flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError
-    return value
-
-
 def _read_optional_flag(value: Any) -> bool | None:
-    return None if value is None else _read_flag(value)
+    return None if value is None else FLAG.read(value)
 
 
 def _read_monitor(value: Any) -> bool | dict[str, float]:
@@ -140,47 +89,47 @@ def _read_monitor(value: Any) -> bool | dict[str, float]:
         return value
     if not isinstance(value, Mapping) or not set(value) <= set(_MONITOR):
         raise ValueError
-    return {name: _MONITOR[name][1](given) for name, given in value.items()}
+    return {name: _MONITOR[name].read(given) for name, given in value.items()}
 
 
-_MONITOR = {"rate": _number(0, 1), "interval": _number(0.1, 3600), "budget": _number(0.001, 1)}
-_SIZE = "a whole number of pixels from 1 to 8192, [height, width], or null for none"
+_MONITOR = {"rate": number(0, 1), "interval": number(0.1, 3600), "budget": number(0.001, 1)}
+_MONITOR_ACCEPTS = ", ".join(f"{name}: {values.accepts}" for name, values in _MONITOR.items())
+_SIDE = integer(1, 8192)
+_SIZE = Values("a whole number of pixels from 1 to 8192, [height, width], or null for none", _read_size)
 
 KEYS: Mapping[str, Key] = MappingProxyType(
     {
-        "layers": Key("layers that may be asked for; the first is the default", "a list of layer names", _read_names),
+        "layers": Key("layers that may be asked for; the first is the default", Values("a list of layer names", _read_names)),
         "token_grid": Key(
             "rows and columns of a transformer's tokens, where they cannot be told from the picture's size",
-            "[rows, columns] or null",
-            _read_grid,
+            Values("[rows, columns] or null", _read_grid),
         ),
-        "method": Key("default method", *_choice(METHODS)),
-        "resize": Key("resize the shorter side to this, or to [height, width]", _SIZE, _read_size),
-        "crop": Key("then crop this square, or [height, width], from the centre", _SIZE, _read_size),
-        "interpolation": Key("how resizing interpolates", *_choice(INTERPOLATIONS)),
-        "mean": Key("subtracted from each channel (0 to 1)", "three numbers", _read_mean),
-        "std": Key("each channel is then divided by this", "three numbers above 0", _read_channels(1e-12)),
-        "exif": Key("apply the EXIF orientation", "true or false", _read_flag),
-        "formats": Key("picture formats that are opened", *_choices(FORMATS)),
-        "colormap": Key("colour map of overlays", *_choice(COLORMAPS)),
-        "opacity": Key("opacity of overlays", *_number(0, 1)),
-        "max_pixels": Key("largest picture, in pixels", *_integer(1, 2_000_000_000)),
+        "method": Key("default method", choice(METHODS, METHOD_ALIASES)),
+        "resize": Key("resize the shorter side to this, or to [height, width]", _SIZE),
+        "crop": Key("then crop this square, or [height, width], from the centre", _SIZE),
+        "interpolation": Key("how resizing interpolates", choice(INTERPOLATIONS)),
+        "mean": Key("subtracted from each channel (0 to 1)", Values("three numbers", _read_mean)),
+        "std": Key("each channel is then divided by this", Values("three numbers above 0", _read_channels(1e-12))),
+        "exif": Key("apply the EXIF orientation", FLAG),
+        "formats": Key("picture formats that are opened", choices(FORMATS)),
+        "colormap": Key("colour map of overlays", choice(COLORMAPS)),
+        "opacity": Key("opacity of overlays", number(0, 1)),
+        "max_pixels": Key("largest picture, in pixels", integer(1, 2_000_000_000)),
         "max_request_pixels": Key(
-            "largest sum of the pictures of one KServe request, in pixels; never below max_pixels", *_integer(1, 10**12)
+            "largest sum of the pictures of one KServe request, in pixels; never below max_pixels", integer(1, 10**12)
         ),
-        "max_picture_side": Key("longest side of an overlay, in pixels", *_integer(16, 16_384)),
-        "max_response_bytes": Key("largest answer, in bytes", *_integer(1_000, 2_000_000_000)),
-        "max_targets": Key("most targets of one picture", *_integer(1, 1_000)),
-        "max_instances": Key("most instances of one KServe request", *_integer(1, 10_000)),
-        "max_batch": Key("most pictures in one forward pass", *_integer(1, 4_096)),
-        "precision": Key("what the model computes in; maps are always float32", *_choice(PRECISIONS)),
+        "max_picture_side": Key("longest side of an overlay, in pixels", integer(16, 16_384)),
+        "max_response_bytes": Key("largest answer, in bytes", integer(1_000, 2_000_000_000)),
+        "max_targets": Key("most targets of one picture", integer(1, 1_000)),
+        "max_instances": Key("most instances of one KServe request", integer(1, 10_000)),
+        "max_batch": Key("most pictures in one forward pass", integer(1, 4_096)),
+        "precision": Key("what the model computes in; maps are always float32", choice(PRECISIONS)),
         "channels_last": Key(
-            "memory format; null: the fastest one with equal answers", "true, false or null", _read_optional_flag
+            "memory format; null: the fastest one with equal answers", Values("true, false or null", _read_optional_flag)
         ),
         "monitor": Key(
             "metrics, and what the model looks at in this share of the predictions, told every interval of seconds",
-            "true, false or {rate: a number from 0 to 1, interval: a number from 0.1 to 3600, budget: a number from 0.001 to 1}",
-            _read_monitor,
+            Values(f"true, false or {{{_MONITOR_ACCEPTS}}}", _read_monitor),
         ),
     }
 )
@@ -251,14 +200,14 @@ class Config:
 
     @property
     def monitoring(self) -> Monitoring | None:
-        """What `monitor` asks for; None: nothing."""
+        """The settings that `monitor` asks for; None: no monitoring."""
         if isinstance(self.monitor, bool):
             return Monitoring() if self.monitor else None
         return Monitoring(**self.monitor)
 
 
 def read_value(name: object, value: object) -> Any:
-    """The value of one key as `Config` holds it.
+    """Reads the value of one key, as `Config` holds it.
 
     Raises:
         ConfigError: an unknown key, or a value that is not accepted.
@@ -269,10 +218,10 @@ def read_value(name: object, value: object) -> Any:
         hint = f"did you mean {near[0]}?" if near else f"the keys are {listed(KEYS, 99)}"
         raise ConfigError(f"explain: unknown key {shown(name)}; {hint}")
     try:
-        return key.read(value)
+        return key.values.read(value)
     except (TypeError, ValueError, OverflowError) as error:
         hint = f"; {error}" if isinstance(error, _TooLargeError) else ""
-        raise ConfigError(f"explain: {name}: expected {key.accepts}, got {_repeated(value)}{hint}") from None
+        raise ConfigError(f"explain: {name}: expected {key.values.accepts}, got {_repeated(value)}{hint}") from None
 
 
 def _repeated(value: object) -> str:

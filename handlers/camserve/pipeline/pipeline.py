@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.labels import Labels
-from camserve.core.limits import Quota, Semaphore
 from camserve.core.messages import Answer, Call, Item, Page, Reply, Request
 from camserve.explain.explainer import Explainer, Seen, Want
 from camserve.explain.observer import Observation, Observer, sample_rows
 from camserve.pictures.decode import open_picture
+from camserve.pictures.limits import Quota, Semaphore
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import chunks, guarded, run_halving
 from camserve.pipeline.compose import answered

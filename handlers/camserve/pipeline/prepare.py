@@ -14,10 +14,10 @@ from torch import Tensor
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
-from camserve.core.limits import Quota
 from camserve.core.messages import Answer, Encoded, Item
 from camserve.explain.observer import Observer
 from camserve.pictures.decode import check_limits, pixels_of
+from camserve.pictures.limits import Quota
 from camserve.pictures.overlays import Canvas, check_quota, draw_explanations, prepare_canvas, wants_drawing
 from camserve.pictures.preprocess import Preprocess
 

@@ -1,25 +1,21 @@
-"""The options of a request: their names, what each accepts, and how headers, fields and JSON spell them."""
+"""The options of a request: one table of them, and how they are read for one archive and written as headers."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from camserve.core.config import KEYS, METHODS
+from camserve.core.config import KEYS
 from camserve.core.errors import RequestError
 from camserve.core.messages import CONTENT_TYPES, PICTURES, Options
 from camserve.core.served import Served
 from camserve.core.text import listed, nearest, shown
+from camserve.core.values import FLAG, Values, choice, integer, parse_integer
 from camserve.protocol.accept import negotiate, no_picture
 
 HEADER_PREFIX = "x-explain-"
-
-_INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_FLAGS = {"true": True, "false": False}
 
 Spelling = Literal["json", "text", "parameter"]
 
@@ -34,53 +30,155 @@ class Given:
 
 @dataclass(frozen=True)
 class Option:
-    """One option: what it accepts, in words, and how a value is read.
+    """One option of a request: everything that parsing, the API's document, the client and the command line know of it.
 
-    `read` takes a JSON value and returns it as `Options` holds it, or raises ValueError, TypeError or RequestError.
-    `parse` turns text into a JSON value; what it does not recognise stays text.
+    Attributes:
+        name: as clients write it.
+        meaning: a phrase, in lower case.
+        values: what it accepts of any archive, as far as a client can know.
+        narrow: makes what one archive accepts; None: `values`.
+        default: of one archive; None: none that can be written down.
+        field: of `Options`; empty: `name`.
+        in_text: says how text spells it, where a list of values may be given; empty: no list may.
     """
 
-    accepts: str
-    read: Callable[[Any], Any]
-    parse: Callable[[str], object] = str.strip
+    name: str
+    meaning: str
+    values: Values
+    narrow: Callable[[Served], Values] | None = None
+    default: Callable[[Served], Any] | None = None
+    field: str = ""
+    in_text: str = ""
+
+    def of(self, served: Served) -> Option:
+        """Narrows the accepted values to those of one archive."""
+        return replace(self, values=self.narrow(served)) if self.narrow else self
+
+
+def _targets(served: Served) -> Values:
+    labels, most = served.labels, served.config.max_targets
+
+    def read(value: object) -> tuple[int, ...]:
+        several = value if isinstance(value, list) else [value]
+        if not 1 <= len(several) <= most:
+            raise ValueError
+        return tuple(dict.fromkeys(labels.index(each if isinstance(each, str) else _read_integer(each)) for each in several))
+
+    index = {"type": "integer", "minimum": 0, "maximum": len(labels) - 1}
+    label = {"type": "string", "format": "label", "examples": [labels[0]]}
+    several = {"type": "array", "items": {"anyOf": [index, label]}, "minItems": 1, "maxItems": most}
+    accepts = f"a class index from 0 to {len(labels) - 1}, a label, or a list of 1 to {most} of them"
+    return Values(accepts, read, {"anyOf": [index, label, several]}, _parse_target)
+
+
+def _top_k(served: Served) -> Values:
+    """Up to `max_targets`; more than the model has classes are all of them."""
+    counts = integer(1, served.config.max_targets)
+    return replace(counts, read=lambda value: min(counts.read(_read_integer(value)), len(served.labels)))
+
+
+def _read_integer(value: object) -> int:
+    """Reads a whole number: 3 and 3.0 are the same in JSON, true is none."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError
+    return value
+
+
+def _parse_target(text: str) -> object:
+    return json.loads(text) if _is_list(text) else parse_integer(text)
+
+
+def _is_list(text: str) -> bool:
+    stripped = text.strip()
+    return stripped.startswith("[") and stripped.endswith("]")
+
+
+_CLASS = Values("a class index, a label, or a list of them", lambda value: value, parse=_parse_target)
+_NAME = Values("a name", str, {"type": "string"}, parse=str)
+
+OPTIONS = (
+    Option(
+        "target",
+        "a class index, a label, or a list of them; by default the most probable class",
+        _CLASS,
+        narrow=_targets,
+        field="targets",
+        in_text="a decimal integer is a class index, a JSON list holds indices and labels, the rest is a label",
+    ),
+    Option(
+        "top_k",
+        "explain the k most probable classes; not together with target",
+        KEYS["max_targets"].values,
+        narrow=_top_k,
+        default=lambda _: 1,
+    ),
+    Option(
+        "method",
+        "how the heatmap is computed; by default the archive's",
+        KEYS["method"].values,
+        default=lambda served: served.config.method,
+    ),
+    Option(
+        "layer",
+        "whose activations make the heatmap; by default the archive's first",
+        _NAME,
+        narrow=lambda served: choice(served.layers),
+        default=lambda served: served.layers[0],
+    ),
+    Option("format", "of the answer; beats Accept", choice(tuple(CONTENT_TYPES)), field="media"),
+    Option("overlay", "each explanation in the JSON carries its picture", FLAG, default=lambda _: False),
+    Option(
+        "colormap",
+        "colours of the heatmap in pictures; by default the archive's",
+        KEYS["colormap"].values,
+        default=lambda served: served.config.colormap,
+    ),
+    Option(
+        "opacity",
+        "of the heatmap over the picture, 0 to 1; by default the archive's",
+        KEYS["opacity"].values,
+        default=lambda served: served.config.opacity,
+    ),
+)
+"""Every option. A new one takes a row here, and a field in `Options`."""
+
+
+def write_headers(options: Mapping[str, object]) -> dict[str, str]:
+    """Writes options as `x-explain-*` headers, in ASCII.
+
+    A lone label becomes a list, so that neither digits nor brackets in it are taken for anything else. NumPy's whole numbers
+    are written too.
+    """
+    lists = {option.name for option in OPTIONS if option.in_text}
+    headers: dict[str, str] = {}
+    for name, value in options.items():
+        spelt = [value] if name in lists and isinstance(value, str) else value
+        headers[HEADER_PREFIX + name.replace("_", "-")] = spelt if isinstance(spelt, str) else json.dumps(spelt, default=int)
+    return headers
 
 
 class OptionReader:
-    """Reads and checks options for one model.
+    """Reads and checks options for one archive.
 
     Args:
-        served: what the model's archive offers.
+        served: what the archive offers.
     """
 
     def __init__(self, served: Served) -> None:
-        config, labels, layers = served.config, served.labels, served.layers
-        self._config = config
-        self._labels = labels
-        most = config.max_targets
-        target = f"a class index from 0 to {len(labels) - 1}, a label, or a list of 1 to {most} of them"
-        self.table: Mapping[str, Option] = {
-            "target": Option(target, self._read_targets, _parse_target),
-            "top_k": Option(f"a whole number from 1 to {most}", self._read_top_k, _parse_integer),
-            "method": _choice(METHODS),
-            "layer": _choice(layers),
-            "format": _choice(tuple(CONTENT_TYPES)),
-            "overlay": Option("true or false", _read_flag, lambda text: _FLAGS.get(text.strip().lower(), text)),
-            "colormap": Option(KEYS["colormap"].accepts, KEYS["colormap"].read),
-            "opacity": Option(KEYS["opacity"].accepts, KEYS["opacity"].read, _parse_number),
-        }
-        self.defaults = Options(
-            targets=(),
-            method=config.method,
-            layer=layers[0],
-            colormap=config.colormap,
-            opacity=config.opacity,
-        )
+        self.table: Mapping[str, Option] = {option.name: option.of(served) for option in OPTIONS}
+        defaults = {option.field or option.name: option.default(served) for option in OPTIONS if option.default}
+        self.defaults = Options(targets=(), **defaults)
 
     def from_headers(self, headers: Mapping[str, str]) -> dict[str, Given]:
-        """The `X-Explain-*` headers. A label may be sent in UTF-8 or in Latin-1.
+        """Collects the `X-Explain-*` headers. A label may be sent in UTF-8 or in Latin-1.
 
         Args:
             headers: names in lower case; values as HTTP servers hand them over, each byte one character, or decoded.
+
+        Raises:
+            RequestError: 400 `UnknownOption`.
         """
         given: dict[str, Given] = {}
         for header, value in headers.items():
@@ -90,13 +188,17 @@ class OptionReader:
                 given[name] = Given(_utf8(value), "text")
         return given
 
-    def merged(self, headers: Mapping[str, Given], own: Mapping[str, Given]) -> dict[str, Given]:
-        """The body's `own` options over the headers': `target` and `top_k` are one choice, which either makes."""
+    def merge(self, headers: Mapping[str, Given], own: Mapping[str, Given]) -> dict[str, Given]:
+        """Lays the body's `own` options over the headers'. `target` and `top_k` are one choice, which either makes."""
         chosen = {"target", "top_k"} if own.keys() & {"target", "top_k"} else set()
         return {**{name: given for name, given in headers.items() if name not in chosen}, **own}
 
-    def named(self, values: Mapping[str, object], spelling: Spelling) -> dict[str, Given]:
-        """Options by name; raises RequestError 400 `UnknownOption` for a name that is none."""
+    def from_values(self, values: Mapping[str, object], spelling: Spelling) -> dict[str, Given]:
+        """Collects options by name.
+
+        Raises:
+            RequestError: 400 `UnknownOption`.
+        """
         for name in values:
             self._check_name(name, name)
         return {name: Given(value, spelling) for name, value in values.items()}
@@ -109,7 +211,7 @@ class OptionReader:
         raise RequestError(400, "UnknownOption", f"unknown option {shown(came)}; {hint} options are {listed(self.table)}")
 
     def read(self, given: Mapping[str, Given], accept: str | None, tensor: bool) -> Options:
-        """All options of one picture.
+        """Reads all options of one picture.
 
         Args:
             given: by name, the body's over the headers'.
@@ -119,55 +221,31 @@ class OptionReader:
         Raises:
             RequestError: 400 `InvalidOption`, `UnknownLabel`, `NoPicture`; 406 `NotAcceptable`.
         """
-        values = {name: self._read_value(name, option) for name, option in given.items()}
-        if "target" in values and "top_k" in values:
+        values = {self.table[name].field or name: self._read_value(name, option) for name, option in given.items()}
+        if "target" in given and "top_k" in given:
             raise RequestError(400, "InvalidOption", "target, top_k: expected one of the two, got both")
-        media = values["format"] if "format" in values else negotiate(accept, tensor)
-        overlay = values.get("overlay", False)
+        media = values["media"] = values["media"] if "media" in values else negotiate(accept, tensor)
+        overlay = values.pop("overlay", False)
         if tensor and media in PICTURES:
             raise no_picture(f"format: got {shown(media)}")
         if tensor and overlay and media == "json":
             raise no_picture("overlay: got true")
-        return Options(
-            targets=values.get("target", ()),
-            top_k=values.get("top_k", self.defaults.top_k),
-            method=values.get("method", self.defaults.method),
-            layer=values.get("layer", self.defaults.layer),
-            media=media,
-            overlay=overlay and media == "json",
-            colormap=values.get("colormap", self.defaults.colormap),
-            opacity=values.get("opacity", self.defaults.opacity),
-        )
+        return replace(self.defaults, overlay=overlay and media == "json", **values)
 
     def _read_value(self, name: str, given: Given) -> Any:
         option = self.table[name]
         try:
-            return option.read(_as_json(name, option, given))
+            return option.values.read(_as_json(option, given))
         except (TypeError, ValueError, RecursionError):
-            message = f"{name}: expected {option.accepts}, got {shown(given.value)}"
+            message = f"{name}: expected {option.values.accepts}, got {shown(given.value)}"
             raise RequestError(400, "InvalidOption", message) from None
 
-    def _read_targets(self, value: object) -> tuple[int, ...]:
-        several = value if isinstance(value, list) else [value]
-        if not 1 <= len(several) <= self._config.max_targets:
-            raise ValueError
-        return tuple(dict.fromkeys(self._read_target(target) for target in several))
 
-    def _read_target(self, value: object) -> int:
-        return self._labels.index(value if isinstance(value, str) else _read_integer(value))
-
-    def _read_top_k(self, value: object) -> int:
-        count = _read_integer(value)
-        if not 1 <= count <= self._config.max_targets:
-            raise ValueError
-        return min(count, len(self._labels))
-
-
-def _as_json(name: str, option: Option, given: Given) -> object:
+def _as_json(option: Option, given: Given) -> object:
     value = given.value
     if given.spelling == "text" and isinstance(value, (bytes, bytearray, str)):
-        return option.parse(value if isinstance(value, str) else bytes(value).decode())
-    if given.spelling == "parameter" and name == "target" and isinstance(value, str) and _is_list(value):
+        return option.values.parse(value if isinstance(value, str) else bytes(value).decode())
+    if given.spelling == "parameter" and option.in_text and isinstance(value, str) and _is_list(value):
         return json.loads(value)
     return value
 
@@ -177,44 +255,3 @@ def _utf8(value: str) -> str:
         return value.encode("latin-1").decode("utf-8")
     except ValueError:
         return value
-
-
-def _is_list(text: str) -> bool:
-    stripped = text.strip()
-    return stripped.startswith("[") and stripped.endswith("]")
-
-
-def _parse_target(text: str) -> object:
-    return json.loads(text) if _is_list(text) else _parse_integer(text)
-
-
-def _parse_integer(text: str) -> object:
-    return int(text) if _INTEGER.fullmatch(text.strip()) else text.strip()
-
-
-def _parse_number(text: str) -> object:
-    return float(text) if _NUMBER.fullmatch(text.strip()) else text
-
-
-def _read_integer(value: object) -> int:
-    """3 and 3.0 are the same JSON number; true is none."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError
-    return value
-
-
-def _read_flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-def _choice(names: tuple[str, ...]) -> Option:
-    def read(value: object) -> str:
-        if not isinstance(value, str) or value not in names:
-            raise ValueError
-        return value
-
-    return Option(listed(names), read)

@@ -85,7 +85,7 @@ class Parser:
     def _plain(self, call: Call, image: Image, options: dict[str, object], spelling: Spelling) -> Request:
         if not call.explain:
             return Request("plain", False, (Item(image, self._reader.defaults),))
-        given = self._reader.merged(self._reader.from_headers(call.headers), self._reader.named(options, spelling))
+        given = self._reader.merge(self._reader.from_headers(call.headers), self._reader.from_values(options, spelling))
         asked = self._reader.read(given, call.headers.get("accept"), not isinstance(image, Encoded))
         return Request("plain", True, (Item(image, asked),))
 

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from tests.support.build import encoded, mar, noise
 
+from camserve.protocol.options import OPTIONS
 from camserve.tools import cli
 from camserve.tools.client.askers import OverServer
 from camserve.tools.client.client import CamserveError
@@ -271,6 +272,34 @@ def test_a_file_without_a_token_is_told_without_repeating_it(tmp_path: Path, con
 
 
 # ------------------------------------------------------------------ for real
+
+
+def test_each_option_of_a_request_has_a_flag(tmp_path: Path) -> None:
+    """Read as the table of options says, and sent only where it was given."""
+    words = ["--target", "2", "--target", "tabby", "--top-k", "3", "--method", "finercam", "--layer", "features.8"]
+    words += ["--colormap", "jet", "--opacity", ".25", "--no-overlays"]
+    given = {"target": [2, "tabby"], "top_k": 3, "method": "finercam", "layer": "features.8", "colormap": "jet", "opacity": 0.25}
+
+    assert explain._asked(explain.parser().parse_args(["cat.jpg", *words]), Told()) == {"model": "told", **given}
+    assert explain._asked(explain.parser().parse_args(["cat.jpg"]), Told()) == {"model": "told", "overlay": True}
+    assert set(given) == {option.name for option in OPTIONS} - {"format", "overlay"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        *(("top-k", value, "expected a whole number from 1 to 1000") for value in ("0", "1001", "two", "1.5")),
+        *(("opacity", value, "expected a number from 0 to 1") for value in ("7", "half", "nan")),
+        *(("method", "GradCAM", "choose from"), ("colormap", "hot", "choose from")),
+    ],
+)
+def test_a_flag_refuses_what_no_archive_accepts(capsys: pytest.CaptureFixture[str], flag: str, value: str, message: str) -> None:
+    """Before anything is asked, with the values that there are."""
+    with pytest.raises(SystemExit) as raised:
+        explain.parser().parse_args(["cat.jpg", f"--{flag}", value])
+
+    assert raised.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_an_archive_is_explained_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def _read_instance(instance: object, headers: Mapping[str, Given], config: Confi
             raise RequestError(400, "NoImage", f"expected an object with data or b64, got only {names}")
         instance = options.pop(place)
     image = read_image(instance, config, place)
-    given = reader.merged(headers, reader.named(options, "json"))
+    given = reader.merge(headers, reader.from_values(options, "json"))
     return Item(image, _read_options(given, reader, not isinstance(image, Encoded)))
 
 
@@ -97,14 +97,15 @@ def parse_v2(body: Mapping[str, Any], tail: bytes, call: Call, config: Config, r
     images = _read_images(inputs[0], own, shape, tail, config)
     given = reader.from_headers(call.headers)
     for values in (parameters, own):
-        given = reader.merged(given, reader.named({name: values[name] for name in values if name not in FOREIGN}, "parameter"))
-    options = _read_options(given, reader, not isinstance(images[0], Encoded))
-    if options.overlay:
+        options = {name: value for name, value in values.items() if name not in FOREIGN}
+        given = reader.merge(given, reader.from_values(options, "parameter"))
+    asked = _read_options(given, reader, not isinstance(images[0], Encoded))
+    if asked.overlay:
         raise RequestError(400, "InvalidOption", "overlay: V2 outputs hold no pictures; expected false, got true")
     return Request(
         "v2",
         call.explain,
-        tuple(Item(image, options) for image in images),
+        tuple(Item(image, asked) for image in images),
         id=_read_id(body.get("id")),
         outputs=_read_outputs(body.get("outputs"), EXPLANATION_OUTPUTS if call.explain else PREDICTION_OUTPUTS),
         binary=_read_flag(parameters, "binary_data_output") or False,

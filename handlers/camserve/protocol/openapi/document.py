@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from PIL import Image
@@ -14,7 +15,8 @@ from camserve.core.errors import KINDS
 from camserve.core.messages import CONTENT_TYPES, ModelInfo
 from camserve.core.served import Served
 from camserve.core.version import __version__
-from camserve.protocol.openapi.schemas import OPTIONS, Schema, ref, schemas
+from camserve.protocol.openapi.schemas import Schema, option_refs, ref, schemas
+from camserve.protocol.options import HEADER_PREFIX
 
 JSON = "application/json"
 OCTETS = "application/octet-stream"
@@ -91,7 +93,7 @@ def _operation(
     return {
         "operationId": name,
         "summary": summary,
-        "parameters": _at(OPTIONS) if explain else [],
+        "parameters": _at(option_refs()) if explain else [],
         "requestBody": {"$ref": f"#/components/requestBodies/{body}"},
         "responses": {"200": {"$ref": f"#/components/responses/{response}"}} | _failures(statuses),
     }
@@ -127,10 +129,6 @@ def _described() -> dict[str, Any]:
 
 
 def _parameters(model: ModelInfo) -> dict[str, Any]:
-    def header(option: str) -> dict[str, Any]:
-        name = "-".join(word.capitalize() for word in option.split("_"))
-        return {"name": f"X-Explain-{name}", "in": "header", "schema": ref("target_text" if option == "target" else option)}
-
     return {
         "model": {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": [model.name]}},
         "version": {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "enum": [model.version]}},
@@ -140,8 +138,12 @@ def _parameters(model: ModelInfo) -> dict[str, Any]:
             "description": "In the binary extension: how many bytes of the body are JSON.",
             "schema": {"type": "integer", "minimum": 0},
         },
-        **{option: header(option) for option in OPTIONS},
+        **{name: _option_header(name, schema) for name, schema in option_refs(text=True).items()},
     }
+
+
+def _option_header(option: str, schema: Schema) -> dict[str, Any]:
+    return {"name": f"{HEADER_PREFIX}{option}".replace("_", "-").title(), "in": "header", "schema": schema}
 
 
 def _bodies(config: Config) -> dict[str, Any]:
@@ -178,6 +180,7 @@ def _json_body(schema: str, example: dict[str, Any], binary: bool = False) -> di
     return {"required": True, "content": content}
 
 
+@cache
 def _sample() -> str:
     """A small picture in base64."""
     file = io.BytesIO()

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from camserve.core.config import COLORMAPS, METHODS, Config
+from camserve.core.config import METHODS, Config
 from camserve.core.errors import KINDS
 from camserve.core.labels import Labels
-from camserve.core.messages import CONTENT_TYPES
 from camserve.core.served import Served
 from camserve.protocol.kserve.request import EXPLANATION_OUTPUTS, FOREIGN, PREDICTION_OUTPUTS
+from camserve.protocol.options import OPTIONS
 
 Schema = dict[str, Any]
-
-OPTIONS = ("target", "top_k", "method", "layer", "format", "overlay", "colormap", "opacity")
 
 _NUMBER: Schema = {"type": "number"}
 _SIZE: Schema = {"type": "integer", "minimum": 1}
@@ -26,7 +24,7 @@ def schemas(served: Served) -> dict[str, Schema]:
     """Write every named schema of one archive."""
     config, labels, layers = served.config, served.labels, served.layers
     return {
-        **_options(config, labels, layers),
+        **_options(served),
         **_images(config),
         **_requests(config),
         **_answers(labels, served.listed),
@@ -58,43 +56,37 @@ def _nullable(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _choice(names: Iterable[str], default: str | None = None) -> Schema:
-    return {"type": "string", "enum": list(names)} | ({} if default is None else {"default": default})
+def _choice(names: Iterable[str]) -> Schema:
+    return {"type": "string", "enum": list(names)}
 
 
-def _options(config: Config, labels: Labels, layers: Sequence[str]) -> dict[str, Schema]:
-    """The options, and `target_text`: how headers and form fields spell `target`."""
-    index = {"type": "integer", "minimum": 0, "maximum": len(labels) - 1}
-    label = {"type": "string", "format": "label", "examples": [labels[0]]}
-    several = _list({"anyOf": [index, label]}, 1, config.max_targets)
-    texts: Schema = {"type": "string", "contentMediaType": "application/json", "contentSchema": several, "format": "targets"}
-    return {
-        "target": {
-            "description": "A class index, a label, or a list of them; by default the most probable class.",
-            "anyOf": [index, label, several],
-        },
-        "target_text": {
-            "description": "A decimal integer is a class index, a JSON list holds indices and labels, the rest is a label.",
-            "anyOf": [index, label, texts],
-        },
-        "top_k": {
-            "description": "Explain the k most probable classes; not together with target.",
-            "type": "integer",
-            "minimum": 1,
-            "maximum": config.max_targets,
-            "default": 1,
-        },
-        "method": _choice(METHODS, config.method),
-        "layer": _choice(layers, layers[0]),
-        "format": {"description": "Of the answer; beats Accept.", **_choice(CONTENT_TYPES)},
-        "overlay": {"description": "Each explanation in the JSON carries its picture.", "type": "boolean", "default": False},
-        "colormap": _choice(COLORMAPS, config.colormap),
-        "opacity": {**_SHARE, "default": config.opacity},
-    }
+def _options(served: Served) -> dict[str, Schema]:
+    """Every option as JSON spells it, and those that take lists (`target_text`) as headers and form fields spell them."""
+    schemas: dict[str, Schema] = {}
+    for option in (row.of(served) for row in OPTIONS):
+        default = {"default": option.default(served)} if option.default else {}
+        schemas[option.name] = {"description": _sentence(option.meaning), **option.values.schema, **default}
+        if option.in_text:
+            kinds = [_as_text(kind) if kind["type"] == "array" else kind for kind in option.values.schema["anyOf"]]
+            schemas[f"{option.name}_text"] = {"description": _sentence(option.in_text), "anyOf": kinds}
+    return schemas
 
 
-def _option_properties(spelling: str = "") -> dict[str, Schema]:
-    return {name: ref(name + spelling if name == "target" else name) for name in OPTIONS}
+def _as_text(several: Schema) -> Schema:
+    return {"type": "string", "contentMediaType": "application/json", "contentSchema": several, "format": "targets"}
+
+
+def _sentence(phrase: str) -> str:
+    return f"{phrase[:1].upper()}{phrase[1:]}."
+
+
+def option_refs(text: bool = False) -> dict[str, Schema]:
+    """References to every option's schema, by name.
+
+    Args:
+        text: as headers and form fields spell it.
+    """
+    return {option.name: ref(f"{option.name}_text" if text and option.in_text else option.name) for option in OPTIONS}
 
 
 def _images(config: Config) -> dict[str, Schema]:
@@ -118,8 +110,8 @@ def _images(config: Config) -> dict[str, Schema]:
 def _requests(config: Config) -> dict[str, Schema]:
     one_of_two = {"not": {"required": ["target", "top_k"]}}
     file = {"description": "The picture's file.", "type": "string", "contentMediaType": "image/*", "format": "file"}
-    instance = _object(("data",), data=ref("Image"), **_option_properties())
-    v1 = {**_option_properties(), "format": {"const": "json"}}
+    instance = _object(("data",), data=ref("Image"), **option_refs())
+    v1 = {**option_refs(), "format": {"const": "json"}}
     tagged = [_object((name,), **{name: ref(kind)}, **v1) | one_of_two for name, kind in (("data", "Image"), ("b64", "Picture"))]
     return {
         "PredictionRequest": {
@@ -131,7 +123,7 @@ def _requests(config: Config) -> dict[str, Schema]:
         },
         "PredictionForm": {"type": "object", "properties": {"data": file}, "required": ["data"]},
         "ExplanationRequest": {"anyOf": [instance | one_of_two, ref("Tensor")]},
-        "ExplanationForm": _object(("data",), data=file, **_option_properties("_text")) | one_of_two,
+        "ExplanationForm": _object(("data",), data=file, **option_refs(text=True)) | one_of_two,
         "Instance": {"anyOf": [*tagged, ref("Image")]},
         "V1Request": _object(("instances",), instances=_list(ref("Instance"), 1, config.max_instances), signature_name=_ID),
     }
@@ -171,7 +163,7 @@ def _kserve_requests(config: Config) -> dict[str, Schema]:
     count = {**_SIZE, "maximum": config.max_instances}
     size = {**_SIZE, "maximum": 4096}
     foreign: Mapping[str, Schema] = {name: {} for name in sorted(FOREIGN - {"binary_data_output"})}
-    options = {**_option_properties("_text"), "format": {"const": "json"}, "overlay": {"const": False}}
+    options = {**option_refs(text=True), "format": {"const": "json"}, "overlay": {"const": False}}
     parameters = _object((), **options, binary_data_output={"type": "boolean"}, **foreign)
     shape = {"type": "array", "prefixItems": [count, {"const": 1}], "items": False, "minItems": 1}
     fp32 = {"type": "array", "prefixItems": [count, {"const": 3}, size, size], "items": False, "minItems": 4}

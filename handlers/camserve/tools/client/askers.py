@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from camserve.core.errors import require
 from camserve.core.labels import Labels
 from camserve.core.text import in_one_line
+from camserve.protocol.options import write_headers
 from camserve.tools.archive.archive import Archive, Row, ask, load_service, open_archive
 from camserve.tools.client.client import CamserveError, Client, error_of, model_of
 from camserve.tools.client.token import refusal
@@ -78,9 +79,8 @@ class InProcess:
 
     def ask(self, picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
         """As `Asker` says."""
-        headers = {f"x-explain-{name.replace('_', '-')}": _text(value) for name, value in options.items()}
         with self._turn:
-            (response,) = ask(self._service, [Row({"body": bytearray(picture)}, headers, explain=True)])
+            (response,) = ask(self._service, [Row({"body": bytearray(picture)}, write_headers(options), explain=True)])
         if response.status != 200:
             raise error_of(response.status, response.body)
         answer: dict[str, Any] = json.loads(response.body)
@@ -118,8 +118,3 @@ def loaded(archive: Path, opened: Archive) -> InProcess:
         mend = f"{command_of('package')} --from-archive {shlex.quote(str(archive))}"
         raise ToolError(f"{archive}: its handler is not camserve's; {mend} makes an archive of it that explains")
     return InProcess(f"{opened.name} {opened.version}", labels, service)
-
-
-def _text(value: Any) -> str:
-    """An option's value as a header spells it."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -24,6 +24,7 @@ from PIL import Image
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
+from camserve.protocol.options import write_headers
 from camserve.tools.client.result import Result, result_of
 
 __all__ = ["CamserveError", "Client", "Picture", "Result", "encoded", "error_of", "model_of"]
@@ -243,15 +244,8 @@ def _request(image: Picture, options: Mapping[str, Any]) -> tuple[bytes, dict[st
     if _is_tensor(image):
         body = {"data": np.asarray(image).tolist(), **options}
         return json.dumps(body, default=int).encode(), {"content-type": "application/json", "accept": "application/json"}
-    # Labels become lists, so that neither digits nor brackets in them are taken for anything else; JSON keeps them ASCII.
-    texts = {name: _text([value] if name == "target" and isinstance(value, str) else value) for name, value in options.items()}
-    headers = {f"x-explain-{name.replace('_', '-')}": text for name, text in texts.items()}
-    return encoded(image), {**headers, "content-type": "application/octet-stream", "accept": "application/json"}
-
-
-def _text(value: Any) -> str:
-    """An option as a header spells it; NumPy's whole numbers too."""
-    return value if isinstance(value, str) else json.dumps(value, default=int)
+    headers = {**write_headers(options), "content-type": "application/octet-stream", "accept": "application/json"}
+    return encoded(image), headers
 
 
 def _is_tensor(image: Picture) -> bool:

@@ -22,7 +22,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from camserve.core.config import COLORMAPS, METHODS
+from camserve.core.values import parse_integer
+from camserve.protocol.options import OPTIONS, Option
 from camserve.tools.client.askers import Asker, OverServer, in_process
 from camserve.tools.client.client import CamserveError
 from camserve.tools.client.result import overlay_of
@@ -34,6 +35,8 @@ from camserve.tools.reports.journal import Journal, Row
 from camserve.tools.reports.pictures import list_folder
 
 URL = "http://127.0.0.1:8080"
+_ASKED = tuple(option for option in OPTIONS if option.name not in ("format", "overlay"))
+"""Options that have a flag by their name. Answers are JSON, and hold overlays unless `--no-overlays` is given."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,17 +69,30 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument("--jobs", type=_count, default=4, metavar="N", help="pictures in flight at a time (%(default)s)")
     who.add_argument("--archive", type=Path, metavar="FILE", help="an archive (.mar), explained in this process instead")
     what = made.add_argument_group("what is asked")
-    what.add_argument("--target", action="append", metavar="CLASS", help="a class's index or label; may be repeated")
-    what.add_argument("--top-k", type=_count, metavar="K", help="explain the K most probable classes (1)")
-    what.add_argument("--method", choices=METHODS, help="the archive's, if not given")
-    what.add_argument("--layer", metavar="NAME", help="the archive's first, if not given")
-    what.add_argument("--colormap", choices=COLORMAPS, help="of the overlays")
-    what.add_argument("--opacity", type=float, metavar="SHARE", help="of the overlays, 0 to 1")
+    for option in _ASKED:
+        what.add_argument(f"--{option.name.replace('_', '-')}", **_flag(option))
     where = made.add_argument_group("what is written")
     where.add_argument("--out", type=Path, default=Path("out/explanations"), metavar="DIR", help="where (%(default)s)")
     where.add_argument("--no-overlays", action="store_true", help="no pictures, neither as files nor in the gallery")
     where.add_argument("--again", action="store_true", help="explain again what is done already")
     return made
+
+
+def _flag(option: Option) -> dict[str, Any]:
+    """What argparse needs for an option of a request: its choices, or how its text is read, and its help."""
+    if option.in_text:
+        return {"action": "append", "type": parse_integer, "metavar": "CLASS", "help": f"{option.meaning}; may be repeated"}
+    if "enum" in option.values.schema:
+        return {"choices": option.values.schema["enum"], "help": option.meaning}
+
+    def read(text: str) -> Any:
+        try:
+            return option.values.read(option.values.parse(text))
+        except (TypeError, ValueError):
+            raise argparse.ArgumentTypeError(f"expected {option.values.accepts}, got {text!r}") from None
+
+    metavar = {"integer": "N", "number": "NUMBER"}.get(option.values.schema["type"], "NAME")
+    return {"type": read, "metavar": metavar, "help": option.meaning}
 
 
 def _count(text: str) -> int:
@@ -105,16 +121,8 @@ def _asker(options: argparse.Namespace, steps: Steps) -> Iterator[Asker]:
 
 def _asked(options: argparse.Namespace, asker: Asker) -> dict[str, Any]:
     """The request's options by the contract's names, and who is asked: a row is done only if all of it is the same."""
-    targets = options.target and [int(each) if each.isdecimal() and each.isascii() else each for each in options.target]
-    given = {
-        "target": targets,
-        "top_k": options.top_k,
-        "method": options.method,
-        "layer": options.layer,
-        "colormap": options.colormap,
-        "opacity": options.opacity,
-        "overlay": None if options.no_overlays else True,
-    }
+    given = {option.name: getattr(options, option.name) for option in _ASKED}
+    given["overlay"] = None if options.no_overlays else True
     return {"model": asker.name, **{name: value for name, value in given.items() if value is not None}}
 
 

@@ -15,7 +15,7 @@ def add_flags(group: Any) -> None:
     """Adds `--max-pixels` for `max_pixels` and so on to a parser or a group, and `--layer`, repeatable, for `layers`."""
     for name, key in KEYS.items():
         default = "the last layer with a map" if name == "layers" else json.dumps(defaults()[name])
-        text = f"{key.meaning}: {key.accepts} ({default})".replace("%", "%%")
+        text = f"{key.meaning}: {key.values.accepts} ({default})".replace("%", "%%")
         group.add_argument(f"--{name.replace('_', '-')}", dest=f"key_{name}", nargs="+", metavar="VALUE", help=text)
     group.add_argument("--layer", action="append", metavar="NAME", help="one of --layers, repeatable")
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from camserve.core.limits import Quota, Semaphore
+from camserve.pictures.limits import Quota, Semaphore
 
 
 def test_work_of_a_semaphore_stays_within_its_limit() -> None:

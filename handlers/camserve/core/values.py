@@ -1,0 +1,109 @@
+"""Which values a setting or a request's option accepts: in words, as JSON Schema, and how one is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from camserve.core.text import listed
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_FLAGS = {"true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class Values:
+    """A set of accepted values.
+
+    Attributes:
+        accepts: the set in words, for messages.
+        read: takes a value of JSON or YAML and returns it as the code uses it; raises ValueError or TypeError for others.
+        schema: the set as JSON Schema (2020-12).
+        parse: turns text into a JSON value; text that it does not recognise stays text.
+    """
+
+    accepts: str
+    read: Callable[[Any], Any]
+    schema: Mapping[str, Any] = field(default_factory=dict)
+    parse: Callable[[str], Any] = str.strip
+
+
+def integer(low: int, high: int) -> Values:
+    """Whole numbers from `low` to `high`, both included; neither 3.0 nor true is one."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError
+        return value
+
+    schema = {"type": "integer", "minimum": low, "maximum": high}
+    return Values(f"a whole number from {low} to {high}", read, schema, parse_integer)
+
+
+def number(low: float, high: float) -> Values:
+    """Numbers from `low` to `high`, both included, read as floats."""
+
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ValueError
+        return float(value)
+
+    schema = {"type": "number", "minimum": low, "maximum": high}
+    return Values(f"a number from {low:g} to {high:g}", read, schema, _parse_number)
+
+
+def choice(names: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({})) -> Values:
+    """One of these names, as it stands, or an alias, which is read as the name that it stands for."""
+
+    def read(value: Any) -> str:
+        name = aliases.get(value, value)
+        if name not in names:
+            raise ValueError
+        return str(name)
+
+    return Values(listed(names), read, {"type": "string", "enum": [*names, *aliases]})
+
+
+def choices(names: Sequence[str]) -> Values:
+    """A list of at least one of these names, or one of them alone; read as a tuple that holds each once."""
+
+    def read(value: Any) -> tuple[str, ...]:
+        chosen = read_list(value)
+        if not chosen or not set(chosen) <= set(names):
+            raise ValueError
+        return tuple(dict.fromkeys(chosen))
+
+    return Values(f"a list of {listed(names)}", read)
+
+
+def _read_flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _parse_flag(text: str) -> bool | str:
+    return _FLAGS.get(text.strip().lower(), text)
+
+
+FLAG = Values("true or false", _read_flag, {"type": "boolean"}, _parse_flag)
+
+
+def read_list(value: Any) -> tuple[Any, ...]:
+    """Reads a list, or a string as the list of it alone. A mapping is none, though it could be read as its keys."""
+    if not isinstance(value, (str, list, tuple)):
+        raise TypeError
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def parse_integer(text: str) -> int | str:
+    """Turns a decimal integer into a number; other text stays, without the space around it."""
+    return int(text) if _INTEGER.fullmatch(text.strip()) else text.strip()
+
+
+def _parse_number(text: str) -> float | str:
+    return float(text) if _NUMBER.fullmatch(text.strip()) else text
