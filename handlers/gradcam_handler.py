@@ -143,7 +143,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             "weights": weights,
             "device": str(self.device),
             "device_type": (getattr(self, "model_yaml_config", None) or {}).get("deviceType"),
-            "monitor": monitor.described() if monitor else None,
+            "monitor": monitor.describe() if monitor else None,
         }
 
     def _load_torchscript_model(self, model_pt_path: str) -> torch.nn.Module:
@@ -237,7 +237,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             version=self.info.version,
             scale=self.scale,
             directory=context.system_properties.get("model_dir"),
-            made=self.made,
+            provenance=self.made,
         )
 
     def _hooks(self) -> Hooks:

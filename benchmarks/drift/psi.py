@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from camserve.monitoring.measure import Measured
+from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import CLASS, Reference
 
 FLOOR = 1e-4
@@ -42,13 +42,13 @@ def psi(ratio: Floats, reference: Floats, floor: float = FLOOR) -> float:
     return float(((q - p) * np.log(q / p)).sum())
 
 
-def drift(found: Measured, reference: Reference) -> Drift:
+def drift(found: Measurements, reference: Reference) -> Drift:
     """The drift of what was measured in one window.
 
     The mix of classes is compared with the groups' sizes, none of its shares taken as less than one picture of the reference:
     so few are as good as none there. The others are compared with what their groups' shares add up to at the window's mix.
     """
-    counts = reference.counted(found)
+    counts = reference.count(found)
     images = {name: int(each.sum()) for name, each in counts.items()}
     mix = counts[CLASS] / images[CLASS]
     known = np.maximum(reference.known_images, 1)

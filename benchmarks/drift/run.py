@@ -32,11 +32,11 @@ from rich.progress import track
 from benchmarks.drift import crops
 from benchmarks.drift.psi import CHI_SQUARE, LEAST_PSI, drift
 from camserve.core.messages import Call
-from camserve.monitoring.measure import Measured
+from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import CLASS, Provenance, Reference
 from camserve.monitoring.statistics import INPUT_STATISTICS, MAP_STATISTICS
 from camserve.tools.archive.archive import load_service, open_archive
-from camserve.tools.watching.baseline import Collector, build
+from camserve.tools.watching.baseline import Collector, build_reference
 
 MIX = dict.fromkeys(crops.NAMES, 1.0)
 OTHER = {"cat": 4.0, "coffee": 2.0, "rocket": 1.0, "china": 0.5, "flower": 0.5}
@@ -59,13 +59,13 @@ Case = tuple[str, float | None]
 """A kind of traffic, and how strong."""
 
 
-def measured(handler: Any, pictures: Sequence[bytes]) -> Measured:
+def measured(handler: Any, pictures: Sequence[bytes]) -> Measurements:
     """The statistics of pictures."""
     collector = Collector(handler.scale)
     handler.pipeline.observer = collector
     for start in range(0, len(pictures), 8):
         handler.pipeline.run([Call(False, {}, {"body": picture}) for picture in pictures[start : start + 8]])
-    return collector.found()
+    return collector.measurements()
 
 
 class Worker:
@@ -79,14 +79,14 @@ class Worker:
         cls.handler = load_service(directory)._entry_point.__self__
 
     @classmethod
-    def measure(cls, case: Case, seed: Sequence[int], count: int) -> Measured:
+    def measure(cls, case: Case, seed: Sequence[int], count: int) -> Measurements:
         """So many pictures of a case, measured; the same for the same seed."""
         kind, strength = case
         how = SPOILS[kind][0](strength) if strength is not None else {}
         return measured(cls.handler, list(crops.traffic(count, OTHER if kind == MIXED else MIX, seed, **how)))
 
 
-def all_measured(directory: Path, cases: Sequence[tuple[Case, int]]) -> Iterator[tuple[Case, Measured]]:
+def all_measured(directory: Path, cases: Sequence[tuple[Case, int]]) -> Iterator[tuple[Case, Measurements]]:
     """Each case with as many pictures as it asks for, measured."""
     parts = [
         (case, [place, start], min(PART, count - start))
@@ -99,22 +99,22 @@ def all_measured(directory: Path, cases: Sequence[tuple[Case, int]]) -> Iterator
             yield case, joined([next(done) for _ in range(-(-count // PART))])
 
 
-def _measure(part: tuple[Case, Sequence[int], int]) -> Measured:
+def _measure(part: tuple[Case, Sequence[int], int]) -> Measurements:
     return Worker.measure(*part)
 
 
-def joined(parts: Sequence[Measured]) -> Measured:
+def joined(parts: Sequence[Measurements]) -> Measurements:
     """All parts one after another."""
     values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
     targets = [target for part in parts for target in part.targets]
-    return Measured(values, targets, [reason for part in parts for reason in part.reasons])
+    return Measurements(values, targets, [reason for part in parts for reason in part.reasons])
 
 
-def divided(found: Measured, size: int) -> list[Measured]:
+def divided(found: Measurements, size: int) -> list[Measurements]:
     """Windows of `size` pictures that share none; what is left over is in no window."""
     places = [slice(start, start + size) for start in range(0, len(found.targets) - size + 1, size)]
     return [
-        Measured({name: each[part] for name, each in found.values.items()}, found.targets[part], found.reasons[part])
+        Measurements({name: each[part] for name, each in found.values.items()}, found.targets[part], found.reasons[part])
         for part in places
     ]
 
@@ -127,7 +127,7 @@ def wilson(share: float, trials: int) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
-def judged(windows: Sequence[Measured], references: Sequence[Reference]) -> dict[str, float]:
+def judged(windows: Sequence[Measurements], references: Sequence[Reference]) -> dict[str, float]:
     """Of all windows against all references: in which share an alarm of each kind is raised, and each statistic's median PSI."""
     told = [drift(window, reference) for reference in references for window in windows]
     found = {kind: float(np.mean([any(name in names for name in each.alarms) for each in told])) for kind, names in KINDS.items()}
@@ -155,7 +155,7 @@ def table(directory: Path, options: argparse.Namespace) -> list[Row]:
     cases += [(case, options.spoiled) for case in [(MIXED, None), *spoiled]]
     found = all_measured(directory, cases)
     drawn = divided(next(found)[1], options.reference)
-    references = [build(each, [None] * options.reference, made) for each in drawn]
+    references = [build_reference(each, [None] * options.reference, made) for each in drawn]
     rows = []
     for (kind, strength), pool in found:
         for size in WINDOWS:

@@ -46,7 +46,7 @@ from camserve.pipeline.glibc import keep_freed_memory
 from camserve.pipeline.pipeline import Pipeline
 from camserve.protocol.parser import Parser
 from camserve.protocol.reply import Responder
-from camserve.tools.watching.baseline import Collector, build
+from camserve.tools.watching.baseline import Collector, build_reference
 
 
 def demo() -> nn.Module:
@@ -90,7 +90,7 @@ def monitor_of(pipeline: Pipeline, calls: Sequence[Call]) -> Monitor:
     pipeline.observer = collector
     for _ in range(13):
         pipeline.run(calls)
-    reference = build(collector.found(), collector.shares, Provenance("l", "m", "w"))
+    reference = build_reference(collector.measurements(), collector.shares, Provenance("l", "m", "w"))
     return Monitor(Monitoring(1.0, 15.0), Exporter("m", "1", len), scale, reference)
 
 
@@ -104,10 +104,10 @@ def pairs(pipeline: Pipeline, monitor: Monitor, calls: Sequence[Call], rounds: i
         for which in turn:
             pipeline.observer = watchers[which]
             begun, used = time.perf_counter(), time.process_time()
-            waiting = len(monitor._looks)
+            waiting = len(monitor._observations)
             pipeline.run(calls)
-            measured += len(monitor._looks) - waiting
-            if which and len(monitor._looks) >= CHUNK:
+            measured += len(monitor._observations) - waiting
+            if which and len(monitor._observations) >= CHUNK:
                 monitor._digest()
             if which and time.monotonic() > due:
                 monitor.flush()

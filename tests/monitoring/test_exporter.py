@@ -12,7 +12,7 @@ import pytest
 from tests.support.monitors import LINE, Output
 
 from camserve.monitoring import metrics
-from camserve.monitoring.exporter import Exporter, StageTimes, number, plain
+from camserve.monitoring.exporter import Exporter, StageHistograms, clean_label, format_number
 
 
 @pytest.mark.parametrize(
@@ -20,8 +20,8 @@ from camserve.monitoring.exporter import Exporter, StageTimes, number, plain
 )
 def test_numbers_are_written_as_the_server_can_read_them(value: float, text: str) -> None:
     """Its expression knows no `+`, `nan` or `inf`."""
-    assert number(value) == text
-    assert re.fullmatch(r"[0-9\-,.e]+", number(value))
+    assert format_number(value) == text
+    assert re.fullmatch(r"[0-9\-,.e]+", format_number(value))
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_numbers_are_written_as_the_server_can_read_them(value: float, text: str
 )
 def test_labels_cannot_break_a_metric_line(given: str, label: str) -> None:
     """Commas, colons, bars and line ends would lose the sample, or a label."""
-    assert plain(given) == label
+    assert clean_label(given) == label
 
 
 def test_blocks_fit_a_pipe_and_begin_and_end_a_line() -> None:
@@ -89,7 +89,7 @@ def test_stage_times_are_cumulative_buckets() -> None:
     """As Prometheus's histograms: each bucket holds all that took no longer than its edge; the edge itself belongs to it."""
     output = Output()
     exporter = Exporter("m", "1", output.blocks.append)
-    StageTimes(exporter).add([("forward", 0.001), ("forward", 0.03), ("forward", 99.0), ("decode", 0.00005)])
+    StageHistograms(exporter).add([("forward", 0.001), ("forward", 0.03), ("forward", 99.0), ("decode", 0.00005)])
     exporter.flush()
     found = output.totals()
 

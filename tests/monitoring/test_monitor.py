@@ -13,7 +13,7 @@ from camserve.explain.observer import Observation, Observer
 from camserve.monitoring import measure as measuring
 from camserve.monitoring.exporter import Exporter
 from camserve.monitoring.measure import measure
-from camserve.monitoring.monitor import MOST_TIMES, Monitor
+from camserve.monitoring.monitor import MAX_QUEUED_TIMINGS, Monitor
 from camserve.monitoring.reference import BINS, CLASS, UNSEEN, Reference
 from camserve.monitoring.statistics import INPUT_STATISTICS, SCORE_STATISTICS, STATISTICS, Scale
 
@@ -43,7 +43,7 @@ def test_without_a_reference_no_bins_are_told() -> None:
 
     assert not [key for key in output.totals() if "bin" in key[0] or "reference" in key[0]]
     assert output.totals()["camserve_maps_total",] == 1
-    assert observer.described()["reference"] is None
+    assert observer.describe()["reference"] is None
 
 
 def binned(output: Output, found: Reference) -> dict[tuple[str, ...], float]:
@@ -137,11 +137,11 @@ def test_waiting_pictures_are_measured_in_chunks() -> None:
     for _ in range(200):
         observer.observe(look())
     for _ in range(1000):
-        if len(observer._looks) < 64:
+        if len(observer._observations) < 64:
             break
         threading.Event().wait(0.01)
 
-    assert len(observer._looks) < 64
+    assert len(observer._observations) < 64
     observer.close()
     assert output.totals()["camserve_maps_total",] == 200
 
@@ -150,7 +150,7 @@ def test_times_of_stages_do_not_wait_for_pictures() -> None:
     """Where hardly any picture is measured, nothing else would wake the thread before the interval ends."""
     observer = monitor(Output(), rate=0, interval=3600)
     observer.start()
-    for _ in range(MOST_TIMES):
+    for _ in range(MAX_QUEUED_TIMINGS):
         with observer.stage("batch"):
             pass
     observer.replied("predict", 200, 1)
@@ -265,7 +265,7 @@ def broken_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first measurement fails."""
     calls = []
 
-    def fail_first(several: list[Observation], scale: Scale | None) -> measuring.Measured:
+    def fail_first(several: list[Observation], scale: Scale | None) -> measuring.Measurements:
         calls.append(1)
         if len(calls) == 1:
             raise RuntimeError("a surprise")

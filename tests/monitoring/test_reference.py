@@ -11,7 +11,7 @@ import pytest
 from tests.support.traffic import reference_of
 
 from camserve.core.config import Config
-from camserve.monitoring.measure import Measured
+from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import (
     BINS,
     FILE,
@@ -25,7 +25,7 @@ from camserve.monitoring.reference import (
     load,
 )
 from camserve.monitoring.statistics import STATISTICS
-from camserve.tools.watching.baseline import build
+from camserve.tools.watching.baseline import build_reference
 
 
 def test_how_many_pictures_the_shares_of_unseen_classes_are_known_from() -> None:
@@ -59,7 +59,7 @@ def found() -> Reference:
     values["overlap"][:20] = np.nan
     targets = [4] * 70 + [9] * 50
     shares: list[Any] = [np.array([[0.25, 0.75]])] * 30 + [np.array([[0.75, 0.25]])] * 40 + [None] * 50
-    return build(Measured(values, targets, [""] * 120), shares, Provenance("features", "gradcam++", "sha256:1"))
+    return build_reference(Measurements(values, targets, [""] * 120), shares, Provenance("features", "gradcam++", "sha256:1"))
 
 
 def test_counts_are_by_group_and_leave_out_what_was_not_measured(found: Reference) -> None:
@@ -79,13 +79,18 @@ def test_attention_is_the_mean_of_a_classs_maps_where_there_are_enough(found: Re
 def test_a_reference_is_read_as_it_was_written(found: Reference, tmp_path: Path) -> None:
     """Edges to the last bit: they decide into which bin a picture falls."""
     (tmp_path / FILE).write_text(found.to_json())
-    again = load(tmp_path, found.made)
+    again = load(tmp_path, found.provenance)
 
     assert again is not None
-    assert (again.edges, again.groups, again.images, again.made) == (found.edges, found.groups, found.images, found.made)
+    assert (again.edges, again.groups, again.images, again.provenance) == (
+        found.edges,
+        found.groups,
+        found.images,
+        found.provenance,
+    )
     assert all(np.array_equal(again.counts[name], found.counts[name]) for name in STATISTICS)
     assert np.allclose(again.attention[4].grid, found.attention[4].grid, atol=1e-5)
-    assert load(tmp_path / "nowhere", found.made) is None
+    assert load(tmp_path / "nowhere", found.provenance) is None
     assert again.digest == found.digest
 
 
@@ -109,7 +114,7 @@ def test_a_reference_of_an_older_release_is_told_and_not_used(found: Reference, 
     (tmp_path / FILE).write_text(json.dumps(age(json.loads(found.to_json()))))
 
     with pytest.raises(StaleReference, match=f"{FILE} is of an older release; make it again"):
-        load(tmp_path, found.made)
+        load(tmp_path, found.provenance)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,7 @@ def test_a_damaged_reference_is_told_and_not_used(found: Reference, tmp_path: Pa
     (tmp_path / FILE).write_text(damage(found.to_json()))
 
     with pytest.raises(StaleReference, match="cannot be read"):
-        load(tmp_path, found.made)
+        load(tmp_path, found.provenance)
 
 
 @pytest.mark.parametrize(("name", "now"), [("layer", "layer4"), ("method", "gradcam"), ("weights", "sha256:2")])
@@ -141,7 +146,7 @@ def test_a_reference_of_another_model_is_told_and_not_used(found: Reference, tmp
     (tmp_path / FILE).write_text(found.to_json())
 
     with pytest.raises(StaleReference, match=f"made with the {name} .*, the archive now has {now}"):
-        load(tmp_path, Provenance(**{**vars(found.made), name: now}))
+        load(tmp_path, Provenance(**{**vars(found.provenance), name: now}))
 
 
 OTHERS = {

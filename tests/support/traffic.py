@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from camserve.monitoring.measure import Measured
+from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import (
     Provenance,
     Reference,
 )
 from camserve.monitoring.statistics import MAP_STATISTICS, STATISTICS
-from camserve.tools.watching.baseline import build
+from camserve.tools.watching.baseline import build_reference
 
 SKEWED = {
     "98 to 2 %": [0] * 980 + [1] * 20,
@@ -24,19 +24,19 @@ SKEWED = {
 }
 
 
-def traffic(targets: Any, random: np.random.Generator, fault: Any = ()) -> Measured:
+def traffic(targets: Any, random: np.random.Generator, fault: Any = ()) -> Measurements:
     """Made-up pictures of these classes; each class has its own place in every statistic; of some classes most maps say nothing."""
     targets = np.asarray(targets)
     values = {name: random.normal(targets * 0.37 % 1, 0.5) for name in STATISTICS}
     silent = np.isin(targets, fault) & (random.random(len(targets)) < 0.8)
     for name in MAP_STATISTICS:
         values[name][silent] = np.nan
-    return Measured(values, targets.tolist(), ["zero" if each else "" for each in silent])
+    return Measurements(values, targets.tolist(), ["zero" if each else "" for each in silent])
 
 
 def reference_of(targets: Any, seed: int = 0, fault: Any = ()) -> Reference:
     """The reference of such pictures."""
-    return build(traffic(targets, np.random.default_rng(seed), fault), [None] * len(targets), Provenance("l", "m", "w"))
+    return build_reference(traffic(targets, np.random.default_rng(seed), fault), [None] * len(targets), Provenance("l", "m", "w"))
 
 
 def zipf(classes: int) -> Any:

@@ -1,1 +1,1 @@
-"""What is watched in production: statistics of maps and inputs, counters, and the reference that drift is measured against."""
+"""Monitoring in production: statistics of maps and inputs, counters, and the reference that drift is measured against."""

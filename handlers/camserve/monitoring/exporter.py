@@ -1,4 +1,4 @@
-"""Counters and gauges on TorchServe's own Prometheus endpoint, told in lines on standard output. No TorchServe import."""
+"""Exports counters and gauges through TorchServe's own Prometheus endpoint, as lines on standard output. No TorchServe import."""
 
 from __future__ import annotations
 
@@ -14,35 +14,38 @@ from collections.abc import Callable, Sequence
 from camserve.monitoring.metrics import EDGES, STAGE_BUCKET, STAGE_COUNT, STAGE_SUM, STAGES, Metric
 
 PIPE_BUF = 4096
-"""POSIX: writes to a pipe of at most this many bytes (on Linux) are never mixed with others'."""
+"""POSIX: a write of at most this many bytes (on Linux) to a pipe is atomic."""
 
 
 def write_stdout(block: bytes) -> None:
-    """Writes past Python's own buffer, whose text and line ends are written apart; nobody's reading is not our failure."""
+    """Writes to file descriptor 1 directly.
+
+    `print` emits text and newline separately, so other output could split a line. A closed pipe is ignored.
+    """
     with contextlib.suppress(OSError):
         os.write(1, block)
 
 
 class Exporter:
-    """Collects what has changed, and writes it as TorchServe's metric lines. Safe for threads.
+    """Collects changes of metrics, and writes them as TorchServe's metric lines. Thread-safe.
 
-    A line is the change of one series since the last flush. Lines are written in blocks of at most `PIPE_BUF` bytes, each of
-    which begins and ends with a line end: so nothing that a model prints, not even half a line, gets mixed into them.
+    A line is the change of one series since the last flush. Lines are written in blocks of at most `PIPE_BUF` bytes that begin
+    and end with a newline: so whatever a model prints, even half a line, cannot corrupt them.
 
     Args:
-        model_name, model_version: the values of these labels.
-        write: takes one block.
+        model_name, model_version: values of these two labels, which every series has.
+        write: writes one block.
     """
 
     def __init__(self, model_name: str, model_version: str, write: Callable[[bytes], object] = write_stdout) -> None:
-        self._common = (plain(model_name), plain(model_version))
-        self._host = plain(socket.gethostname())
+        self._common = (clean_label(model_name), clean_label(model_version))
+        self._host = clean_label(socket.gethostname())
         self._write = write
         self._lock = threading.Lock()
         self._changes: dict[tuple[Metric, tuple[str, ...]], float] = {}
 
     def add(self, metric: Metric, labels: Sequence[str] = (), amount: float = 1) -> None:
-        """Adds to a counter; 0 makes the series appear."""
+        """Adds to a counter; adding 0 makes the series appear."""
         key = (metric, tuple(labels))
         with self._lock:
             self._changes[key] = self._changes.get(key, 0) + amount
@@ -70,22 +73,22 @@ class Exporter:
     def _line(self, metric: Metric, labels: tuple[str, ...], value: float, now: int) -> bytes:
         names = (*metric.labels, "model_name", "model_version")
         dimensions = ",".join(f"{name}:{label}" for name, label in zip(names, (*labels, *self._common), strict=True))
-        what = f"{metric.name}.{metric.unit}:{number(value)}"
-        return f"[METRICS]{what}|#{dimensions}|#type:{metric.kind}|#hostname:{self._host},{now}\n".encode()
+        sample = f"{metric.name}.{metric.unit}:{format_number(value)}"
+        return f"[METRICS]{sample}|#{dimensions}|#type:{metric.kind}|#hostname:{self._host},{now}\n".encode()
 
 
-def plain(text: str) -> str:
-    """A label's value that the server's line format can carry: no comma, colon, bar or space; never empty."""
+def clean_label(text: str) -> str:
+    """Replaces what the server's line format cannot carry in a label's value (comma, colon, bar, space); never returns ""."""
     return re.sub(r"[^\w.+-]", "_", text, flags=re.ASCII)[:120] or "_"
 
 
-def number(value: float) -> str:
-    """A number that the server can read: it knows no `+`, `nan` or `inf`."""
+def format_number(value: float) -> str:
+    """Formats a number so that the server can read it: without `+`, `nan` and `inf`."""
     return str(value) if isinstance(value, int) else f"{value:.9f}".rstrip("0").rstrip(".")
 
 
-class StageTimes:
-    """Cumulative histograms of the stages' seconds, as Prometheus's client libraries expose them."""
+class StageHistograms:
+    """Histograms of the stages' seconds, in cumulative buckets as Prometheus's client libraries expose them."""
 
     def __init__(self, exporter: Exporter) -> None:
         self._exporter = exporter
@@ -97,7 +100,7 @@ class StageTimes:
             exporter.add(STAGE_COUNT, (stage,), 0)
 
     def add(self, times: Sequence[tuple[str, float]]) -> None:
-        """Counts (stage, seconds) pairs."""
+        """Adds pairs of (stage, seconds)."""
         for stage in {stage for stage, _ in times}:
             seconds = [each for name, each in times if name == stage]
             places = [bisect_left(EDGES, each) for each in seconds]

@@ -1,4 +1,4 @@
-"""The metrics that are exported, by name. `metrics.yaml` in the root of the package declares the same to TorchServe."""
+"""Every metric that is exported. `metrics.yaml` in the root of the package declares the same to TorchServe."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ METRICS = (
 
 STAGES = ("batch", "decode", "forward", "backward", "render")
 EDGES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-"""Upper edges of the stages' buckets, in seconds: a map takes a tenth of a millisecond, a large batch seconds."""
+"""Upper edges of the stages' buckets, in seconds: from a single map (0.1 ms) to a large batch (seconds)."""
 
 
 def undeclared(cache: Mapping[object, Collection[str]]) -> list[str]:
-    """Those metrics that a server does not export, by what its `metrics_config` declares: names by kind."""
+    """Lists the metrics that a server drops, because its `metrics_config` (names by kind) does not declare them."""
     declared = {name for names in cache.values() for name in names}
     return [metric.name for metric in METRICS if metric.name not in declared]

@@ -1,4 +1,4 @@
-"""What the model looks at, on every prediction: measured in a thread of its own, and told once an interval. No torch."""
+"""Measures predictions in a thread of its own, and exports the counts once an interval. No torch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from camserve.explain.degenerate import REASONS
 from camserve.explain.observer import MISSED, MODES, Observation
 from camserve.explain.sampling import Budget
 from camserve.monitoring import metrics
-from camserve.monitoring.exporter import Exporter, StageTimes
-from camserve.monitoring.measure import Measured, measure
+from camserve.monitoring.exporter import Exporter, StageHistograms
+from camserve.monitoring.measure import Measurements, measure
 from camserve.monitoring.reference import CLASS, FILE, UNSEEN, Counts, Provenance, Reference, StaleReference, load
 from camserve.monitoring.statistics import Scale
 
@@ -31,20 +31,25 @@ T = TypeVar("T")
 
 OUTCOMES = ("ok", "client_error", "server_error")
 CHUNK = 64
-"""After how many pictures the thread measures what has come: it bounds the memory that waiting pictures take."""
-MOST_TIMES = 10_000
-"""After how many times of stages they are counted: few pictures may be measured, and nothing else wake the thread."""
-OF_ONE, OF_MANY = 0.055, 0.01
-"""Which share of the passes' time maps may take that need passes of their own: of a lone picture's, of a large batch's."""
+"""Wake the thread at this many observations: it bounds the memory that those waiting take."""
+MAX_QUEUED_TIMINGS = 10_000
+"""Wake the thread at this many stage timings; with a low sampling rate, pictures alone would not."""
+OVERHEAD_SINGLE, OVERHEAD_BATCH = 0.055, 0.01
+"""Extra backward passes for monitoring may take this share of the model's time: 5.5 % for a single picture, falling to 1 %
+for large batches."""
 
 
 class Monitor:
-    """Counts, times and measures; a thread of its own does the work, and exports once an interval.
+    """Observes a pipeline: counts, times and measures. A thread of its own does the work, and exports once an interval.
 
     Args:
-        settings: rate and interval.
+        settings: rate, interval and budget.
         scale: how the model's input was normalised; None: not known.
-        reference: the bins; None: maps are counted, not binned, and `why` says why there is none.
+        reference: what drift is measured against; None: maps are counted, not binned.
+        why: why there is no reference.
+
+    Attributes:
+        budget: what maps that take passes of their own may cost.
     """
 
     def __init__(
@@ -61,9 +66,9 @@ class Monitor:
         self._reference = reference
         self._why = why
         self.budget = _budget(settings.budget)
-        self._looks: deque[Observation] = deque()
+        self._observations: deque[Observation] = deque()
         self._times: deque[tuple[str, float]] = deque()
-        self._stages = StageTimes(exporter)
+        self._stages = StageHistograms(exporter)
         self._work = threading.Lock()
         self._wake = threading.Event()
         self._closed = False
@@ -72,37 +77,37 @@ class Monitor:
         if reference is not None:
             export_reference(reference, exporter)
 
-    def described(self) -> dict[str, Any]:
-        """What the model's metadata say: rate, interval, and which reference of how many pictures, or why there is none."""
-        found = {"rate": self._settings.rate, "interval": self._settings.interval}
+    def describe(self) -> dict[str, Any]:
+        """Describes the monitoring for the model's metadata: rate, interval, and the reference or why there is none."""
+        settings = {"rate": self._settings.rate, "interval": self._settings.interval}
         if self._reference is None:
-            return {**found, "reference": None, "why": self._why}
-        told = {"id": self._reference.digest, "images": self._reference.images, "classes": len(self._reference.groups)}
-        return {**found, "reference": told}
+            return {**settings, "reference": None, "why": self._why}
+        digest, images, classes = self._reference.digest, self._reference.images, len(self._reference.groups)
+        return {**settings, "reference": {"id": digest, "images": images, "classes": classes}}
 
     def start(self) -> None:
-        """Exports what is known already, forgets what the self-test took, and starts the thread."""
+        """Drops the self-test's timings, exports every series as it is, and starts the thread."""
         self._times.clear()
         self._exporter.flush()
         self._thread.start()
         atexit.register(self.close)
 
     def samples(self) -> bool:
-        """Whether the next picture is to be measured."""
+        """Decides whether the next picture is measured."""
         return self._settings.rate >= 1 or random.random() < self._settings.rate  # noqa: S311 no secret
 
-    def observe(self, look: Observation) -> None:
-        """Keeps a picture until it is measured."""
-        self._looks.append(look)
-        if len(self._looks) >= CHUNK:
+    def observe(self, observation: Observation) -> None:
+        """Queues a picture to be measured."""
+        self._observations.append(observation)
+        if len(self._observations) >= CHUNK:
             self._wake.set()
 
     def missed(self, reason: str, pictures: int) -> None:
-        """Counts pictures that were sampled, and are not measured."""
+        """Counts pictures that were sampled but not measured."""
         self._exporter.add(metrics.UNMEASURED, (reason,), pictures)
 
     def stage(self, name: str) -> AbstractContextManager[object]:
-        """Times a stage that ends without an exception."""
+        """Times a stage; one that raises is not counted."""
         return _Timed(name, self._times)
 
     def replied(self, mode: str, status: int, size: int) -> None:
@@ -110,16 +115,16 @@ class Monitor:
         outcome = OUTCOMES[0] if status < 400 else OUTCOMES[1] if status < 500 else OUTCOMES[2]
         self._exporter.add(metrics.REQUESTS, (mode, outcome))
         self._exporter.add(metrics.RESPONSE_BYTES, (mode,), size)
-        if len(self._times) >= MOST_TIMES:
+        if len(self._times) >= MAX_QUEUED_TIMINGS:
             self._wake.set()
 
     def flush(self) -> None:
-        """Measures what has come, and exports all that has changed."""
+        """Measures what waits, and exports all that has changed."""
         self._digest()
         self._exporter.flush()
 
     def close(self) -> None:
-        """Exports for the last time."""
+        """Ends the thread, and exports for the last time."""
         if not self._closed:
             self._closed = True
             self._wake.set()
@@ -136,32 +141,32 @@ class Monitor:
                 if time.monotonic() >= due:
                     due = time.monotonic() + self._settings.interval
                     self._exporter.flush()
-            except Exception:  # whatever is wrong with one interval, the next one is still to be told
+            except Exception:  # a failing interval must not end monitoring
                 logger.exception("monitoring failed")
 
     def _digest(self) -> None:
         with self._work:
-            self._stages.add(_taken(self._times))
-            looks = _taken(self._looks)
+            self._stages.add(_drain(self._times))
+            observations = _drain(self._observations)
             try:
-                if looks:
-                    self._count(measure(looks, self._scale))
+                if observations:
+                    self._count(measure(observations, self._scale))
             except Exception:
-                self.missed("failed", len(looks))
+                self.missed("failed", len(observations))
                 raise
 
-    def _count(self, found: Measured) -> None:
-        self._exporter.add(metrics.MAPS, (), len(found.targets))
-        for reason in filter(None, found.reasons):
+    def _count(self, measurements: Measurements) -> None:
+        self._exporter.add(metrics.MAPS, (), len(measurements.targets))
+        for reason in filter(None, measurements.reasons):
             self._exporter.add(metrics.DEGENERATE, (reason,))
         if self._reference is None:
             return
-        for name, counts in self._reference.counted(found).items():
+        for name, counts in self._reference.count(measurements).items():
             for place in np.flatnonzero(counts):
                 self._exporter.add(metrics.MAP_BIN, (name, str(place), self._reference.digest), int(counts[place]))
 
     def _export_zeros(self) -> None:
-        """Makes every series appear before there is anything to count: Prometheus cannot see an increase from nothing."""
+        """Makes every series appear at 0: Prometheus sees no increase from a missing series to 1."""
         add = self._exporter.add
         for mode in MODES:
             add(metrics.RESPONSE_BYTES, (mode,), 0)
@@ -177,13 +182,13 @@ class Monitor:
 
 def _budget(share: float | None) -> Budget:
     if share is None:
-        return Budget(lambda pictures: OF_MANY + (OF_ONE - OF_MANY) / pictures)
+        return Budget(lambda pictures: OVERHEAD_BATCH + (OVERHEAD_SINGLE - OVERHEAD_BATCH) / pictures)
     return Budget(lambda _pictures: share) if share < 1 else Budget()
 
 
 @dataclass
 class _Timed:
-    """Appends (name, seconds) of a block that ends without an exception."""
+    """Context manager: appends (name, seconds) of a block that does not raise."""
 
     name: str
     times: deque[tuple[str, float]]
@@ -197,17 +202,25 @@ class _Timed:
             self.times.append((self.name, time.perf_counter() - self.start))
 
 
-def _taken(waiting: deque[T]) -> list[T]:
-    """All that waits now; others may append meanwhile."""
+def _drain(waiting: deque[T]) -> list[T]:
+    """Takes all that waits now; other threads may append meanwhile."""
     return [waiting.popleft() for _ in range(len(waiting))]
 
 
 def open_monitor(
-    settings: Monitoring, *, name: str, version: str, scale: Scale | None, directory: Path | str, made: Provenance
+    settings: Monitoring, *, name: str, version: str, scale: Scale | None, directory: Path | str, provenance: Provenance
 ) -> Monitor:
-    """A monitor, not yet started, of a model whose unpacked archive is in `directory`, with the reference that it holds."""
+    """Makes a monitor, not yet started, with the reference of the unpacked archive in `directory`.
+
+    Args:
+        settings: rate, interval and budget.
+        name, version: the model's, for the metrics' labels.
+        directory: the unpacked archive.
+        scale: how the model's input is normalised; None: not known.
+        provenance: what the archive makes maps with; a reference of another provenance is not used.
+    """
     try:
-        reference = load(directory, made)
+        reference = load(directory, provenance)
         why = "" if reference else f"the archive holds no {FILE}; scripts/reference.py makes one"
     except StaleReference as error:
         reference, why = None, str(error)
@@ -218,7 +231,7 @@ def open_monitor(
 def export_reference(reference: Reference, exporter: Exporter) -> None:
     """Exports the shares of the reference as gauges, and its bins as counters at 0.
 
-    The class mix has the statistic `class`, whose bins are groups of classes.
+    The class mix is the statistic `class`, whose bins are groups of classes.
     """
     known = reference.known_images
     _export_shares(reference, exporter, CLASS, reference.group_images)

@@ -1,4 +1,8 @@
-"""What is normal: how the statistics of good pictures were distributed. `scripts/reference.py` writes it into the archive."""
+"""The reference for drift detection: how the statistics of good pictures are distributed, in ten bins each.
+
+`scripts/reference.py` writes it into the archive. Drift is measured as the population stability index (PSI) of the bins'
+shares; that of the map statistics is what the literature calls saliency or attribution drift (the alert: attention drift).
+"""
 
 from __future__ import annotations
 
@@ -15,32 +19,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camserve.core.config import Config
-from camserve.monitoring.measure import Measured
+from camserve.monitoring.measure import Measurements
 from camserve.monitoring.statistics import MAP_STATISTICS, STATISTICS
 
 FILE = "explain_reference.json"
 FORMAT = 2
 BINS = 10
 CLASS = "class"
-"""The statistic whose bins are the groups of predicted classes: the class mix."""
+"""The statistic whose bins are the groups of predicted classes: the class mix (its drift: label shift)."""
 UNSEEN = BINS - 1
-"""The group of all classes that the reference has not seen."""
+"""The group of all classes that are absent from the reference."""
 PER_GROUP = 50
-"""Of how many pictures at least the shares of ten bins are taken: below, they are mostly chance."""
+"""Shares of ten bins are taken of at least this many pictures; below, they are mostly chance."""
 INPUT = ("resize", "crop", "interpolation", "mean", "std", "exif", "precision")
-"""The keys of the configuration that decide what the model gets of a picture, and in what it computes."""
+"""The configuration keys that decide the model's input and its precision."""
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 class StaleReference(ValueError):  # noqa: N818 the name says what is wrong
-    """A reference that cannot be used; the message says why, in one line."""
+    """A reference cannot be used; the message says why, in one line."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the reference was made with: it holds for no other layer, method or weights, and for no other input (`input_of`)."""
+    """What a reference was made with: it holds only for the same layer, method, weights and input (`input_of`)."""
 
     layer: str
     method: str
@@ -49,13 +53,13 @@ class Provenance:
 
 
 def input_of(config: Config) -> str:
-    """What the keys `INPUT` of a configuration are, in one line: `resize=256 crop=224 ...`."""
+    """Formats the keys `INPUT` of a configuration in one line: `resize=256 crop=224 ...`."""
     return " ".join(f"{name}={json.dumps(getattr(config, name), separators=(',', ':'))}" for name in INPUT)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Where the model looks for one class: the mean share `[h, w]` of the map in each cell, and of how many pictures."""
+    """Mean saliency of one class: the mean share `[h, w]` of the map in each cell, over `images` pictures."""
 
     images: int
     grid: NDArray[np.float64]
@@ -65,19 +69,20 @@ class Attention:
 class Reference:
     """Bins and counts of good pictures.
 
-    A picture whose class came up only once is counted as `UNSEEN`: left out of the reference, it would be. So that group's
-    size over all pictures is the Good-Turing estimate of how many predictions to come are of classes that the reference never
-    saw, and the others are smaller by as much (I. J. Good, "The population frequencies of species and the estimation of
-    population parameters", Biometrika 40, 1953).
+    A picture is counted as `UNSEEN` if no other one has its class. The size of that group over all pictures is then the
+    Good-Turing estimate of the share of future predictions whose class is absent from the reference (I. J. Good, "The
+    population frequencies of species and the estimation of population parameters", Biometrika 40, 1953).
 
     Attributes:
-        edges: for each statistic the nine edges of its ten bins, ascending; a value on an edge falls above it.
-        groups: for each class index that was predicted its group, 0 to 8.
-        counts: for each statistic how many pictures `[group, bin]`.
-        attention: for classes of which there were enough.
+        provenance: what it was made with.
+        images: how many pictures it was made of.
+        edges: of each statistic, the nine edges of its ten bins, ascending; a value on an edge falls above it.
+        groups: of each predicted class index, its group, 0 to 8.
+        counts: of each statistic, how many pictures, `[group, bin]`.
+        attention: mean saliency, of the classes with enough pictures.
     """
 
-    made: Provenance
+    provenance: Provenance
     images: int
     edges: Mapping[str, tuple[float, ...]]
     groups: Mapping[int, int]
@@ -86,31 +91,32 @@ class Reference:
 
     @cached_property
     def digest(self) -> str:
-        """Eight hexadecimal digits that tell this reference from others: counts by its bins are comparable with no other's."""
+        """Eight hexadecimal digits that identify this reference: counts of its bins cannot be added to those of another."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:8]
 
     @property
     def group_images(self) -> Counts:
-        """How many pictures each group has, `[10]`: every picture has a confidence."""
-        sizes: Counts = self.counts["confidence"].sum(1)
+        """How many pictures each group has, `[10]`."""
+        sizes: Counts = self.counts["confidence"].sum(1)  # which every picture has
         return sizes
 
     @property
     def known_images(self) -> Counts:
-        """From how many pictures each group's shares are known, `[10]`: those of unseen classes may be from all."""
+        """Of how many pictures each group's `shares` are, `[10]`: with few unseen ones, all pictures stand for them."""
         sizes = self.group_images.copy()
         sizes[UNSEEN] = sizes[UNSEEN] if sizes[UNSEEN] >= PER_GROUP else self.images
         return sizes
 
     @property
     def statistics(self) -> list[str]:
-        """Those that pictures of the reference have."""
+        """The statistics that pictures of the reference have."""
         return [name for name in self.counts if self.table(name).any()]
 
     def table(self, statistic: str) -> Counts:
-        """The counts `[group, bin]` that windows are compared with: of the maps those of known classes only.
+        """Returns the counts `[group, bin]` that windows of predictions are compared with.
 
-        How a class is looked at that the reference has not seen, nobody knows; that it came up is told as a change of the mix.
+        Map statistics exclude classes that are absent from the reference: there is nothing to compare them with. How often they
+        occur is part of the class mix.
         """
         counts = self.counts[statistic].copy()
         if statistic in MAP_STATISTICS:
@@ -118,23 +124,23 @@ class Reference:
         return counts
 
     def shares(self, statistic: str) -> Floats:
-        """Which share of each group's pictures falls into each bin, `[group, bin]`, each 0 to 1.
+        """Computes which share of each group's pictures falls into each bin, `[group, bin]`, 0 to 1.
 
-        A row adds up to the share of the group's pictures that have the statistic: of a class whose maps mostly say nothing
-        less is to be expected among the maps. Groups of fewer than `PER_GROUP` pictures have the shares of several together.
+        Rows sum to the fraction of the group's pictures for which the statistic is defined, which is below 1 where many maps
+        are degenerate. Groups of fewer than `PER_GROUP` pictures are pooled.
         """
         counts, sizes = self.table(statistic), self.group_images
-        found = np.zeros((BINS, BINS))
+        shares = np.zeros((BINS, BINS))
         for pool in self._pools():
-            found[pool] = counts[pool].sum(0) / max(1, sizes[pool].sum())
+            shares[pool] = counts[pool].sum(0) / max(1, sizes[pool].sum())
         if sizes[UNSEEN] >= PER_GROUP:
-            found[UNSEEN] = counts[UNSEEN] / sizes[UNSEEN]
+            shares[UNSEEN] = counts[UNSEEN] / sizes[UNSEEN]
         elif statistic not in MAP_STATISTICS:
-            found[UNSEEN] = counts.sum(0) / self.images
-        return found
+            shares[UNSEEN] = counts.sum(0) / self.images
+        return shares
 
     def _pools(self) -> list[list[int]]:
-        """The groups of known classes, the smallest merged until each pool has `PER_GROUP` pictures."""
+        """Merges the groups of known classes, the smallest first, until each pool has `PER_GROUP` pictures."""
         sizes = self.group_images
         pools: list[list[int]] = []
         waiting: list[int] = []
@@ -145,33 +151,34 @@ class Reference:
                 waiting = []
         return [*pools[:-1], [*pools[-1], *waiting]] if pools else [waiting]
 
-    def bins(self, statistic: str, values: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The bin of each value."""
+    def assign_bins(self, statistic: str, values: Floats) -> Counts:
+        """Finds the bin, 0 to 9, of each value: `[M]` for `[M]` values without NaN."""
         return np.searchsorted(np.array(self.edges[statistic]), values, side="right").astype(np.int64)
 
     def group(self, index: int) -> int:
-        """The group of a predicted class."""
+        """Returns the group of a predicted class, 0 to 9."""
         return self.groups.get(index, UNSEEN)
 
-    def counted(self, found: Measured) -> dict[str, Counts]:
-        """How many pictures fall into each bin, `[10]`, of each of `statistics` and of the class mix; see `table`."""
-        groups = np.array([self.group(target) for target in found.targets], dtype=np.int64)
+    def count(self, measurements: Measurements) -> dict[str, Counts]:
+        """Counts the pictures in each bin, `[10]`, of each of `statistics` and of the class mix; see `table`."""
+        groups = np.array([self.group(target) for target in measurements.targets], dtype=np.int64)
         counts = {CLASS: np.bincount(groups, minlength=BINS)}
         for name in self.statistics:
-            kept = ~np.isnan(found.values[name]) & ((groups != UNSEEN) | (name not in MAP_STATISTICS))
-            counts[name] = np.bincount(self.bins(name, found.values[name][kept]), minlength=BINS)
+            values = measurements.values[name]
+            kept = ~np.isnan(values) & ((groups != UNSEEN) | (name not in MAP_STATISTICS))
+            counts[name] = np.bincount(self.assign_bins(name, values[kept]), minlength=BINS)
         return counts
 
     def to_json(self) -> str:
-        """As `from_json` reads it."""
+        """Writes what `from_json` reads."""
         attention = {
-            str(index): {"images": found.images, "grid": np.round(found.grid, 5).tolist()}
-            for index, found in self.attention.items()
+            str(index): {"images": attention.images, "grid": np.round(attention.grid, 5).tolist()}
+            for index, attention in self.attention.items()
         }
         return json.dumps(
             {
                 "format": FORMAT,
-                "made": vars(self.made),
+                "made": vars(self.provenance),
                 "images": self.images,
                 "edges": {name: list(edges) for name, edges in self.edges.items()},
                 "groups": {str(index): group for index, group in self.groups.items()},
@@ -199,26 +206,26 @@ class Reference:
             raise StaleReference(f"{FILE} cannot be read ({type(error).__name__}); make it again") from None
 
 
-def load(directory: Path | str, made: Provenance) -> Reference | None:
-    """The reference of an unpacked archive; None if it holds none.
+def load(directory: Path | str, provenance: Provenance) -> Reference | None:
+    """Loads the reference of an unpacked archive; None if it holds none.
 
     Raises:
-        StaleReference: it is damaged, or was made with another layer, method, input or other weights.
+        StaleReference: it is damaged, or of another provenance than `provenance`.
     """
     path = Path(directory) / FILE
     if not path.is_file():
         return None
-    found = Reference.from_json(path.read_text("utf-8"))
-    for name, now in vars(made).items():
-        then = getattr(found.made, name)
+    reference = Reference.from_json(path.read_text("utf-8"))
+    for name, now in vars(provenance).items():
+        then = getattr(reference.provenance, name)
         if then != now:
-            told = _differing(then, now) if name == "input" else (f"the {name} {then}", now)
-            raise StaleReference(f"{FILE} was made with {told[0]}, the archive now has {told[1]}; make it again")
-    return found
+            before, after = _difference(then, now) if name == "input" else (f"the {name} {then}", now)
+            raise StaleReference(f"{FILE} was made with {before}, the archive now has {after}; make it again")
+    return reference
 
 
-def _differing(then: str, now: str) -> tuple[str, str]:
-    """Those parts of two inputs that are not in the other."""
+def _difference(then: str, now: str) -> tuple[str, str]:
+    """Returns those parts of each of two inputs (`input_of`) that the other does not have."""
     parts = then.split(), now.split()
     before, after = (" ".join(part for part in some if part not in others) for some, others in (parts, parts[::-1]))
     return before or "nothing of it", after or "nothing of it"
@@ -232,8 +239,8 @@ def _read(values: Any) -> Reference:
     if any(table.shape != (BINS, BINS) or (table < 0).any() for table in counts.values()):
         raise ValueError
     attention = {
-        int(index): Attention(int(found["images"]), np.array(found["grid"], dtype=np.float64))
-        for index, found in values["attention"].items()
+        int(index): Attention(int(given["images"]), np.array(given["grid"], dtype=np.float64))
+        for index, given in values["attention"].items()
     }
     groups = {int(index): int(group) for index, group in values["groups"].items()}
     if not all(0 <= group < UNSEEN for group in groups.values()):

@@ -1,4 +1,4 @@
-"""Statistics of maps, of scores and of the model's input: a few numbers a picture whose drift can be watched. NumPy only."""
+"""Statistics of maps, of scores and of the model's input: a few numbers for each picture, whose drift is watched. NumPy only."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ STATISTICS: Mapping[str, str] = MappingProxyType(
 """Every statistic by name, with its meaning."""
 
 BORDER = 0.1
+"""Width of the border, as a share of the view's side."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,17 @@ class Scale:
     std: Sequence[float]
 
 
-def map_statistics(maps: NDArray[np.float32], rivals: NDArray[np.float32]) -> dict[str, Floats]:
-    """The statistics `MAP_STATISTICS`, each `[M]`, of maps `[M, h, w]`, none of them degenerate.
+def map_statistics(maps: NDArray[np.float32], runner_ups: NDArray[np.float32]) -> dict[str, Floats]:
+    """Computes `MAP_STATISTICS`, each `[M]`, of M maps.
 
-    With `p` the map divided by its sum: the entropy is `-sum p ln p / ln(h w)`; the centroid `sum p x`, x the cells' centres
-    in [0, 1]; the border energy is weighted by area, for a cell may lie partly in the border; the overlap with the runner-up's
-    map q is `sum min(p, q)`, NaN where that map is degenerate.
+    With p the map divided by its sum, and x the cells' centres in [0, 1]: the entropy is `-sum p ln p / ln(h w)`, the centroid
+    `sum p x`, the overlap with the runner-up's map q `sum min(p, q)` (histogram intersection). A cell that lies partly in the
+    border counts for the border by its area there.
 
     Args:
-        rivals: maps of the second most probable class, `[M, h, w]`, NaN where there is none.
+        maps: raw maps of the most probable class, `[M, h, w]`, at least 0, none of them degenerate.
+        runner_ups: those of the second most probable class, `[M, h, w]`, NaN where there is none; where such a map is zero or
+            not finite, the overlap is NaN.
     """
     count, height, width = maps.shape
     flat = maps.reshape(count, -1).astype(np.float64)
@@ -69,13 +72,14 @@ def map_statistics(maps: NDArray[np.float32], rivals: NDArray[np.float32]) -> di
         "centroid_x": columns @ _centres(width),
         "centroid_y": rows @ _centres(height),
         "border": 1 - inside,
-        "overlap": np.minimum(shares, _rival_shares(rivals)).sum(1),
+        "overlap": np.minimum(shares, _normalise(runner_ups)).sum(1),
         "peak": np.log10(peak),
     }
 
 
-def _rival_shares(rivals: NDArray[np.float32]) -> Floats:
-    flat = rivals.reshape(len(rivals), -1).astype(np.float64)
+def _normalise(maps: NDArray[np.float32]) -> Floats:
+    """Divides each map by its sum, `[M, h w]`; NaN where that is 0 or not finite."""
+    flat = maps.reshape(len(maps), -1).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         shares: Floats = flat / flat.sum(1, keepdims=True)
     return shares
@@ -86,22 +90,22 @@ def _centres(cells: int) -> Floats:
 
 
 def _inner(cells: int) -> Floats:
-    """Which share of each cell, on one axis, lies inside the border."""
+    """Computes which share of each cell, on one axis, lies inside the border, `[cells]`."""
     edges = np.clip(np.arange(cells + 1) / cells, BORDER, 1 - BORDER)
     return np.diff(edges) * cells
 
 
 def score_statistics(confidence: Sequence[float], runner_up: Sequence[float]) -> dict[str, Floats]:
-    """Confidence and margin, each `[M]`, of the probabilities of the two most probable classes."""
+    """Computes confidence and margin, each `[M]`, of the two most probable classes' probabilities, 0 to 1."""
     first, second = np.asarray(confidence, dtype=np.float64), np.asarray(runner_up, dtype=np.float64)
     return {"confidence": first, "margin": first - second}
 
 
 def input_statistics(rows: NDArray[np.float32], scale: Scale | None) -> dict[str, Floats]:
-    """Brightness, contrast and sharpness, each `[M]`, of rows `[M, C, r, W]` of the model's input.
+    """Computes brightness, contrast and sharpness, each `[M]`, of rows `[M, C, r, W]` of the model's input.
 
-    Grey is the mean of the channels, taken back to [0, 1] by `scale`; without one, or where it has another number of channels,
-    it stays as it is. An even picture has no sharpness (NaN).
+    Grey is the mean of the channels, brought back to [0, 1] by `scale`. Without a scale, or where it has another number of
+    channels, the input is taken as it is. A picture of one colour has no sharpness (NaN).
     """
     if scale is None or len(scale.std) != rows.shape[1]:
         scale = Scale((0.0,) * rows.shape[1], (1.0,) * rows.shape[1])

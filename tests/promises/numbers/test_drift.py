@@ -10,14 +10,14 @@ from benchmarks.drift.psi import drift
 from benchmarks.drift.run import divided, wilson
 from tests.support.traffic import found_nothing, reference_of, traffic, zipf
 
-from camserve.monitoring.measure import Measured
+from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import (
     CLASS,
     UNSEEN,
     Provenance,
 )
 from camserve.monitoring.statistics import MAP_STATISTICS
-from camserve.tools.watching.baseline import build
+from camserve.tools.watching.baseline import build_reference
 
 
 @pytest.mark.parametrize(("classes", "images"), [(1000, 1000), (100, 300), (30, 200)])
@@ -32,7 +32,9 @@ def test_long_tailed_clean_traffic_is_no_drift_of_the_class_mix(classes: int, im
         actual.append(sum(p for index, p in enumerate(zipf(classes)) if index not in found.groups))
         for _ in range(5):
             for window in (250, 1000, 4000):
-                seen = Measured(found_nothing(window), random.choice(classes, window, p=zipf(classes)).tolist(), [""] * window)
+                seen = Measurements(
+                    found_nothing(window), random.choice(classes, window, p=zipf(classes)).tolist(), [""] * window
+                )
                 alarms.update(drift(seen, found).alarms)
 
     assert alarms[CLASS] <= 3
@@ -47,7 +49,7 @@ def test_another_class_mix_is_still_told_where_there_are_many_classes() -> None:
     new = np.where(random.random(1000) < 0.25, 1000 + random.integers(0, 20, 1000), random.choice(1000, 1000, p=zipf(1000)))
 
     for targets in (more, new):
-        assert drift(Measured(found_nothing(1000), targets.tolist(), [""] * 1000), found).alarms == [CLASS]
+        assert drift(Measurements(found_nothing(1000), targets.tolist(), [""] * 1000), found).alarms == [CLASS]
 
 
 def test_pictures_of_unseen_classes_are_no_drift_of_attention() -> None:
@@ -71,7 +73,7 @@ def test_pictures_of_unseen_classes_are_expected_to_be_like_those_of_classes_tha
     for each in several:
         for name in ("confidence", "brightness"):
             each.values[name][500:] = random.normal(-3, 0.5, 100)
-    found = build(several[0], [None] * 600, Provenance("l", "m", "w"))
+    found = build_reference(several[0], [None] * 600, Provenance("l", "m", "w"))
 
     assert drift(several[1], found).images["area"] == 500
     assert drift(several[1], found).alarms == []
@@ -95,7 +97,7 @@ def test_few_pictures_and_few_maps_say_nothing() -> None:
     moved = traffic(random.integers(0, 2, 400), random)
     for name in MAP_STATISTICS:
         moved.values[name][:] += 3
-    strange = Measured(moved.values, [7] * 301 + moved.targets[301:], moved.reasons)
+    strange = Measurements(moved.values, [7] * 301 + moved.targets[301:], moved.reasons)
 
     assert set(drift(moved, found).alarms) == set(MAP_STATISTICS)
     assert drift(divided(moved, 249)[0], found).alarms == []
@@ -105,7 +107,7 @@ def test_few_pictures_and_few_maps_say_nothing() -> None:
 
 def test_the_benchmarks_windows_share_no_picture_and_its_intervals_are_wilsons() -> None:
     """Of 1,000 pictures there are four windows of 250 and one of 600; the intervals are those of the literature's tables."""
-    pool = Measured({"area": np.arange(1000.0)}, list(range(1000)), [""] * 1000)
+    pool = Measurements({"area": np.arange(1000.0)}, list(range(1000)), [""] * 1000)
 
     assert [window.targets for window in divided(pool, 250)] == [list(range(start, start + 250)) for start in (0, 250, 500, 750)]
     assert [len(window.values["area"]) for window in divided(pool, 600)] == [600]

@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 from tests.support import build
 from tests.support.skip_report import OLD_PYTHON
 
-from camserve.monitoring.measure import Measured
+from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import BINS, CLASS, FILE, UNSEEN, Reference
 from camserve.monitoring.statistics import INPUT_STATISTICS, MAP_STATISTICS, STATISTICS, map_statistics, score_statistics
 from camserve.tools.archive.archive import open_archive
@@ -219,7 +219,7 @@ class prometheus:  # noqa: N801 used as a function
             return False
 
 
-def reconstructed(answers: Sequence[Mapping[str, Any]]) -> Measured:
+def reconstructed(answers: Sequence[Mapping[str, Any]]) -> Measurements:
     """The statistics of what explanations of the two most probable classes say: each heatmap, scaled back to its range."""
     values = {name: np.full(len(answers), np.nan) for name in STATISTICS}
     maps = np.stack([[raw(each) for each in answer["explanations"]] for answer in answers])
@@ -228,7 +228,7 @@ def reconstructed(answers: Sequence[Mapping[str, Any]]) -> Measured:
     values |= score_statistics([each[0] for each in top], [each[1] for each in top])
     values["width"] = np.array([float(answer["image"]["width"]) for answer in answers])
     values["height"] = np.array([float(answer["image"]["height"]) for answer in answers])
-    return Measured(values, [answer["classes"][0]["index"] for answer in answers], [""] * len(answers))
+    return Measurements(values, [answer["classes"][0]["index"] for answer in answers], [""] * len(answers))
 
 
 def raw(explanation: Mapping[str, Any]) -> Any:

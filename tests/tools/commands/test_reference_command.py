@@ -131,7 +131,7 @@ def test_the_command_measures_a_folder_and_writes_the_reference(made: tuple[Path
         found = Reference.from_json(archive.read(FILE).decode())
 
     assert found.images == 130
-    assert (found.made.layer, found.made.method) == ("features", "gradcam++")
+    assert (found.provenance.layer, found.provenance.method) == ("features", "gradcam++")
     assert all(found.counts[name].sum() == 130 for name in ("confidence", "brightness", "width"))
     assert "1 pictures were refused" in printed
     assert "200.jpg" in printed

@@ -13,12 +13,12 @@ from camserve.monitoring.reference import (
     PER_GROUP,
     UNSEEN,
 )
-from camserve.tools.watching.baseline import FEWEST, attention_of, edges_of, group_classes
+from camserve.tools.watching.baseline import FEWEST, average_attention, compute_edges, group_classes
 
 
 def binned(values: list[float]) -> list[int]:
     """How many of the values each of their own bins holds."""
-    edges = np.array(edges_of(np.array(values, dtype=np.float64)))
+    edges = np.array(compute_edges(np.array(values, dtype=np.float64)))
     counts: list[int] = np.bincount(np.searchsorted(edges, values, side="right"), minlength=BINS).tolist()
     return counts
 
@@ -32,7 +32,7 @@ def test_bins_hold_a_tenth_of_the_pictures_each() -> None:
 def test_edges_lie_between_values_that_occur() -> None:
     """So that rounding on another machine moves no value into another bin."""
     values = np.repeat(np.arange(20) / 49, 5)
-    edges = edges_of(values)
+    edges = compute_edges(values)
 
     assert not set(edges) & set(values.tolist())
     assert all(np.isclose(edge * 49 % 1, 0.5) for edge in edges)
@@ -49,7 +49,7 @@ def test_bins_are_as_even_as_repeated_values_allow() -> None:
 
 def test_few_values_get_a_bin_each_and_so_does_what_lies_beyond() -> None:
     """A camera's pictures have one width: both a larger and a smaller one must be seen."""
-    edges = np.array(edges_of(np.array([640.0] * 30)))
+    edges = np.array(compute_edges(np.array([640.0] * 30)))
     bins = np.searchsorted(edges, [320, 640, 800], side="right")
 
     assert len(set(bins.tolist())) == 3
@@ -58,7 +58,7 @@ def test_few_values_get_a_bin_each_and_so_does_what_lies_beyond() -> None:
 
 def test_a_statistic_that_no_picture_has_gets_edges_all_the_same() -> None:
     """A model of one class has no runner-up to overlap with."""
-    assert edges_of(np.empty(0)) == (0.0,) * (BINS - 1)
+    assert compute_edges(np.empty(0)) == (0.0,) * (BINS - 1)
 
 
 def test_groups_of_classes_are_even_and_keep_classes_whole() -> None:
@@ -104,4 +104,4 @@ def test_attention_of_a_class_with_few_pictures_or_maps_of_several_sizes_is_left
     square, wide = np.full((2, 2), 0.25), np.full((1, 4), 0.25)
     shares: list[Any] = [square] * 19 + [square] * 20 + [square] * 19 + [wide]
 
-    assert set(attention_of([1] * 19 + [2] * 20 + [3] * 20, shares)) == {2}
+    assert set(average_attention([1] * 19 + [2] * 20 + [3] * 20, shares)) == {2}

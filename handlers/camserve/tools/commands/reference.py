@@ -22,13 +22,13 @@ from rich.table import Table
 from camserve.core.errors import ConfigError
 from camserve.core.messages import Call
 from camserve.core.text import in_one_line
-from camserve.monitoring.measure import Measured
+from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import FILE, UNSEEN, Reference
 from camserve.monitoring.statistics import STATISTICS
 from camserve.tools.archive.archive import load_service, open_archive
 from camserve.tools.console import Progress, ToolError, command_of, fail
 from camserve.tools.reports.pictures import SUFFIXES, list_pictures
-from camserve.tools.watching.baseline import Collector, build
+from camserve.tools.watching.baseline import Collector, build_reference
 
 LEAST = 100
 ENOUGH = 1000
@@ -74,12 +74,12 @@ def make(archive: Path, images: Sequence[Path], progress: Progress) -> Reference
         collector = Collector(handler.scale)
         handler.pipeline.observer = collector
         refused = _ask_all(handler.pipeline, paths, progress)
-        found = collector.found()
+        found = collector.measurements()
         if len(found.targets) < LEAST:
             raise ToolError(
                 f"the model could read {len(found.targets)} of {len(paths)} pictures, {LEAST} are needed; {_first(refused)}"
             )
-        reference = build(found, collector.shares, handler.made)
+        reference = build_reference(found, collector.shares, handler.made)
         _say(found, reference, refused, handler, progress)
     with progress.step(f"Write {FILE} into the archive"):
         try:
@@ -204,7 +204,7 @@ def _first(refused: dict[Path, str]) -> str:
     return "the maps of the others could not be made"
 
 
-def _say(found: Measured, reference: Reference, refused: dict[Path, str], handler: Any, progress: Progress) -> None:
+def _say(found: Measurements, reference: Reference, refused: dict[Path, str], handler: Any, progress: Progress) -> None:
     if refused:
         progress.note(f"{len(refused)} pictures were refused and do not count: {_first(refused)}")
     silent = Counter(filter(None, found.reasons))

@@ -1,1 +1,1 @@
-"""What the watching of a server rests on: the reference of good pictures, and the doctor's checks."""
+"""Monitoring as the tools see it: building the reference of good pictures, and the doctor's checks of a server."""

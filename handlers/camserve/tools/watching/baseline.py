@@ -1,4 +1,4 @@
-"""From the statistics of good pictures to a reference: bin edges, groups of classes, counts, attention by class."""
+"""Builds a reference of the statistics of good pictures: bin edges, groups of classes, counts, mean saliency of classes."""
 
 from __future__ import annotations
 
@@ -9,84 +9,98 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camserve.explain.observer import NullObserver, Observation
-from camserve.monitoring.measure import Measured, measure
+from camserve.monitoring.measure import Measurements, measure
 from camserve.monitoring.reference import BINS, PER_GROUP, UNSEEN, Attention, Provenance, Reference
 from camserve.monitoring.statistics import STATISTICS, Scale
 
 FEWEST = 10
-"""How many pictures a group of classes has at least: a share of fewer is mostly chance, and so is the drift of the mix."""
+"""Least pictures of a group of classes: a share of fewer is mostly chance, and so would be a drift of the class mix."""
 
 PER_CLASS = 20
-"""Of how many pictures a class's mean attention is kept."""
+"""Least pictures of a class whose mean saliency is kept."""
 
 CHUNK = 64
+"""Observations that are measured at once."""
 
 Floats = NDArray[np.float64]
 
 
 class Collector(NullObserver):
-    """A observer that measures every picture and keeps its statistics, and its map as shares of its sum."""
+    """Observer that measures every picture.
+
+    Attributes:
+        shares: each picture's map `[h, w]` divided by its sum; None where it is degenerate.
+    """
 
     def __init__(self, scale: Scale | None) -> None:
         self._scale = scale
         self._waiting: list[Observation] = []
-        self._measured: list[Measured] = []
+        self._measured: list[Measurements] = []
         self.shares: list[Floats | None] = []
 
     def samples(self) -> bool:
-        """Always."""
+        """Samples every picture."""
         return True
 
-    def observe(self, look: Observation) -> None:
-        """Keeps the picture until there are enough to measure."""
-        self._waiting.append(look)
+    def observe(self, observation: Observation) -> None:
+        """Queues a picture, and measures those that wait when there are enough."""
+        self._waiting.append(observation)
         if len(self._waiting) >= CHUNK:
             self._measure()
 
-    def found(self) -> Measured:
-        """What has been measured, in the order in which it was seen."""
+    def measurements(self) -> Measurements:
+        """Returns the statistics of all pictures, in the order in which they came."""
         self._measure()
         parts = self._measured
         values = {name: np.concatenate([np.empty(0), *(part.values[name] for part in parts)]) for name in STATISTICS}
         targets = [target for part in parts for target in part.targets]
-        return Measured(values, targets, [reason for part in parts for reason in part.reasons])
+        return Measurements(values, targets, [reason for part in parts for reason in part.reasons])
 
     def _measure(self) -> None:
         if not self._waiting:
             return
-        found = measure(self._waiting, self._scale)
-        for look, reason in zip(self._waiting, found.reasons, strict=True):
-            whole = look.maps[0].astype(np.float64)
+        measurements = measure(self._waiting, self._scale)
+        for observation, reason in zip(self._waiting, measurements.reasons, strict=True):
+            whole = observation.maps[0].astype(np.float64)
             self.shares.append(None if reason else whole / whole.sum())
-        self._measured.append(found)
+        self._measured.append(measurements)
         self._waiting = []
 
 
-def build(found: Measured, shares: Sequence[Floats | None], made: Provenance) -> Reference:
-    """The reference of what was measured.
+def build_reference(measurements: Measurements, shares: Sequence[Floats | None], provenance: Provenance) -> Reference:
+    """Builds the reference of M pictures.
 
-    Pictures of a class that came up only once are counted as `UNSEEN`, for the reason that `Reference` gives; when the class
-    comes up again, it is known.
+    A picture is counted as `UNSEEN` if no other one has its class, for the reason that `Reference` gives. Its class still gets
+    a group, so that predictions of it count as known.
+
+    Args:
+        measurements: statistics of the M pictures.
+        shares: their M maps `[h, w]`, each divided by its sum; None where it is degenerate.
+        provenance: what they were made with.
     """
-    groups = group_classes(found.targets)
-    sizes = Counter(found.targets)
-    places = np.array([groups[target] if sizes[target] > 1 else UNSEEN for target in found.targets], dtype=np.int64)
-    edges = {name: edges_of(values[~np.isnan(values)]) for name, values in found.values.items()}
-    bare = Reference(made, len(found.targets), edges, groups, {}, attention_of(found.targets, shares))
+    targets = measurements.targets
+    groups = group_classes(targets)
+    sizes = Counter(targets)
+    places = np.array([groups[target] if sizes[target] > 1 else UNSEEN for target in targets], dtype=np.int64)
+    edges = {name: compute_edges(values[~np.isnan(values)]) for name, values in measurements.values.items()}
+    bare = Reference(provenance, len(targets), edges, groups, {}, average_attention(targets, shares))
     counts = {}
-    for name, values in found.values.items():
+    for name, values in measurements.values.items():
         known = ~np.isnan(values)
         table = np.zeros((BINS, BINS), dtype=np.int64)
-        np.add.at(table, (places[known], bare.bins(name, values[known])), 1)
+        np.add.at(table, (places[known], bare.assign_bins(name, values[known])), 1)
         counts[name] = table
-    return Reference(made, bare.images, edges, groups, counts, bare.attention)
+    return Reference(provenance, bare.images, edges, groups, counts, bare.attention)
 
 
-def edges_of(values: Floats) -> tuple[float, ...]:
-    """Nine edges that divide the values into ten bins as evenly as they can be.
+def compute_edges(values: Floats) -> tuple[float, ...]:
+    """Computes nine edges that divide values `[M]`, without NaN, into ten bins as even as possible.
 
-    Edges lie between values that occur, so that no rounding moves a value across. Where at most eight different values occur,
-    each gets a bin, and what lies below and above all of them too.
+    Edges lie between values that occur, so that rounding moves no value across. Where at most eight different values occur, each
+    gets a bin of its own, and so does what lies below and above all of them.
+
+    Returns:
+        The edges, ascending; all 0 where there are no values.
     """
     if not len(values):
         return (0.0,) * (BINS - 1)
@@ -103,10 +117,16 @@ def edges_of(values: Floats) -> tuple[float, ...]:
 
 
 def group_classes(targets: Sequence[int]) -> dict[int, int]:
-    """A group for each class that occurs, 0 to 8: as even in size as whole classes allow, and as many as that allows.
+    """Divides the classes that occur into at most nine groups, as even in size as whole classes allow.
 
-    Some `PER_GROUP` pictures are meant for each; a rare class beside common ones has a group with `FEWEST` at least, so that
-    it is noticed when it comes up more often. Classes that came up only once, whose pictures count as unseen, do not fill one.
+    A group is to have about `PER_GROUP` pictures. A rare class beside common ones gets a group from `FEWEST` pictures on, so
+    that it is noticed when it occurs more often. Classes with a single picture, which counts as unseen, do not fill a group.
+
+    Args:
+        targets: the M pictures' class indices.
+
+    Returns:
+        The group, 0 to 8, of each class index.
     """
     sizes = Counter(targets)
     repeated = sum(size for size in sizes.values() if size > 1)
@@ -115,7 +135,7 @@ def group_classes(targets: Sequence[int]) -> dict[int, int]:
 
 
 def _even(sizes: Counter[int], count: int) -> dict[int, int]:
-    """The classes in so many groups, the largest class first and each into the smallest group; none if one gets too small."""
+    """Divides classes into `count` groups, the largest class first, each into the smallest group; {} if a group gets too small."""
     loads, filled = [0] * count, [0] * count
     groups = {}
     for target, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
@@ -126,11 +146,11 @@ def _even(sizes: Counter[int], count: int) -> dict[int, int]:
     return groups if count == 1 or min(filled) >= FEWEST else {}
 
 
-def attention_of(targets: Sequence[int], shares: Sequence[Floats | None]) -> dict[int, Attention]:
-    """The mean share of each cell for classes of at least `PER_CLASS` pictures whose maps are of one size."""
-    found = {}
+def average_attention(targets: Sequence[int], shares: Sequence[Floats | None]) -> dict[int, Attention]:
+    """Averages the maps `[h, w]`, as shares, of each class with at least `PER_CLASS` pictures and maps of one size."""
+    attention = {}
     for target, _ in Counter(targets).most_common():
         maps = [share for each, share in zip(targets, shares, strict=True) if each == target and share is not None]
         if len(maps) >= PER_CLASS and len({share.shape for share in maps}) == 1:
-            found[target] = Attention(len(maps), np.mean(maps, axis=0))
-    return found
+            attention[target] = Attention(len(maps), np.mean(maps, axis=0))
+    return attention

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from camserve.monitoring.exporter import plain
+from camserve.monitoring.exporter import clean_label
 from camserve.monitoring.metrics import MAPS, METRICS, UNMEASURED
 from camserve.tools.console import command_of
 
@@ -183,7 +183,10 @@ class _Counts:
     @classmethod
     def of(cls, metadata: Mapping[str, Any], exported: str) -> _Counts:
         """Read from the text of the metrics address; 0 where it says nothing."""
-        wanted = {"model_name": plain(str(metadata.get("model"))), "model_version": plain(str(metadata.get("version")))}
+        wanted = {
+            "model_name": clean_label(str(metadata.get("model"))),
+            "model_version": clean_label(str(metadata.get("version"))),
+        }
 
         def total(name: str, **labels: str) -> float:
             samples = re.findall(rf"^{name}\{{([^}}]*)\}} (\S+)", exported, re.MULTILINE)
