@@ -32,6 +32,7 @@ from camserve.monitoring.metrics import undeclared
 from camserve.monitoring.monitor import Monitor, open_monitor
 from camserve.monitoring.reference import Provenance, input_of
 from camserve.monitoring.statistics import Scale
+from camserve.pictures.decode import silence_decoders
 from camserve.pictures.preprocess import Preprocess, keeps_nothing
 from camserve.pipeline.glibc import keep_freed_memory
 from camserve.pipeline.metadata import metadata
@@ -68,6 +69,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             ConfigError: in one line, what in the archive's configuration is wrong and what is accepted.
         """
         keep_freed_memory()
+        silence_decoders()
         self._turn = threading.RLock()  # image_processing may run inside preprocess
         self.config = self._load(context)
         started = time.perf_counter()

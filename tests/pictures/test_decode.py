@@ -6,6 +6,8 @@ import io
 import random
 import re
 import struct
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -18,7 +20,7 @@ from PIL import Image
 
 from camserve.core.config import FORMATS, Config
 from camserve.core.errors import RequestError
-from camserve.pictures.decode import check_limits, open_picture, pixels_of
+from camserve.pictures.decode import check_limits, count_pixels, open_picture, silence_decoders
 
 CONFIG = Config()
 SMALL = Config(max_pixels=1_000_000, exif=True)
@@ -283,13 +285,47 @@ SEEDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 
 @pytest.mark.parametrize("kind", MODES)
 def test_damaged_pictures_never_raise_anything_else(kind: str, capfd: pytest.CaptureFixture[str], caplog: Any) -> None:
-    """Hundreds of mutations of each format: a picture or a RequestError, and not a word on stderr or in the log."""
+    """Hundreds of mutations of each format: a picture or a RequestError; in a worker not a word on stderr or in the log."""
+    silence_decoders()
     chance = random.Random(kind)
     seeds = [encoded(in_mode(mode), kind, **options) for mode, options in SEEDS[kind]]
     opened = sum(opened_or_refused(mutated(chance.choice(seeds), chance)) for _ in range(400))
     assert 5 < opened < 395, "the mutations reach both sides"
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
+
+
+BROKEN_TIFF = """
+import logging, sys
+from PIL import Image
+level = logging.getLogger("PIL").level
+from camserve.core.config import Config
+from camserve.core.errors import RequestError
+from camserve.pictures.decode import open_picture, silence_decoders
+assert logging.getLogger("PIL").level == level == logging.NOTSET
+if "silenced" in sys.argv:
+    silence_decoders()
+try:
+    open_picture(sys.stdin.buffer.read(), Config())
+except RequestError as error:
+    print(error.kind)
+"""
+
+
+@pytest.mark.parametrize(("argument", "is_silent"), [("", False), ("silenced", True)])
+def test_decoders_fall_silent_when_asked_and_not_by_an_import(argument: str, is_silent: bool) -> None:
+    """A notebook's Pillow and libtiff go on telling what they find; a process of its own, for this is for good."""
+    data = bytearray(encoded(scene(), "TIFF", compression="tiff_adobe_deflate"))
+    data[60:64] = b"\xff" * 4
+    ran = subprocess.run(
+        [sys.executable, "-c", BROKEN_TIFF, argument],
+        input=bytes(data),
+        env={"PYTHONPATH": "handlers"},
+        capture_output=True,
+        check=True,
+    )
+    assert ran.stdout == b"InvalidImage\n"
+    assert (ran.stderr == b"") is is_silent
 
 
 def webp_header(kind: bytes) -> bytes:
@@ -345,10 +381,10 @@ def test_the_header_tells_what_decoding_takes(kind: str, monkeypatch: pytest.Mon
     """Nothing is decoded for it; of another format, of damaged files and of none nothing is decoded later either."""
     data = encoded(scene(50, 30), kind)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    assert pixels_of(data, CONFIG) == pixels_of(bytearray(data), CONFIG) == 50 * 30
-    assert pixels_of(data, Config(max_pixels=10)) == 50 * 30
-    assert pixels_of(data, Config(formats=("gif",) if kind != "GIF" else ("bmp",))) == 0
-    assert [pixels_of(each, CONFIG) for each in (data[:9], b"", b"nothing", b"%PDF-1.7")] == [0, 0, 0, 0]
+    assert count_pixels(data, CONFIG) == count_pixels(bytearray(data), CONFIG) == 50 * 30
+    assert count_pixels(data, Config(max_pixels=10)) == 50 * 30
+    assert count_pixels(data, Config(formats=("gif",) if kind != "GIF" else ("bmp",))) == 0
+    assert [count_pixels(each, CONFIG) for each in (data[:9], b"", b"nothing", b"%PDF-1.7")] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
@@ -356,7 +392,7 @@ def test_the_header_tells_of_a_bomb(bomb: str) -> None:
     """Canvas, or TIFF tile where that is larger."""
     data, claimed = BOMBS[bomb]
     width, height = re.findall(r"\d+", claimed)
-    assert pixels_of(data, CONFIG) == int(width) * int(height)
+    assert count_pixels(data, CONFIG) == int(width) * int(height)
 
 
 def parts(kind: str, count: int) -> bytes:
@@ -377,7 +413,7 @@ def test_a_picture_of_millions_of_parts_is_refused(kind: str) -> None:
     data = parts(kind, 1_000_000)
     started = time.process_time()
     error = refusal(data)
-    assert pixels_of(data, CONFIG) == 0
+    assert count_pixels(data, CONFIG) == 0
     assert (error.status, error.kind) == (400, "InvalidImage")
     assert "at most 200000 parts and 100 EXIF blocks" in error.message
     assert time.process_time() - started < 2
@@ -390,7 +426,7 @@ def test_a_jpeg_of_many_exif_blocks_is_refused() -> None:
     assert open_picture(data[:20] + block * 100 + data[20:], CONFIG).size == (40, 30)
     error = refusal(data[:20] + block * 101 + data[20:])
     assert (error.status, error.kind) == (400, "InvalidImage")
-    assert pixels_of(data[:20] + block * 101 + data[20:], CONFIG) == 0
+    assert count_pixels(data[:20] + block * 101 + data[20:], CONFIG) == 0
 
 
 def test_the_limit_is_the_configurations_and_not_pillows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
 from camserve.core.messages import Answer, Encoded, Item
 from camserve.explain.observer import Observer
-from camserve.pictures.decode import check_limits, pixels_of
+from camserve.pictures.decode import check_limits, count_pixels
 from camserve.pictures.limits import Quota
 from camserve.pictures.overlays import Canvas, check_quota, draw_explanations, prepare_canvas, wants_drawing
 from camserve.pictures.preprocess import Preprocess
@@ -86,7 +86,7 @@ class Pictures:
                 count, for it is refused by itself.
         """
         most, limit = self._config.max_pixels, max(self._config.max_request_pixels, self._config.max_pixels)
-        sizes = [0 if isinstance(item.image, np.ndarray) else pixels_of(item.image.data, self._config) for item in items]
+        sizes = [0 if isinstance(item.image, np.ndarray) else count_pixels(item.image.data, self._config) for item in items]
         total = sum(size for size in sizes if size <= most)
         if total > limit:
             message = f"expected at most {limit} pixels in all pictures of one request, got {total}: send fewer or smaller ones"

@@ -11,11 +11,11 @@ from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.messages import Encoded, Image
 from camserve.core.text import shown
+from camserve.pictures.formats import is_picture
 from camserve.protocol.tensors import tensor_input
 
 HOW_TO_SEND = """send the picture's bytes (curl -T cat.jpg), a form field (curl -F data=@cat.jpg), or JSON {"data": "<base64>"}"""
 
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 _STRUCTURE = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*([\[{])")
 _WHITESPACE = b" \t\r\n\f\v"
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_=" + _WHITESPACE
@@ -25,11 +25,6 @@ _TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 def as_bytes(value: bytes | bytearray | str) -> bytes:
     """UTF-8; half a surrogate pair, which JSON can spell, becomes `?`."""
     return value.encode("utf-8", "replace") if isinstance(value, str) else bytes(value)
-
-
-def is_picture(raw: bytes) -> bool:
-    """Starts as a file of a format that is opened."""
-    return raw.startswith(_SIGNATURES)
 
 
 def starts_json(raw: bytes) -> bool:

@@ -10,8 +10,9 @@ from camserve.core.errors import RequestError
 from camserve.core.messages import Call, Encoded, Image, Item, Page, Request
 from camserve.core.served import Served
 from camserve.core.text import listed, shown
+from camserve.pictures.formats import is_picture
 from camserve.protocol.accept import wants_page
-from camserve.protocol.body import HOW_TO_SEND, as_bytes, is_picture, read_image, read_json, starts_json
+from camserve.protocol.body import HOW_TO_SEND, as_bytes, read_image, read_json, starts_json
 from camserve.protocol.kserve.request import parse_v1, parse_v2
 from camserve.protocol.options import OptionReader, Spelling
 

@@ -29,7 +29,7 @@ from camserve.core.geometry import Rect
 from camserve.core.labels import Labels
 from camserve.explain.explainer import Explainer, Want
 from camserve.pictures import render
-from camserve.pictures.decode import open_picture
+from camserve.pictures.decode import open_picture, silence_decoders
 from camserve.tools.console import Progress, ToolError, command_of, fail, report_unforeseen
 from camserve.tools.packaging import advice, keys, subjects
 from camserve.tools.packaging.subjects import Subject, opened_subject
@@ -210,6 +210,7 @@ def _few(rows: Sequence[LayerInfo], always: set[str]) -> list[LayerInfo]:
 
 def _sheet(subject: Subject, backend: Backend, rows: Sequence[LayerInfo], picked: str, path: Path) -> NDArray[np.uint8]:
     """The contact sheet of a picture's file."""
+    silence_decoders()
     picture = open_picture(path.read_bytes(), subject.config)
     view = subject.preprocess.view(*picture.size) or Rect(0, 0, *picture.size)
     shot = Shot(np.asarray(picture), view, subject.preprocess(picture), path.name)

@@ -1,0 +1,86 @@
+"""Formats of picture files: which one a file has, by its first bytes, and what its header says beyond what Pillow reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+NAMES: Mapping[str, str] = MappingProxyType(
+    {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "gif": "GIF", "tiff": "TIFF", "bmp": "BMP"}
+)
+"""The formats that are opened: the name in the configuration, and the one in messages."""
+
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WebP": rb"RIFF....WEBP",
+    "GIF": rb"GIF8[79]a",
+    "TIFF": rb"II[*+]\x00|MM\x00[*+]|MM\*\x00|II\x00\*",
+    "BMP": rb"BM",
+    "AVIF": rb"....ftypavi[fs]",
+    "HEIC": rb"....ftyp(?:hei|hev|mif|msf)",
+    "ICO": rb"\x00\x00\x01\x00",
+    "CUR": rb"\x00\x00\x02\x00",
+    "ICNS": rb"icns",
+    "PPM": rb"P[1-7fF][\s#]",
+    "PSD": rb"8BPS",
+    "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "PDF": rb"%PDF",
+    "JPEG 2000": rb"\xff\x4f\xff\x51|\x00\x00\x00\x0cjP  ",
+    "JPEG XL": rb"\xff\x0a|\x00\x00\x00\x0cJXL ",
+    "DDS": rb"DDS ",
+    "QOI": rb"qoif",
+    "OpenEXR": rb"v/1\x01",
+    "gzip": rb"\x1f\x8b",
+    "ZIP": rb"PK\x03\x04",
+    "XML or SVG": rb"\s*<(?:\?xml|svg)",
+}
+"""Those that are opened, and others that people send: a refusal names them."""
+
+_ANY = re.compile(b"|".join(b"(%s)" % pattern for pattern in _SIGNATURES.values()), re.DOTALL)
+_NAME_OF = tuple(_SIGNATURES)
+_LONGEST = 32
+
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
+_TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
+
+
+def sniff(data: bytes | bytearray) -> str | None:
+    """Return the name of a file's format by its first bytes, as messages spell it; None if it is unknown."""
+    match = _ANY.match(data, 0, _LONGEST)
+    return _NAME_OF[match.lastindex - 1] if match and match.lastindex else None
+
+
+def is_picture(data: bytes | bytearray) -> bool:
+    """Return True if the file starts like one of a format that is opened."""
+    return sniff(data) in NAMES.values()
+
+
+def read_webp_size(data: bytes | bytearray) -> tuple[int, int]:
+    """Return (width, height) of a WebP's canvas, from its first chunk (RFC 9649, section 2); (0, 0) if it is cut off."""
+    chunk, bits = bytes(data[12:16]), int.from_bytes(data[21:25], "little")
+    if chunk == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if chunk == b"VP8L":
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+def has_more_scans(data: bytes | bytearray, limit: int) -> bool:
+    """Return True if a JPEG has more than `limit` scans (ITU-T T.81, B.1.1 and B.2).
+
+    Counting the bytes of the marker is quick and never too low; only where there are too many are the true ones found.
+    """
+    if data.count(b"\xff\xda") <= limit:
+        return False
+    scans, position = 0, 2
+    while scans <= limit and (match := _JPEG_MARKER.search(data, position)):
+        marker = match[1][0]
+        position = match.end()
+        if marker == _EOI:
+            break
+        if marker not in {_TEM, _SOI}:  # the others are followed by a segment, which begins with its length
+            position += max(2, int.from_bytes(data[position : position + 2], "big"))
+        scans += marker == _SOS
+    return scans > limit
