@@ -135,7 +135,7 @@ def group_classes(targets: Sequence[int]) -> dict[int, int]:
 
 
 def _even(sizes: Counter[int], count: int) -> dict[int, int]:
-    """Divides classes into `count` groups, the largest class first, each into the smallest group; {} if a group gets too small."""
+    """Divides classes into `count` groups, the largest first, each into the smallest group; {} if a group gets too small."""
     loads, filled = [0] * count, [0] * count
     groups = {}
     for target, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
