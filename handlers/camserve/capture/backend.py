@@ -1,4 +1,4 @@
-"""From a loaded model to a capture: its layers, memory format, precision, and where the head has a closed form."""
+"""Makes a loaded model ready to be explained: chooses the layers, the memory format and the precision."""
 
 from __future__ import annotations
 
@@ -25,9 +25,16 @@ from camserve.core.errors import ConfigError
 class Backend:
     """A model that is ready to be explained.
 
-    `layers`: those that may be asked for, the default first. `why`: why the default was picked, "" where it was given.
-    `closed_form`: the layers whose gradients need no backward pass. `kind`: `eager`, `torchscript` or `exported`.
-    `compiled`: predictions run compiled, explanations do not. `maps`: all layers with a map.
+    Attributes:
+        capture: runs the model.
+        layers: the layers that may be asked for, the default first.
+        outputs: number of classes.
+        why: why the default layer was chosen, "" where it was given.
+        closed_form: the layers whose gradients need no backward pass.
+        memory_format: in which the model runs.
+        kind: `eager`, `torchscript` or `exported`.
+        compiled: whether predictions run compiled; explanations do not.
+        maps: all layers that have a map.
     """
 
     capture: Capture
@@ -42,59 +49,63 @@ class Backend:
 
     @property
     def channels_last(self) -> bool:
-        """Whether pictures are to lie in channels_last."""
+        """Whether pictures should lie in channels_last."""
         return self.memory_format != "contiguous"
 
 
 def open_backend(model: object, config: Config, size: tuple[int, int], device: torch.device, *, tune: bool = False) -> Backend:
-    """Prepares a model for pictures of `size` = (height, width).
+    """Prepare a model for pictures of `size` = (height, width).
 
-    The model is an eager module, a TorchScript module, an exported program or its restored module (`load_exported`), and may
-    be compiled: then predictions run compiled, and explanations run what was compiled.
+    Freezes the model's parameters, and may change an eager model's memory format. With `tune` it also changes the weights
+    (`fold_norms`) and how convolutions run (`prepack`); do not ask for that to save, trace or inspect the model afterwards.
 
-    Freezes the model's parameters, and may change an eager model's memory format. With `tune` it also changes its weights
-    (`fold_norms`) and how its convolutions run (`prepack`): who goes on to save, trace or look into it must not ask for that.
+    Args:
+        model: an eager module, a TorchScript module, an exported program or its restored module (`load_exported`). Of a compiled
+            one, predictions run compiled, and explanations run what was compiled.
+        tune: whether the model may be changed so that it runs faster.
 
     Raises:
-        ConfigError: it does not run on such pictures, or not in the memory format that was asked for; a layer does not exist,
-            has no map or decides nothing; or none is given and none is found.
+        ConfigError: the model does not run on such pictures, or not in the memory format that was asked for; a layer does not
+            exist, has no map or decides nothing; or no layer is given, and none is found.
     """
     pictures = synthesize_pictures(size).to(device)
-    own = open_model(model, pictures)
-    found = survey_model(own, pictures, config.token_grid)
+    classifier = open_model(model, pictures)
+    survey = survey_model(classifier, pictures, config.token_grid)
     layers, why = config.layers, ""
     if not layers:
-        layer, why = choose_layer(own, pictures, found)
+        layer, why = choose_layer(classifier, pictures, survey)
         layers = (layer,)
     for layer in config.layers:
-        check_layer(own, pictures, found, layer)
-    sites = {layer: found.site(layer) for layer in layers}
-    heads = {layer: find_cam_weights(own, site, pictures, found.outputs) for layer, site in sites.items()}
-    known = {layer: head for layer, head in heads.items() if head is not None}
+        check_layer(classifier, pictures, survey, layer)
+    sites = {layer: survey.site(layer) for layer in layers}
+    weights = {layer: find_cam_weights(classifier, site, pictures, survey.outputs) for layer, site in sites.items()}
+    cam_weights = {layer: weight for layer, weight in weights.items() if weight is not None}
     eager: Any = getattr(model, "_orig_mod", model)
-    if tune and own.kind == "eager":
+    if tune and classifier.kind == "eager":
         fold_norms(eager, pictures, layers)
     compiled = eager is not model
-    packs = tune and not compiled and config.precision == "float32"
+    may_prepack = tune and not compiled and config.precision == "float32"
     form: MemoryFormat = "contiguous"
-    if own.kind == "eager":
-        form = choose_memory_format(eager, pictures, config.channels_last, packs)
+    if classifier.kind == "eager":
+        form = choose_memory_format(eager, pictures, config.channels_last, may_prepack)
     elif config.channels_last:
-        raise ConfigError(f"channels_last: true is for eager models; a model of the kind {own.kind} keeps its own, leave it out")
+        raise ConfigError(
+            f"channels_last: true is for eager models; a model of the kind {classifier.kind} keeps its own, leave it out"
+        )
     context = precision_context(config.precision, device)
-    setting = CaptureSettings(known, size, model if compiled else None, context)  # type: ignore[arg-type]
-    capture = own.capture(sites, setting)
+    settings = CaptureSettings(cam_weights, size, model if compiled else None, context)  # type: ignore[arg-type]
+    capture = classifier.capture(sites, settings)
     if compiled:
         as_given = torch.contiguous_format if form == "contiguous" else torch.channels_last
         _compile_now(capture, pictures.contiguous(memory_format=as_given))
-    return Backend(capture, layers, found.outputs, why, tuple(known), form, own.kind, compiled, found.maps)
+    return Backend(capture, layers, survey.outputs, why, tuple(cam_weights), form, classifier.kind, compiled, survey.maps)
 
 
 def _compile_now(capture: Capture, pictures: Tensor) -> None:
-    """Runs the compiled model once: it is compiled when it first runs, and may fail then.
+    """Run the compiled model once: it is compiled when it first runs.
 
     Raises:
-        ConfigError: it fails.
+        ConfigError: compiling it, or running it, fails.
     """
     try:
         capture.forward(pictures, ())
@@ -103,7 +114,7 @@ def _compile_now(capture: Capture, pictures: Tensor) -> None:
 
 
 def precision_context(precision: str, device: torch.device) -> Context:
-    """Makes the context in which the model runs: autocast for half precision, nothing for float32."""
+    """Return what makes the context in which the model runs: autocast for half precision, nothing for float32."""
     if precision == "float32":
         return nullcontext
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}[precision]

@@ -1,4 +1,4 @@
-"""What every kind of model offers: one forward pass, and the gradients of chosen targets at chosen layers."""
+"""The protocols of a kind of model: a `Classifier` is surveyed, its `Capture` runs it, and gives a `Captured` for each pass."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from camserve.capture.survey.layers import Site, Survey
 from camserve.capture.survey.layout import Scale
 
 Context = Callable[[], AbstractContextManager[object]]
-"""Makes the context manager in which a model runs: autocast, or nothing."""
+"""Makes the context manager in which a model runs: autocast, or one that does nothing."""
 
 Predict = Callable[[Tensor], object]
-"""Answers pictures `[N, 3, H, W]` with the model's own output."""
+"""Runs a model on pictures `[N, 3, H, W]` and returns the model's own output."""
 
 
 class Captured(Protocol):
-    """One forward pass of N pictures. Whoever holds it holds its graph: let go of it after use."""
+    """One forward pass of N pictures. It holds the pass's autograd graph: drop it after use."""
 
     @property
     def logits(self) -> Tensor:
@@ -28,24 +28,24 @@ class Captured(Protocol):
         ...
 
     def activation(self, layer: str) -> Tensor:
-        """The layer's activation `[N, C, h, w]`, in the precision in which the model ran, without a graph."""
+        """Return the layer's activation `[N, C, h, w]`, in the precision in which the model ran, without a graph."""
         ...
 
     def has_closed_form(self, layer: str) -> bool:
-        """Whether the layer's gradients need no backward pass: then a picture may be among `rows` several times."""
+        """Return whether the layer's gradients need no backward pass."""
         ...
 
     def gradients(self, layer: str, rows: Tensor, targets: Tensor, seed: float = 1.0) -> Tensor:
-        """The gradient of logit `targets[m]` of picture `rows[m]` with respect to that picture's activation.
+        """Differentiate logit `targets[m]` of picture `rows[m]` with respect to that picture's activation.
 
         Args:
             layer: one of the layers that the forward pass was asked for.
-            rows: `[M]`, each picture at most once, unless `has_closed_form`.
-            targets: `[M]`, class indices.
-            seed: what the gradient is multiplied by, on the way.
+            rows: indices of pictures, `[M]`; each at most once, unless the layer has the closed form.
+            targets: class indices, `[M]`.
+            seed: the gradient that the backward pass starts with; the result is multiplied by it.
 
         Returns:
-            `[M, C, h, w]`, or `[M, C, 1, 1]` where it is the same in every cell.
+            `[M, C, h, w]`, or `[M, C, 1, 1]` where the gradient is the same in every cell.
 
         Raises:
             RuntimeError: the scores do not depend on the layer.
@@ -54,15 +54,15 @@ class Captured(Protocol):
 
 
 class Capture(Protocol):
-    """A model whose layers can be explained."""
+    """Runs a model, and keeps what explanations of some of its layers need."""
 
     @property
     def sites(self) -> Collection[str]:
-        """The layers that `forward` may be asked for."""
+        """Names of the layers that `forward` may be asked for."""
         ...
 
     def forward(self, pictures: Tensor, layers: Collection[str]) -> Captured:
-        """Runs the model once over `pictures` `[N, 3, H, W]`; without `layers` it is a plain prediction.
+        """Run the model once over `pictures` `[N, 3, H, W]`; without `layers` it is a plain prediction.
 
         Raises:
             RuntimeError: a layer ran another number of times than when it was surveyed.
@@ -75,32 +75,32 @@ class CaptureSettings:
     """How a capture runs its model.
 
     Attributes:
-        heads: for layers whose head is global average pooling and one linear layer, that layer's weight `[K, C]`: their
-            gradients need no backward pass. They hold for pictures of `size` = (height, width).
-        predict: what answers a pass without layers; None: the model itself.
-        context: in which the model runs.
+        cam_weights: for the layers that meet the CAM condition, what `find_cam_weights` found, `[K, C]`.
+        size: (height, width) of the pictures that `cam_weights` hold for; None: they hold for none.
+        predict: what runs in place of the model in a pass without layers (the compiled model); None: the model itself.
+        context: makes the context in which the model runs; None: no context.
     """
 
-    heads: Mapping[str, Tensor]
+    cam_weights: Mapping[str, Tensor]
     size: tuple[int, int] | None = None
     predict: Predict | None = None
     context: Context | None = None
 
     def predict_only(self, model: Predict, pictures: Tensor) -> object:
-        """The answer of a pass without layers."""
+        """Run a pass without layers."""
         return model(pictures) if self.predict is None else self.predict(pictures)
 
     def scale_of(self, pictures: Tensor) -> Scale | None:
-        """How many times as high and as wide these pictures are as those of `size`; None where that is not known."""
+        """Return how many times as high and as wide as `size` the pictures `[N, 3, H, W]` are; None without a size."""
         return (pictures.shape[2] / self.size[0], pictures.shape[3] / self.size[1]) if self.size else None
 
     def cam_weights_for(self, pictures: Tensor) -> Mapping[str, Tensor]:
-        """The heads that hold for these pictures."""
-        return self.heads if self.size == tuple(pictures.shape[2:]) else {}
+        """Return the CAM weights that hold for the pictures `[N, 3, H, W]`."""
+        return self.cam_weights if self.size == tuple(pictures.shape[2:]) else {}
 
 
 class Classifier(Protocol):
-    """A loaded classifier of one kind (eager, TorchScript, exported): what a survey, a check and a capture need of it."""
+    """A loaded model of one kind (eager, TorchScript, exported): how it is surveyed, tried and captured."""
 
     @property
     def kind(self) -> str:
@@ -109,21 +109,30 @@ class Classifier(Protocol):
 
     @property
     def batch(self) -> tuple[int, int | None]:
-        """Fewest and most pictures that it takes at once; None: as many as there are."""
+        """Fewest and most pictures that the model takes at once; None: there is no limit."""
         ...
 
     def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
-        """Runs it once over `pictures` `[N, 3, H, W]` and describes every layer that ran."""
+        """Run the model over `pictures` `[N, 3, H, W]` and describe every layer that ran.
+
+        Args:
+            token_grid: rows and columns of a transformer's tokens, where the configuration gives them.
+        """
         ...
 
     def capture(self, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> Capture:
-        """A capture at these layers."""
+        """Make a capture at these layers."""
         ...
 
     def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
-        """The scores `[N, K]` that it gives where the layer's output (at its last call) is `values` instead."""
+        """Run the model with the layer's output (of its last call) replaced by `values`, and return the scores `[N, K]`.
+
+        Args:
+            pictures: `[N, 3, H, W]`, as many as `batch` allows.
+            values: of the shape `site.layout.shape(N)`.
+        """
         ...
 
     def weights(self) -> Iterable[Tensor]:
-        """Its parameters, in order."""
+        """Return the model's parameters, in order."""
         ...

@@ -1,4 +1,4 @@
-"""Trials in full float32: where TensorFloat-32 is on, two ways to the same scores differ by more than rounding."""
+"""Full float32 for trials: with TensorFloat-32, two ways to the same scores differ by more than float32's rounding."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 @contextmanager
 def disable_tf32() -> Iterator[None]:
-    """In which GPUs multiply float32 with all its bits, in matrices and in convolutions.
+    """Context manager that disables TF32 for matrix products and cuDNN convolutions.
 
-    TorchServe sets the precision of matrices to `high` on GPUs that have TensorFloat-32, and cuDNN uses it by default; its
-    operands have 10 bits behind the point, so that a trial would refuse what is equal. What has been set by torch's newer
-    switches (`fp32_precision`), which do not go together with these, stays as it is.
+    TorchServe turns TF32 on for matrix products, and cuDNN uses it by default. Its operands have a mantissa of 10 bits, so that
+    a trial would take equal results for different ones. Where torch's newer switches (`fp32_precision`) are in use, which do
+    not mix with the older ones, convolutions stay as they are.
     """
     matrices, convolutions = torch.get_float32_matmul_precision(), None
     with suppress(RuntimeError):  # set by the newer switches

@@ -1,1 +1,1 @@
-"""Which layer is explained by default, and where its gradients have a closed form."""
+"""The layer that is explained by default, and the layers whose gradients need no backward pass."""

@@ -1,4 +1,8 @@
-"""The closed form: behind global average pooling and one linear layer, gradients are rows of that layer's matrix."""
+"""The CAM condition: behind global average pooling and one linear layer, gradients are rows of that layer's weight.
+
+Zhou et al. 2016 (arXiv 1512.04150) introduced class activation maps for models of this form. A gradient is known there in
+closed form, without a backward pass.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +15,46 @@ from camserve.capture.precision import disable_tf32
 from camserve.capture.survey.layers import Site
 
 RELATIVE_ERROR = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
-"""How far the model's scores may be from the closed form's, by the precision of its weights: both round differently."""
+"""Relative tolerance between the model's scores and the closed form's, by the type of the weights: both round differently."""
 
 FULL_PRECISION_ERROR = 1e-4
-"""The same for float32 (sums in another order differ by a tenth of it) and float64."""
+"""The same for float32, where sums in another order differ by a tenth of it, and for float64."""
 
 SCALES = (1.0, 30.0)
-"""Activations of both signs at two scales: whatever bends between the layer and the scores bends these."""
+"""Scales of the random activations. They have both signs, so that anything nonlinear before the scores shows at one of them."""
 
 
 def find_cam_weights(model: Classifier, site: Site, pictures: Tensor, outputs: int) -> Tensor | None:
-    """The weight `[outputs, C]` of the head if `logits = weight @ mean(activation) + bias`, else None.
+    """Return the weight of the head if `logits = weight @ mean(activation) + bias`, else None.
 
-    Decided by trial, not by names or types: the layer's output is replaced by random activations, and the model's scores must
-    be the closed form's with one of the model's own parameters. A ReLU, a norm or a second layer behind the site makes it fail.
-    The gradient of logit c is then `weight[c] / (h * w)` in every cell, for pictures of this size.
+    This is decided by trial, not by names or classes: the layer's output is replaced by random activations, and the model's
+    scores must equal the formula's with one of the model's own parameters. A ReLU, a norm or a second layer behind the site
+    makes it fail. The gradient of logit c is then `weight[c] / (h * w)` in every cell, for pictures of this size.
+
+    Args:
+        site: the layer.
+        pictures: `[N, 3, H, W]`.
+        outputs: number of the model's classes, K.
+
+    Returns:
+        `[K, C]`, float32.
     """
     shape = (outputs, site.layout.channels)
-    rows = [weight for weight in model.weights() if tuple(weight.shape) in (shape, (*shape, 1, 1))]
-    if not rows:
+    candidates = [weight for weight in model.weights() if tuple(weight.shape) in (shape, (*shape, 1, 1))]
+    if not candidates:
         return None
     pictures = fit_batch(pictures, model.batch)
     with disable_tf32():
         trials = [_trial(model, site, pictures, scale) for scale in SCALES]
-    for weight in reversed(rows):
-        head = weight.detach().flatten(1)
-        if all(_agrees(head, *trial) for trial in trials):
-            return head.float()
+    for candidate in reversed(candidates):
+        weight = candidate.detach().flatten(1)
+        if all(_agrees(weight, *trial) for trial in trials):
+            return weight.float()
     return None
 
 
 def _trial(model: Classifier, site: Site, pictures: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Mean activations `[N, C]` and what they add to the scores `[N, outputs]`, float64."""
+    """Return the means `[N, C]` of random activations, and what these add to the scores `[N, K]`; both float64."""
     generator = torch.Generator().manual_seed(1)
     values = scale * torch.randn(site.layout.shape(len(pictures)), generator=generator)
     values = values.to(pictures.device)
@@ -51,8 +63,8 @@ def _trial(model: Classifier, site: Site, pictures: Tensor, scale: float) -> tup
     return site.layout.to_grid(values).double().mean((2, 3)).cpu(), (scores.double() - empty.double()).cpu()
 
 
-def _agrees(head: Tensor, pooled: Tensor, scores: Tensor) -> bool:
-    tolerance = RELATIVE_ERROR.get(head.dtype, FULL_PRECISION_ERROR)
-    expected = pooled @ head.double().cpu().T
+def _agrees(weight: Tensor, pooled: Tensor, scores: Tensor) -> bool:
+    tolerance = RELATIVE_ERROR.get(weight.dtype, FULL_PRECISION_ERROR)
+    expected = pooled @ weight.double().cpu().T
     scale = expected.abs().max()
     return bool(scale > 0) and bool((scores - expected).abs().max() <= tolerance * scale)

@@ -1,1 +1,1 @@
-"""What one run through a model tells about its layers: which have a map, and how it lies in memory."""
+"""One run of a model tells which of its layers have a spatial map, and how it lies in memory."""

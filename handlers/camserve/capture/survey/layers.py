@@ -1,4 +1,4 @@
-"""What a run through a model tells about its layers: which of them have a map, of what shape, and which only pass it on."""
+"""The survey of a model: its layers in the order in which they ran, and which of them have a map of their own."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from camserve.core.errors import ConfigError
 from camserve.core.text import listed, nearest
 
 POOL_INPUT = "pool_input"
-"""The name of the pooled layer's input, for a TorchScript archive that has no names of its own."""
+"""The name of the input of the pooling layer, for a TorchScript archive that has no names of its own."""
 
 PASSING_CLASSES = frozenset(
     {"Identity", "Flatten", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"}
     | {"AvgPool2d", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "LPPool2d"}
 )
-"""Classes of modules that compute nothing of their own, or that pool: the layer before them is the one to explain."""
+"""Classes of modules that compute nothing of their own, or only pool: the layer before them is the one to explain."""
 
 MODEL_ERRORS = (
     RuntimeError,
@@ -33,12 +33,18 @@ MODEL_ERRORS = (
     ArithmeticError,
     torch.jit.Error,
 )
-"""What a model's own code raises when it does not take the pictures."""
+"""Exceptions that a model's own code may raise when it does not take the pictures."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A layer that can be explained. A module that runs `calls` times in one pass is taken at its last call."""
+    """A layer that can be explained.
+
+    Attributes:
+        layer: its name.
+        calls: how often its module runs in one pass; its output is taken at the last call.
+        layout: how the output lies in memory.
+    """
 
     layer: str
     calls: int
@@ -47,7 +53,7 @@ class Site:
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """One layer as the survey saw it at its last call.
+    """One layer, as it was at its last call.
 
     Attributes:
         name: the module's path in the model.
@@ -76,7 +82,11 @@ class LayerInfo:
 
     @property
     def site(self) -> Site:
-        """Where the capture takes the map from."""
+        """Where a capture takes the map from.
+
+        Raises:
+            ConfigError: the layer has no map.
+        """
         if self.layout is None:
             raise ConfigError(f"layer {self.name} has no spatial map: its output has the shape {list(self.shape)}")
         return Site(self.name, self.calls, self.layout)
@@ -84,9 +94,13 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class Survey:
-    """All layers that ran, in the order in which they last finished, and the number of the model's outputs.
+    """What one run of a model shows.
 
-    `hidden`: layers whose activation cannot be reached; `hint`: why, and what to do, for an error message.
+    Attributes:
+        layers: all layers that ran, in the order in which they last finished.
+        outputs: number of the model's classes.
+        hidden: names of layers whose activation cannot be reached.
+        hint: why layers are hidden or missing, and what to do, for an error message.
     """
 
     layers: tuple[LayerInfo, ...]
@@ -100,10 +114,10 @@ class Survey:
         return tuple(info for info in self.layers if info.cells > 1)
 
     def info(self, name: str) -> LayerInfo:
-        """A layer that has a map.
+        """Return a layer that has a map.
 
         Raises:
-            ConfigError: no such layer, or it has no spatial map; the nearest layers that have one are named.
+            ConfigError: there is no such layer, or it has no spatial map; the message names the nearest layers that have one.
         """
         by_name = {info.name: info for info in self.layers}
         if name in by_name and by_name[name].cells > 1:
@@ -122,16 +136,19 @@ class Survey:
         raise ConfigError(f"layer {name} does not exist, or does not run{reason}{hint}")
 
     def site(self, name: str) -> Site:
-        """The site of a layer; raises as `info` does."""
+        """Return the site of a layer; raises as `info` does."""
         return self.info(name).site
 
 
 @dataclass
 class SurveyBuilder:
-    """Takes what layers give, call by call, and makes the survey of it.
+    """Records the outputs of one run, call by call, and builds the survey from them.
 
-    `batch` pictures of `size` = (height, width) are being looked at; `token_grid` = (h, w) settles how tokens lie, and `usual`
-    where maps have their channels, if it is known.
+    Attributes:
+        batch: number of pictures in the run.
+        size: their (height, width).
+        token_grid: (rows, columns) of a transformer's tokens, where the configuration gives them.
+        usual: the order of all maps of this model, where it is known.
     """
 
     batch: int
@@ -142,77 +159,86 @@ class SurveyBuilder:
     _orders: dict[int, Order] = field(default_factory=dict)
 
     def record(self, name: str, kind: str, output: Tensor | None) -> None:
-        """Takes the output of one call; None: it gave no tensor."""
+        """Record the output of one call, of any shape; None: it was no tensor."""
         floating = output is not None and output.is_floating_point() and output.numel() > 0
         shape = tuple(output.shape) if output is not None else None
         self.record_summary(name, kind, shape, Moments.of(output) if floating and output is not None else None)
 
     def record_summary(self, name: str, kind: str, shape: tuple[int, ...] | None, moments: Moments | None) -> None:
-        """Takes what is known of one call's output: its shape, and its moments if it holds floating values."""
+        """Record the shape of one call's output, and its moments if it holds floating values."""
         self._outputs.append(Output(name, kind, shape, moments))
 
     def cells(self, shape: tuple[int, ...], moments: Moments | None) -> int:
-        """Number of cells of the map that an output would be by itself; 0: it is none."""
-        maps = find_layouts(shape, self.batch, self.size) if moments else ()
+        """Return the number of cells of the map that an output would be by itself; 0: it would be none."""
+        layouts = find_layouts(shape, self.batch, self.size) if moments else ()
         alone = Readings([Output("", "", shape, moments)], self.batch, self.size, self.token_grid)
-        layout = maps[0] if maps else alone.all[0].layout
+        layout = layouts[0] if layouts else alone.all[0].layout
         return layout.height * layout.width if layout else 0
 
     def ambiguous(self) -> list[int]:
-        """Places of the outputs that can be read with their channels first as well as last."""
+        """Return the places of the outputs that may have their channels first or last."""
         return [place for place in self._read().ambiguous if place not in self._orders]
 
     def learn_orders(self, other: SurveyBuilder) -> None:
-        """Takes what a run with pictures of another size tells of them."""
+        """Learn from a run with pictures of another size which of the two it is."""
         self._orders |= infer_orders(self._outputs, self.ambiguous(), other._outputs, other.batch, other.size)
 
     def _read(self) -> Readings:
         return Readings(self._outputs, self.batch, self.size, self.token_grid, orders=self._orders, usual=self.usual)
 
     def build(self, scores: Tensor, hidden: Collection[str] = (), hint: str = "") -> Survey:
-        """The survey of the run that ended in `scores`.
+        """Build the survey of the run that ended in `scores` `[N, K]`.
 
         Raises:
-            ConfigError: no layer takes the given `token_grid`.
+            ConfigError: the given `token_grid` fits no layer.
         """
         readings = self._read()
         readings.check_token_grid()
         calls: dict[str, int] = {}
-        seen: dict[str, tuple[LayerInfo, Moments | None]] = {}
+        by_name: dict[str, tuple[LayerInfo, Moments | None]] = {}
         for output, reading in zip(self._outputs, readings.all, strict=True):
             name, layout, moments = output.name, reading.layout, output.moments
             calls[name] = calls.get(name, 0) + 1
-            seen.pop(name, None)
+            by_name.pop(name, None)
             if output.shape is not None:
-                passes_through = output.kind in PASSING_CLASSES or _repeats(name, layout, moments, seen.values())
+                passes_through = output.kind in PASSING_CLASSES or _repeats(name, layout, moments, by_name.values())
                 signed = bool(moments and moments.negative)
                 info = LayerInfo(name, output.kind, output.shape, calls[name], layout, signed, passes_through, reading.fault)
-                seen[name] = info, moments
-        return Survey(tuple(info for info, _ in seen.values()), scores.shape[1], frozenset(hidden), hint)
+                by_name[name] = info, moments
+        return Survey(tuple(info for info, _ in by_name.values()), scores.shape[1], frozenset(hidden), hint)
 
 
 def _repeats(
     name: str, layout: Layout | None, moments: Moments | None, earlier: Collection[tuple[LayerInfo, Moments | None]]
 ) -> bool:
-    """Whether an earlier layer, not one inside this one, gave the same map."""
+    """Return whether an earlier layer, not one inside this one, gave the same map."""
     if layout is None or moments is None:
         return False
     shape = (layout.channels, layout.height, layout.width)
     for info, other in earlier:
         if info.layout is None or other is None or info.name.startswith(f"{name}."):
             continue
-        if shape == (info.layout.channels, info.layout.height, info.layout.width) and moments.like(other):
+        if shape == (info.layout.channels, info.layout.height, info.layout.width) and moments.match(other):
             return True
     return False
 
 
 def resolve_orders(builder: SurveyBuilder, run: Callable[[Tensor, SurveyBuilder], object], pictures: Tensor) -> None:
-    """Runs a model again, with smaller pictures or else with larger ones, where outputs of its run can be read in two ways."""
+    """Run a model again, with smaller pictures or else with larger ones, where an output may have its channels first or last.
+
+    Cells change with the size of the picture, and channels do not. Without this, layers with about as many channels as rows
+    would have to be refused where nothing else tells the two apart.
+
+    Args:
+        builder: has recorded the run on `pictures`.
+        run: runs the model, and records the run.
+        pictures: `[N, 3, H, W]`.
+    """
     height, width = builder.size
     for size in ((height // 2, width // 2), (2 * height, 2 * width)):
         if not builder.ambiguous():
             return
         other = SurveyBuilder(builder.batch, size)
-        with suppress(*MODEL_ERRORS):  # what was seen before it failed counts
+        with suppress(*MODEL_ERRORS):  # what was recorded before it failed counts
             run(torch.nn.functional.interpolate(pictures, size=size), other)
         builder.learn_orders(other)

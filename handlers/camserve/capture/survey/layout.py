@@ -1,4 +1,4 @@
-"""How a layer's output lies in memory, and how it becomes a grid of cells `[N, C, h, w]`."""
+"""How a layer's output lies in memory, how it becomes a grid of cells `[N, C, h, w]`, and what a model's output holds."""
 
 from __future__ import annotations
 
@@ -12,27 +12,32 @@ import torch
 from torch import Tensor
 
 MAX_EXTRA_TOKENS = 8
-"""Most class, distillation or register tokens that are looked for before a picture's tokens."""
+"""Most class, distillation and register tokens that are expected before a picture's tokens."""
 
 BORDER = 2
-"""By how many rows or columns a grid may differ from what the picture's size makes of the surveyed one: patches that go beyond a
-border, or that leave a part of the picture out, and what of that the surveyed size multiplies."""
+"""Tolerance, in cells an axis, when the token grid of another input size is inferred from the surveyed one. Patch embeddings pad
+or drop incomplete patches at the border, so the scaled grid may be off by up to two."""
 
 Scale = tuple[float, float]
-"""How many times as high and as wide as those that were surveyed."""
+"""How many times as high, and as wide, pictures are as those that were surveyed."""
 
 Order = Literal["nchw", "nhwc", "tokens", "sequence"]
+"""Order of axes: `[N, C, h, w]`, `[N, h, w, C]`, `[N, extra + h * w, C]` with rows first, or `[extra + h * w, N, C]`."""
 
 Grid = tuple[int, int, int]
-"""How tokens lie: rows, columns, and the number of extra tokens before them."""
+"""Rows and columns of tokens, and the number of extra tokens before them."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where channels and cells are in a layer's output.
 
-    `order` is `nchw` (`[N, C, h, w]`), `nhwc` (`[N, h, w, C]`), `tokens` (`[N, extra + h * w, C]`, rows first) or `sequence`
-    (`[extra + h * w, N, C]`).
+    Attributes:
+        order: of the axes.
+        height: rows of cells, h.
+        width: columns of cells, w.
+        channels: C.
+        extra: tokens before those of the cells.
     """
 
     order: Order
@@ -42,13 +47,14 @@ class Layout:
     extra: int = 0
 
     def to_grid(self, values: Tensor, scale: Scale | None = None) -> Tensor:
-        """A view of the layer's output, or of its gradient, as `[N, C, h, w]`.
+        """Return the layer's output, or its gradient, as `[N, C, h, w]`.
 
         Args:
-            scale: how many times as high and as wide the pictures are as those that were surveyed; None: not known.
+            values: of the shape that `shape` gives for pictures of the surveyed size.
+            scale: of the pictures; None: not known.
 
         Raises:
-            ValueError: how so many tokens lie cannot be told.
+            ValueError: so many tokens fit no grid of about the expected size.
         """
         if self.order == "nchw":
             return values
@@ -60,7 +66,7 @@ class Layout:
         return cells.transpose(1, 2).reshape(len(cells), -1, height, width)
 
     def shape(self, batch: int) -> tuple[int, ...]:
-        """The shape of the layer's output for `batch` pictures of the size that was surveyed."""
+        """Return the shape of the layer's output for `batch` pictures of the surveyed size."""
         tokens = self.extra + self.height * self.width
         return {
             "nchw": (batch, self.channels, self.height, self.width),
@@ -70,8 +76,11 @@ class Layout:
         }[self.order]
 
     def _cells(self, count: int, scale: Scale | None) -> tuple[int, int]:
-        """The grid of `count` tokens of pictures of another size: of patches of the same size, or, where the model takes every
-        picture to its own size, as surveyed."""
+        """Return rows and columns of `count` tokens of pictures of another size.
+
+        Patches keep their size, so the grid grows with the picture; unless the model resizes every picture by itself, and the
+        grid stays as surveyed.
+        """
         if scale is None:
             side = (count / (self.height * self.width)) ** 0.5
             scale = side, side
@@ -86,24 +95,24 @@ class Layout:
 
 
 def find_layouts(shape: Sequence[int], batch: int, picture: tuple[int, int]) -> tuple[Layout, ...]:
-    """How an output of `shape` can be read as a map of `batch` pictures of `picture` = (height, width).
+    """List the layouts in which an output of `shape` is a map of `batch` pictures of `picture` = (height, width).
 
-    A map's cells keep the picture's proportions, which tells channels from cells; where there are about as many channels as
-    rows or columns, both readings are possible: channels first, then channels last.
+    A map keeps the picture's proportions, which tells cells from channels. Where there are about as many channels as rows or
+    columns, two layouts are possible: channels first, then channels last.
     """
     if len(shape) != 4 or shape[0] != batch:
         return ()
     _, first, second, third = shape
-    found = []
+    layouts = []
     if _proportional((second, third), picture):
-        found.append(Layout("nchw", second, third, first))
+        layouts.append(Layout("nchw", second, third, first))
     if _proportional((first, second), picture):
-        found.append(Layout("nhwc", first, second, third))
-    return tuple(found)
+        layouts.append(Layout("nhwc", first, second, third))
+    return tuple(layouts)
 
 
 def _proportional(cells: tuple[int, int], picture: tuple[int, int]) -> bool:
-    """Whether `cells` could be `picture` scaled down: the same stride both ways, but for rounding at the border."""
+    """Return whether `cells` could be `picture` scaled down: the same stride both ways, but for rounding at the border."""
     (height, width), (picture_height, picture_width) = cells, picture
     if not (0 < height <= picture_height and 0 < width <= picture_width):
         return False
@@ -111,7 +120,7 @@ def _proportional(cells: tuple[int, int], picture: tuple[int, int]) -> bool:
 
 
 def find_tokens(shape: Sequence[int], batch: int) -> tuple[Literal["tokens", "sequence"], int, int] | None:
-    """In which order an output `[batch, T, C]` or `[T, batch, C]` lies, T, and C; None: it has another shape."""
+    """Return the order of an output `[batch, T, C]` or `[T, batch, C]`, T, and C; None: it has another shape."""
     if len(shape) != 3 or batch not in shape[:2]:
         return None
     return ("tokens", shape[1], shape[2]) if shape[0] == batch else ("sequence", shape[0], shape[2])
@@ -119,10 +128,10 @@ def find_tokens(shape: Sequence[int], batch: int) -> tuple[Literal["tokens", "se
 
 @lru_cache(maxsize=1024)
 def guess_grid(tokens: int, picture: tuple[int, int]) -> Grid | None:
-    """How a row of tokens lies, by nothing but the size of the picture; None: it cannot be told.
+    """Guess the grid of a sequence of tokens from nothing but the size of the picture; None: it cannot be told.
 
-    Square patches must divide the picture. That is no grid to trust where patches that leave a border out, or go beyond it,
-    would need fewer extra tokens.
+    The grid is of square patches that divide the picture. It is not trusted where patches that leave a border out, or go
+    beyond it, would need fewer extra tokens.
     """
     cells = range(tokens, max(0, tokens - MAX_EXTRA_TOKENS - 1), -1)
     exact = next((grid for count in cells for grid in _divided(count, picture, tokens)), None)
@@ -133,7 +142,7 @@ def guess_grid(tokens: int, picture: tuple[int, int]) -> Grid | None:
 
 
 def _divided(count: int, picture: tuple[int, int], tokens: int) -> Iterator[Grid]:
-    """The grid of `count` square patches that divide the picture."""
+    """Yield the grid of `count` square patches that divide the picture, if there is one."""
     height = round((count * picture[0] / picture[1]) ** 0.5)
     if height and count % height == 0:
         width = count // height
@@ -143,21 +152,21 @@ def _divided(count: int, picture: tuple[int, int], tokens: int) -> Iterator[Grid
 
 @lru_cache(maxsize=16)
 def _bordered(picture: tuple[int, int]) -> frozenset[tuple[int, int]]:
-    """The grids of all square patches that leave a border of the picture out, or that go beyond it."""
+    """Return the grids of all square patches that leave a border of the picture out, or that go beyond it."""
     height, width = picture
     sides = range(1, min(picture) + 1)
     return frozenset(grid for p in sides for grid in ((height // p, width // p), (-(-height // p), -(-width // p))))
 
 
 def extract_tensor(output: Any) -> Tensor | None:
-    """The tensor of a module's output: itself, or the first of a tuple or list."""
+    """Return the tensor, of any shape, of a module's output: the output itself, or the first of a tuple or list; else None."""
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
     return output if isinstance(output, Tensor) else None
 
 
 def replace_tensor(output: Any, value: Tensor) -> Any:
-    """`output` with its first tensor replaced."""
+    """Return a module's output with the tensor that `extract_tensor` takes replaced by `value`, of any shape."""
     if isinstance(output, tuple):
         rest = (value, *output[1:])
         return type(output)(*rest) if hasattr(output, "_fields") else rest
@@ -168,35 +177,36 @@ OUTPUT_FAULTS = (
     "the model's output must be class scores of shape",
     "the model must give one row of class scores for each picture",
 )
-"""How `extract_logits` says that a model ran, and gave something else."""
+"""How the messages of `extract_logits` begin."""
 
 
 def extract_logits(output: Any, count: int | None = None) -> Tensor:
-    """The class scores `[N, K]` of a model's output: a tensor, the first of a tuple, or `.logits` as the field has it.
+    """Return the class scores `[N, K]` of a model's output: a tensor, the first of a tuple, a dictionary's, or `.logits`.
 
     Args:
-        count: how many pictures it is an answer to, where that is to be checked.
+        output: `[N, K]`, perhaps with further axes of one element behind, or what holds such a tensor.
+        count: number of pictures that were answered, where it should be checked.
 
     Raises:
         ValueError: there are no scores of that shape, or not `count` rows of them.
     """
-    found = getattr(output, "logits", None)
+    logits = getattr(output, "logits", None)
     if isinstance(output, dict):
-        found = output.get("logits", next(iter(output.values()), None))
-    if not isinstance(found, Tensor):
-        found = extract_tensor(output)
-    if found is not None and found.ndim > 2 and all(side == 1 for side in found.shape[2:]):
-        found = found.flatten(1)
-    if found is None or found.ndim != 2:
-        came = "no tensor" if found is None else f"shape {list(found.shape)}"
-        raise ValueError(f"{OUTPUT_FAULTS[0]} [N, classes], got {came}")
-    if count is not None and len(found) != count:
-        raise ValueError(f"{OUTPUT_FAULTS[1]}, got {len(found)} for {count}")
-    return found
+        logits = output.get("logits", next(iter(output.values()), None))
+    if not isinstance(logits, Tensor):
+        logits = extract_tensor(output)
+    if logits is not None and logits.ndim > 2 and all(side == 1 for side in logits.shape[2:]):
+        logits = logits.flatten(1)
+    if logits is None or logits.ndim != 2:
+        got = "no tensor" if logits is None else f"shape {list(logits.shape)}"
+        raise ValueError(f"{OUTPUT_FAULTS[0]} [N, classes], got {got}")
+    if count is not None and len(logits) != count:
+        raise ValueError(f"{OUTPUT_FAULTS[1]}, got {len(logits)} for {count}")
+    return logits
 
 
 def synthesize_pictures(size: tuple[int, int], count: int = 2, seed: int = 0) -> Tensor:
-    """Normalised pictures `[count, 3, height, width]` of soft random blobs, the same for the same seed."""
+    """Make normalised pictures `[count, 3, height, width]` of soft random blobs, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 3, 8, 8, generator=generator)
     fine = torch.randn(count, 3, *size, generator=generator)
