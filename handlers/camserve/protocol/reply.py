@@ -14,7 +14,7 @@ from camserve.core.errors import RequestError
 from camserve.core.messages import CONTENT_TYPES, Answer, Explanation, Reply, Request
 from camserve.core.served import Served
 from camserve.protocol.float32 import shortest
-from camserve.protocol.kserve.reply import v2_body
+from camserve.protocol.kserve.reply import write_v2
 
 _WAYS_OUT = {
     "json": "ask for fewer targets, without overlay, or for format npy",
@@ -44,7 +44,7 @@ class Responder:
         pictures `x-explain-scale` (`1.0`). With several targets, the first two are lists of these in the targets' order.
 
         Raises:
-            RequestError: 413 `ResponseTooLarge`; of V2, 400 `InvalidImage` and `NoPicture` as `v2_body` says.
+            RequestError: 413 `ResponseTooLarge`; of V2, 400 `InvalidImage` and `NoPicture` as `write_v2` says.
         """
         media = request.items[0].options.media
         if request.protocol == "v1":
@@ -73,7 +73,7 @@ class Responder:
         return body
 
     def _v2_reply(self, request: Request, answers: Sequence[Answer]) -> Reply:
-        body, binary = v2_body(request, answers, self._model)
+        body, binary = write_v2(request, answers, self._model)
         reply = _json_reply(body)
         if not any("parameters" in output for output in body["outputs"]):
             return reply
@@ -134,7 +134,7 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
 def _range(explanation: Explanation) -> list[float] | None:
     if explanation.range is None:
         return None
-    return shortest(np.asarray(explanation.range, dtype=np.float32))
+    return [float(str(np.float32(limit))) for limit in explanation.range]
 
 
 def _array(answer: Answer) -> bytes:

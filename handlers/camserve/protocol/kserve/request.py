@@ -14,11 +14,9 @@ from camserve.core.errors import RequestError
 from camserve.core.messages import Call, Encoded, Image, Item, Options, Output, Request
 from camserve.core.text import listed, shown
 from camserve.protocol.body import read_image
+from camserve.protocol.kserve.outputs import EXPLANATION_OUTPUTS, PREDICTION_OUTPUTS
 from camserve.protocol.options import Given, OptionReader
 from camserve.protocol.tensors import list_shape, numbers, tensor_input
-
-PREDICTION_OUTPUTS = ("label", "index", "probability")
-EXPLANATION_OUTPUTS = (*PREDICTION_OUTPUTS, "heatmap", "target", "range", "view")
 
 _V1_KEYS = frozenset(("instances", "signature_name"))
 _V2_KEYS = frozenset(("id", "model_name", "model_version", "parameters", "inputs", "outputs"))

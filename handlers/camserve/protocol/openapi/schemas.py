@@ -9,7 +9,8 @@ from camserve.core.config import METHODS, Config
 from camserve.core.errors import KINDS
 from camserve.core.labels import Labels
 from camserve.core.served import Served
-from camserve.protocol.kserve.request import EXPLANATION_OUTPUTS, FOREIGN, PREDICTION_OUTPUTS
+from camserve.protocol.kserve.outputs import EXPLANATION_OUTPUTS, OUTPUTS, PREDICTION_OUTPUTS
+from camserve.protocol.kserve.request import FOREIGN
 from camserve.protocol.options import OPTIONS
 
 Schema = dict[str, Any]
@@ -190,27 +191,24 @@ def _v2_request(outputs: Sequence[str], binary: Schema) -> Schema:
 
 
 def _kserve_answers() -> dict[str, Schema]:
-    kinds = {"label": ("BYTES", _ID, 2), "index": ("INT64", {"type": "integer"}, 2), "probability": ("FP32", _SHARE, 2)}
-    kinds |= {"heatmap": ("FP32", _SHARE, 4), "target": ("INT64", {"type": "integer"}, 2)}
-    kinds |= {"range": ("FP32", _nullable(_NUMBER), 3), "view": ("FP32", _NUMBER, 2)}
     outputs = {
         name: _object(
             ("name", "datatype", "shape"),
             name={"const": name},
-            datatype={"const": datatype},
-            shape=_list(_SIZE, rank, rank),
-            data=_list(value),
+            datatype={"const": tensor.datatype},
+            shape=_list(_SIZE, tensor.rank, tensor.rank),
+            data=_list(dict(tensor.value)),
             parameters=_object(binary_data_size={"type": "integer", "minimum": 0}),
         )
-        for name, (datatype, value, rank) in kinds.items()
+        for name, tensor in OUTPUTS.items()
     }
-    found: dict[str, Schema] = {}
+    answers: dict[str, Schema] = {}
     for name, chosen in (("V2Inferred", PREDICTION_OUTPUTS), ("V2Explained", EXPLANATION_OUTPUTS)):
         several = _list({"oneOf": [outputs[each] for each in chosen]}, 1)
-        found[name] = _object(
+        answers[name] = _object(
             ("model_name", "model_version", "outputs"), id=_ID, model_name=_ID, model_version=_ID, outputs=several
         )
-    return found
+    return answers
 
 
 def _error(status: int) -> Schema:
