@@ -147,19 +147,19 @@ class Explanation:
     Attributes:
         heatmap: float32 `[h, w]` in [0, 1], at the layer's resolution.
         range: the map's own minimum and maximum; None where it is not finite.
-        region: the box around its brightest part, in pixels of the original picture.
-        warnings: `zero`, `constant` or `not_finite`.
-        overlay: a PNG.
+        region: the box around its brightest part, in pixels of the original picture; None where there is none.
+        warnings: `zero`, `constant` or `not_finite`: the heatmap is zeros, and says nothing.
+        overlay: the picture with the heatmap over it, a PNG; None where it was not asked for.
     """
 
     target: int
     label: str
     probability: float
-    heatmap: NDArray[np.float32]
+    heatmap: NDArray[np.float32] = field(repr=False, compare=False)
     range: tuple[float, float] | None
     region: Rect | None
-    warnings: tuple[str, ...]
-    overlay: bytes | None = None
+    warnings: tuple[str, ...] = ()
+    overlay: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

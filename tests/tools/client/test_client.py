@@ -22,9 +22,9 @@ from PIL import Image
 import camserve
 from camserve.core.geometry import Rect
 from camserve.protocol.options import OPTIONS
-from camserve.tools.client.askers import OverServer
-from camserve.tools.client.client import encoded
-from camserve.tools.client.result import Result, result_of
+from camserve.tools.client.client import encode
+from camserve.tools.client.result import Result, read_result
+from camserve.tools.client.sources import ServerSource
 from camserve.tools.commands.serve import Server
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -106,12 +106,17 @@ FULL = (503, b'{"code":503,"type":"ServiceUnavailableException","message":"full"
 
 def test_an_answer_becomes_frozen_types() -> None:
     """Every value of the JSON is there, as a number, a rectangle or an array that cannot be changed."""
-    result = result_of(ANSWER)
+    result = read_result(ANSWER)
 
     assert [(each.index, each.label, each.probability) for each in result.predictions] == [(3, "cat", 0.75), (1, "dog", 0.25)]
     assert result.heatmap.dtype == np.float32
     np.testing.assert_array_equal(result.heatmap, [[0, 1]])
     assert (result.size, result.view, result.region) == ((4, 2), Rect(0, 0, 4, 2), Rect(2, 0, 4, 2))
+    assert repr(result.predictions[0]) == "Prediction(index=3, label='cat', probability=0.75)"
+    assert repr(result.explanations[1]) == (
+        "Explanation(target=1, label='dog', probability=0.25, range=None, region=None, warnings=('not_finite',))"
+    )
+    assert result == read_result(ANSWER)
     assert result.explanations[0].range == (0.0, 2.5)
     assert (result.explanations[1].range, result.explanations[1].region) == (None, None)
     assert result.explanations[1].warnings == ("not_finite",)
@@ -124,7 +129,7 @@ def test_an_answer_becomes_frozen_types() -> None:
 
 def test_without_an_overlay_nothing_is_saved(tmp_path: Path) -> None:
     """The error says what to ask for, and a notebook shows the text in its place."""
-    result = result_of(ANSWER)
+    result = read_result(ANSWER)
     with pytest.raises(ValueError, match=r"overlay=False"):
         result.save(tmp_path / "o.png")
     assert result._repr_png_() is None
@@ -139,7 +144,7 @@ def drawn() -> Result:
         Image.new("RGB", (16, 8), colour).save(file, "PNG")
         urls.append("data:image/png;base64," + base64.b64encode(file.getvalue()).decode())
     explanations = [{**each, "overlay": url} for each, url in zip(ANSWER["explanations"], urls, strict=True)]
-    return result_of({**ANSWER, "explanations": explanations})
+    return read_result({**ANSWER, "explanations": explanations})
 
 
 @pytest.mark.parametrize(
@@ -287,9 +292,9 @@ def test_the_tools_say_what_to_do_about_a_token(
     scripted: Callable[..., Scripted], token: str | None, answer: tuple[int, bytes], words: str
 ) -> None:
     """The server's own words name no flag."""
-    asker = OverServer(scripted(answer).url, "m", None if token is None else lambda: token, 60)
+    source = ServerSource(scripted(answer).url, "m", None if token is None else lambda: token, 60)
     with pytest.raises(camserve.CamserveError) as raised:
-        asker.ask(b"picture", {})
+        source.ask(b"picture", {})
     assert str(raised.value).startswith(words)
 
 
@@ -317,10 +322,10 @@ def test_pictures_come_in_many_forms() -> None:
     """A file, bytes, a Pillow image and arrays hold the same pixels; anything else is refused in words."""
     pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
     for image in (pixels, Image.fromarray(pixels)):
-        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encoded(image)))), pixels)
-    assert encoded(CAT) == encoded(str(CAT)) == encoded(CAT.read_bytes()) == CAT.read_bytes()
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode(image)))), pixels)
+    assert encode(CAT) == encode(str(CAT)) == encode(CAT.read_bytes()) == CAT.read_bytes()
     with pytest.raises(ValueError, match=r"expected an array \[H, W\].* got \[4, 5, 3\] of float32"):
-        encoded(pixels.astype(np.float32))
+        encode(pixels.astype(np.float32))
 
 
 def test_importing_the_package_does_not_load_the_client() -> None:

@@ -323,7 +323,7 @@ def test_what_is_no_archive_is_told_by_name_before_the_other_is_loaded(
     tmp_path: Path, pictures: Path, place: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Loading a large one takes a while, and which of the two it is nobody would know."""
-    monkeypatch.setattr(compare, "loaded", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(compare, "load", lambda *_: pytest.fail("it was loaded"))
     (tmp_path / "empty").mkdir()
     for name, told in (("gone.mar", "no archive {}"), ("empty", "{}: not an archive: its manifest")):
         both = [str(archive(tmp_path / f"beside {name}")), str(pictures)]

@@ -19,9 +19,9 @@ from tests.support.build import encoded, mar, noise
 
 from camserve.protocol.options import OPTIONS
 from camserve.tools import cli
-from camserve.tools.client.askers import OverServer
 from camserve.tools.client.client import CamserveError
-from camserve.tools.client.token import token_from
+from camserve.tools.client.sources import ServerSource
+from camserve.tools.client.token import open_token_file
 from camserve.tools.commands import compare, explain
 from camserve.tools.commands.explain import Run, found
 from camserve.tools.commands.serve import Server
@@ -34,7 +34,7 @@ DEMO = "efficientnet_lite0"
 
 
 class Told:
-    """An asker that answers by itself: the label is the picture's bytes; `bad` ones fail."""
+    """An source that answers by itself: the label is the picture's bytes; `bad` ones fail."""
 
     name = "told"
 
@@ -251,12 +251,12 @@ def test_a_token_is_read_anew_each_time(tmp_path: Path, content: str, wanted: st
     """From a plain file or TorchServe's own, because tokens there expire and are replaced."""
     path = tmp_path / "token"
     path.write_text(content)
-    read = token_from(path)
+    read = open_token_file(path)
     assert read is not None
     assert read() == wanted
     path.write_text("next")
     assert read() == "next"
-    assert token_from(None) is None
+    assert open_token_file(None) is None
 
 
 @pytest.mark.parametrize("content", [None, "", "two words", "new\nline", "{}", '{"inference": 3}', "caf\u00e9"])
@@ -266,7 +266,7 @@ def test_a_file_without_a_token_is_told_without_repeating_it(tmp_path: Path, con
     if content is not None:
         path.write_text(content)
     with pytest.raises(ToolError) as raised:
-        token_from(path)
+        open_token_file(path)
     assert str(path) in str(raised.value)
     assert content is None or not content or content not in str(raised.value)
 
@@ -354,7 +354,7 @@ def test_what_cannot_be_begun_is_one_line(
 def test_the_server_s_root_and_a_model_or_its_own_url_are_asked() -> None:
     """And named alike in the rows."""
     whole = "http://127.0.0.1:8080/explanations/cats"
-    assert OverServer("http://127.0.0.1:8080/", "cats", None, 1).name == OverServer(whole, None, None, 1).name == whole
+    assert ServerSource("http://127.0.0.1:8080/", "cats", None, 1).name == ServerSource(whole, None, None, 1).name == whole
 
 
 def test_an_archive_of_another_handler_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

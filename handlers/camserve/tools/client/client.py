@@ -25,12 +25,10 @@ from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 from camserve.protocol.options import write_headers
-from camserve.tools.client.result import Result, result_of
-
-__all__ = ["CamserveError", "Client", "Picture", "Result", "encoded", "error_of", "model_of"]
+from camserve.tools.client.result import Result, read_result
 
 Picture = str | Path | bytes | bytearray | Image.Image | NDArray[Any]
-"""A file's path, an encoded picture, a Pillow image, or an array: see `encoded`."""
+"""A file's path, an encoded picture, a Pillow image, or an array: see `encode`."""
 
 TRIES = 5
 """How often a request is sent again while the server's queue is full (503), after 0.25, 0.5, 1, ... seconds."""
@@ -66,8 +64,8 @@ class _Address:
             raise ValueError(f"url: expected http://HOST:PORT or .../explanations/MODEL, got {url!r}")
         root, model = parts.path.rstrip("/"), None
         for route in ("/explanations/", "/predictions/"):
-            before, found, after = root.partition(route)
-            if found and after:
+            before, _, after = root.partition(route)
+            if after:
                 root, model = before, unquote(after)
         return cls(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{root}", model)
 
@@ -79,7 +77,7 @@ class _Address:
 
 
 class Client:
-    """Asks one server, over connections that stay open. Not for several threads at once: give each its own.
+    """Asks one server, over connections that stay open. Not safe for threads: give each its own.
 
     Args:
         url: the server's root, or its `.../explanations/MODEL[/VERSION]`.
@@ -93,7 +91,7 @@ class Client:
         self._session = requests.Session()
         self._session.auth = TokenAuth(token)
         self._session.headers["user-agent"] = f"camserve/{_version()}"
-        # A full queue answers at once, and the request was not begun: it is safe and right to come again a little later.
+        # A full queue answers at once, and the request has not begun, so it is safe to send it again a little later.
         tries = Retry(
             total=None, connect=0, read=False, redirect=0, other=0, status=TRIES, status_forcelist=[503],
             allowed_methods=None, backoff_factor=0.25, backoff_jitter=0.25, raise_on_status=False,
@@ -115,7 +113,7 @@ class Client:
         self._session.close()
 
     def predict(self, image: Picture, model: str | None = None) -> dict[str, float]:
-        """The most probable labels and their probabilities, most probable first.
+        """Asks for the most probable labels and their probabilities, most probable first.
 
         Raises:
             CamserveError: no answer.
@@ -152,10 +150,10 @@ class Client:
             "target": target, "top_k": top_k, "method": method, "layer": layer, "colormap": colormap, "opacity": opacity,
             "overlay": (overlay and not _is_tensor(image)) or None,
         }  # fmt: skip
-        return result_of(self.ask(image, model, {name: value for name, value in options.items() if value is not None}))
+        return read_result(self.ask(image, model, {name: value for name, value in options.items() if value is not None}))
 
     def ask(self, image: Picture, model: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The server's answer to `explain` as it came, for options by their names in the contract.
+        """Asks as `explain` does, with options by their names in the contract, and returns the answer's JSON as it came.
 
         Raises:
             CamserveError, ValueError: as `explain` does.
@@ -176,11 +174,11 @@ class Client:
             message = f"{self._address.root} does not answer ({type(error).__name__}); is the server running?"
             raise CamserveError(None, "Unreachable", message) from None
         if response.status_code != 200:
-            raise error_of(response.status_code, response.content)
+            raise read_error(response.status_code, response.content)
         try:
             return response.json()
         except ValueError:
-            raise error_of(200, response.content) from None
+            raise read_error(200, response.content) from None
 
 
 class TokenAuth(requests.auth.AuthBase):
@@ -190,14 +188,18 @@ class TokenAuth(requests.auth.AuthBase):
         self.token = token
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Adds the present token, where there is one."""
         token = self.token() if callable(self.token) else self.token
         if token:
             request.headers["authorization"] = f"Bearer {token}"
         return request
 
 
-def encoded(image: Picture) -> bytes:
-    """A picture as the server opens it: a file or bytes as they are, images and arrays `[H, W, 3]` or `[H, W]`, uint8, as PNG.
+def encode(image: Picture) -> bytes:
+    """Encodes a picture as the server opens it: images and arrays as PNG; a file or bytes stay as they are.
+
+    Args:
+        image: an array is uint8, `[H, W]`, `[H, W, 3]` or `[H, W, 4]`, its values 0 to 255.
 
     Raises:
         ValueError: an array of another type or shape.
@@ -220,32 +222,32 @@ def encoded(image: Picture) -> bytes:
     return file.getvalue()
 
 
-def model_of(url: str) -> str | None:
-    """The model, with its version, that a server's URL names; None where it names none.
+def read_model_name(url: str) -> str | None:
+    """Reads from a server's URL the model, with its version; None where it names none.
 
     Raises:
-        ValueError: it is no server's URL.
+        ValueError: it is not a server's URL.
     """
     return _Address.parse(url).model
 
 
-def error_of(status: int, body: bytes) -> CamserveError:
-    """The error in a server's answer, whoever on the way wrote it."""
+def read_error(status: int, body: bytes) -> CamserveError:
+    """Reads the error from a server's answer, or makes one where a proxy on the way wrote it."""
     try:
-        told = json.loads(body)
-        return CamserveError(status, str(told["type"]), str(told["message"]))
+        answer = json.loads(body)
+        return CamserveError(status, str(answer["type"]), str(answer["message"]))
     except (ValueError, KeyError, TypeError):
         message = "the upload is larger than the server accepts" if status == 413 else "the answer is not the server's own"
         return CamserveError(status, "TooLarge" if status == 413 else "NoAnswer", message)
 
 
 def _request(image: Picture, options: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
-    """Body and headers: a picture goes as it is, with its options in headers, a tensor as JSON."""
+    """Composes body and headers: a picture goes as it is, with its options in headers, a tensor as JSON."""
     if _is_tensor(image):
         body = {"data": np.asarray(image).tolist(), **options}
         return json.dumps(body, default=int).encode(), {"content-type": "application/json", "accept": "application/json"}
     headers = {**write_headers(options), "content-type": "application/octet-stream", "accept": "application/json"}
-    return encoded(image), headers
+    return encode(image), headers
 
 
 def _is_tensor(image: Picture) -> bool:

@@ -1,11 +1,11 @@
-"""A server's answer to an explanation, with types."""
+"""Types of a server's answer: those that the worker made it of, which here can be saved, and show themselves in notebooks."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from camserve.core import messages
 from camserve.core.geometry import Rect
 from camserve.core.text import listed, shown
 
@@ -26,36 +27,12 @@ GAP = 8
 """Pixels between overlays that are shown side by side."""
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(messages.Score):
     """One class: its index, its label, and its probability, 0 to 1."""
 
-    index: int
-    label: str
-    probability: float
 
-
-@dataclass(frozen=True)
-class Explanation:
-    """What speaks for one class.
-
-    Attributes:
-        target: the class's index.
-        heatmap: float32 `[h, w]` in [0, 1], at the layer's resolution; it covers the result's `view`.
-        range: the map's own minimum and maximum; None where it was not finite.
-        region: the box around its brightest part, in the picture's pixels; None where there is none.
-        warnings: `zero`, `constant` or `not_finite`: the heatmap is zeros, and says nothing.
-        overlay: the picture with the heatmap over it, a PNG; None where it was not asked for.
-    """
-
-    target: int
-    label: str
-    probability: float
-    heatmap: NDArray[np.float32] = field(repr=False, compare=False)
-    range: tuple[float, float] | None
-    region: Rect | None
-    warnings: tuple[str, ...] = ()
-    overlay: bytes | None = field(default=None, repr=False)
+class Explanation(messages.Explanation):
+    """What speaks for one class; `heatmap` covers the result's `view`. In a notebook it shows its overlay."""
 
     def save(self, path: str | Path) -> None:
         """Writes the overlay to `path`, as PNG, JPEG or WebP by the ending: .png, .jpg, .jpeg, .webp.
@@ -111,14 +88,14 @@ class Result:
 
     def _repr_png_(self) -> bytes | None:
         overlays = [explanation.overlay for explanation in self.explanations]
-        drawn = [overlay for overlay in overlays if overlay is not None]
-        if len(drawn) < len(overlays):
+        pictures = [overlay for overlay in overlays if overlay is not None]
+        if len(pictures) < len(overlays):
             return None
-        return drawn[0] if len(drawn) == 1 else _side_by_side(drawn)
+        return pictures[0] if len(pictures) == 1 else _side_by_side(pictures)
 
 
-def result_of(answer: Mapping[str, Any]) -> Result:
-    """The JSON of an explanation's answer as a `Result`."""
+def read_result(answer: Mapping[str, Any]) -> Result:
+    """Reads the JSON of an explanation's answer."""
     image = answer["image"] or {}
     return Result(
         predictions=tuple(Prediction(each["index"], each["label"], each["probability"]) for each in answer["classes"]),
@@ -133,25 +110,25 @@ def result_of(answer: Mapping[str, Any]) -> Result:
     )
 
 
-def overlay_of(explanation: Mapping[str, Any]) -> bytes | None:
-    """The overlay in one explanation's JSON, a PNG."""
+def read_overlay(explanation: Mapping[str, Any]) -> bytes | None:
+    """Reads the overlay, a PNG, from one explanation's JSON; None where it has none."""
     url = explanation.get("overlay")
     return base64.b64decode(url.partition(",")[2]) if url else None
 
 
-def _explanation(told: Mapping[str, Any]) -> Explanation:
-    heatmap = np.asarray(told["heatmap"], dtype=np.float32)
+def _explanation(member: Mapping[str, Any]) -> Explanation:
+    heatmap = np.asarray(member["heatmap"], dtype=np.float32)
     heatmap.setflags(write=False)
-    limits = told["range"]
+    limits = member["range"]
     return Explanation(
-        target=told["target"],
-        label=told["label"],
-        probability=told["probability"],
+        target=member["target"],
+        label=member["label"],
+        probability=member["probability"],
         heatmap=heatmap,
         range=limits and (limits[0], limits[1]),
-        region=_rect(told["region"]),
-        warnings=tuple(told["warnings"]),
-        overlay=overlay_of(told),
+        region=_rect(member["region"]),
+        warnings=tuple(member["warnings"]),
+        overlay=read_overlay(member),
     )
 
 

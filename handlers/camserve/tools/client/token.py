@@ -19,11 +19,11 @@ REFUSED = (
 )
 
 
-def token_from(path: Path | None) -> Callable[[], str] | None:
-    """A function that gives the present token; None for no file.
+def open_token_file(path: Path | None) -> Callable[[], str] | None:
+    """Returns a function that reads the present token from the file; None for no file.
 
-    The file holds the token, or is TorchServe's own `key_file.json`. It is read anew each time, because TorchServe's tokens
-    expire and are replaced there.
+    The file holds the token, or is TorchServe's own `key_file.json`. It is read each time, because TorchServe's tokens expire
+    and are replaced there.
 
     Raises:
         ToolError: there is no token in the file now.
@@ -34,8 +34,8 @@ def token_from(path: Path | None) -> Callable[[], str] | None:
     return lambda: _read(path)
 
 
-def refusal(status: int | None, kind: str, given: bool) -> str | None:
-    """What to do about an answer that is about the token, TorchServe's or that of a proxy before it; None for any other.
+def explain_refusal(status: int | None, kind: str, given: bool) -> str | None:
+    """Says what to do about an answer that refuses the token, TorchServe's or a proxy's; None for any other answer.
 
     Args:
         kind: the error's type.

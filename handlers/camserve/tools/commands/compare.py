@@ -23,9 +23,9 @@ from rich.progress import track
 from rich.table import Table
 
 from camserve.inspector.html import fill, policy, script_json
-from camserve.tools.client.askers import Asker, loaded, unpacked
 from camserve.tools.client.client import CamserveError
-from camserve.tools.client.result import result_of
+from camserve.tools.client.result import read_result
+from camserve.tools.client.sources import AnswerSource, load, unpack
 from camserve.tools.console import Progress, ToolError, command_of, fail
 from camserve.tools.reports.agreement import FAILED, LIMITS, Agreement, Classes, Run, compared
 from camserve.tools.reports.pictures import list_pictures, thumbnail
@@ -52,15 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         images = list(list_pictures(options.images))
         with ExitStack() as stack:
             paths = (options.first, options.second)
-            opened = [stack.enter_context(unpacked(path)) for path in paths]  # what is no archive is told before one loads
+            opened = [stack.enter_context(unpack(path)) for path in paths]  # what is no archive is told before one loads
             importlib.import_module("gradcam_handler")  # ours is kept; otherwise the first archive's would serve both
-            askers = [loaded(*each) for each in zip(paths, opened, strict=True)]
-            classes = Classes(*(asker.labels for asker in askers))
-            outcome = _asked(askers, classes, images)
+            sources = [load(*each) for each in zip(paths, opened, strict=True)]
+            classes = Classes(*(source.labels for source in sources))
+            outcome = _asked(sources, classes, images)
             if not outcome.rows:
                 raise ToolError(f"no picture could be compared; {_first(outcome)}")
-            told = report(options, askers, outcome, classes.told())
-            _write(options, told, _overlays(askers, classes, _worst(outcome.rows)[: options.worst]))
+            told = report(options, sources, outcome, classes.told())
+            _write(options, told, _overlays(sources, classes, _worst(outcome.rows)[: options.worst]))
     except (ToolError, OSError) as error:
         fail(error)
         return 2
@@ -106,19 +106,19 @@ def _share(text: str) -> float:
     return value
 
 
-def _asked(askers: Sequence[Asker], classes: Classes, paths: Sequence[Path]) -> Outcome:
+def _asked(sources: Sequence[AnswerSource], classes: Classes, paths: Sequence[Path]) -> Outcome:
     """Asks both for every picture."""
     outcome = Outcome()
-    first, second = askers
+    first, second = sources
     for path in track(paths, description="comparing", transient=True):
         try:
             picture = path.read_bytes()
-            one = result_of(first.ask(picture, {}))
+            one = read_result(first.ask(picture, {}))
         except (CamserveError, OSError) as error:
             outcome.skipped[str(path)] = str(error)
             continue
         try:
-            other = result_of(second.ask(picture, {"target": classes.second(one.explanations[0].target)}))
+            other = read_result(second.ask(picture, {"target": classes.second(one.explanations[0].target)}))
         except CamserveError as error:
             outcome.failed[str(path)] = str(error)
         else:
@@ -131,7 +131,7 @@ def _worst(rows: Sequence[Agreement]) -> list[Agreement]:
     return sorted(rows, key=lambda row: (not row.changed, not row.silent, 1 if row.overlap is None else row.overlap))
 
 
-def report(options: argparse.Namespace, askers: Sequence[Asker], outcome: Outcome, classes: str) -> dict[str, Any]:
+def report(options: argparse.Namespace, sources: Sequence[AnswerSource], outcome: Outcome, classes: str) -> dict[str, Any]:
     """The run's figures: `figures` by limit's name, `limits` as asked for, and the names of those that are `exceeded`.
 
     `failed` are the pictures that the second does not answer, and `skipped` those that the first does not, with the reason.
@@ -142,7 +142,7 @@ def report(options: argparse.Namespace, askers: Sequence[Asker], outcome: Outcom
     limits = {name: value for name, value in given.items() if value is not None}
     if limits:
         limits = {FAILED: 0.0, **limits}
-    names = [asker.name for asker in askers]
+    names = [source.name for source in sources]
     if names[0] == names[1]:
         names = [f"{name} ({path})" for name, path in zip(names, (options.first, options.second), strict=True)]
     return {
@@ -182,20 +182,20 @@ def _write(options: argparse.Namespace, told: Mapping[str, Any], cards: Sequence
     options.html.write_text(fill((HERE / "compare.html").read_text("utf-8"), parts), "utf-8")
 
 
-def _overlays(askers: Sequence[Asker], classes: Classes, rows: Sequence[Agreement]) -> list[dict[str, Any]]:
+def _overlays(sources: Sequence[AnswerSource], classes: Classes, rows: Sequence[Agreement]) -> list[dict[str, Any]]:
     """The rows, each with both archives' overlays of the compared class as data URLs; None where one cannot be drawn."""
     cards = []
     for row in rows:
         picture = Path(row.file).read_bytes()
         targets = (row.index, classes.second(row.index))
-        drawn = [_overlay(asker, picture, target) for asker, target in zip(askers, targets, strict=True)]
+        drawn = [_overlay(source, picture, target) for source, target in zip(sources, targets, strict=True)]
         cards.append({**asdict(row), "pictures": drawn})
     return cards
 
 
-def _overlay(asker: Asker, picture: bytes, target: int) -> str | None:
+def _overlay(source: AnswerSource, picture: bytes, target: int) -> str | None:
     try:
-        url = asker.ask(picture, {"overlay": True, "target": target})["explanations"][0]["overlay"]
+        url = source.ask(picture, {"overlay": True, "target": target})["explanations"][0]["overlay"]
     except CamserveError:  # the whole picture may be more than an answer may hold
         return None
     return thumbnail(io.BytesIO(base64.b64decode(url.partition(",")[2])), THUMB)

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from camserve.monitoring.metrics import METRICS
-from camserve.tools.client.token import REFUSED, WANTED, token_from
+from camserve.tools.client.token import REFUSED, WANTED, open_token_file
 from camserve.tools.console import ToolError, command_of, fail
 from camserve.tools.serving.configuration.addresses import is_loopback
 from camserve.tools.watching.checkup import Finding, of_version, undeclared
@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _tokens(path: Path | None) -> dict[str, str]:
     """The tokens by TorchServe's names `inference` and `management`; the file's own word for both where it holds but one."""
-    token = token_from(path)
+    token = open_token_file(path)
     if path is None or token is None:
         return {}
     text = path.read_text("utf-8").strip()

@@ -24,10 +24,10 @@ from rich.text import Text
 
 from camserve.core.values import parse_integer
 from camserve.protocol.options import OPTIONS, Option
-from camserve.tools.client.askers import Asker, OverServer, in_process
 from camserve.tools.client.client import CamserveError
-from camserve.tools.client.result import overlay_of
-from camserve.tools.client.token import token_from
+from camserve.tools.client.result import read_overlay
+from camserve.tools.client.sources import AnswerSource, ServerSource, open_archive_source
+from camserve.tools.client.token import open_token_file
 from camserve.tools.console import Progress as Steps
 from camserve.tools.console import ToolError, command_of, fail
 from camserve.tools.reports import gallery
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_flags(options)
         pictures = found(options.pictures, options.out)
         options.out.mkdir(parents=True, exist_ok=True)
-        with _asker(options, steps) as asker:
-            run = Run(asker, options.out, _asked(options, asker))
+        with _source(options, steps) as source:
+            run = Run(source, options.out, _asked(options, source))
             counts = run.explain(pictures, options.jobs, again=options.again)
         page = gallery.write(list(run.journal.rows.values()), options.out)
     except (ToolError, OSError) as error:
@@ -109,21 +109,21 @@ def _check_flags(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _asker(options: argparse.Namespace, steps: Steps) -> Iterator[Asker]:
+def _source(options: argparse.Namespace, steps: Steps) -> Iterator[AnswerSource]:
     if options.archive is None:
-        yield OverServer(options.url or URL, options.model, token_from(options.token_file), options.timeout)
+        yield ServerSource(options.url or URL, options.model, open_token_file(options.token_file), options.timeout)
         return
     with ExitStack() as stack:
         with steps.step(f"Load {options.archive}"):
-            asker = stack.enter_context(in_process(options.archive))
-        yield asker
+            source = stack.enter_context(open_archive_source(options.archive))
+        yield source
 
 
-def _asked(options: argparse.Namespace, asker: Asker) -> dict[str, Any]:
+def _asked(options: argparse.Namespace, source: AnswerSource) -> dict[str, Any]:
     """The request's options by the contract's names, and who is asked: a row is done only if all of it is the same."""
     given = {option.name: getattr(options, option.name) for option in _ASKED}
     given["overlay"] = None if options.no_overlays else True
-    return {"model": asker.name, **{name: value for name, value in given.items() if value is not None}}
+    return {"model": source.name, **{name: value for name, value in given.items() if value is not None}}
 
 
 def found(names: Iterable[str], out: Path) -> list[Path]:
@@ -151,16 +151,16 @@ class Run:
     """Explains pictures into a folder.
 
     Args:
-        asker: who is asked.
+        source: who is asked.
         out: the folder.
         asked: the options, with who is asked under `model`.
     """
 
-    def __init__(self, asker: Asker, out: Path, asked: Mapping[str, Any]) -> None:
+    def __init__(self, source: AnswerSource, out: Path, asked: Mapping[str, Any]) -> None:
         self.journal = Journal(out / "explanations.jsonl")
         self.faults: dict[tuple[int | None, str], list[Row]] = {}
         """The rows that failed, in the pictures' order, by their error's status and type."""
-        self._asker = asker
+        self._source = source
         self._out = out
         self._asked = dict(asked)
         self._options = {name: value for name, value in asked.items() if name != "model"}
@@ -201,7 +201,7 @@ class Run:
             return None
         started = time.perf_counter()
         try:
-            answer = self._asker.ask(picture, self._options)
+            answer = self._source.ask(picture, self._options)
         except CamserveError as error:
             return {**row, "error": _fault(error.status, error.type, error.message)}
         return {**row, "seconds": round(time.perf_counter() - started, 4), **self._kept(path, row["sha256"], answer)}
@@ -210,7 +210,7 @@ class Run:
         """The answer, with its overlays written to files and named in it."""
         explanations = []
         for explanation in answer["explanations"]:
-            picture = overlay_of(explanation)
+            picture = read_overlay(explanation)
             place = Path("overlays", f"{_stem(path, digest)}.{explanation['target']}.png")
             if picture is not None:
                 (self._out / place).write_bytes(picture)

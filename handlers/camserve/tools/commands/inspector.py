@@ -17,8 +17,8 @@ from urllib.parse import SplitResult, urlsplit
 import requests
 
 from camserve.core.text import shown
-from camserve.tools.client.client import TokenAuth, error_of
-from camserve.tools.client.token import refusal, token_from
+from camserve.tools.client.client import TokenAuth, read_error
+from camserve.tools.client.token import explain_refusal, open_token_file
 from camserve.tools.console import ToolError, command_of, fail
 
 REQUEST_HEADERS = ("accept", "content-type")
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serves the page until Ctrl-C; returns the exit status: 1 where there is no page to serve."""
     options = parser().parse_args(argv)
     try:
-        server = proxy(options.url, token_from(options.token_file), options.port, options.timeout)
+        server = proxy(options.url, open_token_file(options.token_file), options.port, options.timeout)
     except (ToolError, OSError) as error:
         return fail(error)
     with server:
@@ -133,8 +133,8 @@ def check(server: Proxy) -> None:
     if response.status_code == 200 and not kind.startswith("text/html"):
         raise ToolError(f"{url} answers with {shown(kind)}, not with a page; its handler is not camserve's")
     if response.status_code != 200:
-        answer = error_of(response.status_code, response.content)
-        raise ToolError(refusal(answer.status, answer.type, server.token is not None) or f"{url} has no page: {answer}")
+        answer = read_error(response.status_code, response.content)
+        raise ToolError(explain_refusal(answer.status, answer.type, server.token is not None) or f"{url} has no page: {answer}")
 
 
 def _cause(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Who explains a picture: a running server, or an archive in this process. Both answer with the contract's JSON."""
+"""Sources of answers: a running server, or an archive in this process. Both explain a picture with the contract's JSON."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from camserve.core.labels import Labels
 from camserve.core.text import in_one_line
 from camserve.protocol.options import write_headers
 from camserve.tools.archive.archive import Archive, Row, ask, load_service, open_archive
-from camserve.tools.client.client import CamserveError, Client, error_of, model_of
-from camserve.tools.client.token import refusal
+from camserve.tools.client.client import CamserveError, Client, read_error, read_model_name
+from camserve.tools.client.token import explain_refusal
 from camserve.tools.console import ToolError, command_of
 
 
-class Asker(Protocol):
+class AnswerSource(Protocol):
     """Explains encoded pictures, from any thread.
 
     Attributes:
@@ -30,19 +30,19 @@ class Asker(Protocol):
     name: str
 
     def ask(self, picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to one explanation; raises `CamserveError` where there is none."""
+        """Asks for one explanation; raises `CamserveError` where there is no answer."""
 
 
-class OverServer:
+class ServerSource:
     """Asks a running server; each thread keeps a connection of its own open.
 
     Raises:
-        ToolError: the URL is none, or the model is not named once, by the URL or by `model`.
+        ToolError: the URL cannot be used, or does not name the model where `model` does not, or both name it.
     """
 
     def __init__(self, url: str, model: str | None, token: Callable[[], str] | None, timeout: float) -> None:
         try:
-            named = model_of(url)
+            named = read_model_name(url)
         except ValueError as error:
             raise ToolError(str(error)) from None
         if named and model:
@@ -55,20 +55,20 @@ class OverServer:
         self._own = threading.local()
 
     def ask(self, picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
-        """As `Asker` says."""
+        """Asks as `AnswerSource` says."""
         if not hasattr(self._own, "client"):
             self._own.client = Client(self.name, self._token, self._timeout)
         client: Client = self._own.client
         try:
             return client.ask(picture, None, options)
         except CamserveError as error:
-            mend = refusal(error.status, error.type, self._token is not None)
+            mend = explain_refusal(error.status, error.type, self._token is not None)
             if mend is None:
                 raise
             raise CamserveError(error.status, error.type, mend) from None
 
 
-class InProcess:
+class ArchiveSource:
     """Asks an archive that is loaded here, on the CPU, one picture at a time; `labels` are its classes."""
 
     def __init__(self, name: str, labels: Labels, service: Any) -> None:
@@ -78,25 +78,25 @@ class InProcess:
         self._turn = threading.Lock()
 
     def ask(self, picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
-        """As `Asker` says."""
+        """Asks as `AnswerSource` says."""
         with self._turn:
             (response,) = ask(self._service, [Row({"body": bytearray(picture)}, write_headers(options), explain=True)])
         if response.status != 200:
-            raise error_of(response.status, response.body)
+            raise read_error(response.status, response.body)
         answer: dict[str, Any] = json.loads(response.body)
         return answer
 
 
 @contextmanager
-def in_process(archive: Path) -> Iterator[InProcess]:
-    """Unpacks and loads an archive, and forgets it afterwards; raises `ToolError` where that cannot be done."""
-    with unpacked(archive) as opened:
-        yield loaded(archive, opened)
+def open_archive_source(archive: Path) -> Iterator[ArchiveSource]:
+    """Unpacks and loads an archive for the block; raises `ToolError` where that cannot be done."""
+    with unpack(archive) as opened:
+        yield load(archive, opened)
 
 
 @contextmanager
-def unpacked(archive: Path) -> Iterator[Archive]:
-    """Unpacks an archive, and forgets it afterwards; raises `ToolError`, which names the file, where it is none."""
+def unpack(archive: Path) -> Iterator[Archive]:
+    """Unpacks an archive for the block; raises `ToolError`, which names the file, where it is not an archive."""
     with ExitStack() as stack:
         try:
             opened = stack.enter_context(open_archive(archive))
@@ -106,8 +106,8 @@ def unpacked(archive: Path) -> Iterator[Archive]:
         yield opened
 
 
-def loaded(archive: Path, opened: Archive) -> InProcess:
-    """Loads an archive that is unpacked; raises `ToolError` where that fails, or its handler is not camserve's."""
+def load(archive: Path, opened: Archive) -> ArchiveSource:
+    """Loads an unpacked archive; raises `ToolError` where that fails, or its handler is not camserve's."""
     require("an archive in this process", "serve")
     try:
         service = load_service(opened.directory)
@@ -117,4 +117,4 @@ def loaded(archive: Path, opened: Archive) -> InProcess:
     if not isinstance(labels, Labels):
         mend = f"{command_of('package')} --from-archive {shlex.quote(str(archive))}"
         raise ToolError(f"{archive}: its handler is not camserve's; {mend} makes an archive of it that explains")
-    return InProcess(f"{opened.name} {opened.version}", labels, service)
+    return ArchiveSource(f"{opened.name} {opened.version}", labels, service)
