@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from tests.support.build import encoded
 
-from benchmarks.abuse.bad_pictures import BAD, LARGE, OK, Case, Draw, json_case
 from benchmarks.abuse.bad_text import GOOD
+from benchmarks.abuse.case import BAD, LARGE, OK, Case, Draw, json_case
 from camserve.tools.archive.archive import Row
 
 LARGE_PICTURE = base64.b64encode(encoded(Image.new("1", (7000, 7000)))).decode()

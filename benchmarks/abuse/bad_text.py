@@ -7,7 +7,8 @@ import json
 import random
 from typing import Any
 
-from benchmarks.abuse.bad_pictures import BAD, LARGE, OK, Case, Draw, good_picture, json_case
+from benchmarks.abuse.bad_pictures import good_picture
+from benchmarks.abuse.case import BAD, LARGE, OK, Case, Draw, json_case
 
 GOOD = base64.b64encode(good_picture()).decode()
 

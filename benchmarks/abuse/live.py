@@ -1,4 +1,4 @@
-"""The bad requests over HTTP, as clients send them, to a TorchServe of our own: `abuse.py --live`."""
+"""The bad requests over HTTP, as clients send them, to a TorchServe of our own: `run.py --live`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from urllib.parse import urlencode, urlsplit
 import psutil
 from tests.support.build import mar
 
-from benchmarks.abuse.bad_pictures import Case
-from benchmarks.abuse.run import complaint
+from benchmarks.abuse.case import Case
+from benchmarks.abuse.check import complain
 from camserve.tools.archive.archive import Response
 from camserve.tools.commands.serve import Server
 
@@ -33,7 +33,7 @@ STAMPED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 
 class Live:
-    """A server's model, asked as many requests at once as a batch holds; see `abuse.InProcess`.
+    """A server's model, asked as many requests at once as a batch holds; see `run.InProcess`.
 
     `faults` gets what the log must not hold: lines that do not begin as TorchServe's do, and faults of camserve's.
     """
@@ -48,7 +48,7 @@ class Live:
             return list(threads.map(self._answer, cases))
 
     def judge(self, sent: Case, answer: Response) -> str:
-        """As `complaint`, but for what is TorchServe's own, and for pictures whose form or header HTTP has changed."""
+        """As `complain`, but for what is TorchServe's own, and for pictures whose form or header HTTP has changed."""
         if self.server.pids != self._pids:
             self._pids = self.server.pids
             return f"a process ended or began; then {answer.status}: {answer.body[:200]!r}"
@@ -56,7 +56,7 @@ class Live:
             return ""
         if answer.status in OWN.get(_kind(answer), ()):
             return ""
-        return complaint(replace(sent, allowed=(*sent.allowed, 400), kinds=()), answer)
+        return complain(replace(sent, allowed=(*sent.allowed, 400), kinds=()), answer)
 
     def memory(self) -> float:
         """The workers' memory, in MiB; of those in a container, which have other numbers there, nothing."""

@@ -15,23 +15,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import io
-import json
-import logging
 import platform
 import random
-import re
 import resource
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
@@ -40,21 +35,20 @@ import numpy as np
 import PIL
 import psutil
 import torch
-from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from tests.support.build import PLAIN, archive
-from tests.support.equality import assert_same
+from tests.support.comparison.equality import assert_same
 
 from benchmarks.abuse import bad_pictures, bad_requests, bad_text
-from benchmarks.abuse.bad_pictures import Case
-from camserve.core.errors import KINDS
+from benchmarks.abuse.case import Case
+from benchmarks.abuse.check import complain, watch_log
+from benchmarks.abuse.live import live
 from camserve.tools.archive.archive import Response, Row, ask, load_service, open_archive
 
 CATEGORIES = bad_pictures.CATEGORIES | bad_text.CATEGORIES | bad_requests.CATEGORIES
-TELLTALE = re.compile(r"(?<![\w./])/(?:[a-z_]+/)+[a-z_]+|\.py\b|0x[0-9a-f]{6,}|Traceback|object at ")
 SMALL = {**PLAIN, "exif": True}
 LIMIT = 64
 """MiB by which the process may grow in the second half: before, its threads meet the largest pictures, whose memory it keeps."""
@@ -90,7 +84,7 @@ class InProcess:
 
     def judge(self, sent: Case, answer: Response) -> str:
         """What is wrong with an answer; "" for nothing."""
-        return complaint(sent, answer)
+        return complain(sent, answer)
 
     def memory(self) -> float:
         """The process's memory, in MiB."""
@@ -113,7 +107,7 @@ def run(service: Any, count: int, seed: int = 0, batch: int = 8, tick: Callable[
     good = Case(Row({"body": bytearray(bad_pictures.good_picture())}, {"X-Explain-Top-K": "2"}, explain=True), (200,))
     places = [(name, number) for number in range(-(-count // len(CATEGORIES))) for name in CATEGORIES][:count]
     started = time.perf_counter()
-    with watched() as faults:
+    with watch_log() as faults:
         (right,) = service.ask([good])
         for start in range(0, count, batch - 1):
             names = places[start : start + batch - 1]
@@ -151,77 +145,6 @@ def _one_batch(
         wrong = service.judge(each, answer)
         if wrong:
             report.failures.append(f"{name} {number}: {wrong}")
-
-
-def complaint(sent: Case, answer: Response) -> str:
-    """What is wrong with an answer; "" for nothing."""
-    if answer.status not in sent.allowed:
-        return f"status {answer.status}: {answer.body[:200]!r}"
-    if not all(value.isascii() and value.isprintable() for value in answer.headers.values()):
-        return f"headers {dict(answer.headers)}"
-    if answer.status == 200:
-        return _complaint_about_good(sent, answer)
-    error = json.loads(answer.body)
-    if list(error) != ["code", "type", "message"] or error["code"] != answer.status:
-        return f"not the shape of an error: {answer.body[:200]!r}"
-    if error["type"] not in (sent.kinds or KINDS[answer.status]):
-        return f"type {error['type']}: {error['message']}"
-    message = error["message"]
-    bad = not message.isprintable() or len(message) > 2000 or TELLTALE.search(message)
-    return f"message {message!r}" if bad else ""
-
-
-def _complaint_about_good(sent: Case, answer: Response) -> str:
-    """A 200 is right if it is strict JSON, about the picture that Pillow sees too."""
-    if answer.content_type != "application/json":
-        return ""
-    found = json.loads(answer.body, parse_constant=_refuse)
-    image = found.get("image") if isinstance(found, dict) else None
-    if sent.file is None or not image:
-        return ""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(sent.file)) as picture:
-            picture.load()
-            fits = sorted(picture.size) == sorted((image["width"], image["height"]))
-            return "" if fits else f"the picture is {picture.size}, the answer says {image}"
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} in JSON")
-
-
-class Faults(logging.Handler):
-    """Keeps what is logged as a fault, and what would make lines of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Looks at one record."""
-        if record.levelno >= logging.ERROR or not record.getMessage().isprintable():
-            self.found.append(f"logged: {record.getMessage()!r} {record.exc_info and record.exc_info[1]!r}")
-
-
-@contextlib.contextmanager
-def watched() -> Iterator[list[str]]:
-    """The faults that camserve logs meanwhile. TorchServe's own codec is kept quiet, and warnings are errors."""
-    faults, ours, root = Faults(), logging.getLogger("camserve"), logging.getLogger()
-    level = root.level
-    ours.addHandler(faults)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
-    root.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            yield faults.found
-    finally:
-        ours.removeHandler(faults)
-        ours.setLevel(logging.NOTSET)
-        ours.propagate = True
-        root.setLevel(level)
 
 
 def verdicts(report: Report) -> list[str]:
@@ -268,12 +191,6 @@ def _in_process(path: Path | None) -> Iterator[InProcess]:
         yield InProcess(load_service(directory))
 
 
-def _live(path: Path | None) -> contextlib.AbstractContextManager[Any]:
-    from benchmarks.abuse.live import live  # noqa: PLC0415 it imports this
-
-    return live(path, SMALL, ROOT / "config.properties")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs it; 1 where anything failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -287,7 +204,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(conditions(options), highlight=False)
     torch.set_num_threads(2)
     with contextlib.ExitStack() as stack:
-        service = stack.enter_context(_live(options.archive) if options.live else _in_process(options.archive))
+        service = stack.enter_context(
+            live(options.archive, SMALL, ROOT / "config.properties") if options.live else _in_process(options.archive)
+        )
         progress = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
         task = progress.add_task("abuse", total=options.inputs)
         report = run(service, options.inputs, options.seed, options.batch, lambda count: progress.advance(task, count))

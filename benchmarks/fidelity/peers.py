@@ -11,7 +11,7 @@ import torch
 import torchcam.methods
 from numpy.typing import NDArray
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from tests.support import oracle
+from tests.support.comparison import oracle
 from torch import nn
 
 from benchmarks.fidelity.games import method

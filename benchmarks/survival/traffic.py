@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import urllib3
-from tests.support.equality import assert_same
+from tests.support.comparison.equality import assert_same
 
 from camserve.tools.archive.archive import Response
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from tests.support import oracle
+from tests.support.comparison import oracle
 from tests.support.models import nets
 from tests.support.models.architectures import NAMES, SMALLEST, batch, built, family, parameters, side_of
 from torch import Tensor, nn

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support import oracle
+from tests.support.comparison import oracle
 from tests.support.models import nets
 from torch import Tensor, nn
 from torchvision.models import resnet18

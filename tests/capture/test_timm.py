@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from tests.support import oracle
+from tests.support.comparison import oracle
 from tests.support.models import architectures, nets
 from tests.support.processes.fork_server import ForkServer
 from torch import nn

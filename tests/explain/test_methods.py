@@ -12,7 +12,7 @@ import pytorch_grad_cam
 import torch
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from tests.support import oracle
+from tests.support.comparison import oracle
 from torch import Tensor, nn
 
 from camserve.core import config

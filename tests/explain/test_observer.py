@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.support import build
-from tests.support.monitors import Output, Seeing, monitor
+from tests.support.monitoring.monitors import Output, Seeing, monitor
 from tests.support.processes.worker import load_monitored
 
 from camserve.core.messages import Encoded, Item

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support import build
-from tests.support.monitors import Output, Seeing, monitor
+from tests.support.monitoring.monitors import Output, Seeing, monitor
 from tests.support.processes.worker import load_monitored
 
 from camserve.explain.explainer import Explainer

@@ -13,7 +13,7 @@ import requests
 from playwright.sync_api import Route, expect
 from tests.support.browser import CAT, DEMO, ROOT, Visitor, data_file, decoded, downloaded, pixels, set_range, shown
 from tests.support.build import HOSTILE, encoded, noise
-from tests.support.equality import assert_close
+from tests.support.comparison.equality import assert_close
 
 from camserve.tools.commands.serve import Server
 

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 
 import pytest
-from tests.support.monitors import LINE, Output
+from tests.support.monitoring.monitors import LINE, Output
 
 from camserve.monitoring import metrics
 from camserve.monitoring.exporter import Exporter, StageHistograms, clean_label, format_number

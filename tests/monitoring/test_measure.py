@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.support.monitors import look
+from tests.support.monitoring.monitors import look
 
 from camserve.monitoring.measure import measure
 from camserve.monitoring.statistics import STATISTICS

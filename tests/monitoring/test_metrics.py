@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.support.monitors import METRICS_YAML
+from tests.support.monitoring.monitors import METRICS_YAML
 
 from camserve.monitoring.metrics import METRICS, Metric
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from tests.support.monitors import Output, look, monitor, reference
+from tests.support.monitoring.monitors import Output, look, monitor, reference
 
 from camserve.core.config import Monitoring
 from camserve.explain.observer import Observation, Observer

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.traffic import reference_of
+from tests.support.monitoring.traffic import reference_of
 
 from camserve.core.config import Config
 from camserve.monitoring.measure import Measurements

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
-from tests.support import oracle
+from tests.support.comparison import oracle
 
 from camserve.core.config import COLORMAPS
 from camserve.core.errors import RequestError

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.support.build import PLAIN, archive, encoded, module_of, noise, square, weights
-from tests.support.equality import assert_same
+from tests.support.comparison.equality import assert_same
 from torchvision import transforms
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms import v2

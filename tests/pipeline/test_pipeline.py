@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.support.build import PLAIN, archive, encoded, noise
-from tests.support.equality import assert_same
+from tests.support.comparison.equality import assert_same
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError

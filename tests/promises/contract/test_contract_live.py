@@ -18,7 +18,7 @@ import requests
 from PIL import Image
 from tests.promises.project.test_docs import names, table
 from tests.support.build import encoded, mar, noise
-from tests.support.equality import assert_close
+from tests.support.comparison.equality import assert_close
 
 from camserve.core.errors import KINDS
 from camserve.tools.archive.archive import Row, ask, load_service, open_archive

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.support.build import archive, module_of
-from tests.support.equality import assert_same
+from tests.support.comparison.equality import assert_same
 from tests.support.strategies import LABELS, PICTURES, encoded, rows
 
 from camserve.core.errors import KINDS

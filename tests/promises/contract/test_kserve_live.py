@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import requests
 from tests.support.build import encoded, noise
-from tests.support.equality import assert_close
+from tests.support.comparison.equality import assert_close
 
 from camserve.tools.commands.serve import Server
 

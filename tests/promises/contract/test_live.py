@@ -18,7 +18,7 @@ import pytest
 import requests
 from PIL import Image
 from tests.support.build import encoded, noise
-from tests.support.equality import assert_close
+from tests.support.comparison.equality import assert_close
 
 from camserve.tools.commands.serve import Server
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from benchmarks.drift.psi import drift
 from benchmarks.drift.run import divided, wilson
-from tests.support.traffic import found_nothing, reference_of, traffic, zipf
+from tests.support.monitoring.traffic import found_nothing, reference_of, traffic, zipf
 
 from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import (

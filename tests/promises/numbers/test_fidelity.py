@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks.fidelity import games
 from benchmarks.fidelity.scenes import LAYER, SHIPPED, Classifier, picture, prepared
-from tests.support import oracle
+from tests.support.comparison import oracle
 
 from camserve.capture import open_model
 from camserve.explain.methods import METHODS

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-HANDLERS = Path(__file__).resolve().parents[3] / "handlers"
+ROOT = Path(__file__).resolve().parents[3]
+HANDLERS = ROOT / "handlers"
 PACKAGE = HANDLERS / "camserve"
 
 ROOMS = ("core", "pictures", "capture", "explain", "monitoring", "protocol", "inspector", "pipeline", "tools")
@@ -25,7 +28,17 @@ WITHOUT_TORCH = ("core", "protocol", "monitoring", "tools.client")
 MOST_ENTRIES = 9
 """How many folders and modules of a level can be seen at a glance; `__init__` is not counted."""
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
+
+def python_files(place: Path) -> Iterator[Path]:
+    """The Python files of a folder, or the file itself; what packages bring is not ours."""
+    if place.suffix == ".py":
+        yield place
+    for path in place.rglob("*.py"):
+        if "node_modules" not in path.parts:
+            yield path
+
+
+MODULES = sorted(python_files(PACKAGE))
 
 
 def imported(path: Path) -> set[str]:
@@ -75,19 +88,30 @@ def test_only_the_handler_and_the_tools_know_torchserve(path: Path) -> None:
     assert not {name for name in imported(path) if name.split(".")[0] in ("ts", "captum", "gradcam_handler")}
 
 
-@pytest.mark.parametrize(
-    "folder", sorted({path.parent for path in MODULES}), ids=lambda folder: str(folder.relative_to(HANDLERS))
-)
+LEVELS = sorted({path.parent for part in ("handlers/camserve", "tests", "benchmarks") for path in python_files(ROOT / part)})
+
+
+@pytest.mark.parametrize("folder", LEVELS, ids=lambda folder: str(folder.relative_to(ROOT)))
 def test_a_level_can_be_seen_at_a_glance(folder: Path) -> None:
-    """At most nine rooms or modules stand side by side, and each room says in a sentence what it is for."""
-    entries = [
+    """At most nine rooms or modules stand side by side, and each room of the package and of benchmarks says what it is for."""
+    names = [
         entry.name
         for entry in folder.iterdir()
-        if entry.name not in ("__pycache__", "__init__.py", "__main__.py") and (entry.is_dir() or entry.suffix == ".py")
+        if any(python_files(entry)) and entry.name not in ("__init__.py", "__main__.py", "conftest.py")
     ]
-    assert len(entries) <= MOST_ENTRIES, entries
-    purpose = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
-    assert purpose.endswith(".")
+    beside = {"promises", "support", *ROOMS} if folder == ROOT / "tests" else set()
+    assert len(set(names) - beside) <= MOST_ENTRIES, names
+    if ROOT / "tests" not in (folder, *folder.parents):
+        purpose = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+        assert purpose.endswith(".")
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Neither in the product nor in what tries it."""
+    paths = [path for part in ("handlers", "tests", "benchmarks") for path in python_files(ROOT / part)]
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removeprefix("handlers."): path for path in paths}
+    graph = {name: imported(path) & modules.keys() for name, path in modules.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises where there is one
 
 
 ASKED = """

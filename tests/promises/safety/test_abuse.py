@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from benchmarks.abuse import run as abuse
-from benchmarks.abuse.bad_pictures import Case, good_picture
+from benchmarks.abuse.bad_pictures import good_picture
+from benchmarks.abuse.case import Case
+from benchmarks.abuse.check import complain
 from benchmarks.abuse.live import Live, message
 from tests.support.build import archive, encoded, noise
 
@@ -62,8 +64,8 @@ SIZE = '{"image": {"width": %d, "height": %d}}'
 )
 def test_the_benchmark_sees_what_is_wrong(answer: Response, words: str) -> None:
     """Or its figures would say nothing."""
-    assert abuse.complaint(SENT, answer).startswith(words)
-    assert bool(abuse.complaint(SENT, answer)) == bool(words)
+    assert complain(SENT, answer).startswith(words)
+    assert bool(complain(SENT, answer)) == bool(words)
 
 
 def test_the_benchmark_sees_faults_neighbours_and_memory(service: Any) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 from tests.support import build as small
+from tests.support.monitoring.traffic import reference_of, traffic
 from tests.support.processes.worker import load_monitored
-from tests.support.traffic import reference_of, traffic
 
 from camserve.monitoring.reference import (
     BINS,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.traffic import SKEWED, reference_of
+from tests.support.monitoring.traffic import SKEWED, reference_of
 
 from camserve.monitoring.reference import (
     BINS,
