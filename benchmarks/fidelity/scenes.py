@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.drift import crops
 from camserve.capture import Captured, open_backend
 from camserve.core.config import Config
-from camserve.tools.packaging import sources
+from camserve.tools.packaging.models.demo import load_demo
 
 SHIPPED = {"cat": 285, "coffee": 967, "rocket": 657, "china": 698, "flower": 985}
 """Photographs of this repository's and of scikit-learn's, and their ImageNet classes."""
@@ -87,7 +87,7 @@ class Classifier:
     """A network and camserve's capture of it."""
 
     def __init__(self, network: nn.Module | None = None) -> None:
-        self.network = network or sources.demo().model
+        self.network = network or load_demo().model
         config = Config(layers=(LAYER,), channels_last=False)
         self.capture = open_backend(self.network, config, (SIDE, SIDE), CPU).capture
 

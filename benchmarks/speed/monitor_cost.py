@@ -51,9 +51,9 @@ from camserve.tools.watching.baseline import Collector, build_reference
 
 def demo() -> nn.Module:
     """EfficientNet-Lite0, the demo's: pooled and linear."""
-    from camserve.tools.packaging.sources import demo as source  # noqa: PLC0415 it loads weights
+    from camserve.tools.packaging.models.demo import load_demo  # noqa: PLC0415 it loads weights
 
-    return source().model
+    return load_demo().model
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {

@@ -126,8 +126,8 @@ def test_an_archive_carries_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     torch.save(built("test_vit").state_dict(), tmp_path / "net.pth")
     monkeypatch.chdir(tmp_path)
     flags = ["--model-file", "net.py", "--weights", "net.pth", "--resize", "160", "--crop", "160", "--export-path", "."]
-    archive = package.package(package.parser().parse_args(flags), Progress())
-    answer = json.loads(fork_server.found["body"])
+    archive = package.package(package.parse(flags), Progress())
+    answer = json.loads(fork_server.result["body"])
     assert answer["layer"] == LAYERS["test_vit"]
     assert np.array(answer["explanations"][0]["heatmap"]).shape == (10, 10)
     with open_archive(archive) as opened:

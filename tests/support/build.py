@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from camserve.tools.packaging import staging
+from camserve.tools.packaging.contents.files import copy_package
 
 HANDLERS = Path(__file__).resolve().parents[2] / "handlers"
 
@@ -100,7 +100,7 @@ def mar(store: Path, name: str, **options: Any) -> Path:
     """The model above as an archive file (.mar) that carries the package, as packaging makes them; options as `archive`'s."""
     with tempfile.TemporaryDirectory() as folder:
         directory = archive(Path(folder) / name, **options)
-        staging.copy_package(directory)
+        copy_package(directory)
         return Path(shutil.make_archive(str(store / name), "zip", directory)).rename(store / f"{name}.mar")
 
 

@@ -20,7 +20,7 @@ from camserve.pictures.decode import open_picture
 from camserve.pictures.preprocess import Preprocess
 from camserve.tools.commands import package
 from camserve.tools.console import Progress
-from camserve.tools.packaging import staging
+from camserve.tools.packaging.trial import draw_test_picture
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
@@ -57,7 +57,7 @@ def eager(name: str, transform_input: bool) -> tuple[str, list[float], NDArray[n
         model.transform_input = True
     config = Config(resize=side, crop=side, channels_last=False)
     made = open_backend(model, config, (side, side), CPU)
-    picture = Preprocess(config)(open_picture(staging._picture(config), config))
+    picture = Preprocess(config)(open_picture(draw_test_picture(config), config))
     (seen,) = Explainer(made, CPU).explain([picture], [Want(made.layers[0], "gradcam++")])
     return made.layers[0], [probability for _, probability in seen.classes], seen.maps[0].heatmap  # type: ignore[union-attr]
 
@@ -102,9 +102,9 @@ def test_an_archive_explains_as_the_model(
     side = str(architectures.side_of(name))
     flags = [*source(name, kind, tmp_path), "--name", "packaged", "--resize", side, "--crop", side, "--channels-last", "false"]
     flags += ["--interpolation", "bilinear"]  # some architectures' own weights want another
-    archive = package.package(package.parser().parse_args([*flags, "--export-path", str(tmp_path)]), Progress())
+    archive = package.package(package.parse([*flags, "--export-path", str(tmp_path)]), Progress())
     assert archive.is_file()
-    answer = json.loads(fork_server.found["body"])
+    answer = json.loads(fork_server.result["body"])
     layer, probabilities, heatmap = eager(name, transform_input=kind == "eager")
     assert answer["layer"] == layer
     assert [each["probability"] for each in answer["classes"]] == pytest.approx(probabilities, abs=TOLERANCE)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from camserve.tools.packaging import bundle, staging
+from camserve.tools.archive import fresh_process
 
 PARENT = """
 import json, os, runpy, sys
@@ -42,20 +42,19 @@ for line in sys.stdin:
 
 
 class ForkServer:
-    """Takes the place of `bundle.in_fresh_process`; `found` is what the last program found."""
+    """Takes the place of `fresh_process.run_fresh`; `result` is what the last program returned."""
 
     def __init__(self) -> None:
-        self.found: Any = None
+        self.result: Any = None
 
     def replace_fresh(self, patch: pytest.MonkeyPatch) -> None:
         """Has packaging's checks take a fork's time each, instead of torch's."""
-        for module in (bundle, staging):
-            patch.setattr(module, "in_fresh_process", self.run)
+        patch.setattr(fresh_process, "run_fresh", self.run)
 
     def __enter__(self) -> ForkServer:
         self._folder = tempfile.TemporaryDirectory(prefix="camserve-")
         self._words = Path(self._folder.name, "words").open("w+")
-        command = [sys.executable, "-W", "ignore", "-c", PARENT, str(bundle.PROGRAMS)]
+        command = [sys.executable, "-W", "ignore", "-c", PARENT, str(fresh_process.PROGRAMS)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words, cwd=self._folder.name, text=True
         )
@@ -71,7 +70,7 @@ class ForkServer:
         self._folder.cleanup()
 
     def run(self, program: str, *arguments: str) -> Any:
-        """As `bundle.in_fresh_process`."""
+        """As `fresh_process.run_fresh`."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         result = Path(self._folder.name, "result.json")
@@ -80,5 +79,5 @@ class ForkServer:
         done = self._process.stdout.readline()
         if not done or not result.exists():
             raise AssertionError(f"the forked process gave no result:\n{Path(self._words.name).read_text()[-3000:]}")
-        self.found = json.loads(result.read_text())
-        return self.found
+        self.result = json.loads(result.read_text())
+        return self.result

@@ -20,7 +20,7 @@ from camserve.capture import synthesize_pictures
 from camserve.explain.methods import METHODS
 from camserve.tools.commands import inspect_model
 from camserve.tools.console import Progress
-from camserve.tools.packaging.subjects import Subject, opened_subject
+from camserve.tools.packaging.inspected import InspectedModel, open_inspected
 from camserve.tools.reports.contact_sheet import CELL, GAP, HEAD, NAMES
 
 SMALL = ["--resize", "64", "--crop", "64", "--mean", "0", "0", "0", "--std", "1", "1", "1", "--rounds", "1"]
@@ -78,9 +78,10 @@ def said(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[list
 
 
 @contextmanager
-def subject_of(*arguments: str) -> Iterator[Subject]:
+def inspected(*arguments: str) -> Iterator[InspectedModel]:
     """What these flags name."""
-    with opened_subject(inspect_model.parser().parse_args(arguments), Progress()) as found:
+    options = inspect_model.parse(arguments)
+    with open_inspected(options.model, options.keys, Progress()) as found:
         yield found
 
 
@@ -159,12 +160,12 @@ def test_an_archives_model_is_shown_as_it_is(tmp_path: Path, capsys: pytest.Capt
 def test_an_archives_weights_are_the_files(tmp_path: Path, compiled: bool) -> None:
     """Whatever TorchServe makes of the model for serving."""
     settings = {"pt2": {"compile": {"enable": True, "backend": "eager"}}} if compiled else {}
-    with subject_of(str(of_archive(tmp_path, settings=settings))) as subject:
+    with inspected(str(of_archive(tmp_path, settings=settings))) as model:
         own = settled().state_dict()
-        assert {name: bool(torch.equal(own[name], value)) for name, value in subject.model.state_dict().items()} == dict.fromkeys(
+        assert {name: bool(torch.equal(own[name], value)) for name, value in model.model.state_dict().items()} == dict.fromkeys(
             own, True
         )
-        assert "_conv_forward" not in vars(subject.model.conv)
+        assert "_conv_forward" not in vars(model.model.conv)
 
 
 def test_flags_beat_an_archives_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,10 +191,10 @@ def test_labels_name_the_classes(tmp_path: Path) -> None:
     """Those of a file, for any model and over an archive's own."""
     (tmp_path / "labels.json").write_text(json.dumps({"0": "a", "1": "b", "2": "c"}))
     labels = ["--labels", str(tmp_path / "labels.json")]
-    with subject_of(*files(tmp_path), *labels) as subject:
-        assert subject.labels == {"0": "a", "1": "b", "2": "c"}
-    with subject_of(str(of_archive(tmp_path, labels={"0": "x", "1": "y", "2": "z"})), *labels) as subject:
-        assert subject.labels == {"0": "a", "1": "b", "2": "c"}
+    with inspected(*files(tmp_path), *labels) as model:
+        assert model.labels == {"0": "a", "1": "b", "2": "c"}
+    with inspected(str(of_archive(tmp_path, labels={"0": "x", "1": "y", "2": "z"})), *labels) as model:
+        assert model.labels == {"0": "a", "1": "b", "2": "c"}
 
 
 OWN = """
@@ -211,8 +212,8 @@ def test_an_archive_that_does_not_explain_yet_is_listed(
     """As packaging would take it from there: with the preprocessing of a handler of its own."""
     own = {"layers": ["features"]} if handler == OWN else build.PLAIN
     old = build.archive(tmp_path / "old", own, handler=handler, labels=build.HOSTILE)
-    with subject_of(str(old)) as subject:
-        assert (subject.size, subject.labels) == (size, build.HOSTILE)
+    with inspected(str(old)) as model:
+        assert (model.size, model.labels) == (size, build.HOSTILE)
     rows, _ = said(capsys, [str(old), "--rounds", "1"])
     assert "features" in {row[0] for row in rows}
 

@@ -19,14 +19,21 @@ from tests.support.build import encoded, noise
 from tests.support.processes.fork_server import ForkServer
 from torch import nn
 
+import camserve
 from camserve.core.config import KEYS, Config, defaults
 from camserve.core.errors import ConfigError
 from camserve.tools.archive.archive import Row, ask, load_service, open_archive
 from camserve.tools.archive.fresh.needs import Needs
 from camserve.tools.commands import package
 from camserve.tools.console import Progress, ToolError
-from camserve.tools.packaging import keys, sources, staging, weights
-from camserve.tools.packaging.bundle import needed_modules
+from camserve.tools.packaging.contents.files import copy_extra_files
+from camserve.tools.packaging.contents.modules import find_needed_modules
+from camserve.tools.packaging.contents.settings import merge_settings, write_settings
+from camserve.tools.packaging.models import weights
+from camserve.tools.packaging.models.architectures import load_architecture
+from camserve.tools.packaging.models.demo import load_demo
+from camserve.tools.packaging.models.files import load_model_file
+from camserve.tools.packaging.trial import try_archive
 
 MODEL = '''
 from torch import nn
@@ -81,7 +88,7 @@ def made(arguments: list[str]) -> tuple[Path, str]:
     """Packages; the archive, and what was printed."""
     console = Console(record=True, quiet=False, file=open("/dev/null", "w"), width=400)  # noqa: PTH123, SIM115
     with console.file:
-        path = package.package(package.parser().parse_args(arguments), Progress(console))
+        path = package.package(package.parse(arguments), Progress(console))
         return path, console.export_text()
 
 
@@ -106,7 +113,7 @@ def members(archive: Path) -> set[str]:
 
 def test_an_archive_holds_what_it_needs_and_nothing_else(tiny: tuple[Path, str]) -> None:
     """Handler, package without tools, model, weights, labels, settings, what the model's file imports, extra files, licence."""
-    handlers = Path(staging.camserve.__file__).parent
+    handlers = Path(camserve.__file__).parent
     ours = {file.relative_to(handlers.parent).as_posix() for file in handlers.rglob("*") if file.is_file()}
     package_files = {name for name in ours if "/tools/" not in name and "__pycache__" not in name}
     found = {name for name in members(tiny[0]) if not name.startswith("licenses/")}
@@ -180,7 +187,7 @@ def test_the_demo_computes_what_the_published_network_computes() -> None:
     published.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     pictures = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 96, 96)).astype(np.float32))
     with torch.no_grad():
-        torch.testing.assert_close(sources.demo().model(pictures), published(pictures), rtol=0, atol=1e-5)
+        torch.testing.assert_close(load_demo().model(pictures), published(pictures), rtol=0, atol=1e-5)
 
 
 def test_the_check_sees_only_what_a_server_has(demo: Path, tmp_path: Path) -> None:
@@ -189,7 +196,7 @@ def test_the_check_sees_only_what_a_server_has(demo: Path, tmp_path: Path) -> No
         shutil.rmtree(opened.directory / "efficientnet_lite_pytorch")
         broken = shutil.make_archive(str(tmp_path / "broken"), "zip", opened.directory)
     with pytest.raises(ToolError, match="fresh process: ModuleNotFoundError: No module named 'efficientnet_lite_pytorch'"):
-        staging.explain_once(Path(broken), Config())
+        try_archive(Path(broken), Config())
 
 
 @pytest.mark.usefixtures("forked")
@@ -209,7 +216,7 @@ def test_modules_beside_the_file_and_pure_ones_are_bundled(tmp_path: Path) -> No
     imports = "import beside, sortedcontainers, yaml, torchvision\ntry:\n    import scipy\nexcept ImportError:\n    pass"
     write_model(tmp_path, imports=imports)
     (tmp_path / "beside.py").write_text("import iniconfig\n")
-    assert set(needed_modules(tmp_path / "tiny.py", tmp_path / "none")) == {"beside", "sortedcontainers", "iniconfig"}
+    assert set(find_needed_modules(tmp_path / "tiny.py", tmp_path / "none")) == {"beside", "sortedcontainers", "iniconfig"}
 
 
 @pytest.mark.usefixtures("forked")
@@ -217,7 +224,7 @@ def test_files_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.Monkey
     """A path that is relative to the user's folder is not looked for in the folder of the process that loads it."""
     write_model(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert needed_modules(Path("tiny.py"), Path("none")) == {}
+    assert find_needed_modules(Path("tiny.py"), Path("none")) == {}
 
 
 def test_only_what_the_model_imports_is_needed() -> None:
@@ -234,7 +241,7 @@ def test_a_compiled_module_is_refused(tmp_path: Path) -> None:
     """An archive cannot carry it, and the message says which."""
     write_model(tmp_path, imports="import scipy")
     with pytest.raises(ToolError, match="needs scipy, which has compiled parts and cannot be carried"):
-        needed_modules(tmp_path / "tiny.py", tmp_path / "none")
+        find_needed_modules(tmp_path / "tiny.py", tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -297,7 +304,7 @@ def test_a_model_file_that_torchserve_would_not_take_is_refused(tmp_path: Path, 
     write_model(tmp_path)
     (tmp_path / "tiny.py").write_text(text)
     with pytest.raises(ToolError, match=message):
-        sources.from_file(tmp_path / "tiny.py", tmp_path / "tiny.pth", tmp_path / "none")
+        load_model_file(tmp_path / "tiny.py", tmp_path / "tiny.pth", tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", ["types", "torch", "camserve", "my-model"])
@@ -306,7 +313,7 @@ def test_a_model_file_that_would_hide_another_module_is_refused(tmp_path: Path, 
     write_model(tmp_path)
     (tmp_path / "tiny.py").rename(tmp_path / f"{name}.py")
     with pytest.raises(ToolError, match="rename it"):
-        sources.from_file(tmp_path / f"{name}.py", tmp_path / "tiny.pth", tmp_path / "none")
+        load_model_file(tmp_path / f"{name}.py", tmp_path / "tiny.pth", tmp_path / "none")
 
 
 def test_weights_that_do_not_fit_are_named_with_their_nearest(tmp_path: Path) -> None:
@@ -315,7 +322,7 @@ def test_weights_that_do_not_fit_are_named_with_their_nearest(tmp_path: Path) ->
     other["features.0.weights"] = other.pop("features.0.weight")
     other["fc.bias"] = torch.zeros(5)
     with pytest.raises(ToolError) as caught:
-        weights.fit(Tiny(), other, "Tiny")
+        weights.load_into(Tiny(), other, "Tiny")
     assert str(caught.value) == (
         "the weights do not fit Tiny: 1 of the model's tensors missing (features.0.weight); "
         "1 unknown to the model (features.0.weights, nearest features.0.weight); 1 of another shape (fc.bias: [5], not [3])"
@@ -363,7 +370,7 @@ def test_a_torchscript_file_is_named_as_such(tmp_path: Path) -> None:
 
 def test_torchvision_brings_preprocessing_and_labels(tmp_path: Path) -> None:
     """They are those of the default weights' published metadata, and the model's file builds the architecture."""
-    source = sources.from_torchvision("efficientnet_b1", tmp_path, None, random=True)
+    source = load_architecture("efficientnet_b1", tmp_path, None, random=True)
     published = torchvision.models.EfficientNet_B1_Weights.DEFAULT
     assert source.preprocessing == {
         "resize": 255,
@@ -379,10 +386,10 @@ def test_torchvision_brings_preprocessing_and_labels(tmp_path: Path) -> None:
 def test_a_fine_tuned_file_decides_the_number_of_classes(tmp_path: Path) -> None:
     """Three outputs instead of a thousand: built into the model's file, and ImageNet's labels are not taken."""
     torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), tmp_path / "r.pth")
-    source = sources.from_torchvision("resnet18", tmp_path, tmp_path / "r.pth", random=False)
+    source = load_architecture("resnet18", tmp_path, tmp_path / "r.pth", random=False)
     assert source.labels is None
     assert 'get_model("resnet18", weights=None, num_classes=3)' in source.model_file.read_text()
-    again = sources.from_file(source.model_file, tmp_path / "r.pth", tmp_path / "none")
+    again = load_model_file(source.model_file, tmp_path / "r.pth", tmp_path / "none")
     assert again.model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
@@ -390,14 +397,14 @@ def test_another_architectures_weights_do_not_fit(tmp_path: Path) -> None:
     """The message counts what is missing and unknown."""
     torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "s.pth")
     with pytest.raises(ToolError, match="do not fit torchvision's resnet18: 102 of the model's tensors missing"):
-        sources.from_torchvision("resnet18", tmp_path, tmp_path / "s.pth", random=False)
+        load_architecture("resnet18", tmp_path, tmp_path / "s.pth", random=False)
 
 
 def test_an_unknown_architecture_names_the_nearest(tmp_path: Path) -> None:
     """Classifiers only: a detector is none."""
     for name in ("resnet51", "ResNet-50"):
         with pytest.raises(ToolError, match=f"no classifier {name}; the nearest are .*resnet50"):
-            sources.from_torchvision(name, tmp_path, None, random=True)
+            load_architecture(name, tmp_path, None, random=True)
 
 
 def test_a_failed_download_says_what_to_give_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,7 +412,7 @@ def test_a_failed_download_says_what_to_give_instead(tmp_path: Path, monkeypatch
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ToolError, match=r"could not be downloaded \(URLError.*; give a file of them with --weights FILE, or"):
-        sources.from_torchvision("squeezenet1_1", tmp_path, None, random=False)
+        load_architecture("squeezenet1_1", tmp_path, None, random=False)
 
 
 @pytest.mark.parametrize("name", [name for name in KEYS if name != "layers"])
@@ -415,14 +422,14 @@ def test_every_key_has_a_flag_that_takes_its_default(name: str) -> None:
     words = [
         word if isinstance(word, str) else json.dumps(word) for word in (default if isinstance(default, tuple) else [default])
     ]
-    options = package.parser().parse_args(["--demo", f"--{name.replace('_', '-')}", *words])
-    assert keys.given_keys(options) == {name: default}
+    options = package.parse(["--demo", f"--{name.replace('_', '-')}", *words])
+    assert options.keys == {name: default}
 
 
 def test_layers_are_collected_in_order() -> None:
     """`--layer` comes before `--layers`; a number is a layer's name."""
-    options = package.parser().parse_args(["--demo", "--layer", "a", "--layer", "1", "--layers", "b", "2"])
-    assert keys.given_keys(options) == {"layers": ("a", "1", "b", "2")}
+    options = package.parse(["--demo", "--layer", "a", "--layer", "1", "--layers", "b", "2"])
+    assert options.keys == {"layers": ("a", "1", "b", "2")}
 
 
 def test_extra_files_may_not_take_a_name_of_packagings_own(tmp_path: Path) -> None:
@@ -434,7 +441,7 @@ def test_extra_files_may_not_take_a_name_of_packagings_own(tmp_path: Path) -> No
             each.mkdir()
         (folder / name).write_text("")
         with pytest.raises(ToolError, match=message):
-            staging.copy_extra_files([str(folder)], stage)
+            copy_extra_files([str(folder)], stage)
 
 
 def test_a_command_ends_with_a_status_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -445,7 +452,7 @@ def test_a_command_ends_with_a_status_and_one_line(capsys: pytest.CaptureFixture
 
 def test_settings_are_plain_yaml(tmp_path: Path) -> None:
     """TorchServe's Java side and `yaml.safe_load` read the same: no tags of Python's."""
-    path = staging.write_settings(tmp_path, {"batchSize": 2}, {"layers": ("a",), "mean": (0.5, 0.5, 0.5)})
+    path = write_settings(tmp_path, {"batchSize": 2}, {"layers": ("a",), "mean": (0.5, 0.5, 0.5)})
     assert "!!" not in path.read_text()
     assert yaml.safe_load(path.read_text()) == {"batchSize": 2, "explain": {"layers": ["a"], "mean": [0.5, 0.5, 0.5]}}
 
@@ -518,11 +525,11 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path: Path, text: str 
 
 def test_flags_for_workers_beat_a_configurations(tmp_path: Path) -> None:
     """They set both numbers; a maximum is raised to a minimum that stands alone."""
-    options = package.parser().parse_args(["--demo", "--workers", "2"])
-    assert package._settings({"maxWorkers": 9}, {"minWorkers": 5}, options)["maxWorkers"] == 2
-    options = package.parser().parse_args(["--demo"])
-    assert package._settings({"minWorkers": 4}, {}, options)["maxWorkers"] == 4
-    assert package._settings({"batchSize": 3}, {"batchSize": 5}, options)["batchSize"] == 5
+    options = package.parse(["--demo", "--workers", "2"])
+    assert merge_settings({"maxWorkers": 9}, {"minWorkers": 5}, options.settings)["maxWorkers"] == 2
+    options = package.parse(["--demo"])
+    assert merge_settings({"minWorkers": 4}, {}, options.settings)["maxWorkers"] == 4
+    assert merge_settings({"batchSize": 3}, {"batchSize": 5}, options.settings)["batchSize"] == 5
 
 
 @pytest.mark.parametrize("debug", [False, True])

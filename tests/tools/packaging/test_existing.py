@@ -22,8 +22,9 @@ from camserve.tools.archive.archive import Response, Row, ask, load_service, ope
 from camserve.tools.archive.fresh.modules import Beside
 from camserve.tools.commands import package
 from camserve.tools.console import Progress, ToolError
-from camserve.tools.packaging import bundle, existing
-from camserve.tools.packaging.their_handler import Adopted, adopt
+from camserve.tools.packaging.adoption.old_archive import choose_name
+from camserve.tools.packaging.adoption.their_handler import AdoptedHandler, adopt_handler
+from camserve.tools.packaging.contents.modules import find_needed_modules
 
 LABELS = {"0": "bright", "1": "dark", "2": "grey"}
 PREPROCESSING = ["--resize", "64", "--crop", "64", "--mean", "0", "0", "0", "--std", "1", "1", "1"]
@@ -43,7 +44,7 @@ def packaged(tmp_path: Path, *arguments: str) -> Path:
     """The archive that these flags make."""
     (tmp_path / "store").mkdir(exist_ok=True)
     words = [*arguments, "--export-path", str(tmp_path / "store")]
-    return package.package(package.parser().parse_args(words), Progress())
+    return package.package(package.parse(words), Progress())
 
 
 def answers(archive: Path, picture: bytearray = PICTURE) -> tuple[Response, Response]:
@@ -353,14 +354,14 @@ def test_a_models_file_may_need_what_the_requirements_name(tmp_path: Path) -> No
     """Such a module is not bundled; without requirements it is."""
     (tmp_path / "net.py").write_text("import sortedcontainers\n" + MODEL.replace("CLASSES", "3").replace("FAULT", "pass"))
     (tmp_path / "r.txt").write_text("sortedcontainers\n")
-    assert set(bundle.needed_modules(tmp_path / "net.py", tmp_path / "none")) == {"sortedcontainers"}
-    assert bundle.needed_modules(tmp_path / "net.py", tmp_path / "none", tmp_path / "r.txt") == {}
+    assert set(find_needed_modules(tmp_path / "net.py", tmp_path / "none")) == {"sortedcontainers"}
+    assert find_needed_modules(tmp_path / "net.py", tmp_path / "none", tmp_path / "r.txt") == {}
 
 
 @pytest.mark.parametrize(("old", "new"), [("resnet.pth", "resnet.pth"), ("net.pt", "net.pt"), ("net.safetensors", "net.pth")])
 def test_weights_keep_their_name_where_torch_would_read_them_by_it(old: str, new: str) -> None:
     """What packaging writes is no file of safetensors; torch 2.15 goes by the ending."""
-    assert existing._stored_as(Path("folder") / old) == new
+    assert choose_name(Path("folder") / old) == new
 
 
 def test_a_flag_names_the_requirements(tmp_path: Path) -> None:
@@ -450,14 +451,14 @@ class Explaining:
 """
 
 
-def adopted(tmp_path: Path, text: str, name: str = "their_handler.py") -> Adopted:
+def adopted(tmp_path: Path, text: str, name: str = "their_handler.py") -> AdoptedHandler:
     """What is made of a handler's file with this text."""
     stage, workdir = tmp_path / "stage", tmp_path / "work"
     for folder in (stage, workdir):
         folder.mkdir()
     (stage / "base_handler.py").write_text(BASE)
     (stage / "their_handler.py").write_text(IMPORTS + text)
-    return adopt(name, stage, workdir)
+    return adopt_handler(name, stage, workdir)
 
 
 STOCK, OURS = "class Theirs(ImageClassifier): pass\n", "class Theirs(GradCAMHandler): pass\n"
@@ -476,9 +477,12 @@ def test_a_handler_is_found_as_torchserve_finds_it(tmp_path: Path, text: str, na
 def test_stock_and_own_handlers_are_replaced_by_camserves(tmp_path: Path) -> None:
     """But not a file of theirs that has the stock one's name, which a worker would find first."""
     assert adopted(tmp_path, "", "image_classifier").file is None
-    assert adopt("gradcam_handler.py", tmp_path / "stage", tmp_path / "work").file is None
+    assert adopt_handler("gradcam_handler.py", tmp_path / "stage", tmp_path / "work").file is None
     (tmp_path / "stage" / "image_classifier.py").write_text(IMPORTS + STOCK)
-    assert adopt("image_classifier", tmp_path / "stage", tmp_path / "work").file == tmp_path / "work" / "explained_handler.py"
+    assert (
+        adopt_handler("image_classifier", tmp_path / "stage", tmp_path / "work").file
+        == tmp_path / "work" / "explained_handler.py"
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,13 @@ from camserve.core.errors import ConfigError
 from camserve.tools.archive.archive import open_archive
 from camserve.tools.commands import inspect_model, package
 from camserve.tools.console import Progress, ToolError
-from camserve.tools.packaging import advice, sources, staging, weights
-from camserve.tools.packaging.their_handler import Adopted
+from camserve.tools.packaging import advice
+from camserve.tools.packaging.adoption.their_handler import AdoptedHandler
+from camserve.tools.packaging.contents.files import copy_extra_files
+from camserve.tools.packaging.contents.names import WEIGHTS
+from camserve.tools.packaging.flags.model import ModelFlags
+from camserve.tools.packaging.models import weights
+from camserve.tools.packaging.models.files import load_program
 
 CPU = torch.device("cpu")
 SIZE = (32, 32)
@@ -69,21 +74,21 @@ def net(folder: Path) -> nn.Module:
 def warned(model: nn.Module, size: tuple[int, int] = SIZE) -> list[str]:
     """What is said of a model's output."""
     backend = open_backend(model, Config(channels_last=False), size, CPU)
-    return advice.of_outputs(model, backend, size)
+    return advice.warn_of_outputs(model, backend, size)
 
 
 @pytest.fixture
 def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The archive that was built is not asked for an explanation: other tests do."""
-    monkeypatch.setattr(staging, "explain_once", lambda *_: {"explanations": [{"warnings": []}]})
-    monkeypatch.setattr(package, "needed_modules", lambda *_: {})
+    monkeypatch.setattr(package, "try_archive", lambda *_: {"explanations": [{"warnings": []}]})
+    monkeypatch.setattr(package, "find_needed_modules", lambda *_: {})
 
 
 def said(arguments: list[str]) -> str:
     """What packaging prints."""
     console = Console(record=True, file=open("/dev/null", "w"), width=400)  # noqa: PTH123, SIM115
     with console.file:
-        package.package(package.parser().parse_args(arguments), Progress(console))
+        package.package(package.parse(arguments), Progress(console))
         return console.export_text()
 
 
@@ -124,7 +129,7 @@ def test_what_was_decided_and_what_is_odd_is_printed(tmp_path: Path) -> None:
 )
 def test_each_step_is_told_with_where_it_comes_from(keys: dict[str, Any], origins: dict[str, Any], line: str) -> None:
     """The last to have a key decides, and what nothing is wrong with brings no warning."""
-    assert advice.of_pictures(Config.from_mapping(keys), origins, Adopted()) == [f"Pictures: {line}"]
+    assert advice.describe_preparation(Config.from_mapping(keys), origins, AdoptedHandler()) == [f"Pictures: {line}"]
 
 
 @pytest.mark.parametrize(
@@ -140,15 +145,17 @@ def test_each_step_is_told_with_where_it_comes_from(keys: dict[str, Any], origin
 )  # fmt: skip
 def test_preparation_that_is_hardly_meant_is_told(keys: dict[str, Any], warning: str) -> None:
     """With the flag that mends it."""
-    found = advice.of_pictures(Config.from_mapping(keys), {}, Adopted())[1:]
+    found = advice.describe_preparation(Config.from_mapping(keys), {}, AdoptedHandler())[1:]
     assert len(found) == bool(warning)
     assert all(warning in each for each in found)
 
 
 def test_a_handlers_own_way_is_told_instead() -> None:
     """The configuration's keys have no say then."""
-    own = Adopted(title="h.py's class H", prepares="image_processing", size=(28, 30))
-    assert advice.of_pictures(Config(crop=32), {}, own) == ["Pictures: as image_processing of h.py's class H makes them, 28x30"]
+    own = AdoptedHandler(title="h.py's class H", prepares="image_processing", size=(28, 30))
+    assert advice.describe_preparation(Config(crop=32), {}, own) == [
+        "Pictures: as image_processing of h.py's class H makes them, 28x30"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +190,7 @@ def test_scores_between_0_and_1_by_chance_are_not_taken_for_probabilities(arch: 
     torch.manual_seed(seed)
     model = torchvision.models.get_model(arch, weights=None, num_classes=2).eval()
     with torch.no_grad():
-        assert advice._like_probabilities(model(synthesize_pictures((64, 64))))
+        assert advice.between_0_and_1(model(synthesize_pictures((64, 64))))
     assert warned(model, (64, 64)) == []
 
 
@@ -205,7 +212,7 @@ def program(model: nn.Module, kind: str, channels: int, folder: Path) -> Any:
     elif kind == "exported":
         batch = torch.export.Dim("batch", min=1, max=64)
         torch.export.save(torch.export.export(model, (pictures,), dynamic_shapes=({0: batch},)), file)
-    return model if kind == "eager" else sources.from_program(file).model
+    return model if kind == "eager" else load_program(file).model
 
 
 KINDS = pytest.mark.parametrize("kind", ["eager", "traced", "exported"])
@@ -242,7 +249,7 @@ def test_a_model_of_one_size_says_which(tmp_path: Path, kind: str) -> None:
     model = program(net(tmp_path), kind, 3, tmp_path)
     with (
         pytest.raises(ConfigError, match=r"pictures of 32x32: add --resize 32 --crop 32$") as caught,
-        advice.about_size(model, (224, 224)),
+        advice.suggest_size(model, (224, 224)),
     ):
         open_backend(model, Config(channels_last=False), (224, 224), CPU)
     assert "re-export" not in str(caught.value)
@@ -261,20 +268,20 @@ def test_an_exported_programs_own_shape_is_read(tmp_path: Path) -> None:
             return self.fc(torch.relu(self.conv(x)).flatten(1))
 
     torch.export.save(torch.export.export(Oblong().eval(), (torch.zeros(2, 3, 30, 40),)), tmp_path / "model.pt2")
-    restored = sources.from_program(tmp_path / "model.pt2").model
+    restored = load_program(tmp_path / "model.pt2").model
     for own, remedy in ((False, "add --resize 30 40 --crop 30 40$"), (True, "the handler's own code must make those$")):
-        with pytest.raises(ConfigError, match=remedy), advice.about_size(restored, SIZE, own=own):
+        with pytest.raises(ConfigError, match=remedy), advice.suggest_size(restored, SIZE, own=own):
             open_backend(restored, Config(channels_last=False), SIZE, CPU)
 
 
 def test_other_faults_say_nothing_of_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that is too small is one: many sizes would do. Where the model runs, none are tried."""
     model = nn.Sequential(nn.Conv2d(3, 4, 16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
-    with pytest.raises(ConfigError) as caught, advice.about_size(model, (8, 8)):
+    with pytest.raises(ConfigError) as caught, advice.suggest_size(model, (8, 8)):
         open_backend(model, Config(channels_last=False), (8, 8), CPU)
     assert "this model takes" not in str(caught.value)
-    monkeypatch.setattr(advice, "_fitting_sizes", lambda *_: [(64, 64)])
-    with pytest.raises(ConfigError, match="layer none does not exist") as caught, advice.about_size(model, SIZE):
+    monkeypatch.setattr(advice, "find_fitting_sizes", lambda *_: [(64, 64)])
+    with pytest.raises(ConfigError, match="layer none does not exist") as caught, advice.suggest_size(model, SIZE):
         open_backend(model, Config(layers=("none",)), SIZE, CPU)
     assert "this model takes" not in str(caught.value)
 
@@ -292,13 +299,13 @@ def test_sizes_are_tried_only_where_they_may_be_the_fault(
     """Not where the model ran, and gave something else; never for long."""
     model, passes = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *head).eval(), list[int]()
     model[0].register_forward_hook(lambda *_: passes.append(1))
-    with pytest.raises(ConfigError, match=words) as caught, advice.about_size(model, SIZE):
+    with pytest.raises(ConfigError, match=words) as caught, advice.suggest_size(model, SIZE):
         open_backend(model, Config(channels_last=False), SIZE, CPU)
     assert "this model takes" not in str(caught.value)
     assert 0 < len(passes) <= most
     monkeypatch.setattr(advice, "PATIENCE", -1.0)
     passes.clear()
-    assert advice._fitting_sizes(model, SIZE) == []
+    assert advice.find_fitting_sizes(model, SIZE) == []
     assert len(passes) <= 2
 
 
@@ -342,7 +349,7 @@ def test_a_file_of_safetensors_is_read(tmp_path: Path) -> None:
     text = said([*arguments, "--resize", "32", "--crop", "32"])
     assert "net.pth is in the format safetensors, and goes into the archive as a state dict" in text
     with open_archive(tmp_path / "net.mar") as opened:
-        again = torch.load(opened.directory / staging.WEIGHTS, weights_only=True)
+        again = torch.load(opened.directory / WEIGHTS, weights_only=True)
     assert {name: value.tolist() for name, value in again.items()} == {name: value.tolist() for name, value in state.items()}
 
 
@@ -372,7 +379,7 @@ def test_safetensors_that_cannot_be_read_are_refused_in_words(tmp_path: Path, mo
 @pytest.mark.parametrize("flag", ["--weights", "--labels", "--config", "--model-file", "--torchscript", "--exported"])
 def test_missing_files_are_found_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     """Not when minutes of work are lost; a folder is none either."""
-    monkeypatch.setattr(package, "_source", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(ModelFlags, "load", lambda *_: pytest.fail("the model was loaded"))
     arguments = written(tmp_path)
     arguments = arguments[4:] if flag in ("--torchscript", "--exported") else arguments
     with pytest.raises(ToolError, match=f"{flag}: there is no file nosuch"):
@@ -393,7 +400,7 @@ def test_a_space_behind_a_comma_is_no_part_of_a_files_name(tmp_path: Path) -> No
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("x")
     (tmp_path / "stage").mkdir()
-    staging.copy_extra_files(f"{tmp_path / 'a.txt'}, {tmp_path / 'b.txt'},".split(","), tmp_path / "stage")
+    copy_extra_files(f"{tmp_path / 'a.txt'}, {tmp_path / 'b.txt'},".split(","), tmp_path / "stage")
     assert sorted(each.name for each in (tmp_path / "stage").iterdir()) == ["a.txt", "b.txt"]
 
 

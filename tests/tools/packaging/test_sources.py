@@ -14,8 +14,9 @@ from torchvision.models import vision_transformer as vit
 from camserve.capture import open_backend
 from camserve.core.config import Config
 from camserve.tools.console import ToolError
-from camserve.tools.packaging import sources
-from camserve.tools.packaging.vit import image_size
+from camserve.tools.packaging.models import architectures
+from camserve.tools.packaging.models.files import load_model_file
+from camserve.tools.packaging.models.vit import find_image_size
 
 ARCH = "vit_small_8"
 
@@ -57,21 +58,21 @@ def test_weights_decide_the_pictures_of_a_vision_transformer(
 ) -> None:
     """By the number of its positions: it is built for that side, and pictures are prepared as published weights' of that side."""
     file = state_file(tmp_path, side, 5)
-    source = sources.from_torchvision(ARCH, tmp_path, file, random=False)
+    source = architectures.load_architecture(ARCH, tmp_path, file, random=False)
     assert {key: source.preprocessing[key] for key in preprocessing} == preprocessing
     assert (note in " ".join(source.notes)) if note else not source.notes
     assert source.weights == file  # they go into the archive as they are
     assert f"image_size={side}, num_classes=5" in source.model_file.read_text()  # type: ignore[union-attr]
     with torch.no_grad():
         assert source.model(torch.zeros(1, 3, side, side)).shape == (1, 5)
-    again = sources.from_file(source.model_file, file, tmp_path / "none")  # type: ignore[arg-type]
+    again = load_model_file(source.model_file, file, tmp_path / "none")  # type: ignore[arg-type]
     assert again.model.image_size == side
 
 
 @pytest.mark.usefixtures("small")
 def test_such_a_transformer_is_explained(tmp_path: Path) -> None:
     """A layer with a map of its own size is found."""
-    source = sources.from_torchvision(ARCH, tmp_path, state_file(tmp_path, 48, 5), random=False)
+    source = architectures.load_architecture(ARCH, tmp_path, state_file(tmp_path, 48, 5), random=False)
     config = Config.from_mapping({**source.preprocessing, "channels_last": False})
     found = open_backend(source.model, config, (48, 48), torch.device("cpu"))
     assert found.maps[-1].cells == 36
@@ -82,9 +83,9 @@ def test_weights_of_another_transformer_are_refused_in_words(tmp_path: Path) -> 
     """Those without positions, and those of another patch size."""
     torch.save({"fc.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
     with pytest.raises(ToolError, match=r"do not fit torchvision's vit_small_8: .* of the model's tensors missing"):
-        sources.from_torchvision(ARCH, tmp_path, tmp_path / "other.pth", random=False)
+        architectures.load_architecture(ARCH, tmp_path, tmp_path / "other.pth", random=False)
     odd = {"encoder.pos_embedding": torch.zeros(1, 0, 8), "conv_proj.weight": torch.zeros(8, 3, 8, 8)}
-    assert image_size(ARCH, vit.ViT_B_16_Weights.DEFAULT, odd) == 224
+    assert find_image_size(ARCH, vit.ViT_B_16_Weights.DEFAULT, odd) == 224
 
 
 @pytest.mark.parametrize(
@@ -93,8 +94,8 @@ def test_weights_of_another_transformer_are_refused_in_words(tmp_path: Path) -> 
 def test_published_transformers_are_built_for_their_weights_pictures(arch: str) -> None:
     """All of torchvision's: the generated file's options give as many positions as the weights' crop has patches."""
     published = torchvision.models.get_model_weights(arch).DEFAULT
-    side = image_size(arch, published, None)
-    crop = sources._preprocessing(published)["crop"]
+    side = find_image_size(arch, published, None)
+    crop = architectures._preprocessing(published)["crop"]
     assert side == crop
     with torch.device("meta"):
         model = torchvision.models.get_model(arch, weights=None, image_size=side)
@@ -104,7 +105,7 @@ def test_published_transformers_are_built_for_their_weights_pictures(arch: str) 
 def test_other_architectures_take_any_picture() -> None:
     """Nothing is given to their builders."""
     for arch in ("resnet18", "swin_t", "maxvit_t"):
-        assert image_size(arch, torchvision.models.get_model_weights(arch).DEFAULT, {}) is None
+        assert find_image_size(arch, torchvision.models.get_model_weights(arch).DEFAULT, {}) is None
 
 
 @pytest.mark.usefixtures("small")
@@ -113,7 +114,7 @@ def test_random_and_published_weights_are_for_the_default_side(tmp_path: Path, m
     large = vit.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1
     weights = type("Weights", (), {"DEFAULT": large})
     monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: weights)
-    monkeypatch.setattr(sources, "_downloaded", lambda *_: partial(build, image_size=384)().state_dict())
+    monkeypatch.setattr(architectures, "_download", lambda *_: partial(build, image_size=384)().state_dict())
     for random in (True, False):
-        source = sources.from_torchvision(ARCH, tmp_path, None, random=random)
+        source = architectures.load_architecture(ARCH, tmp_path, None, random=random)
         assert (source.model.image_size, source.preprocessing["crop"], source.notes) == (384, 384, ())

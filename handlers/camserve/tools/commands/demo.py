@@ -18,7 +18,7 @@ from camserve.core.errors import ConfigError
 from camserve.tools.commands import package
 from camserve.tools.commands.serve import Server
 from camserve.tools.console import Progress, ToolError, command_of, fail
-from camserve.tools.packaging.sources import DEMO, examples
+from camserve.tools.packaging.models.demo import DEMO, examples_folder
 
 DRAIN = 10.0
 """Seconds for which requests in flight may go on after Ctrl-C."""
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=command_of("demo"), description=__doc__, allow_abbrev=False)
     made.add_argument("--once", action="store_true", help="stop after the picture")
     made.add_argument("--port", type=int, default=8080, help="port of the server; 0 picks a free one (%(default)s)")
-    made.add_argument("--picture", type=Path, default=examples() / "cat.jpg", metavar="FILE", help="what to explain")
+    made.add_argument("--picture", type=Path, default=examples_folder() / "cat.jpg", metavar="FILE", help="what to explain")
     made.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where the overlay goes (%(default)s)")
     made.add_argument(
         "--model-store", type=Path, default=package.STORE, metavar="DIR", help="where the archive goes (%(default)s)"
@@ -83,7 +83,7 @@ def _package(store: Path, progress: Progress) -> None:
         progress.note(f"   {archive} is there already, and up to date")
         return
     store.mkdir(parents=True, exist_ok=True)
-    package.package(package.parser().parse_args(["--demo", "--force", "--export-path", str(store)]), progress)
+    package.package(package.parse(["--demo", "--force", "--export-path", str(store)]), progress)
 
 
 def _newest_source() -> float:
@@ -91,7 +91,7 @@ def _newest_source() -> float:
     folder = Path(camserve.__file__).parent
     kinds = ("py", "yaml", "html", "css", "js", "jpg")
     files = [file for kind in kinds for file in folder.rglob(f"*.{kind}")]
-    files += [folder.parent / "gradcam_handler.py", *examples().glob("*.py")]
+    files += [folder.parent / "gradcam_handler.py", *examples_folder().glob("*.py")]
     return max(file.stat().st_mtime for file in files)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +32,10 @@ from camserve.explain.explainer import Explainer, Want
 from camserve.pictures import render
 from camserve.pictures.decode import open_picture, silence_decoders
 from camserve.tools.console import Progress, ToolError, command_of, fail, report_unforeseen
-from camserve.tools.packaging import advice, keys, subjects
-from camserve.tools.packaging.subjects import Subject, opened_subject
+from camserve.tools.packaging import advice
+from camserve.tools.packaging.flags.keys import add_key_flags, read_keys
+from camserve.tools.packaging.flags.model import ModelFlags, add_labels_flag, add_model_flags, add_weights_flag, read_model_flags
+from camserve.tools.packaging.inspected import PROBE, InspectedModel, open_inspected
 from camserve.tools.reports.contact_sheet import Shot, contact_sheet
 
 TABLE_WIDTH = 120
@@ -44,12 +47,36 @@ ABOUT_COSTS = (
 )
 
 
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for.
+
+    Attributes:
+        model: which model or archive.
+        keys: keys of the configuration.
+        depth: levels of names to list.
+        rounds: timed passes a layer.
+        image: a picture for the contact sheet.
+        every_layer: draw each listed layer.
+        out: the contact sheet.
+    """
+
+    model: ModelFlags
+    keys: Mapping[str, Any]
+    depth: int
+    rounds: int
+    image: Path | None
+    every_layer: bool
+    out: Path
+
+
 def main(argv: Sequence[str]) -> int:
     """Inspects what `argv` names; the exit status."""
-    options, progress = parser().parse_args(argv), Progress()
+    progress = Progress()
     try:
-        with opened_subject(options, progress) as subject:
-            inspect(subject, options, progress)
+        options = parse(argv)
+        with open_inspected(options.model, options.keys, progress) as inspected:
+            inspect(inspected, options, progress)
     except (ToolError, ConfigError, OSError) as error:
         return fail(error)
     except RequestError as error:
@@ -60,35 +87,61 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(prog=command_of("inspect_model"), description=__doc__, allow_abbrev=False)
-    subjects.add_flags(made)
-    made.add_argument("--depth", type=int, default=2, metavar="N", help="levels of names to list (%(default)s)")
-    made.add_argument("--rounds", type=int, default=9, metavar="N", help="timed passes a layer (%(default)s)")
-    made.add_argument("--image", type=Path, metavar="FILE", help="a picture for the contact sheet")
-    made.add_argument("--every-layer", action="store_true", help="draw each listed layer, not the last of each size of map only")
-    made.add_argument("--out", type=Path, default=Path("out/layers.png"), metavar="FILE", help="the sheet (%(default)s)")
-    keys.add_flags(made.add_argument_group("how it is run: keys of the configuration, an archive's own where none are given"))
-    return made
+    """The command line: the model first, then what is shown of it, and the configuration's keys, an archive's own by default."""
+    parser = argparse.ArgumentParser(prog=command_of("inspect_model"), description=__doc__, allow_abbrev=False)
+    parser.usage = "%(prog)s (ARCHIVE | MODEL [--weights FILE]) [--labels FILE] [--image FILE] [...]"
+    model = parser.add_argument_group("the model, one of")
+    model.add_argument("archive", nargs="?", type=Path, metavar="ARCHIVE", help="an archive, camserve's or another")
+    add_model_flags(model)
+    add_weights_flag(parser.add_argument_group("its weights", "without them torchvision's architectures have random ones"))
+    add_labels_flag(parser.add_argument_group("its classes"))
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument("--image", type=Path, metavar="FILE", help="a picture for the contact sheet")
+    shown.add_argument("--out", type=Path, default=Path("out/layers.png"), metavar="FILE", help="the sheet (%(default)s)")
+    every = "draw each listed layer, not the last of each size of map only"
+    shown.add_argument("--every-layer", action="store_true", help=every)
+    shown.add_argument("--depth", type=int, default=2, metavar="N", help="levels of names to list (%(default)s)")
+    shown.add_argument("--rounds", type=int, default=9, metavar="N", help="timed passes a layer (%(default)s)")
+    add_key_flags(parser)
+    return parser
 
 
-def inspect(subject: Subject, options: argparse.Namespace, progress: Progress) -> None:
+def parse(argv: Sequence[str]) -> Options:
+    """Reads the command line.
+
+    Raises:
+        ConfigError: a key of the configuration does not fit.
+    """
+    given = parser().parse_args(argv)
+    untrained = given.torchvision is not None and given.weights is None
+    return Options(
+        model=read_model_flags(given, random_weights=untrained),
+        keys=read_keys(given),
+        depth=given.depth,
+        rounds=given.rounds,
+        image=given.image,
+        every_layer=given.every_layer,
+        out=given.out,
+    )
+
+
+def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> None:
     """Prints the table, and draws the sheet where a picture is given."""
     device = torch.device("cpu")
-    config = replace(subject.config, layers=(), channels_last=False)
+    config = replace(inspected.config, layers=(), channels_last=False)
     with progress.step("Run the model once to find its layers"):
         try:
-            with advice.about_size(subject.model, subject.size, own=subject.preprocess.view(*subjects.PROBE) is None):
-                picked = open_backend(subject.model, config, subject.size, device)
+            with advice.suggest_size(inspected.model, inspected.size, own=inspected.preprocess.view(*PROBE) is None):
+                picked = open_backend(inspected.model, config, inspected.size, device)
         except ConfigError:
             with suppress(ConfigError):  # it does not even run, as the error says already
-                _print_none(subject, options.depth, progress)
+                _print_none(inspected, options.depth, progress)
             raise
-    shown = _shown(picked, subject.config.layers, options.depth)
-    backend, refused = _usable(subject, config, shown, device)
-    costs = _costs(backend, subject.size, options.rounds)
+    shown = _shown(picked, inspected.config.layers, options.depth)
+    backend, refused = _usable(inspected, config, shown, device)
+    costs = _costs(backend, inspected.size, options.rounds)
     listed = [info for info in shown if info.name in backend.layers]
-    _print(listed, picked.layers[0], backend.closed_form, costs, subject.size, progress=progress)
+    _print(listed, picked.layers[0], backend.closed_form, costs, inspected.size, progress=progress)
     progress.note(ABOUT_COSTS.format(precision=config.precision, threads=torch.get_num_threads()))
     for name, why in refused.items():
         progress.note(f"  {name}: {why}")
@@ -96,11 +149,11 @@ def inspect(subject: Subject, options: argparse.Namespace, progress: Progress) -
     if len(picked.maps) > len(shown):
         progress.note(f"{len(picked.maps) - len(shown)} deeper layers are not listed; --depth {options.depth + 1} lists more")
     if options.image:
-        asked = {*subject.config.layers, *picked.layers}
+        asked = {*inspected.config.layers, *picked.layers}
         rows = listed
         rows = rows if options.every_layer else _few(rows, asked)
         with progress.step(f"Explain {options.image.name} at {len(rows)} layers"):
-            sheet = _sheet(subject, backend, rows, picked.layers[0], options.image)
+            sheet = _sheet(inspected, backend, rows, picked.layers[0], options.image)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_bytes(render.encode(sheet, "png"))
         progress.note(f"Heatmaps by layer and method: {options.out}")
@@ -116,20 +169,22 @@ def _shown(picked: Backend, asked: Sequence[str], depth: int) -> list[LayerInfo]
     ]  # fmt: skip
 
 
-def _usable(subject: Subject, config: Config, shown: Sequence[LayerInfo], device: torch.device) -> tuple[Backend, dict[str, str]]:
+def _usable(
+    inspected: InspectedModel, config: Config, shown: Sequence[LayerInfo], device: torch.device
+) -> tuple[Backend, dict[str, str]]:
     """A backend for all of these layers that can be explained, and why the others cannot."""
     names = tuple(info.name for info in shown)
     try:
-        return open_backend(subject.model, replace(config, layers=names), subject.size, device), {}
+        return open_backend(inspected.model, replace(config, layers=names), inspected.size, device), {}
     except ConfigError:  # one of them cannot be explained: which?
-        refused = {name: why for name in names if (why := _refusal(subject, replace(config, layers=(name,)), device))}
+        refused = {name: why for name in names if (why := _refusal(inspected, replace(config, layers=(name,)), device))}
     usable = tuple(name for name in names if name not in refused)
-    return open_backend(subject.model, replace(config, layers=usable), subject.size, device), refused
+    return open_backend(inspected.model, replace(config, layers=usable), inspected.size, device), refused
 
 
-def _refusal(subject: Subject, config: Config, device: torch.device) -> str:
+def _refusal(inspected: InspectedModel, config: Config, device: torch.device) -> str:
     try:
-        open_backend(subject.model, config, subject.size, device)
+        open_backend(inspected.model, config, inspected.size, device)
     except ConfigError as error:
         return str(error)
     return ""
@@ -179,15 +234,15 @@ def _print(
     progress.console.print(table)
 
 
-def _print_none(subject: Subject, depth: int, progress: Progress) -> None:
+def _print_none(inspected: InspectedModel, depth: int, progress: Progress) -> None:
     """Lists the layers of a model of which none can be explained, with what speaks against each.
 
     Raises:
         ConfigError: it does not even run.
     """
-    pictures = synthesize_pictures(subject.size)
-    own = open_model(subject.model, pictures)
-    found = survey_model(own, pictures, subject.config.token_grid)
+    pictures = synthesize_pictures(inspected.size)
+    own = open_model(inspected.model, pictures)
+    found = survey_model(own, pictures, inspected.config.token_grid)
     shown = [info for info in found.layers if info.name.count(".") < depth]
     maps = [info for info in shown if info.cells > 1]
     faults = find_faults(own, pictures, maps, found.outputs) if maps else {}
@@ -208,11 +263,11 @@ def _few(rows: Sequence[LayerInfo], always: set[str]) -> list[LayerInfo]:
     return [info for info in rows if info.name in always or info.name in last.values()]
 
 
-def _sheet(subject: Subject, backend: Backend, rows: Sequence[LayerInfo], picked: str, path: Path) -> NDArray[np.uint8]:
+def _sheet(inspected: InspectedModel, backend: Backend, rows: Sequence[LayerInfo], picked: str, path: Path) -> NDArray[np.uint8]:
     """The contact sheet of a picture's file."""
     silence_decoders()
-    picture = open_picture(path.read_bytes(), subject.config)
-    view = subject.preprocess.view(*picture.size) or Rect(0, 0, *picture.size)
-    shot = Shot(np.asarray(picture), view, subject.preprocess(picture), path.name)
-    label = Labels(backend.outputs, subject.labels).__getitem__
-    return contact_sheet(backend, rows, shot, picked=picked, label=label, look=subject.config)
+    picture = open_picture(path.read_bytes(), inspected.config)
+    view = inspected.preprocess.view(*picture.size) or Rect(0, 0, *picture.size)
+    shot = Shot(np.asarray(picture), view, inspected.preprocess(picture), path.name)
+    label = Labels(backend.outputs, inspected.labels).__getitem__
+    return contact_sheet(backend, rows, shot, picked=picked, label=label, look=inspected.config)

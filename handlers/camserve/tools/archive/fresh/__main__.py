@@ -21,9 +21,9 @@ NAME = "camserve_fresh"
 
 def main(arguments: Sequence[str]) -> None:
     """Runs one of the two programs."""
-    program, result, *rest = arguments
-    found = getattr(importlib.import_module(f"{NAME}.{program}"), program)(*rest)
-    Path(result).write_text(json.dumps(found))
+    program, output, *rest = arguments
+    result = getattr(importlib.import_module(f"{NAME}.{program}"), program)(*rest)
+    Path(output).write_text(json.dumps(result))
 
 
 package = ModuleType(NAME)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .modules import Hiding, place, server_modules, top_modules
-from .requirements import required
+from .requirements import read_requirements
 from .worker import Row, ask, check_prepared, load_service, words
 
 
@@ -18,7 +18,7 @@ def explain(directory: str, picture: str) -> dict[str, Any]:
     own, server = top_modules(folder), server_modules()
     wanted = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text("utf-8"))["model"].get("requirementsFile")
     if wanted:
-        server |= required(folder / wanted).modules
+        server |= read_requirements(folder / wanted).modules
     sys.path.insert(0, str(folder))
     Hiding(lambda name: name in own or name in server)
     try:

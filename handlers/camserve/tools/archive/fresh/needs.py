@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from .modules import Beside, Hiding, server_modules, top_modules
-from .requirements import required
+from .requirements import read_requirements
 from .worker import model_class, words
 
 
@@ -74,7 +74,7 @@ def needs(model_file: str, staging: str, requirements: str = "") -> dict[str, An
     """
     path, server = Path(model_file).resolve(), server_modules()
     if requirements:
-        server |= required(Path(requirements)).modules
+        server |= read_requirements(Path(requirements)).modules
     beside = Beside([Path(staging), path.parent], server)
 
     def find(name: str) -> ModuleSpec | None:

@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Required:
-    """The requirements that hold here, and the lines that name no distribution (a path, an address)."""
+class Requirements:
+    """What a file of requirements asks for: distributions, and `unnamed` lines that name none (a path, an address)."""
 
-    requirements: tuple[Requirement, ...]
+    named: tuple[Requirement, ...]
     unnamed: tuple[str, ...] = ()
 
     @property
     def modules(self) -> frozenset[str]:
         """Top-level modules of those that are installed, and of whatever they require."""
-        return modules_of((each.name, extra) for each in self.requirements for extra in ("", *each.extras))
+        return modules_of((each.name, extra) for each in self.named for extra in ("", *each.extras))
 
     @property
     def missing(self) -> list[str]:
         """Those that are not installed."""
-        return [str(each) for each in self.requirements if _version(each.name) is None]
+        return [str(each) for each in self.named if _version(each.name) is None]
 
     @property
     def others(self) -> list[str]:
         """Those that are installed in another version, with that."""
-        found = [(each, _version(each.name)) for each in self.requirements]
+        versions = [(each, _version(each.name)) for each in self.named]
         return [
             f"{each} ({version} is installed)"
-            for each, version in found
+            for each, version in versions
             if version is not None and not each.specifier.contains(version, prereleases=True)
         ]
 
@@ -50,11 +50,11 @@ def _version(name: str) -> str | None:
         return None
 
 
-def required(file: Path) -> Required:
-    """What a file names, and what the files that it refers to with `-r` name."""
+def read_requirements(file: Path) -> Requirements:
+    """Reads what a file names, and what the files that it refers to with `-r` name, where its markers hold here."""
     from packaging.requirements import InvalidRequirement, Requirement  # noqa: PLC0415 one of TorchServe's environment
 
-    found: list[Requirement] = []
+    named: list[Requirement] = []
     unnamed: list[str] = []
     for line in _lines(file, set()):
         try:
@@ -63,8 +63,8 @@ def required(file: Path) -> Required:
             unnamed.append(line)
             continue
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            found.append(requirement)
-    return Required(tuple(found), tuple(unnamed))
+            named.append(requirement)
+    return Requirements(tuple(named), tuple(unnamed))
 
 
 def _lines(file: Path, seen: set[Path]) -> Iterator[str]:

@@ -28,7 +28,7 @@ WAY_OUT = "where the model was trained, save torch.save(model.state_dict(), 'wei
 
 
 def read_state_dict(path: Path) -> tuple[StateDict, list[str]]:
-    """A file's state dict, and what was taken off to get at it; nothing in the file is executed.
+    """Reads a file's state dict; nothing in the file is executed. Also returns what was taken off to get at it.
 
     Raises:
         ToolError: no such file, a damaged one, or one that holds anything but a state dict or a checkpoint of one.
@@ -68,11 +68,11 @@ def _load(path: Path) -> Any:
     except IsADirectoryError:
         raise ToolError(f"{path} is a folder, not a file of weights") from None
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found is None:
+        kind = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if kind is None:
             raise ToolError(f"{path} is not a file of weights that torch can read, or is damaged; {WAY_OUT}") from error
         raise ToolError(
-            f"{path} holds Python objects besides tensors (the first is a {found[1]}), and loading those would run code from "
+            f"{path} holds Python objects besides tensors (the first is a {kind[1]}), and loading those would run code from "
             f"the file; {WAY_OUT}"
         ) from error
     except Exception as error:  # a damaged file makes torch raise anything
@@ -110,7 +110,7 @@ def _is_state_dict(value: object) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
 
 
-def fit(model: nn.Module, state: StateDict, kind: str) -> None:
+def load_into(model: nn.Module, state: StateDict, kind: str) -> None:
     """Loads `state` into `model`, which its user knows as `kind`.
 
     Raises:
@@ -146,15 +146,16 @@ def _with_nearest(name: str, names: list[str]) -> str:
     return f"{name}, nearest {near[0]}" if near else name
 
 
-def outputs_of(state: StateDict, default: StateDict, classes: int) -> int:
-    """The number of classes of a fine-tuned state dict: where the architecture's `default` has `classes` rows, and it differs.
+def count_classes(state: StateDict, default: StateDict, classes: int) -> int:
+    """Counts the classes of a fine-tuned state dict: the rows of the tensor that has `classes` rows in `default`.
 
-    `default` may be on the meta device. Returns `classes` where nothing, or more than that, differs.
+    `default` is the architecture's own state dict, and may be on the meta device. Returns `classes` where no tensor, or
+    tensors in several ways, differ in their number of rows.
     """
-    found = {
+    rows = {
         int(tensor.shape[0])
         for name, tensor in state.items()
         if name in default and tensor.ndim and default[name].ndim == tensor.ndim
         and default[name].shape[0] == classes and default[name].shape[1:] == tensor.shape[1:]
     }  # fmt: skip
-    return found.pop() if len(found) == 1 else classes
+    return rows.pop() if len(rows) == 1 else classes

@@ -10,11 +10,11 @@ import torchvision
 from torch import Tensor
 
 
-def image_size(arch: str, published: Any, state: Mapping[str, Tensor] | None) -> int | None:
-    """The side of the pictures that an architecture's weights are for; None: it takes any.
+def find_image_size(arch: str, published: Any, state: Mapping[str, Tensor] | None) -> int | None:
+    """Finds the side, in pixels, of the pictures that an architecture's weights are for; None: it takes any.
 
-    It is told by the number of the tokens' positions in `state`, or, where that is None, by the metadata of the weights
-    that torchvision publishes.
+    The number of position embeddings in `state` says it, or, where that is None, the metadata of the weights that
+    torchvision publishes.
     """
     if not torchvision.models.get_model_builder(arch).__module__.endswith(".vision_transformer"):
         return None
@@ -28,7 +28,7 @@ def image_size(arch: str, published: Any, state: Mapping[str, Tensor] | None) ->
     return int(cells * patches.shape[3]) or side
 
 
-def trained_as(published: Any, side: int) -> Any:
-    """The first of an architecture's published weights that are for pictures of this side; None: there are none."""
+def find_weights_of_size(published: Any, side: int) -> Any:
+    """Finds the first of an architecture's published weights that are for pictures of this side; None: there are none."""
     kind: Any = type(published)
     return next((each for each in kind if each.meta["min_size"][0] == side), None)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from camserve.tools.archive.fresh.requirements import required
+from camserve.tools.archive.fresh.requirements import read_requirements
 from camserve.tools.console import ToolError
-from camserve.tools.packaging.staging import OWN
+from camserve.tools.packaging.contents.names import OWN
 
 
-def take(file: Path, stage: Path) -> Path:
+def copy_requirements(file: Path, stage: Path) -> Path:
     """Copies a file of requirements into `stage`, and returns its place there.
 
     Raises:
@@ -25,20 +25,20 @@ def take(file: Path, stage: Path) -> Path:
     return Path(shutil.copyfile(file, stage / file.name))
 
 
-def check(file: Path) -> tuple[str, ...]:
-    """What to say of a file of requirements; packaging loads what they name, and so does the check in a fresh process.
+def check_requirements(file: Path) -> tuple[str, ...]:
+    """Checks that what a file names is installed here, since packaging loads the model too; returns what the user should hear.
 
     Raises:
-        ToolError: some are not installed.
+        ToolError: some of it is not installed.
     """
-    found = required(file)
-    if found.missing:
-        words = " ".join(f"'{each}'" for each in found.missing)
+    requirements = read_requirements(file)
+    if requirements.missing:
+        words = " ".join(f"'{each}'" for each in requirements.missing)
         raise ToolError(
-            f"the archive's {file.name} asks for {', '.join(found.missing)}, which packaging needs too, to try the archive, and "
-            f"which is not installed here: pip install {words}"
+            f"the archive's {file.name} asks for {', '.join(requirements.missing)}, which packaging needs too, to try the "
+            f"archive, and which is not installed here: pip install {words}"
         )
     notes = [f"Requirements: {file.name}; TorchServe installs them where its configuration has install_py_dep_per_model=true"]
-    notes += [f"Warning: the archive was tried without {each}, which {file.name} asks for" for each in found.others]
-    notes += [f"Warning: {file.name}: nothing tells which distribution {each} is" for each in found.unnamed]
+    notes += [f"Warning: the archive was tried without {each}, which {file.name} asks for" for each in requirements.others]
+    notes += [f"Warning: {file.name}: nothing tells which distribution {each} is" for each in requirements.unnamed]
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""The handler of an archive that is served already: whether explanations fit beside it, and the file that puts them there."""
+"""The handler of an archive that is served already: checks that camserve can explain beside it, and writes the file that does."""
 
 from __future__ import annotations
 
@@ -63,11 +63,15 @@ class Explained{theirs}({theirs}):
 
 
 @dataclass(frozen=True)
-class Adopted:
-    """A handler's `file` in the new archive (None: camserve's own), its own `image_processing`, and the (height, width) that
-    this makes of a picture (None: it has the stock one).
+class AdoptedHandler:
+    """The handler of an archive that is served already, as the new archive takes it.
 
-    `title` says where its class stands; `prepares` which step of its own prepares pictures, "" for none.
+    Attributes:
+        file: its file in the new archive; None: camserve's own handler takes its place.
+        processing: its own `image_processing`; None: it has the stock one.
+        size: the (height, width), in pixels, that `processing` makes of a picture.
+        title: where its class stands, in words.
+        prepares: the step of its own that prepares pictures; "" for none.
     """
 
     file: Path | None = None
@@ -77,8 +81,8 @@ class Adopted:
     prepares: str = ""
 
 
-def adopt(name: str, stage: Path, workdir: Path) -> Adopted:
-    """The handler that a manifest calls `name`, as TorchServe finds it: a file of `stage`, or one that TorchServe brings.
+def adopt_handler(name: str, stage: Path, workdir: Path) -> AdoptedHandler:
+    """Takes the handler that a manifest calls `name`, as TorchServe finds it: a file of `stage`, or one that TorchServe brings.
 
     Where it needs a file of its own, that is written into `workdir`; one that explains already is moved there. It may import
     what lies in either folder.
@@ -90,7 +94,7 @@ def adopt(name: str, stage: Path, workdir: Path) -> Adopted:
     module = place.rpartition("/")[2].removesuffix(".py")
     path = stage / f"{module}.py"
     if module == OURS or (module == STOCK and not path.is_file()):
-        return Adopted()
+        return AdoptedHandler()
     if not path.is_file():
         raise ToolError(f"the archive's handler {name} is none of image classification, nor a file of the archive; {ACCEPTED}")
     with Beside([stage, workdir], server_modules()):
@@ -98,7 +102,7 @@ def adopt(name: str, stage: Path, workdir: Path) -> Adopted:
             loaded = import_module(module)
         except Exception as error:
             raise ToolError(f"the archive's handler {name} does not load: {in_one_line(error)}") from error
-        theirs = _class_of(loaded, name)
+        theirs = _find_class(loaded, name)
         entry = hasattr(loaded, function or "handle")  # where there is a function of that name, TorchServe calls it
         explains = issubclass(theirs, GradCAMHandler)
         if entry and (function or not explains):
@@ -109,14 +113,15 @@ def adopt(name: str, stage: Path, workdir: Path) -> Adopted:
         if not entry:
             _check_steps(theirs, path.name)
         alone = entry or len(list_classes_from_module(loaded)) == 1
-        file, (processing, size) = _file(theirs, path, workdir, moved=explains and alone), _processing(theirs, path.name)
+        file = _place_file(theirs, path, workdir, moved=explains and alone)
+        processing, size = _find_processing(theirs, path.name)
         own = inspect.getattr_static(theirs, "preprocess") is not inspect.getattr_static(ImageClassifier, "preprocess")
         prepares = "preprocess" if own else "image_processing" if processing else ""
-        return Adopted(file, processing, size, f"{path.name}'s class {theirs.__name__}", prepares)
+        return AdoptedHandler(file, processing, size, f"{path.name}'s class {theirs.__name__}", prepares)
 
 
-def _class_of(loaded: ModuleType, name: str) -> type:
-    """The one image classifier of a handler's file; a class that another of them builds on does not count."""
+def _find_class(loaded: ModuleType, name: str) -> type:
+    """Finds the one image classifier of a handler's file; a class that another of them builds on does not count."""
     handlers = [each for each in list_classes_from_module(loaded) if issubclass(each, ImageClassifier)]
     last = [each for each in handlers if not any(other is not each and issubclass(other, each) for other in handlers)]
     if not last:
@@ -135,37 +140,37 @@ def _check_steps(theirs: type, file: str) -> None:
     """Refuses a handler that takes the batch itself, or overrides a step that is never called, wherever it inherits that from."""
     explains = issubclass(theirs, GradCAMHandler)
     base = GradCAMHandler if explains else ImageClassifier
-    takes = _overriding(theirs, "handle", base)
-    if takes and explains:
+    taking = _find_override(theirs, "handle", base)
+    if taking and explains:
         return  # it is called, as it was before, and may call any step; the check in a fresh process sees that it explains
-    if takes:
+    if taking:
         raise ToolError(
-            f"{theirs.__name__} in {file} has a handle() of its own{_of(takes, theirs)}, which takes the batch before camserve "
-            f"can; {ACCEPTED}"
+            f"{theirs.__name__} in {file} has a handle() of its own{_name_owner(taking, theirs)}, which takes the batch before "
+            f"camserve can; {ACCEPTED}"
         )
     for step in UNCALLED:
-        found = _overriding(theirs, step, base)
-        if found:
+        owner = _find_override(theirs, step, base)
+        if owner:
             raise ToolError(
-                f"{theirs.__name__} in {file} has {step}() of its own{_of(found, theirs)}, which would never be called: camserve "
-                f"runs the model itself, once for predictions and explanations; what it does belongs into postprocess() or "
-                f"into the model's file; {ACCEPTED}"
+                f"{theirs.__name__} in {file} has {step}() of its own{_name_owner(owner, theirs)}, which would never be called: "
+                f"camserve runs the model itself, once for predictions and explanations; what it does belongs into postprocess() "
+                f"or into the model's file; {ACCEPTED}"
             )
 
 
-def _overriding(theirs: type, step: str, base: type) -> type | None:
-    """The class, among all that `theirs` inherits from, whose method stands in for the one of `base`."""
+def _find_override(theirs: type, step: str, base: type) -> type | None:
+    """Finds the class, among all that `theirs` inherits from, whose method stands in for the one of `base`."""
     if inspect.getattr_static(theirs, step) is inspect.getattr_static(base, step):
         return None
     return next(each for each in theirs.__mro__ if step in vars(each))
 
 
-def _of(found: type, theirs: type) -> str:
-    return "" if found is theirs else f", of {found.__name__} in {found.__module__}"
+def _name_owner(owner: type, theirs: type) -> str:
+    return "" if owner is theirs else f", of {owner.__name__} in {owner.__module__}"
 
 
-def _file(theirs: type, path: Path, workdir: Path, *, moved: bool) -> Path:
-    """The new archive's handler: their file, or one that makes a class of theirs and camserve's."""
+def _place_file(theirs: type, path: Path, workdir: Path, *, moved: bool) -> Path:
+    """Puts the new archive's handler into `workdir`: their file, or one that makes a class of theirs and camserve's."""
     if moved:
         return Path(shutil.move(path, workdir / path.name))
     wrapper = workdir / f"{WRAPPER}.py"
@@ -176,11 +181,11 @@ def _file(theirs: type, path: Path, workdir: Path, *, moved: bool) -> Path:
     return wrapper
 
 
-def _processing(theirs: Any, file: str) -> tuple[Callable[[Image.Image], Tensor] | None, tuple[int, int] | None]:
-    """Their own preprocessing, and the (height, width) that it makes of a picture."""
+def _find_processing(theirs: Any, file: str) -> tuple[Callable[[Image.Image], Tensor] | None, tuple[int, int] | None]:
+    """Their own preprocessing, and the (height, width), in pixels, that it makes of a picture; None for the stock one."""
     try:
-        made = theirs()
-        own = made.image_processing
+        handler = theirs()
+        own = handler.image_processing
         if own is ImageClassifier.image_processing:
             return None, None
         channels, height, width = Preprocess.from_callable(own)(Image.new("RGB", (256, 256))).shape
@@ -191,7 +196,7 @@ def _processing(theirs: Any, file: str) -> tuple[Callable[[Image.Image], Tensor]
             f"the image_processing of {theirs.__name__} in {file} makes {channels} channel{'s' * (channels != 1)}, and camserve "
             f"takes what makes 3 (RGB); {GREY if channels == 1 else 'make those out of the 3 at the start of the model'}"
         )
-    if "image_processing" in vars(made):
+    if "image_processing" in vars(handler):
         raise ToolError(
             f"{theirs.__name__} in {file} sets image_processing in its __init__, where camserve would not find it; make it an "
             "attribute or a method of the class"

@@ -1,0 +1,1 @@
+"""What an archive holds besides the model: settings, labels, modules, requirements, and other files."""

@@ -1,0 +1,135 @@
+"""The flags that say which model: its files, its weights and its labels."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from camserve.tools.console import ToolError
+from camserve.tools.packaging.models.architectures import load_architecture
+from camserve.tools.packaging.models.demo import DEMO, load_demo
+from camserve.tools.packaging.models.files import load_model_file, load_program
+from camserve.tools.packaging.models.source import ModelSource
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """Which model a command line names; one of the first six is given.
+
+    Attributes:
+        torchvision: an architecture's name.
+        model_file: a Python file that defines one class without arguments.
+        torchscript: a file of `torch.jit.save`.
+        exported: a file of `torch.export.save`.
+        archive: an archive, whether it explains already or not.
+        demo: the demo's model.
+        weights: a state dict, or a checkpoint that holds one.
+        random_weights: torchvision's architecture stays untrained.
+        labels: index_to_name.json.
+    """
+
+    torchvision: str | None = None
+    model_file: Path | None = None
+    torchscript: Path | None = None
+    exported: Path | None = None
+    archive: Path | None = None
+    demo: bool = False
+    weights: Path | None = None
+    random_weights: bool = False
+    labels: Path | None = None
+
+    @property
+    def default_name(self) -> str:
+        """What the model is called where no flag names it: by its architecture or its file."""
+        file = self.model_file or self.torchscript or self.exported or self.archive
+        return DEMO if self.demo else self.torchvision or (file.stem if file else "")
+
+    def check(self) -> None:
+        """Refuses flags that do not go together.
+
+        Raises:
+            ToolError: none or several name a model, or the weights do not go with it.
+        """
+        named = [self.torchvision, self.model_file, self.torchscript, self.exported, self.archive]
+        if sum(each is not None for each in named) + self.demo != 1:
+            raise ToolError(
+                "give one of ARCHIVE, --torchvision ARCH, --model-file FILE, --torchscript FILE, --exported FILE and --demo"
+            )
+        if self.model_file and not self.weights:
+            raise ToolError("--model-file needs --weights FILE: a state dict, torch.save(model.state_dict(), FILE)")
+        if (self.weights or self.random_weights) and not (self.torchvision or self.model_file):
+            flag = "--weights" if self.weights else "--random-weights"
+            raise ToolError(f"{flag} goes with --torchvision or --model-file; others bring their own")
+
+    def check_files(self) -> None:
+        """Refuses files that are not there before the work begins; what is in them is looked at when they are read.
+
+        Raises:
+            ToolError: a flag names a file that does not exist, or a folder.
+        """
+        for name in ("model_file", "weights", "torchscript", "exported", "labels"):
+            path: Path | None = getattr(self, name)
+            flag = f"--{name.replace('_', '-')}"
+            if path and not path.exists():
+                raise ToolError(f"{flag}: there is no file {path}")
+            if path and path.is_dir():
+                raise ToolError(f"{flag}: {path} is a folder, not a file")
+
+    def load(self, workdir: Path, stage: Path, progress: bool = False) -> ModelSource:
+        """Loads the model, where it is none of an archive.
+
+        Args:
+            workdir: where a model's file is written for torchvision's.
+            stage: holds further files that a model's file may import.
+            progress: show a bar while weights are downloaded.
+
+        Raises:
+            ToolError: it cannot be loaded.
+            ConfigError: a program of torch.export that this torch cannot read.
+        """
+        if self.demo:
+            return load_demo()
+        if self.torchvision:
+            return load_architecture(self.torchvision, workdir, self.weights, self.random_weights, progress)
+        if self.model_file and self.weights:
+            return load_model_file(self.model_file, self.weights, stage)
+        program = self.torchscript or self.exported
+        if program is None:
+            raise ToolError("no flag names a model to load")
+        return load_program(program)
+
+
+def add_model_flags(group: Any) -> None:
+    """Adds a flag for each way to give a model to a parser or a group."""
+    group.add_argument("--torchvision", metavar="ARCH", help="a classifier of torchvision's, such as resnet50")
+    group.add_argument("--model-file", metavar="FILE", type=Path, help="a file that defines one class without arguments")
+    group.add_argument("--torchscript", metavar="FILE", type=Path, help="a TorchScript file, scripted or traced")
+    group.add_argument("--exported", metavar="FILE", type=Path, help="a program that torch.export.save wrote")
+    group.add_argument("--demo", action="store_true", help="EfficientNet-Lite0 with its ImageNet weights")
+
+
+def add_weights_flag(group: Any) -> None:
+    """Adds `--weights` to a parser or a group."""
+    group.add_argument("--weights", metavar="FILE", type=Path, help="a state dict, or a checkpoint that holds one")
+
+
+def add_labels_flag(group: Any) -> None:
+    """Adds `--labels` to a parser or a group."""
+    group.add_argument("--labels", metavar="FILE", type=Path, help='index_to_name.json: {"0": "tench", ...}')
+
+
+def read_model_flags(options: argparse.Namespace, *, random_weights: bool) -> ModelFlags:
+    """Reads the flags of the functions above, and `archive`, from a parsed command line."""
+    return ModelFlags(
+        torchvision=options.torchvision,
+        model_file=options.model_file,
+        torchscript=options.torchscript,
+        exported=options.exported,
+        archive=options.archive,
+        demo=options.demo,
+        weights=options.weights,
+        random_weights=random_weights,
+        labels=options.labels,
+    )

@@ -1,0 +1,99 @@
+"""What `inspect_model` looks at: the model of an archive or of a file as it is, before a worker tunes it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from ts.torch_handler.image_classifier import ImageClassifier
+
+from camserve.core.config import Config
+from camserve.core.text import in_one_line
+from camserve.pictures.preprocess import Preprocess
+from camserve.tools.archive.archive import Archive, load_service, open_archive
+from camserve.tools.console import Progress, ToolError
+from camserve.tools.packaging.adoption.old_archive import read_old_archive
+from camserve.tools.packaging.contents.labels import read_labels
+from camserve.tools.packaging.flags.model import ModelFlags
+
+PROBE = (256, 256)
+"""The picture, (width, height), whose tensor says how large the model's input is where it follows the picture's size."""
+
+
+@dataclass(frozen=True)
+class InspectedModel:
+    """A model, how pictures are prepared for it, and names of its classes, if known."""
+
+    model: Any
+    config: Config
+    preprocess: Preprocess
+    labels: Mapping[str, str] | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The (height, width), in pixels, that the model sees."""
+        height, width = self.preprocess(Image.new("RGB", PROBE)).shape[1:]
+        return height, width
+
+
+@contextmanager
+def open_inspected(flags: ModelFlags, keys: Mapping[str, Any], progress: Progress) -> Iterator[InspectedModel]:
+    """Loads what the flags name; its files are there within the block. `keys` of the configuration beat an archive's own.
+
+    Raises:
+        ToolError: flags that do not go together, or a model that does not load.
+        ConfigError: a key of the configuration does not fit.
+    """
+    flags.check()
+    labels = read_labels(flags.labels) if flags.labels else None
+    with tempfile.TemporaryDirectory(prefix="camserve-") as folder:
+        workdir = Path(folder)
+        if flags.archive:
+            with open_archive(flags.archive) as opened:
+                inspected = _load_archive(opened, keys, workdir)
+                yield replace(inspected, labels=labels or inspected.labels)
+            return
+        flags.check_files()
+        source = flags.load(workdir, workdir)
+        for note in source.notes:
+            progress.note(note)
+        config = Config.from_mapping({**source.preprocessing, **keys})
+        yield InspectedModel(source.model, config, Preprocess(config), labels or source.label_mapping)
+
+
+def _load_archive(opened: Archive, keys: Mapping[str, Any], workdir: Path) -> InspectedModel:
+    """The model of an archive that explains; of another as packaging would take it from there."""
+    try:
+        service = load_service(opened.directory)
+    except Exception as error:
+        raise ToolError(f"the archive does not load: {in_one_line(error)}") from error
+    handler: Any = getattr(service._entry_point, "__self__", None)
+    explain = {**(opened.config.get("explain") or {}), **keys}
+    if not hasattr(handler, "backend"):
+        return _load_other(opened, explain, workdir)
+    config = Config.from_mapping(explain)
+    preprocess = handler._preprocess_of(config)
+    handler.model = handler.backend = handler.pipeline = handler.ig = None  # tuned, and as large as the one that is to come
+    return InspectedModel(_load_untuned(handler, service.context), config, preprocess, handler.mapping)
+
+
+def _load_untuned(handler: Any, context: Any) -> Any:
+    """The model as the handler's class loads it, before camserve folds and rearranges its weights, and TorchServe compiles it."""
+    context.model_yaml_config = {key: value for key, value in (context.model_yaml_config or {}).items() if key != "pt2"}
+    again = type(handler)()
+    ImageClassifier.initialize(again, context)
+    return again.model
+
+
+def _load_other(opened: Archive, explain: Mapping[str, Any], workdir: Path) -> InspectedModel:
+    stage = workdir / "stage"
+    stage.mkdir()
+    old = read_old_archive(opened, workdir, stage)
+    config = Config.from_mapping(explain)
+    own = old.handler.processing
+    return InspectedModel(old.source.model, config, Preprocess.from_callable(own) if own else Preprocess(config), old.labels)

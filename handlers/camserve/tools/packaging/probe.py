@@ -1,0 +1,65 @@
+"""Runs a model once, to find its layers and what is odd about it, before an archive is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from camserve.capture.backend import Backend, open_backend
+from camserve.core.config import Config
+from camserve.core.geometry import input_size
+from camserve.tools.packaging import advice
+from camserve.tools.packaging.adoption.old_archive import OldArchive
+from camserve.tools.packaging.adoption.their_handler import AdoptedHandler
+from camserve.tools.packaging.models.source import ModelSource
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What running a model once has shown.
+
+    Attributes:
+        explain: the section `explain:` as it stands.
+        config: that section as the worker will read it.
+        layers: the layers that are explained; the first is the default.
+        outputs: how many classes the model scores.
+        notes: what the user should hear.
+    """
+
+    explain: Mapping[str, Any]
+    config: Config
+    layers: tuple[str, ...]
+    outputs: int
+    notes: tuple[str, ...]
+
+
+def probe_model(source: ModelSource, old: OldArchive | None, asked: Mapping[str, Any]) -> Probed:
+    """Runs the model as a worker will; keys that are `asked` for beat the old archive's, and these the model's own.
+
+    Raises:
+        ConfigError: a key does not fit, the model does not run, or a layer cannot be explained.
+    """
+    origins = {"the model's own": source.preprocessing, "the archive's": old.explain if old else {}, "as asked": asked}
+    explain = {key: value for each in origins.values() for key, value in each.items()}
+    config = Config.from_mapping(explain)
+    handler = old.handler if old else AdoptedHandler()
+    size = handler.size or input_size(256, 256, config.resize, config.crop)
+    backend, warnings = _run(source, config, size, own=handler.size is not None)
+    notes = [advice.describe_layers(backend), *advice.describe_preparation(config, origins, handler), *warnings]
+    return Probed(explain, config, tuple(backend.layers), backend.outputs, tuple(notes))
+
+
+def _run(source: ModelSource, config: Config, size: tuple[int, int], *, own: bool) -> tuple[Backend, list[str]]:
+    """Runs the model on pictures of `size`, and checks its outputs; `own`: a handler's own code prepares the pictures."""
+    quick = replace(config, channels_last=False)  # the worker itself measures which format is faster
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine a few small runs wait longer for threads than they gain by them
+    try:
+        with advice.suggest_size(source.model, size, own=own):
+            backend = open_backend(source.model, quick, size, torch.device("cpu"))
+        return backend, advice.warn_of_outputs(source.model, backend, size)
+    finally:
+        torch.set_num_threads(threads)
