@@ -27,7 +27,7 @@ from camserve.core.messages import Call, ModelInfo, Reply
 from camserve.core.served import Served
 from camserve.core.version import __version__
 from camserve.explain.explainer import Explainer
-from camserve.inspector.page import page
+from camserve.inspector.page import write_page
 from camserve.monitoring.metrics import undeclared
 from camserve.monitoring.monitor import Monitor, open_monitor
 from camserve.monitoring.reference import Provenance, input_of
@@ -131,7 +131,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             size=size,
             hooks=self._hooks(),
             observer=monitor,
-            page=page(served),
+            page=write_page(served),
         )
 
     def _served(self, size: tuple[int, int]) -> Served:

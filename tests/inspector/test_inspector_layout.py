@@ -14,7 +14,8 @@ from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.labels import Labels
 from camserve.core.messages import ModelInfo
-from camserve.inspector.page import page as inspector
+from camserve.core.served import Served
+from camserve.inspector.page import write_page
 
 HOME = "http://localhost:9"
 WORDS = ("Animalia_Chordata_Mammalia_Felis_catus_l", "Donaudampfschifffahrtsgesellschaftskapit", "tabby")
@@ -37,7 +38,7 @@ def answer() -> dict[str, Any]:
 def respond(route: Route) -> None:
     """The page, its answer to every picture, and the server's own words where a label is asked for that is none."""
     if route.request.method == "GET":
-        reply = inspector(Config(), LABELS, LAYERS, ModelInfo("long", "1.0", "sha256:00"))
+        reply = write_page(Served(Config(), LABELS, LAYERS, ModelInfo("long", "1.0", "sha256:00")))
         route.fulfill(headers={**reply.headers, "content-type": reply.content_type}, body=reply.body)
     else:
         route.fulfill(json=answer())

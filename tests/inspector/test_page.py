@@ -15,15 +15,15 @@ from camserve.core.config import COLORMAPS, METHODS, Config
 from camserve.core.labels import Labels
 from camserve.core.messages import ModelInfo, Reply
 from camserve.core.served import Served
-from camserve.inspector.html import fill, policy, script_json
-from camserve.inspector.page import page
+from camserve.inspector.html import fill, write_policy, write_script_json
+from camserve.inspector.page import write_page
 
 INFO = ModelInfo('m<"&', "1.0", "sha256:00")
 
 
 def made(labels: Labels, **settings: Any) -> Reply:
     """The page of a model with two layers."""
-    return page(Served(Config(**settings), labels, ("layer4", "layer3"), INFO))
+    return write_page(Served(Config(**settings), labels, ("layer4", "layer3"), INFO))
 
 
 def facts_of(reply: Reply) -> dict[str, Any]:
@@ -93,11 +93,11 @@ def test_a_template_is_filled_in_one_pass() -> None:
 def test_json_in_a_script_cannot_end_it() -> None:
     """No tag, comment or line separator of JavaScript's comes through, and the value stays the same."""
     value = ["</script>", "<!--", "\u2028", "é", "&amp;"]
-    text = script_json(value)
+    text = write_script_json(value)
     assert not set("<>&\u2028é") & set(text)
     assert json.loads(text) == value
 
 
 def test_a_policy_without_a_server_allows_no_request() -> None:
     """As in the gallery, which is a file."""
-    assert "connect-src 'none'" in policy("", ["x"])
+    assert "connect-src 'none'" in write_policy("", ["x"])

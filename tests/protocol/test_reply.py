@@ -17,7 +17,7 @@ from camserve.core.geometry import Rect
 from camserve.core.labels import Labels
 from camserve.core.messages import Answer, Encoded, Explanation, ImageInfo, Item, Media, ModelInfo, Options, Reply, Request, Score
 from camserve.core.served import Served
-from camserve.protocol.reply import Responder, failure
+from camserve.protocol.reply import Responder, write_error
 
 MODEL = ModelInfo("cats", "1.0", "sha256:9f86d081884c")
 
@@ -174,7 +174,7 @@ def test_response_too_large(asked: Request, way_out: str) -> None:
 
 def test_failure() -> None:
     """An error has TorchServe's own shape, in ASCII on one line, whatever its message holds."""
-    found = failure(RequestError(406, "NotAcceptable", 'é "x"\r\n<script>\ud800'))
+    found = write_error(RequestError(406, "NotAcceptable", 'é "x"\r\n<script>\ud800'))
     assert (found.status, found.content_type, dict(found.headers)) == (406, "application/json", {})
     assert found.body == b'{"code":406,"type":"NotAcceptable","message":"\\u00e9 \\"x\\"\\r\\n<script>\\ud800"}'
 

@@ -12,7 +12,7 @@ import pytest
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
-from camserve.protocol.tensors import tensor_input
+from camserve.protocol.tensors import read_tensor
 
 CONFIG = Config()
 
@@ -25,7 +25,7 @@ def nested(channels: int = 3, height: int = 2, width: int = 4, value: Any = 0.5)
 def refusal(value: object, config: Config = CONFIG) -> str:
     """The message of a tensor that is not taken."""
     with pytest.raises(RequestError) as caught:
-        tensor_input(value, config)
+        read_tensor(value, config)
     assert (caught.value.status, caught.value.kind) == (400, "InvalidTensor")
     start = "data: expected a tensor [3][H][W] of finite numbers, H and W from 1 to 4096, got "
     assert caught.value.message.startswith(start)
@@ -36,7 +36,7 @@ def refusal(value: object, config: Config = CONFIG) -> str:
 def test_a_list_becomes_float32() -> None:
     """Integers and floats, in the order channel, row, column."""
     value = [[[1, 2.5], [3, 4]], [[5, 6], [7, 8]], [[9, 10], [11, -1e-3]]]
-    tensor = tensor_input(value, CONFIG)
+    tensor = read_tensor(value, CONFIG)
     assert tensor.dtype == np.float32
     assert tensor.shape == (3, 2, 2)
     assert np.array_equal(tensor, np.array(value, dtype=np.float32))
@@ -48,7 +48,7 @@ def test_an_array_becomes_float32_of_its_own(dtype: str) -> None:
     """Any number type and byte order, also read-only or strided; the result is contiguous and shares no memory."""
     value = np.arange(96).reshape(4, 8, 3).astype(dtype).transpose(2, 0, 1)[:, :, ::2]
     value.flags.writeable = False
-    tensor = tensor_input(value, CONFIG)
+    tensor = read_tensor(value, CONFIG)
     assert tensor.dtype == np.float32
     assert tensor.flags.c_contiguous
     assert tensor.flags.writeable
@@ -106,9 +106,9 @@ def test_anything_else_is_refused_with_what_came(value: object, came: str) -> No
 
 def test_more_pixels_than_allowed_are_refused() -> None:
     """The limit on pictures holds for tensors; exactly as many pass."""
-    assert tensor_input(nested(3, 4, 5), Config(max_pixels=20)).shape == (3, 4, 5)
+    assert read_tensor(nested(3, 4, 5), Config(max_pixels=20)).shape == (3, 4, 5)
     with pytest.raises(RequestError) as caught:
-        tensor_input(nested(3, 3, 7), Config(max_pixels=20))
+        read_tensor(nested(3, 3, 7), Config(max_pixels=20))
     assert (caught.value.status, caught.value.kind) == (413, "ImageTooLarge")
     assert caught.value.message == "data: expected at most 20 pixels, got a tensor of shape [3, 3, 7]"
 

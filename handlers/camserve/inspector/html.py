@@ -14,7 +14,7 @@ def fill(template: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
-def policy(style: str, scripts: Sequence[str], connect: str = "'none'") -> str:
+def write_policy(style: str, scripts: Sequence[str], connect: str = "'none'") -> str:
     """A policy for a document with this one style sheet and these scripts: nothing from elsewhere, no text as HTML.
 
     It has no `frame-ancestors`, which only a header may say.
@@ -33,7 +33,7 @@ def policy(style: str, scripts: Sequence[str], connect: str = "'none'") -> str:
     return "; ".join(f"{name} {value}" for name, value in rules.items())
 
 
-def script_json(value: object) -> str:
+def write_script_json(value: object) -> str:
     """JSON in ASCII that cannot end the script element it stands in, nor open a comment or a tag there."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

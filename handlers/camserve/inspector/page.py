@@ -16,7 +16,7 @@ from camserve.core.messages import Reply
 from camserve.core.served import Served
 from camserve.core.version import __version__
 from camserve.explain.methods import METHODS
-from camserve.inspector.html import fill, policy, script_json
+from camserve.inspector.html import fill, write_policy, write_script_json
 from camserve.pictures.render import colour
 
 TEMPLATE = Path(__file__).with_name("assets") / "inspector.html"
@@ -28,7 +28,7 @@ LABELS_LIMIT = 100_000
 """Labels that take more characters of JSON are not sent along for completion; the server still knows them."""
 
 
-def page(served: Served) -> Reply:
+def write_page(served: Served) -> Reply:
     """Write the reply to a browser: the page, and a Content-Security-Policy that allows exactly what is in it."""
     config, labels, layers, model = served.config, served.labels, served.layers, served.model
     facts = {
@@ -49,22 +49,22 @@ def page(served: Served) -> Reply:
         "max_targets": config.max_targets,
         "samples": _samples(),
     }
-    return document(f"{model.name}: camserve inspector", facts)
+    return _fill_template(f"{model.name}: camserve inspector", facts)
 
 
-def document(title: str, facts: dict[str, Any]) -> Reply:
+def _fill_template(title: str, facts: dict[str, Any]) -> Reply:
     """Puts the page's parts together around `facts`, which its scripts read as JSON."""
     style = (PARTS / "style.css").read_text("utf-8")
     scripts = [(PARTS / name).read_text("utf-8") for name in SCRIPTS]
     parts = {
         "title": html.escape(title),
         "style": style,
-        "facts": script_json(facts),
+        "facts": write_script_json(facts),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
     body = fill(TEMPLATE.read_text("utf-8"), parts)
     headers = {
-        "content-security-policy": policy(style, scripts, connect="'self'") + "; frame-ancestors 'none'",
+        "content-security-policy": write_policy(style, scripts, connect="'self'") + "; frame-ancestors 'none'",
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
         "cross-origin-opener-policy": "same-origin",

@@ -27,7 +27,7 @@ from camserve.pipeline.compose import answered
 from camserve.pipeline.glibc import give_back
 from camserve.pipeline.prepare import Hooks, Pictures, Prepared
 from camserve.protocol.parser import Parser
-from camserve.protocol.reply import Responder, failure
+from camserve.protocol.reply import Responder, write_error
 
 __all__ = ["Hooks", "Pipeline", "guarded"]
 
@@ -90,7 +90,7 @@ class Pipeline:
         self._pictures = Pictures(
             config, preprocess, lambda image: open_picture(image.data, config, image.origin), self._hooks.tensor_of
         )
-        self._page = page or failure(RequestError(400, "NoImage", "the body is empty"))
+        self._page = page or write_error(RequestError(400, "NoImage", "the body is empty"))
         self.observer = observer or explainer.observer
         self._pixels = 0
         self._semaphore = Semaphore(AT_ONCE)
@@ -267,17 +267,17 @@ class Pipeline:
 
     def _reply(self, request: Request | Page | RequestError, answers: Sequence[Answer | RequestError]) -> Reply:
         if isinstance(request, RequestError):
-            return failure(request)
+            return write_error(request)
         if isinstance(request, Page):
             return self._page
         good: list[Answer] = []
         for place, answer in enumerate(answers):
             if isinstance(answer, RequestError):
                 whole = request.protocol == "plain" or answer.kind == "ResponseTooLarge"
-                return failure(answer if whole else answer.inside(f"instance {place}"))
+                return write_error(answer if whole else answer.inside(f"instance {place}"))
             good.append(answer)
         reply = guarded(lambda given: self._responder.reply(request, given), good)
-        return failure(reply) if isinstance(reply, RequestError) else reply
+        return write_error(reply) if isinstance(reply, RequestError) else reply
 
 
 def _mode(call: Call, reply: Reply) -> str:

@@ -12,7 +12,7 @@ from camserve.core.errors import RequestError
 from camserve.core.messages import Encoded, Image
 from camserve.core.text import shown
 from camserve.pictures.formats import is_picture
-from camserve.protocol.tensors import tensor_input
+from camserve.protocol.tensors import read_tensor
 
 HOW_TO_SEND = """send the picture's bytes (curl -T cat.jpg), a form field (curl -F data=@cat.jpg), or JSON {"data": "<base64>"}"""
 
@@ -121,7 +121,7 @@ def read_image(value: object, config: Config, place: str = "data", stock: bool =
         RequestError: 400 `NoImage`, `InvalidBase64`, `InvalidJSON`, `InvalidTensor`.
     """
     if isinstance(value, list):
-        return tensor_input(value, config)
+        return read_tensor(value, config)
     if not isinstance(value, (bytes, bytearray, str)):
         message = f"{place}: expected base64, a data: URL or a tensor [3][H][W], got {shown(value)}; {HOW_TO_SEND}"
         raise RequestError(400, "NoImage", message)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def shortest(values: NDArray[np.float32]) -> list[Any]:
+def shorten(values: NDArray[np.float32]) -> list[Any]:
     """Nested lists of Python floats that print as the shortest decimals that read back as the same float32.
 
     A float32 turned into a Python float prints 17 digits, most of them noise. Up to 1, rounding to ever more decimals finds

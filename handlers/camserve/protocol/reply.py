@@ -13,7 +13,7 @@ import numpy as np
 from camserve.core.errors import RequestError
 from camserve.core.messages import CONTENT_TYPES, Answer, Explanation, Reply, Request
 from camserve.core.served import Served
-from camserve.protocol.float32 import shortest
+from camserve.protocol.float32 import shorten
 from camserve.protocol.kserve.reply import write_v2
 
 _WAYS_OUT = {
@@ -98,7 +98,7 @@ class Responder:
         }
 
 
-def failure(error: RequestError) -> Reply:
+def write_error(error: RequestError) -> Reply:
     """TorchServe's own shape of an error."""
     return _json_reply({"code": error.status, "type": error.kind, "message": error.message}, error.status)
 
@@ -121,7 +121,7 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
         "target": explanation.target,
         "label": explanation.label,
         "probability": explanation.probability,
-        "heatmap": shortest(explanation.heatmap),
+        "heatmap": shorten(explanation.heatmap),
         "range": _range(explanation),
         "region": region and list(region.rounded()),
         "warnings": list(explanation.warnings),

@@ -19,7 +19,7 @@ _NOT_FINITE = "a number that is not finite in float32"
 _UNEVEN = ("another number of channels", "channels of different heights", "rows of different widths")
 
 
-def tensor_input(value: object, config: Config) -> NDArray[np.float32]:
+def read_tensor(value: object, config: Config) -> NDArray[np.float32]:
     """An already normalised picture, as a JSON list or an array, as float32 [3, H, W] of its own.
 
     Raises:

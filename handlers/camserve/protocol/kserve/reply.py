@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camserve.core.messages import Answer, ModelInfo, Output, Request
-from camserve.protocol.float32 import shortest
+from camserve.protocol.float32 import shorten
 from camserve.protocol.kserve.outputs import EXPLANATION_OUTPUTS, OUTPUTS, PREDICTION_OUTPUTS
 
 
@@ -51,7 +51,7 @@ def _flatten(array: NDArray[Any]) -> list[Any]:
         flat: list[Any] = array.ravel().tolist()
         return flat
     finite = np.isfinite(array).ravel()
-    values = shortest(np.where(np.isfinite(array), array, np.float32(0)).ravel())
+    values = shorten(np.where(np.isfinite(array), array, np.float32(0)).ravel())
     return values if finite.all() else [value if good else None for value, good in zip(values, finite, strict=True)]
 
 

@@ -16,7 +16,7 @@ from camserve.core.text import listed, shown
 from camserve.protocol.body import read_image
 from camserve.protocol.kserve.outputs import EXPLANATION_OUTPUTS, PREDICTION_OUTPUTS
 from camserve.protocol.options import Given, OptionReader
-from camserve.protocol.tensors import list_shape, numbers, tensor_input
+from camserve.protocol.tensors import list_shape, numbers, read_tensor
 
 _V1_KEYS = frozenset(("instances", "signature_name"))
 _V2_KEYS = frozenset(("id", "model_name", "model_version", "parameters", "inputs", "outputs"))
@@ -191,7 +191,7 @@ def _read_images(
         return list(_each(elements, lambda element: read_image(element, config, "data")))
     if datatype == "FP32" and len(shape) == 4 and shape[1] == 3:
         array = _numbers(data, shape) if size is None else _binary_numbers(tail, shape)
-        return list(_each(array, lambda image: tensor_input(image, config)))
+        return list(_each(array, lambda image: read_tensor(image, config)))
     raise _invalid(f"expected BYTES [n] or FP32 [n, 3, H, W], got {shown(datatype)} {_repeated(list(shape))}")
 
 

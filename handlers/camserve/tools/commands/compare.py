@@ -22,7 +22,7 @@ from typing import Any
 from rich.progress import track
 from rich.table import Table
 
-from camserve.inspector.html import fill, policy, script_json
+from camserve.inspector.html import fill, write_policy, write_script_json
 from camserve.tools.client.client import CamserveError
 from camserve.tools.client.result import read_result
 from camserve.tools.client.sources import AnswerSource, load, unpack
@@ -173,9 +173,9 @@ def _write(options: argparse.Namespace, told: Mapping[str, Any], cards: Sequence
     summary = {name: value for name, value in told.items() if name != "rows"}
     summary["meanings"] = {limit.name: limit.meaning for limit in LIMITS}
     parts = {
-        "policy": policy(style, [script]),
+        "policy": write_policy(style, [script]),
         "style": style,
-        "told": script_json({**summary, "cards": cards}),
+        "told": write_script_json({**summary, "cards": cards}),
         "script": script,
     }
     options.html.parent.mkdir(parents=True, exist_ok=True)

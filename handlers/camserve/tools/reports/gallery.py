@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from camserve.inspector.html import fill, policy, script_json
+from camserve.inspector.html import fill, write_policy, write_script_json
 from camserve.tools.reports.journal import Row
 from camserve.tools.reports.pictures import thumbnail
 
@@ -20,9 +20,9 @@ def write(rows: Sequence[Row], folder: Path) -> Path:
     rows = sorted(rows, key=lambda row: str(row["file"]))  # they come as they were answered
     style, script = ((HERE / f"gallery.{kind}").read_text("utf-8") for kind in ("css", "js"))
     parts = {
-        "policy": policy(style, [script]),
+        "policy": write_policy(style, [script]),
         "style": style,
-        "cards": script_json([card for row in rows for card in _cards(row, folder)]),
+        "cards": write_script_json([card for row in rows for card in _cards(row, folder)]),
         "script": script,
     }
     page = folder / "gallery.html"
