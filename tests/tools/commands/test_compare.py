@@ -1,104 +1,22 @@
-"""Two archives on the same pictures: the figures against SciPy and by hand, and the tool on real archives."""
+"""Two archives compared by the command: what it says, writes, and exits with."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from scipy import stats
 from tests.support.build import PLAIN, archive, encoded, noise, square, weights
 
-from camserve.core.geometry import Rect
-from camserve.core.labels import Labels
-from camserve.tools.client.client import CamserveError
-from camserve.tools.client.result import Explanation, Prediction, Result
 from camserve.tools.commands import compare
-from camserve.tools.commands.compare import Outcome
-from camserve.tools.console import ToolError
-from camserve.tools.reports.agreement import LIMITS, Classes, centroid_shift, compared, half_overlap, read, spearman
+from camserve.tools.reports.comparison.limits import LIMITS
 
 LABELS = {"0": "bright <b>", "1": "dark", "2": "grey"}
-
-
-def test_heatmaps_are_read_as_they_are_drawn() -> None:
-    """Bilinear with half-pixel centres, clamped at the border: the numbers of torch's own interpolation."""
-    heatmap = np.random.default_rng(0).uniform(size=(7, 5)).astype(np.float32)
-    wanted = torch.nn.functional.interpolate(torch.tensor(heatmap)[None, None].double(), size=(32, 32), mode="bilinear")
-
-    found = read(heatmap, Rect(10, 20, 110, 220), Rect(10, 20, 110, 220))
-
-    np.testing.assert_allclose(found, wanted[0, 0].numpy(), atol=1e-12)
-
-
-def test_heatmaps_of_different_views_are_compared_where_both_looked() -> None:
-    """The right half of one map is the whole of the other."""
-    left = np.tile(np.array([0, 0, 0.2, 0.8, 0.4, 0.6], np.float32), (4, 1))
-    found = read(left, Rect(0, 0, 60, 40), Rect(30, 0, 60, 40), points=3)
-
-    np.testing.assert_allclose(found, np.tile([0.8, 0.4, 0.6], (3, 1)), atol=1e-7)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_rank_correlation_is_scipys(seed: int) -> None:
-    """With ties, which maps with zeros are full of."""
-    random = np.random.default_rng(seed)
-    one = random.integers(0, 5, (6, 6)) / 5
-    other = one + random.integers(0, 3, (6, 6)) / 4
-
-    assert spearman(one, other) == pytest.approx(stats.spearmanr(one.ravel(), other.ravel()).statistic)
-    assert spearman(one, np.ones((6, 6))) is None
-
-
-def test_overlap_and_shift_by_hand() -> None:
-    """Two blocks of two cells of four, one of them shared; centroids one cell of four apart."""
-    one, other = np.zeros((4, 4)), np.zeros((4, 4))
-    one[1, 0:2] = 1
-    other[1, 1:3] = 1
-
-    assert half_overlap(one, other) == pytest.approx(1 / 3)
-    assert centroid_shift(one, other) == pytest.approx(0.25 / np.sqrt(2))
-    assert centroid_shift(one, np.zeros((4, 4))) is None
-
-
-GOOD = np.eye(4, dtype=np.float32)
-WHOLE = Rect(0, 0, 40, 40)
-
-
-def result(heatmap: NDArray[np.float32] = GOOD, warnings: tuple[str, ...] = (), view: Rect = WHOLE) -> Result:
-    """An answer with one explanation."""
-    explanation = Explanation(0, "bright", 0.5, heatmap, (0.0, 1.0), None, warnings)
-    return Result((Prediction(0, "bright", 0.5),), (explanation,), (40, 40), view, "gradcam++", "f", "m", "1", "w")
-
-
-SILENT = result(np.zeros_like(GOOD), ("zero",))
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "silent"), [(result(), SILENT, True), (SILENT, result(), False), (SILENT, SILENT, False)]
-)
-def test_a_map_that_says_nothing_is_not_measured(first: Result, second: Result, silent: bool) -> None:
-    """Zeros agree with everything; the measures are None, not 0 or 1. That it is the second's alone is told."""
-    row = compared("a.png", first, second)
-
-    assert (row.rank, row.overlap, row.shift) == (None, None, None)
-    assert row.silent is silent
-
-
-def test_a_map_that_says_nothing_where_both_models_looked_is_silent_there() -> None:
-    """Its only bright cell lies beside the first's view; half of its maximum, which is 0 there, would be everywhere."""
-    corner = np.zeros_like(GOOD)
-    corner[0, 3] = 1
-    row = compared("a.png", result(view=Rect(0, 0, 20, 40)), result(corner))
-
-    assert (row.silent, row.overlap) == (True, None)
 
 
 @pytest.fixture(scope="module")
@@ -153,106 +71,6 @@ def test_archives_of_one_name_are_told_apart_by_their_files(tmp_path: Path, pict
     found = json.loads(told.read_text())
 
     assert (found["first"], found["second"]) == (f"model 1.0 ({builds[0]})", f"model 1.0 ({builds[1]})")
-
-
-def reported(pairs: list[tuple[Result, Result]], *limits: str, failed: int = 0) -> dict[str, Any]:
-    """What is told of such answers, and of so many pictures that the second does not answer."""
-    rows = [compared(f"{place}.png", *pair) for place, pair in enumerate(pairs)]
-    outcome = Outcome(rows, {f"failed{place}.png": "500 InternalError: no" for place in range(failed)})
-    return compare.report(compare.parser().parse_args(["a", "b", "c", *limits]), [Named(), Named()], outcome, "")
-
-
-def test_a_figure_that_cannot_be_measured_does_not_keep_its_limit() -> None:
-    """Maps that say nothing must not pass for maps that agree."""
-    told = reported([(SILENT, result())], "--max-shift", "1")
-
-    assert told["figures"]["shift"] is None
-    assert told["exceeded"] == ["shift"]
-
-
-def test_a_second_model_whose_maps_say_nothing_is_as_far_off_as_can_be() -> None:
-    """On two pictures of three: a median of what is left would be that of the one on which the two agree."""
-    pairs = [(result(), SILENT), (result(), SILENT), (result(), result())]
-    told = reported(pairs, "--max-overlap-loss", "0.9", "--max-rank-loss", "0.9", "--max-shift", "0.9", "--max-silent", "0.5")
-
-    assert told["figures"] == {
-        **{"failed": 0, "changed": 0, "confidence": 0, "silent": pytest.approx(2 / 3)},
-        **{"rank-loss": 1, "overlap-loss": 1, "shift": 1},
-    }
-    assert told["exceeded"] == ["silent", "rank-loss", "overlap-loss", "shift"]
-
-
-def test_a_second_model_that_fails_keeps_no_gate_open() -> None:
-    """Whichever limit is given, unless that on failures is; without any limit there is no gate."""
-    for limit in LIMITS:
-        told = reported([(result(), result())], f"--max-{limit.name}", "1", failed=3)
-        assert told["figures"]["failed"] == 0.75
-        assert told["exceeded"] == ([] if limit.name == "failed" else ["failed"]), limit.name
-    assert reported([(result(), result())], failed=3)["exceeded"] == []
-    assert reported([(result(), result())], "--max-failed", "0.5", failed=3)["exceeded"] == ["failed"]
-    assert reported([(result(), result())], "--max-failed", "0.5", "--max-shift", "1", failed=1)["exceeded"] == []
-
-
-def test_the_worst_come_first() -> None:
-    """Another class, then no map where the first has one, then little overlap; where the first has none, last."""
-    apart = np.fliplr(GOOD).copy()
-    other = result()
-    rows = [
-        compared("same", result(), result()),
-        compared("first silent", SILENT, result()),
-        compared("second silent", result(), SILENT),
-        compared("apart", result(), result(apart)),
-        compared("changed", result(), replace(other, predictions=(Prediction(1, "dark", 0.5),))),
-    ]
-
-    assert [row.file for row in compare._worst(rows)][:3] == ["changed", "second silent", "apart"]
-
-
-def labels(*names: str) -> Labels:
-    """Classes of these names; none: numbers."""
-    return Labels(len(names), {str(index): name for index, name in enumerate(names)})
-
-
-def test_classes_are_found_by_their_label() -> None:
-    """Wherever they stand."""
-    classes = Classes(labels("cat", "dog", "cow"), labels("cow", "cat", "horse", "dog"))
-
-    assert [classes.second(index) for index in range(3)] == [1, 3, 0]
-    assert "3 of 3 have another index in the second, 0 no counterpart" in classes.told()
-
-
-def test_a_class_that_the_second_lacks_is_told() -> None:
-    """Pictures of it count as failed."""
-    classes = Classes(labels("cat", "dog"), labels("dog", "horse"))
-
-    with pytest.raises(CamserveError, match="the second has no class 'cat'"):
-        classes.second(0)
-    assert classes.told().endswith("1 no counterpart; pictures of these are not compared, and count as failed: cat")
-
-
-def test_of_several_classes_with_one_label_none_is_guessed() -> None:
-    """ImageNet has two cranes. Where both have them at the same places they are the same; anywhere else nobody knows."""
-    cranes = labels("crane", "cat", "crane")
-    same, longer = Classes(cranes, labels("crane", "cat", "crane")), Classes(cranes, labels("crane", "tabby", "crane", "cat"))
-    assert [same.second(index) for index in range(3)] == [0, 1, 2]
-    assert same.told() == ""
-    assert [longer.second(index) for index in range(3)] == [0, 3, 2]
-
-    for first, second in ((cranes, labels("cat", "crane", "dog")), (labels("crane", "cat"), labels("cat", "crane", "crane"))):
-        with pytest.raises(CamserveError, match="several classes have the label 'crane'"):
-            Classes(first, second).second(0)
-
-
-def test_without_labels_classes_are_found_by_their_index() -> None:
-    """If there are as many; otherwise they are not the same ones, and nothing is compared."""
-    bare, named = Labels(3), labels("cat", "dog", "cow")
-
-    assert [Classes(bare, named).second(index) for index in range(3)] == [0, 1, 2]
-    assert "One of them has no labels" in Classes(named, bare).told()
-    assert Classes(bare, Labels(3)).told() == ""
-    for first, second in ((Labels(2), Labels(3)), (bare, labels("cat", "dog")), (labels("cat", "dog"), bare)):
-        with pytest.raises(ToolError, match=r"the first has \d classes and the second \d: without labels in both"):
-            Classes(first, second)
 
 
 @pytest.mark.parametrize("names", [["bright", "dark", "grey"], ["2", "0", "1"]])
@@ -355,16 +173,6 @@ def test_both_archives_run_with_our_handler(tmp_path: Path, pictures: Path, monk
         manifest.write_text(manifest.read_text().replace("handler.py", "gradcam_handler.py"))
 
     assert compare.main([*map(str, both), str(pictures), "--html", str(tmp_path / "r.html")]) == 0
-
-
-class Named:
-    """Somebody to ask, by name only."""
-
-    name = "m 1.0"
-
-    def ask(self, picture: bytes, options: object) -> dict[str, object]:
-        """Nothing is asked of it."""
-        raise NotImplementedError
 
 
 def test_nothing_to_compare_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
