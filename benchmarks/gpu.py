@@ -181,7 +181,7 @@ def steps(device: torch.device, batch: int, rounds: int) -> None:
         def overlay(picture: NDArray[np.uint8]) -> bytes:
             view = preprocess.view(picture.shape[1], picture.shape[0])
             assert view is not None
-            return render.encode(render.overlay(picture, heat, view, "viridis", 0.5), "png")
+            return render.encode(render.draw_overlay(picture, heat, view, "viridis", 0.5), "png")
 
         for turn in range(rounds + 1):
             if turn == 1:

@@ -10,7 +10,7 @@ from tests.support.build import noise
 from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
 from camserve.core.messages import Answer, Explanation, Media, Options
-from camserve.pictures import overlays, render
+from camserve.pictures import captions, overlays, render
 from camserve.pictures.limits import Quota
 
 VIEWS = [None, Rect(20.4, 0.0, 79.6, 64.0), Rect(-3.7, 1.25, 111.1, 62.5)]
@@ -19,7 +19,8 @@ VIEWS = [None, Rect(20.4, 0.0, 79.6, 64.0), Rect(-3.7, 1.25, 111.1, 62.5)]
 def answer_of(count: int) -> Answer:
     """So many explanations, with nothing drawn yet."""
     heatmaps = np.random.default_rng(0).random((count, 7, 7), dtype=np.float32)
-    explanations = (Explanation(index, f"class {index}", 0.5, each, (0, 1), None, ()) for index, each in enumerate(heatmaps))
+    labels = ("cat", "猫")
+    explanations = (Explanation(index, labels[index], 0.5, each, (0, 1), None, ()) for index, each in enumerate(heatmaps))
     return Answer((), tuple(explanations), None, "gradcam", "top")
 
 
@@ -39,7 +40,7 @@ def test_explanations_are_drawn_over_the_picture_at_its_largest_side(
     pixels, scale = render.fit(noise(*size), 80)
     across, down = pixels.shape[1] / width, pixels.shape[0] / height
     place = (view or Rect(0, 0, width, height)).scaled(across, down)
-    wanted = [render.overlay(pixels, each.heatmap, place, "jet", 0.4) for each in answer_of(2).explanations]
+    wanted = [render.draw_overlay(pixels, each.heatmap, place, "jet", 0.4) for each in answer_of(2).explanations]
 
     canvas = overlays.prepare_canvas(Image.fromarray(noise(*size)), view, 80)
     answer = overlays.draw_explanations(answer_of(2), canvas, options_of(media, overlay), Quota(10**6))
@@ -50,7 +51,7 @@ def test_explanations_are_drawn_over_the_picture_at_its_largest_side(
         assert [each.overlay for each in answer.explanations] == [render.encode(each, "png") for each in wanted]
         assert (answer.picture, answer.scale) == (None, 1.0)
     else:
-        whole = render.side_by_side(wanted, ["class 0", "class 1"], (0, 1))
+        whole = captions.join_side_by_side(wanted, ["cat", "class 1"])
         assert (answer.picture, answer.scale) == (render.encode(whole, media), scale)
         assert all(each.overlay is None for each in answer.explanations)
 
@@ -60,7 +61,7 @@ def test_the_picture_of_one_explanation_has_no_caption() -> None:
     canvas = overlays.prepare_canvas(Image.fromarray(noise(50, 40)), None, 80)
     answer = overlays.draw_explanations(answer_of(1), canvas, options_of("png"), Quota(0))
 
-    wanted = render.overlay(noise(50, 40), answer.explanations[0].heatmap, Rect(0, 0, 50, 40), "jet", 0.4)
+    wanted = render.draw_overlay(noise(50, 40), answer.explanations[0].heatmap, Rect(0, 0, 50, 40), "jet", 0.4)
     assert answer.picture == render.encode(wanted, "png")
 
 

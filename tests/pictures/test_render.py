@@ -1,4 +1,4 @@
-"""Overlays against a slow oracle; sizes, labels and round trips of what is drawn and encoded."""
+"""Overlays against a slow oracle; sizes, colours and round trips of what is drawn and encoded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image
 from tests.support.comparison import oracle
 
 from camserve.core.config import COLORMAPS
@@ -36,13 +36,13 @@ def assert_overlay(
 ) -> np.ndarray:
     """The overlay, which is everywhere within one grey level of the oracle's."""
     before = picture.copy()
-    found = render.overlay(picture, heatmap, view, colormap, opacity)
+    drawn = render.draw_overlay(picture, heatmap, view, colormap, opacity)
     wanted = oracle.overlay(picture, heatmap, (view.left, view.top, view.right, view.bottom), colormap, opacity)
-    assert found.dtype == np.uint8
-    assert found.shape == picture.shape
-    assert np.abs(found - wanted).max() < 1
+    assert drawn.dtype == np.uint8
+    assert drawn.shape == picture.shape
+    assert np.abs(drawn - wanted).max() < 1
     assert np.array_equal(picture, before)
-    return found
+    return drawn
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_overlay_over_a_view(view: Rect, opacity: float) -> None:
 def test_overlay_with_every_colour_map(colormap: str, opacity: float) -> None:
     """Each colour map, from the picture alone to the colours alone."""
     picture = photograph(24, 31)
-    found = assert_overlay(picture, heat(), Rect(0, 0, 31, 24), colormap, opacity)
+    drawn = assert_overlay(picture, heat(), Rect(0, 0, 31, 24), colormap, opacity)
     if opacity == 0:
-        assert np.array_equal(found, picture)
+        assert np.array_equal(drawn, picture)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -113,22 +113,22 @@ def test_overlay_is_seamless_in_a_picture_of_many_strips(monkeypatch: pytest.Mon
     wanted = assert_overlay(picture, heat(), view)
     for strip in (1, 100, 360):
         monkeypatch.setattr(render, "_STRIP", strip)
-        assert np.array_equal(render.overlay(picture, heat(), view, "viridis", 0.5), wanted)
+        assert np.array_equal(render.draw_overlay(picture, heat(), view, "viridis", 0.5), wanted)
 
 
 def test_overlay_by_hand() -> None:
     """Two cells over the middle four of six pixels, in grey, half opaque; the outer two pixels at half brightness."""
     picture = np.full((1, 6, 3), 100, np.uint8)
-    found = render.overlay(picture, np.array([[0, 1]], np.float32), Rect(1, 0, 5, 1), "gray", 0.5)
+    drawn = render.draw_overlay(picture, np.array([[0, 1]], np.float32), Rect(1, 0, 5, 1), "gray", 0.5)
     # Values at the pixels' centres 0, 0.25, 0.75, 1: grey 0, 63.75, 191.25, 255; each the mean with 100.
-    assert found[0, :, 0].tolist() == pytest.approx([50, 50, 82, 146, 178, 50], abs=0.6)
+    assert drawn[0, :, 0].tolist() == pytest.approx([50, 50, 82, 146, 178, 50], abs=0.6)
 
 
 def test_a_pixel_is_inside_if_its_centre_is() -> None:
     """The left and top edges are included, the right and bottom ones are not, so that views side by side share no pixel."""
     picture, full = np.full((4, 4, 3), 100, np.uint8), np.ones((1, 1), np.float32)
-    found = render.overlay(picture, full, Rect(0.5, 1.5, 2.5, 3.5), "gray", 1.0)[..., 0]
-    assert found.tolist() == [[50, 50, 50, 50], [255, 255, 50, 50], [255, 255, 50, 50], [50, 50, 50, 50]]
+    drawn = render.draw_overlay(picture, full, Rect(0.5, 1.5, 2.5, 3.5), "gray", 1.0)[..., 0]
+    assert drawn.tolist() == [[50, 50, 50, 50], [255, 255, 50, 50], [255, 255, 50, 50], [50, 50, 50, 50]]
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_a_pixel_is_inside_if_its_centre_is() -> None:
 )
 def test_colour_maps_end_where_they_are_known_to(colormap: str, first: tuple[int, ...], last: tuple[int, ...]) -> None:
     """The published first and last colours, red first; values beyond 0 and 1 take them too."""
-    found = render.colour(np.array([[0.0, 1.0, -np.inf, np.inf]]), colormap)
-    np.testing.assert_array_equal(found[0], [first, last, first, last])
+    colours = render.apply_colormap(np.array([[0.0, 1.0, -np.inf, np.inf]]), colormap)
+    np.testing.assert_array_equal(colours[0], [first, last, first, last])
 
 
 @pytest.mark.parametrize("colormap", COLORMAPS)
@@ -152,10 +152,10 @@ def test_colours_equal_the_oracle(colormap: str) -> None:
     """Exactly the table's colours at k / 255, and within one level between."""
     steps = np.arange(256).reshape(16, 16) / 255
     exact = [[oracle.colour(value, colormap) for value in row] for row in steps]
-    np.testing.assert_array_equal(render.colour(steps, colormap), np.rint(exact))
+    np.testing.assert_array_equal(render.apply_colormap(steps, colormap), np.rint(exact))
     values = np.random.default_rng(0).random((9, 14))
     between = [[oracle.colour(value, colormap) for value in row] for row in values]
-    assert np.abs(render.colour(values, colormap) - np.array(between)).max() < 1
+    assert np.abs(render.apply_colormap(values, colormap) - np.array(between)).max() < 1
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,10 @@ def test_colours_equal_the_oracle(colormap: str) -> None:
 )
 def test_fit_limits_the_longer_side(size: tuple[int, int], max_side: int, wanted: tuple[int, int], scale: float) -> None:
     """Only pictures that are too large are scaled, by the longer side, and no side falls below 1."""
-    found, by = render.fit(np.full((*size, 3), 77, np.uint8), max_side)
-    assert found.shape == (*wanted, 3)
+    fitted, by = render.fit(np.full((*size, 3), 77, np.uint8), max_side)
+    assert fitted.shape == (*wanted, 3)
     assert by == pytest.approx(scale)
-    assert bool((found == 77).all())
+    assert bool((fitted == 77).all())
 
 
 def test_fit_averages() -> None:
@@ -199,8 +199,8 @@ def png_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def test_png_keeps_every_pixel(size: tuple[int, int]) -> None:
     """PNG is lossless, red first; Pillow and OpenCV check its sums."""
     picture = photograph(*size)
-    told = np.frombuffer(render.encode(picture, "png"), np.uint8)
-    np.testing.assert_array_equal(cv2.imdecode(told, cv2.IMREAD_COLOR)[..., ::-1], picture)
+    encoded = np.frombuffer(render.encode(picture, "png"), np.uint8)
+    np.testing.assert_array_equal(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1], picture)
     with Image.open(io.BytesIO(render.encode(picture, "png"))) as decoded:
         assert (decoded.format, decoded.mode) == ("PNG", "RGB")
         np.testing.assert_array_equal(np.asarray(decoded), picture)
@@ -227,132 +227,9 @@ def test_encode_takes_the_longest_side_that_the_format_has(media: str) -> None:
         assert (caught.value.status, caught.value.kind) == (413, "ResponseTooLarge")
 
 
-@pytest.mark.parametrize("size", [(1, 1), (300, 1), (1, 300), (120, 160), (2000, 30)])
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_side_by_side_keeps_the_pictures(size: tuple[int, int], count: int) -> None:
-    """Each picture stands unchanged below its strip, GAP pixels from the next; one strip height for all."""
-    pictures = [photograph(*size, seed) for seed in range(count)]
-    found = render.side_by_side(pictures, ["a long label"] * count)
-    strip = found.shape[0] - size[0]
-    assert found.shape == (size[0] + strip, count * size[1] + (count - 1) * render.GAP, 3)
-    assert 19 <= strip <= 64
-    for place, picture in enumerate(pictures):
-        left = place * (size[1] + render.GAP)
-        np.testing.assert_array_equal(found[strip:, left : left + size[1]], picture)
-
-
-def strip_of(label: str, width: int = 200) -> np.ndarray:
-    """The strip over one black picture that is 100 pixels high: `[strip, width, 3]`."""
-    return render.side_by_side([np.zeros((100, width, 3), np.uint8)], [label])[:-100]
-
-
-HOSTILE = [
-    "",
-    " \n\r\t\v\f ",
-    "two\nlines",
-    "nul\x00bell\x07escape\x1b[31m",
-    "\ud800 lone surrogate",
-    "日本語のラベル",
-    "قط مصري",
-    "😀🏳️‍🌈",
-    "a" + "\u0301" * 500,
-    "\u202eright to left\u202c",
-    "\u200b\u2060\ufeff",
-    "W" * 100_000,
-    "\U0010ffff",
-    "%s %d {} {0} \\n <b>",
-]
-
-
-@pytest.mark.parametrize("label", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_labels_stay_on_their_strip(label: str) -> None:
-    """No label fails, changes the strip's height, or reaches into the margin or the next picture's strip."""
-    plain = strip_of("plain")
-    assert strip_of(label).shape == plain.shape
-    both = render.side_by_side([np.zeros((100, 200, 3), np.uint8)] * 2, [label, ""])[:-100]
-    assert bool((both[:, 200 - render.GAP :] == both[0, 0]).all())
-
-
-@pytest.mark.parametrize(
-    ("label", "same_as"),
-    [
-        ("two\n  lines\t", "two lines"),
-        ("café Ångström", "cafe Angstrom"),
-        ("en \u2013 dash, non\u2011breaking\xa0space", "en - dash, non-breaking space"),
-        ("\u201elow\u201c \u201ahigh\u2018 5\u2032 3\xd74", "\"low\u201c 'high\u2018 5' 3x4"),
-        ("Weißer Fjällräv, Łódź", "Weisser Fjallrav, Lodz"),
-        ("猫 cat", "cat"),
-        ("a\x00b", "ab"),
-        ("(猫)", ""),
-        ("a\u200bb\u202ec", "abc"),
-        ("ｃａｔ", "cat"),
-    ],
-)
-def test_labels_are_written_with_what_the_font_has(label: str, same_as: str) -> None:
-    """White space is one space, accents and invisible characters are dropped, and what has no likeness in the font."""
-    np.testing.assert_array_equal(strip_of(label), strip_of(same_as))
-
-
-@pytest.mark.parametrize(
-    ("labels", "captions"),
-    [
-        (["猫", "кошка #2"], ["class 3", "class 17: #2"]),
-        (["猫 (cat)", "Straße \u2013 café"], ["class 3: (cat)", "Strasse - cafe"]),
-        (["日本, ", "犬、dog, 猫"], ["class 3", "class 17: dog"]),
-        (["pâte", "pâté"], ["class 3: pate", "class 17: pate"]),
-        (["crane", "crane"], ["class 3: crane", "class 17: crane"]),
-        (["", "tabby"], ["class 3", "tabby"]),
-    ],
-)
-def test_captions_tell_classes_apart_that_the_font_cannot(labels: list[str], captions: list[str]) -> None:
-    """Where a label cannot be written in full, or another reads the same, its index stands before it; never a row of `?`."""
-    black = [np.zeros((100, 300, 3), np.uint8)] * 2
-    np.testing.assert_array_equal(render.side_by_side(black, labels, (3, 17)), render.side_by_side(black, captions))
-    assert not np.array_equal(
-        *np.split(render.side_by_side(black, labels, (3, 17))[:-100, [*range(300), *range(304, 604)]], 2, 1)
-    )
-
-
-def test_captions_that_read_the_same_once_they_are_shortened_are_told_apart() -> None:
-    """Labels that differ at their ends only, over narrow pictures."""
-    black = [np.zeros((100, 70, 3), np.uint8)] * 2
-    labels = ["American Staffordshire terrier", "American Staffordshire bull"]
-    found = render.side_by_side(black, labels, (179, 180))[:-100]
-    assert not np.array_equal(found[:, :70], found[:, 74:])
-    np.testing.assert_array_equal(
-        found[:, :70], render.side_by_side(black[:1], ["class 179: American Staffordshire terrier"])[:-100]
-    )
-
-
-def test_a_label_is_visible() -> None:
-    """Text is drawn whole, with room above and below, and different labels differ."""
-    ink = (strip_of("Åbjÿ|") != strip_of("")).any((1, 2)).nonzero()[0]
-    assert ink[0] >= 1
-    assert ink[-1] <= len(strip_of("")) - 2
-    assert not np.array_equal(strip_of("cat"), strip_of(""))
-    assert not np.array_equal(strip_of("cat"), strip_of("dog"))
-
-
-def test_a_long_label_ends_with_an_ellipsis() -> None:
-    """The longest beginning that fits is kept; where not even the ellipsis fits, the strip is empty."""
-    label = "Egyptian cat, tabby, tiger cat and many others of the same kind"
-    font = ImageFont.load_default(12)
-    fitting = [label[:count].rstrip() + "…" for count in range(len(label)) if font.getlength(label[:count].rstrip() + "…") <= 192]
-    np.testing.assert_array_equal(strip_of(label), strip_of(fitting[-1]))
-    assert len(fitting[-1]) < len(label)
-    assert not np.array_equal(strip_of(label, 30), strip_of("", 30))
-    np.testing.assert_array_equal(strip_of(label, 10), strip_of("", 10))
-
-
-def test_side_by_side_wants_a_label_for_each_picture() -> None:
-    """One label too few is the caller's fault, and an error."""
-    with pytest.raises(ValueError, match="shorter"):
-        render.side_by_side([photograph(4, 4)] * 2, ["one"])
-
-
 def test_opencv_and_the_table_agree_on_red_and_blue() -> None:
     """A value's colour, written as PNG and read by Pillow, is OpenCV's colour of that step."""
     values = np.full((2, 2), 200 / 255)
     blue, green, red = cv2.applyColorMap(np.full((1, 1), 200, np.uint8), cv2.COLORMAP_TURBO)[0, 0]
-    with Image.open(io.BytesIO(render.encode(render.colour(values, "turbo"), "png"))) as decoded:
+    with Image.open(io.BytesIO(render.encode(render.apply_colormap(values, "turbo"), "png"))) as decoded:
         assert decoded.getpixel((0, 0)) == (red, green, blue)

@@ -17,7 +17,7 @@ from camserve.core.served import Served
 from camserve.core.version import __version__
 from camserve.explain.methods import METHODS
 from camserve.inspector.html import fill, write_policy, write_script_json
-from camserve.pictures.render import colour
+from camserve.pictures.render import apply_colormap
 
 TEMPLATE = Path(__file__).with_name("assets") / "inspector.html"
 PARTS = Path(__file__).with_name("assets")
@@ -79,7 +79,7 @@ def _completions(labels: Labels) -> list[str] | None:
 
 def _table(name: str) -> str:
     """A colour map's 256 colours as `rrggbb` in hexadecimal."""
-    return colour(np.arange(256)[None] / 255, name).tobytes().hex()
+    return apply_colormap(np.arange(256)[None] / 255, name).tobytes().hex()
 
 
 def _samples() -> list[dict[str, str]]:

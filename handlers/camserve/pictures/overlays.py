@@ -11,7 +11,7 @@ from PIL import Image
 from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
 from camserve.core.messages import PICTURES, Answer, Explanation, Options
-from camserve.pictures import render
+from camserve.pictures import captions, render
 from camserve.pictures.limits import Quota
 
 _LARGE = 1_000_000
@@ -68,8 +68,8 @@ def draw_explanations(answer: Answer, canvas: Canvas, options: Options, quota: Q
         pictures = [_overlay(canvas, explanation, options) for explanation in answer.explanations]
         whole = pictures[0]
         if len(pictures) > 1:
-            labels, targets = [each.label for each in answer.explanations], [each.target for each in answer.explanations]
-            whole = render.side_by_side(pictures, labels, targets)
+            texts = [captions.caption(explanation.label, explanation.target) for explanation in answer.explanations]
+            whole = captions.join_side_by_side(pictures, texts)
         return replace(answer, picture=render.encode(whole, options.media), scale=canvas.scale)
     explanations = []
     for explanation in answer.explanations:
@@ -89,7 +89,7 @@ def check_quota(quota: Quota) -> None:
 
 
 def _overlay(canvas: Canvas, explanation: Explanation, options: Options) -> render.Picture:
-    return render.overlay(canvas.pixels, explanation.heatmap, canvas.view, options.colormap, options.opacity)
+    return render.draw_overlay(canvas.pixels, explanation.heatmap, canvas.view, options.colormap, options.opacity)
 
 
 def _pixels(picture: Image.Image) -> NDArray[np.uint8]:

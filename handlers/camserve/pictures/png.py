@@ -35,8 +35,8 @@ def _isal() -> Any:
 ISAL = _isal()
 
 
-def encoded(picture: NDArray[np.uint8]) -> bytes:
-    """The picture `[H, W, 3]`, RGB, as a PNG of 8 bits a channel."""
+def encode(picture: NDArray[np.uint8]) -> bytes:
+    """Encode a picture `[H, W, 3]`, RGB, as a PNG of 8 bits a channel."""
     if ISAL is None:
         return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), _OWN)[1].tobytes()
     height, width = picture.shape[:2]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from camserve.capture import Captured, LayerInfo
@@ -19,12 +18,16 @@ from camserve.core.config import Config
 from camserve.core.geometry import Rect
 from camserve.explain.methods import CONTRAST_CLASSES, METHODS, heatmaps
 from camserve.pictures import render
+from camserve.pictures.captions import load_font, shorten
 
 CELL = 180
 """Longer side of a heatmap on the sheet, in pixels."""
 
 GAP, NAMES, HEAD = 6, 210, 28
 """Pixels between heatmaps; of the column of layers' names; of the row of methods' names."""
+
+_COLUMN = NAMES - 2 * GAP
+"""Pixels that a layer's name or class may take. Where it is wider its middle is left out: the end tells layers apart."""
 
 PAPER, INK, FAINT, MARKED = (24, 24, 24), (240, 240, 240), (160, 160, 160), (255, 200, 90)
 
@@ -69,15 +72,15 @@ def contact_sheet(
     _write(draw, (width + 3 * GAP, GAP + 14), [(title, INK, 20), *((text, FAINT, 15) for text in ABOUT)], 28)
     for column, method in enumerate(METHODS):
         centre = NAMES + column * (width + GAP) + width / 2
-        draw.text((centre, top + HEAD / 2), method, fill=INK, font=_font(16), anchor="mm")
+        draw.text((centre, top + HEAD / 2), method, fill=INK, font=load_font(16), anchor="mm")
     for row, info in enumerate(rows):
         at = top + HEAD + row * (height + GAP)
         _write(draw, (GAP, at + 14), _lines(info, picked=info.name == picked), 20)
         for column, (heatmap, warnings) in enumerate(_maps(backend, info.name, shot.tensor)):
             left = NAMES + column * (width + GAP)
-            sheet.paste(Image.fromarray(render.overlay(seen, heatmap, placed, look.colormap, look.opacity)), (left, at))
+            sheet.paste(Image.fromarray(render.draw_overlay(seen, heatmap, placed, look.colormap, look.opacity)), (left, at))
             centre = left + width / 2
-            draw.text((centre, at + height / 2), " ".join(warnings), fill=INK, font=_font(16), anchor="mm")
+            draw.text((centre, at + height / 2), " ".join(warnings), fill=INK, font=load_font(16), anchor="mm")
     return np.asarray(sheet)
 
 
@@ -89,8 +92,8 @@ def _lines(info: LayerInfo, *, picked: bool) -> list[Line]:
     """What stands beside a layer's heatmaps."""
     layout = info.site.layout
     lines = [
-        (_shortened(info.name, _font(16)), MARKED if picked else INK, 16),
-        (_shortened(info.kind, _font(13)), FAINT, 13),
+        (shorten(info.name, load_font(16), _COLUMN, middle=True), MARKED if picked else INK, 16),
+        (shorten(info.kind, load_font(13), _COLUMN, middle=True), FAINT, 13),
         (f"{layout.channels} channels, {layout.height}x{layout.width} cells", FAINT, 13),
     ]
     return [*lines, ("the rule's choice", MARKED, 13)] if picked else lines
@@ -98,20 +101,7 @@ def _lines(info: LayerInfo, *, picked: bool) -> list[Line]:
 
 def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], lines: Sequence[Line], step: int) -> None:
     for place, (text, ink, size) in enumerate(lines):
-        draw.text((at[0], at[1] + step * place), text, fill=ink, font=_font(size), anchor="lm")
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))  # with a size it is never the bitmap font
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """A layer's name or class with its middle left out where it is wider than its column; the end tells layers apart."""
-    kept = len(text)
-    while font.getlength(text) > NAMES - 2 * GAP and kept > 2:
-        kept -= 1
-        text = f"{text[: kept // 2]}…{text[-(kept // 2) :]}"
-    return text
+        draw.text((at[0], at[1] + step * place), text, fill=ink, font=load_font(size), anchor="lm")
 
 
 def _seen(shot: Shot) -> tuple[NDArray[np.uint8], Rect]:
