@@ -34,7 +34,7 @@ from benchmarks.speed.engine import Ours, Run, pictures_of, resnet50
 from benchmarks.speed.served import archives
 from camserve.capture.backend import precision_context
 from camserve.core.config import PRECISIONS, Config
-from camserve.explain.explainer import Want
+from camserve.explain.explainer import Task
 from camserve.pictures import render
 from camserve.pictures.decode import open_picture
 from camserve.pictures.preprocess import Preprocess
@@ -92,7 +92,7 @@ def _timed(run: Run) -> Callable[[], float]:
 def check(device: torch.device) -> bool:
     """Heatmaps on the GPU against the CPU's in float32, by autograd and in closed form."""
     pictures = pictures_of(4)
-    want = [Want("layer4", "gradcam++", (1, 22))] * 4
+    want = [Task("layer4", "gradcam++", (1, 22))] * 4
     reference = _maps(Ours(resnet50(channels_last=False), False, tune=False, closed=False), pictures, want)
     good = True
     for precision in PRECISIONS:
@@ -106,9 +106,9 @@ def check(device: torch.device) -> bool:
     return good
 
 
-def _maps(ours: Ours, pictures: Tensor, wants: Sequence[Want]) -> NDArray[np.float32]:
+def _maps(ours: Ours, pictures: Tensor, wants: Sequence[Task]) -> NDArray[np.float32]:
     seen = ours.explainer.explain(list(pictures), wants)
-    return np.stack([found.heatmap for each in seen for found in each.maps])  # type: ignore[union-attr]
+    return np.stack([found.heatmap for each in seen for found in each.explanations])  # type: ignore[union-attr]
 
 
 def engine(device: torch.device, batch: int, rounds: int) -> None:

@@ -61,10 +61,10 @@ Case = tuple[str, float | None]
 
 def measured(handler: Any, pictures: Sequence[bytes]) -> Measurements:
     """The statistics of pictures."""
-    collector = Collector(handler.scale)
-    handler.pipeline.observer = collector
+    collector = Collector(handler.face.scale)
+    handler.face.observe(collector)
     for start in range(0, len(pictures), 8):
-        handler.pipeline.run([Call(False, {}, {"body": picture}) for picture in pictures[start : start + 8]])
+        handler.face.pipeline.run([Call(False, {}, {"body": picture}) for picture in pictures[start : start + 8]])
     return collector.measurements()
 
 

@@ -17,7 +17,7 @@ from benchmarks.speed.conditions import Spread, alternate, conditions, ratios, s
 from camserve.capture.backend import Backend, open_backend
 from camserve.capture.models.eager import freeze
 from camserve.core.config import Config
-from camserve.explain.explainer import Explainer, Want
+from camserve.explain.explainer import Explainer, Task
 from camserve.pipeline.glibc import keep_freed_memory
 
 LAYER = "layer4"
@@ -75,7 +75,7 @@ class Ours:
 
     def explain(self, pictures: Tensor, targets: tuple[int, ...] = ()) -> Run:
         """Explains the batch: from the pictures' tensors to heatmaps and the listed classes, all of it."""
-        tensors, wants = list(pictures), [Want(self.layer, "gradcam++", targets)] * len(pictures)
+        tensors, wants = list(pictures), [Task(self.layer, "gradcam++", targets)] * len(pictures)
         return lambda: self.explainer.explain(tensors, wants)
 
     def plain(self, pictures: Tensor) -> Run:

@@ -30,22 +30,16 @@ import torchvision
 from torch import nn
 
 from benchmarks.drift import crops
-from camserve.capture import open_backend
 from camserve.core.config import Config, Monitoring
-from camserve.core.labels import Labels
-from camserve.core.messages import Call, ModelInfo
-from camserve.core.served import Served
-from camserve.explain.explainer import Explainer
+from camserve.core.messages import Call
 from camserve.explain.observer import NullObserver
 from camserve.monitoring.exporter import Exporter
 from camserve.monitoring.monitor import CHUNK, Monitor
 from camserve.monitoring.reference import Provenance
 from camserve.monitoring.statistics import Scale
-from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.glibc import keep_freed_memory
+from camserve.pipeline.model import Model
 from camserve.pipeline.pipeline import Pipeline
-from camserve.protocol.parser import Parser
-from camserve.protocol.reply import Responder
 from camserve.tools.watching.baseline import Collector, build_reference
 
 
@@ -68,26 +62,14 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 def pipeline_of(model: nn.Module, layer: str) -> Pipeline:
     """A pipeline as the handler makes it."""
-    config = Config(layers=(layer,))
-    device = torch.device("cpu")
-    backend = open_backend(model.eval(), config, (224, 224), device, tune=True)
-    labels = Labels(backend.outputs)
-    served = Served(config, labels, backend.layers, ModelInfo("m", "1", "sha256:0"), size=(224, 224))
-    return Pipeline(
-        config=config,
-        labels=labels,
-        parser=Parser(served),
-        explainer=Explainer(backend, device),
-        preprocess=Preprocess(config),
-        responder=Responder(served),
-    )
+    return Model(model, config=Config(layers=(layer,)), tune=True).pipeline
 
 
 def monitor_of(pipeline: Pipeline, calls: Sequence[Call]) -> Monitor:
     """A monitor with a reference, that exports into nothing; its thread is not started, `pairs` does its work."""
     scale = Scale(Config().mean, Config().std)
     collector = Collector(scale)
-    pipeline.observer = collector
+    pipeline.explainer.observer = collector
     for _ in range(13):
         pipeline.run(calls)
     reference = build_reference(collector.measurements(), collector.shares, Provenance("l", "m", "w"))
@@ -102,7 +84,7 @@ def pairs(pipeline: Pipeline, monitor: Monitor, calls: Sequence[Call], rounds: i
     wall, cpu, measured = np.zeros((rounds, 2)), np.zeros((rounds, 2)), 0
     for place, turn in enumerate(order):
         for which in turn:
-            pipeline.observer = watchers[which]
+            pipeline.explainer.observer = watchers[which]
             begun, used = time.perf_counter(), time.process_time()
             waiting = len(monitor._observations)
             pipeline.run(calls)

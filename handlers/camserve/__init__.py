@@ -1,4 +1,4 @@
-"""Grad-CAM++ explanations of image classifiers served with TorchServe."""
+"""Grad-CAM++ explanations of image classifiers in production: `Model` explains in this process, `Client` asks a server."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 from camserve.core.version import __version__
 
 if TYPE_CHECKING:
+    from camserve.pipeline.explanation import Explanation
+    from camserve.pipeline.model import Model
     from camserve.tools.client.client import CamserveError, Client
     from camserve.tools.client.result import Result
 
-__all__ = ["CamserveError", "Client", "Result", "__version__"]
+__all__ = ["CamserveError", "Client", "Explanation", "Model", "Result", "__version__"]
 
 _LAZY = {
     "CamserveError": "camserve.tools.client.client",
     "Client": "camserve.tools.client.client",
+    "Explanation": "camserve.pipeline.explanation",
+    "Model": "camserve.pipeline.model",
     "Result": "camserve.tools.client.result",
 }
 """Where names stand that are loaded only when asked for: an archive holds this package without its tools."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from camserve.capture import open_backend
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
-from camserve.explain.explainer import Explainer, Seen, Want
+from camserve.explain.explainer import Explainer, Prediction, Task
 
 CPU = torch.device("cpu")
 LAYER = "features"
@@ -43,7 +43,7 @@ class Tied(nn.Module):
         return self.fc(self.features(x).mean((2, 3)))
 
 
-def seen(explainer: Explainer, wants: list[Want | None]) -> list[Seen]:
+def seen(explainer: Explainer, wants: list[Task | None]) -> list[Prediction]:
     """What is seen of as many pictures as there are wants."""
     torch.manual_seed(0)
     found = explainer.explain([torch.rand(3, 8, 8) for _ in wants], wants)
@@ -57,16 +57,16 @@ def test_equal_probabilities_are_listed_as_the_stock_handler_lists_them(listed: 
     torch.manual_seed(1)
     model = Tied().eval()
     explainer = Explainer(open_backend(model, Config(layers=(LAYER,), channels_last=False), (8, 8), CPU), CPU, listed=listed)
-    (alone,) = seen(explainer, [Want(LAYER, "gradcam")])
+    (alone,) = seen(explainer, [Task(LAYER, "gradcam")])
     probabilities = alone.logits.softmax(0)
-    assert [index for index, _ in alone.classes] == torch.topk(probabilities, listed).indices.tolist()
+    assert [score.index for score in alone.classes] == torch.topk(probabilities, listed).indices.tolist()
     for deep in (2, 8, 40, 59, 60):
-        beside, neighbour = seen(explainer, [Want(LAYER, "gradcam"), Want(LAYER, "gradcam", top_k=deep)])
+        beside, neighbour = seen(explainer, [Task(LAYER, "gradcam"), Task(LAYER, "gradcam", top_k=deep)])
         assert beside.classes == alone.classes
-        assert [each.target for each in beside.maps] == [each.target for each in alone.maps]
-        targets = [each.target for each in neighbour.maps]
+        assert [each.target for each in beside.explanations] == [each.target for each in alone.explanations]
+        targets = [each.target for each in neighbour.explanations]
         assert len(set(targets)) == deep
-        assert targets[:listed] == [index for index, _ in neighbour.classes][:deep]
+        assert targets[:listed] == [score.index for score in neighbour.classes][:deep]
         assert (0 in targets or 1 in targets) is (deep > 58)
 
 
@@ -78,10 +78,10 @@ def test_maps_of_tokens_lie_as_the_picture_does(size: tuple[int, int], kind: str
     model = nets.stored(nets.Tokens().eval(), kind, torch.zeros(1, 3, 32, 32))
     explainer = Explainer(open_backend(model, Config(layers=("blocks.0",)), (32, 32), CPU), CPU)
     (found,) = explainer.explain(
-        [torch.rand(3, *size)], [Want("blocks.0", "hirescam")]
+        [torch.rand(3, *size)], [Task("blocks.0", "hirescam")]
     )  # cell by cell: gradients must lie so too
-    assert isinstance(found, Seen)
-    assert found.maps[0].heatmap.shape == (size[0] // 8, size[1] // 8)
+    assert isinstance(found, Prediction)
+    assert found.explanations[0].heatmap.shape == (size[0] // 8, size[1] // 8)
 
 
 @pytest.mark.parametrize(("size", "closed"), [((8, 8), True), ((12, 8), False)])
@@ -91,12 +91,12 @@ def test_a_lone_pictures_targets_are_what_each_would_be_alone(size: tuple[int, i
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(2), Mean(), nn.Linear(4, 6)).eval()
     explainer = Explainer(open_backend(model, Config(layers=("0",)), (8, 8), CPU), CPU)
     picture = torch.rand(3, *size)
-    assert explainer._backend.capture.forward(picture[None], ["0"]).has_closed_form("0") is closed
+    assert explainer.backend.capture.forward(picture[None], ["0"]).has_closed_form("0") is closed
     for method in ("gradcam++", "layercam", "contrast"):
-        (together,) = explainer.explain([picture], [Want("0", method, (2, 0, 5))])
-        alone = [explainer.explain([picture], [Want("0", method, (target,))])[0] for target in (2, 0, 5)]
-        assert isinstance(together, Seen)
-        for found, single in zip(together.maps, alone, strict=True):
-            assert isinstance(single, Seen)
-            assert np.array_equal(found.heatmap, single.maps[0].heatmap)
-            assert found.range == single.maps[0].range
+        (together,) = explainer.explain([picture], [Task("0", method, (2, 0, 5))])
+        alone = [explainer.explain([picture], [Task("0", method, (target,))])[0] for target in (2, 0, 5)]
+        assert isinstance(together, Prediction)
+        for found, single in zip(together.explanations, alone, strict=True):
+            assert isinstance(single, Prediction)
+            assert np.array_equal(found.heatmap, single.explanations[0].heatmap)
+            assert found.range == single.explanations[0].range

@@ -13,9 +13,10 @@ from tests.support import build
 from tests.support.monitoring.monitors import Output, Seeing, monitor
 from tests.support.processes.worker import load_monitored
 
-from camserve.core.messages import Encoded, Item
+from camserve.core.messages import Encoded
 from camserve.explain.observer import NullObserver, Observer, sample_rows
-from camserve.pipeline.prepare import Pictures, Prepared
+from camserve.pictures.limits import Quota
+from camserve.pipeline.prepare import Job, Pictures
 from camserve.tools.archive.archive import Row, ask
 
 
@@ -37,7 +38,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def asked(service: Any, observer: Observer, rows: list[Row]) -> list[Any]:
     """The answers to a batch, with this observer."""
-    service._entry_point.__self__.pipeline.observer = observer
+    service._entry_point.__self__.face.observe(observer)
     answers = ask(service, rows)
     assert {answer.status for answer in answers} == {200}
     return [json.loads(answer.body) for answer in answers]
@@ -80,7 +81,7 @@ def test_a_prediction_does_not_fail_for_being_watched(service: Any, monkeypatch:
 
     rows = [Row({"body": build.encoded(build.noise(seed=seed))}) for seed in range(3)]
     expected = asked(service, NullObserver(), rows)
-    monkeypatch.setattr(service._entry_point.__self__.pipeline._explainer, "_round", fail)
+    monkeypatch.setattr(service._entry_point.__self__.face.pipeline.explainer, "_make_round", fail)
     output = Output()
     observer = monitor(output)
 
@@ -118,7 +119,8 @@ def test_an_input_of_a_handlers_own_type_is_watched(tmp_path: Path) -> None:
     folder = build.archive(tmp_path / "half", {"layers": ["features"]}, handler=OF_ANOTHER_TYPE, fault="x = x.float()")
     output = Output()
     service = load_monitored(folder)
-    observer = service._entry_point.__self__.pipeline.observer = monitor(output)
+    observer = monitor(output)
+    service._entry_point.__self__.face.observe(observer)
 
     assert ask(service, [Row({"body": build.encoded(build.noise())})])[0].status == 200
     observer.flush()
@@ -129,17 +131,18 @@ def test_what_is_tried_again_for_want_of_memory_is_counted_once(service: Any, mo
     """A request of two pictures, of which one did not fit beside its neighbour's."""
     texts = [base64.b64encode(build.encoded(build.noise(seed=seed))).decode() for seed in range(2)]
     rows = [Row({"body": {"instances": [{"data": text} for text in texts]}}), Row({"body": build.encoded(build.noise(seed=2))})]
-    prepared, refused = Pictures.prepared, [Encoded(base64.b64decode(texts[1]))]
+    prepare, refused = Pictures.prepare, [Encoded(base64.b64decode(texts[1]))]
 
-    def once_too_large(self: Pictures, item: Item, *args: Any, **more: Any) -> Prepared:
-        if item.image in refused:
+    def once_too_large(self: Pictures, job: Job, canvases: Quota) -> None:
+        if job.item.image in refused:
             refused.clear()
             raise MemoryError
-        return prepared(self, item, *args, **more)
+        prepare(self, job, canvases)
 
-    monkeypatch.setattr(Pictures, "prepared", once_too_large)
+    monkeypatch.setattr(Pictures, "prepare", once_too_large)
     output = Output()
-    observer = service._entry_point.__self__.pipeline.observer = monitor(output)
+    observer = monitor(output)
+    service._entry_point.__self__.face.observe(observer)
 
     assert [answer.status for answer in ask(service, rows)] == [200, 200]
     assert not refused
@@ -153,7 +156,8 @@ def test_a_picture_that_the_model_fails_on_is_no_failure_of_watching(tmp_path: P
     fault = "assert not (x.amin((1, 2, 3)) == 1).any(), 'a white picture'"
     service = load_monitored(build.archive(tmp_path / "picky", fault=fault))
     output = Output()
-    observer = service._entry_point.__self__.pipeline.observer = monitor(output)
+    observer = monitor(output)
+    service._entry_point.__self__.face.observe(observer)
     rows = [Row({"body": build.encoded(white if seed == 5 else build.noise(seed=seed))}) for seed in range(8)]
 
     assert [answer.status for answer in ask(service, rows)] == [200] * 5 + [500] + [200] * 2
@@ -166,7 +170,7 @@ def test_bad_requests_are_not_measured_but_counted(service: Any) -> None:
     """The picture that cannot be read leaves its neighbours measured."""
     output = Output()
     observer = monitor(output)
-    service._entry_point.__self__.pipeline.observer = observer
+    service._entry_point.__self__.face.observe(observer)
     ask(service, [Row({"body": build.encoded(build.noise())}), Row({"body": b"no picture"}), Row({"body": b"none"}, {}, True)])
     observer.close()
     found = output.totals()
@@ -178,9 +182,10 @@ def test_bad_requests_are_not_measured_but_counted(service: Any) -> None:
     assert found["camserve_stage_seconds_count", "batch"] == 1
 
 
-def test_the_watcher_of_a_pipeline_is_its_explainers_too(service: Any) -> None:
-    """Whoever replaces it, as scripts/reference.py does, is told of the passes, and asked what they may cost."""
-    pipeline = service._entry_point.__self__.pipeline
-    pipeline.observer = observer = Seeing()
-
-    assert pipeline._explainer.observer is observer
+def test_whoever_observes_a_model_is_told_of_the_passes(service: Any) -> None:
+    """Whoever is put in its place, as scripts/reference.py does, is asked what they may cost."""
+    face = service._entry_point.__self__.face
+    face.observe(observer := Seeing())
+    assert face.pipeline.explainer.observer is face.observer is observer
+    face.observe(None)
+    assert isinstance(face.observer, NullObserver)

@@ -350,7 +350,7 @@ def test_a_picture_that_only_its_neighbours_leave_no_memory_for_is_tried_alone(
             raise MemoryError
         return open_picture(data, *more)
 
-    monkeypatch.setattr("camserve.pipeline.pipeline.open_picture", scarce)
+    monkeypatch.setattr("camserve.pictures.inputs.open_picture", scarce)
     answers = ask(service, rows)
 
     assert [answer.status for answer in answers] == [200, 507, 200, 200]

@@ -22,7 +22,8 @@ from tests.support.comparison.equality import assert_same
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
-from camserve.core.messages import Encoded, Item, Media, Options
+from camserve.core.messages import Encoded, Explanation, Item, Media, Options
+from camserve.explain.explainer import Prediction
 from camserve.explain.observer import NullObserver
 from camserve.pictures import render
 from camserve.pictures.decode import open_picture
@@ -30,7 +31,7 @@ from camserve.pictures.limits import Semaphore
 from camserve.pictures.overlays import Canvas
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import guarded
-from camserve.pipeline.prepare import Pictures, Prepared
+from camserve.pipeline.prepare import Job, Pictures
 from camserve.tools.archive.archive import Response, Row, ask, load_service
 
 SIDE = 100
@@ -56,7 +57,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def pipeline(service: Any) -> Any:
     """What answers its batches."""
-    return service._entry_point.__self__.pipeline
+    return service._entry_point.__self__.face.pipeline
 
 
 def v1(*instances: Any, explain: bool = True) -> Row:
@@ -92,7 +93,7 @@ def test_the_pictures_of_one_request_have_a_limit_together(
 ) -> None:
     """Eight pass, nine are a 413 before any is decoded, whatever `max_instances` allows."""
     assert ask(service, [form(*TEXTS[:8], explain=explain)])[0].status == 200
-    monkeypatch.setattr("camserve.pipeline.pipeline.open_picture", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("camserve.pictures.inputs.open_picture", lambda *_: pytest.fail("decoded"))
     (response,) = ask(service, [form(*TEXTS[:9], explain=explain)])
 
     message = "expected at most 80000 pixels in all pictures of one request, got 90000: send fewer or smaller ones"
@@ -152,7 +153,7 @@ def living(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         time.sleep(0.002)  # long enough for the others to open theirs
         return picture
 
-    monkeypatch.setattr("camserve.pipeline.pipeline.open_picture", opened)
+    monkeypatch.setattr("camserve.pictures.inputs.open_picture", opened)
     return counts
 
 
@@ -194,7 +195,7 @@ def test_large_pictures_are_drawn_one_after_another(service: Any, living: list[i
     rows = [Row({"body": each}, {"Accept": "image/png"}, explain=True) for each in PICTURES]
     wanted = ask(service, rows)
     living.clear()
-    monkeypatch.setattr("camserve.pipeline.pipeline.KEPT", 0)
+    monkeypatch.setattr("camserve.pipeline.pipeline.CANVAS_PIXELS", 0)
     monkeypatch.setattr(pipeline(service), "_semaphore", Semaphore(2 * SIDE**2 - 1))
 
     for answer, right in zip(ask(service, rows), wanted, strict=True):
@@ -216,12 +217,16 @@ def test_large_pictures_are_drawn_one_after_another(service: Any, living: list[i
 )
 def test_drawing_is_as_large_as_what_it_draws(size: Any, kept: bool, media: Media, pixels: int) -> None:
     """So many maps at the size at which they are drawn, or the picture, where it has to be opened again."""
-    pictures = Pictures(Config(), Preprocess(Config()), lambda _: pytest.fail("opened"))
+    pictures = Pictures(Config(), Preprocess(Config()))
     item = Item(Encoded(b""), Options((), "gradcam", "top", "jet", 0.4, media=media))
     canvas = Canvas(np.zeros((1, 1, 3), np.uint8), Rect(0, 0, 1, 1)) if kept else None
 
-    assert pictures.drawn_pixels(Prepared(item, True, torch.zeros(3, 1, 1), size, None, canvas), 3) == pixels
-    assert pictures.drawn_pixels(Prepared(item, False, torch.zeros(3, 1, 1), size, None, canvas), 3) == 0
+    explanation = Explanation(0, "0", 1.0, np.zeros((1, 1), np.float32), None, None, ())
+    prediction = Prediction((), (explanation,) * 3, torch.zeros(1))
+    job = Job(0, item, True, 0, size=size, canvas=canvas, prediction=prediction)
+
+    assert pictures.drawing_pixels(job) == pixels
+    assert pictures.drawing_pixels(replace(job, explain=False)) == 0
 
 
 @pytest.mark.parametrize("explain", [False, True])
@@ -234,7 +239,7 @@ def test_ordinary_pictures_are_decoded_beside_each_other(service: Any, explain: 
         barrier.wait(timeout=20)
         return open_picture(data, config, origin)
 
-    monkeypatch.setattr("camserve.pipeline.pipeline.open_picture", opened)
+    monkeypatch.setattr("camserve.pictures.inputs.open_picture", opened)
     rows = [Row({"body": each}, explain=explain) for each in PICTURES[:threads]]
     assert [each.status for each in ask(service, rows)] == [200] * threads
 
@@ -250,9 +255,9 @@ def test_what_is_not_kept_is_opened_again(service: Any, room: int, monkeypatch: 
     """With room for no picture, for one and for some, answers are what they are with room for all, byte by byte."""
     wanted = ask(service, DRAWN)
     opened: list[bytes] = []
-    monkeypatch.setattr("camserve.pipeline.pipeline.KEPT", room)
+    monkeypatch.setattr("camserve.pipeline.pipeline.CANVAS_PIXELS", room)
     monkeypatch.setattr(
-        "camserve.pipeline.pipeline.open_picture", lambda data, *more: opened.append(data) or open_picture(data, *more)
+        "camserve.pictures.inputs.open_picture", lambda data, *more: opened.append(data) or open_picture(data, *more)
     )
 
     for answer, right in zip(ask(service, DRAWN), wanted, strict=True):
@@ -290,7 +295,7 @@ def test_an_error_does_not_hold_the_picture_that_it_is_about() -> None:
 def test_a_size_that_is_only_not_explained_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens may lie nobody knows how: predictions of such pictures go on, and their neighbours' explanations."""
     service = load_service(archive(tmp_path / "own", {**PLAIN, "crop": None}))
-    capture = service._entry_point.__self__.backend.capture
+    capture = service._entry_point.__self__.face.backend.capture
     forward = type(capture).forward
 
     def failing(self: Any, pictures: torch.Tensor, layers: Any) -> Any:
@@ -302,7 +307,7 @@ def test_a_size_that_is_only_not_explained_is_told_so(tmp_path: Path, monkeypatc
     wide = encoded(noise(200, 100))
     rows = [Row({"body": wide}, explain=True), Row({"body": PICTURES[0]}, explain=True)]
     refused, good = ask(service, rows)
-    service._entry_point.__self__.pipeline.observer = NullObserver()
+    service._entry_point.__self__.face.observe(NullObserver())
     (predicted,) = ask(service, [Row({"body": wide})])
 
     came = "a picture of 200 x 100, which makes an input of 64 x 128"
@@ -314,20 +319,23 @@ def test_a_size_that_is_only_not_explained_is_told_so(tmp_path: Path, monkeypatc
     assert (good.status, predicted.status) == (200, 200)
 
 
-def test_a_picture_that_failed_is_let_go_of(tmp_path: Path) -> None:
+def test_a_picture_that_failed_is_let_go_of() -> None:
     """Its error is what is left of it, though nothing collects cycles: memory that its neighbours wait for is free."""
-    pipeline = load_service(archive(tmp_path / "own"))._entry_point.__self__.pipeline
-    item = Item(Encoded(encoded(noise())), Options((0,), "gradcam", "features", "viridis", 0.5))
-    entries = [Prepared(item, True, torch.zeros(3, 64, 64))]
-    entry, error = weakref.ref(entries[0]), RequestError(507, "OutOfMemory", "too large")
+    pictures = [np.zeros(9)]
+    picture = weakref.ref(pictures[0])
+
+    def draw(_: int) -> None:
+        held = pictures.pop()
+        raise RequestError(507, "OutOfMemory", f"{held.size} is too large")
+
     gc.disable()
     try:
-        found = guarded(lambda _: pipeline._answer(entries.pop(), error, None), 0)
-        assert entry() is None
+        error = guarded(draw, 0)
+        assert picture() is None
     finally:
         gc.enable()
-    assert isinstance(found, RequestError)
-    assert found.status == 507
+    assert isinstance(error, RequestError)
+    assert error.status == 507
 
 
 def test_an_input_that_the_model_does_not_run_on_is_the_clients_error(tmp_path: Path) -> None:
@@ -415,12 +423,13 @@ def test_nothing_is_drawn_for_a_request_that_has_failed(service: Any, encodings:
 def test_a_picture_that_is_opened_again_for_nothing_is_not(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the answer is too long, pictures that were not kept stay closed."""
     opened: list[bytes] = []
-    monkeypatch.setattr("camserve.pipeline.pipeline.KEPT", 0)
+    monkeypatch.setattr("camserve.pipeline.pipeline.CANVAS_PIXELS", 0)
     monkeypatch.setattr(
-        "camserve.pipeline.pipeline.open_picture", lambda data, *more: opened.append(data) or open_picture(data, *more)
+        "camserve.pictures.inputs.open_picture", lambda data, *more: opened.append(data) or open_picture(data, *more)
     )
     monkeypatch.setattr(pipeline(service), "_semaphore", Semaphore(1))
-    monkeypatch.setattr(pipeline(service), "_config", replace(pipeline(service)._config, max_response_bytes=1_000))
+    served = pipeline(service)._served
+    monkeypatch.setattr(pipeline(service), "_served", replace(served, config=replace(served.config, max_response_bytes=1_000)))
 
     (response,) = ask(service, [v1(*(overlaid(text, 0) for text in TEXTS[:8]))])
 
@@ -432,7 +441,7 @@ def test_memory_is_given_back_after_large_batches_only(service: Any, monkeypatch
     """Not after the small one that follows."""
     given: list[None] = []
     monkeypatch.setattr("camserve.pipeline.pipeline.give_back", lambda: given.append(None))
-    monkeypatch.setattr("camserve.pipeline.pipeline.LARGE", 3 * SIDE**2)
+    monkeypatch.setattr("camserve.pipeline.pipeline.LARGE_BATCH", 3 * SIDE**2)
     for count, times in ((4, 1), (2, 1), (3, 1), (4, 2)):
         ask(service, [Row({"body": each}) for each in PICTURES[:count]])
         assert len(given) == times

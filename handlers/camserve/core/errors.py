@@ -62,6 +62,10 @@ _PACKAGES = {
 """What modules are called where they are installed from, if otherwise."""
 
 
+class ArchiveError(ConfigError):
+    """An archive that cannot be opened: one line that says what is wrong with it and what is accepted."""
+
+
 class MissingPackageError(ImportError):
     """A package that an extra brings is not installed: one line with the command that installs it."""
 

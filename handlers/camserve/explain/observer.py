@@ -1,4 +1,4 @@
-"""What the pipeline tells whoever watches it."""
+"""What the pipeline tells whoever observes it: monitoring, or the tool that makes a reference."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from camserve.explain.sampling import Budget
 
 MODES = ("predict", "explain", "page")
 MISSED = ("budget", "failed")
-"""Why a picture that was sampled is not measured: its map would have taken too much time; making or measuring it failed."""
+"""Why a sampled picture is not measured: its maps would have cost more than the budget, or something failed."""
 
 
 ROWS = 16
-"""Of about how many rows of the input, evenly spread, its statistics are taken."""
+"""About how many rows of the model's input, evenly spread, are kept for its statistics."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What is kept of one picture until it is measured.
+    """What is kept of one prediction until it is measured.
 
     Attributes:
         maps: the raw maps `[h, w]` of the most probable class and of the next, where it was made.
@@ -38,58 +38,58 @@ class Observation:
 
 
 def sample_rows(picture: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows `[C, r, W]` of the model's input `[C, H, W]`, copied."""
+    """Copy about `ROWS` rows `[C, r, W]` of the model's input `[C, H, W]`."""
     return picture[:, :: max(1, picture.shape[1] // ROWS)].copy()
 
 
 class Observer(Protocol):
-    """Told of every answer, every stage, and of those pictures that it samples.
+    """Is told of every answer, of every stage's seconds, and of those predictions that it samples.
 
     Attributes:
-        budget: what maps that take passes of their own may cost beside the predictions.
+        budget: what maps may cost that take backward passes only to be measured.
     """
 
     budget: Budget
 
     def samples(self) -> bool:
-        """Whether the next picture is to be measured."""
+        """Draw whether the next picture is to be measured."""
         ...
 
-    def observe(self, look: Observation) -> None:
-        """One picture that is to be measured."""
+    def observe(self, observation: Observation) -> None:
+        """Take one prediction that is to be measured."""
         ...
 
     def missed(self, reason: str, pictures: int) -> None:
-        """So many pictures that were sampled are not measured, for one of the reasons `MISSED`."""
+        """Take note that so many sampled pictures are not measured, for one of the reasons `MISSED`."""
         ...
 
     def stage(self, name: str) -> AbstractContextManager[object]:
-        """Times one of `metrics.STAGES`."""
+        """Time one of `metrics.STAGES`."""
         ...
 
     def replied(self, mode: str, status: int, size: int) -> None:
-        """One answer of `size` bytes to a request of one of `MODES`."""
+        """Take note of one answer of `size` bytes to a request of one of `MODES`."""
         ...
 
 
 class NullObserver:
-    """A observer that looks away."""
+    """An observer that does nothing."""
 
     budget = Budget()
 
     def samples(self) -> bool:
-        """Never."""
+        """Never sample."""
         return False
 
-    def observe(self, look: Observation) -> None:
-        """Nothing is kept."""
+    def observe(self, observation: Observation) -> None:
+        """Keep nothing."""
 
     def missed(self, reason: str, pictures: int) -> None:
-        """Nothing is counted."""
+        """Count nothing."""
 
     def stage(self, name: str) -> AbstractContextManager[object]:  # noqa: ARG002
-        """Nothing is timed."""
+        """Time nothing."""
         return nullcontext()
 
     def replied(self, mode: str, status: int, size: int) -> None:
-        """Nothing is counted."""
+        """Count nothing."""

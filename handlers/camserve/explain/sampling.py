@@ -1,18 +1,22 @@
-"""A share of the time: what may be spent beside the work itself."""
+"""Which predictions are measured, and what measuring may cost beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-SAVED = 1.0
-"""Seconds of the share that may be left for later: what was not needed for a day must not be spent at once."""
+MAX_SAVINGS = 1.0
+"""Seconds that may be saved up: a quiet day must not be followed by a burst of backward passes."""
+
+OVERLAP_EVERY = 4
+"""Where measuring takes backward passes, the next class's map, for the overlap, is made in one chunk of so many."""
 
 
 class Budget:
-    """Allows something as long as it has taken no more than its share of the work's time.
+    """Limits what measuring costs to a share of the model's time (a token bucket).
 
     Args:
-        share: of the work on a batch, by how many pictures it holds; None: there is no limit.
+        share: of the model's time on a batch, by the number of its pictures; None: there is no limit.
     """
 
     def __init__(self, share: Callable[[int], float] | None = None) -> None:
@@ -26,11 +30,52 @@ class Budget:
         return self._share is not None
 
     def allows(self) -> bool:
-        """Whether it may be done once more."""
+        """Return True if one more backward pass fits."""
         return self._share is None or self._spent <= self._allowed
 
     def add(self, pictures: int, work: float, spent: float) -> None:
-        """Takes note of seconds of work on a batch of so many pictures, and of those spent beside it."""
+        """Record seconds of work on a batch of so many pictures, and the seconds that measuring took beside it."""
         self._spent += spent
         if self._share:
-            self._allowed = min(self._allowed + self._share(pictures) * work, self._spent + SAVED)
+            self._allowed = min(self._allowed + self._share(pictures) * work, self._spent + MAX_SAVINGS)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of one chunk.
+
+    Attributes:
+        rows: places in the chunk of the pictures whose raw maps are kept.
+        maps: for how many of a picture's most probable classes.
+        skipped: how many pictures were sampled, and are left out because their maps would cost too much.
+    """
+
+    rows: tuple[int, ...] = ()
+    maps: int = 0
+    skipped: int = 0
+
+
+NOTHING = Plan()
+
+
+class SamplingPolicy:
+    """Decides what is measured, once for each chunk, never by what is in the pictures.
+
+    Args:
+        free: maps cost no backward pass (see `capture.choose.pooled`): every sampled picture is measured, with two maps.
+    """
+
+    def __init__(self, *, free: bool) -> None:
+        self._free = free
+        self._chunks = 0
+
+    def plan(self, count: int, samples: Callable[[], bool], budget: Budget) -> Plan:
+        """Plan a chunk of `count` pictures; `samples` draws whether the next picture is to be measured."""
+        rows = tuple(row for row in range(count) if samples())
+        if not rows:
+            return NOTHING
+        if not self._free and not budget.allows():
+            return Plan(skipped=len(rows))
+        self._chunks += 1
+        overlap = self._free or not budget.limited or self._chunks % OVERLAP_EVERY == 1
+        return Plan(rows, 2 if overlap else 1)

@@ -137,12 +137,21 @@ def open_picture(data: bytes | bytearray, config: Config, origin: str = "") -> I
         with _LENIENT:
             picture = _check_header(data, name, config)
             picture.load()
-            transposition = _read_transposition(picture) if config.exif else None
-            picture = _convert_to_rgb(picture)
-            return picture if transposition is None else picture.transpose(transposition)
+            return convert_picture(picture, config)
     except _FAULTS:
         message = f"data: expected a complete {name} picture, got {len(data)} bytes that cannot be decoded as one"
         raise RequestError(400, "InvalidImage", message) from None
+
+
+def convert_picture(picture: Image.Image, config: Config) -> Image.Image:
+    """Convert a picture that is open to mode RGB as `open_picture` does, turned by its EXIF orientation if `config.exif`.
+
+    Raises:
+        RequestError: 400 `InvalidImage`, it is of 32-bit integers or floats.
+    """
+    transposition = _read_transposition(picture) if config.exif else None
+    picture = _convert_to_rgb(picture)
+    return picture if transposition is None else picture.transpose(transposition)
 
 
 def check_limits(data: bytes | bytearray, config: Config) -> None:

@@ -27,8 +27,8 @@ LIMITS = (
 )
 
 
-def metadata(served: Served, backend: Backend) -> dict[str, Any]:
-    """`customizedMetadata`. Shown only once the self-test has passed, because a worker that fails it never gets ready."""
+def describe(served: Served, backend: Backend) -> dict[str, Any]:
+    """Describe what is served and how it runs, after the self-test: a worker that fails it never gets ready."""
     config, labels, model = served.config, served.labels, served.model
     return {
         "camserve": __version__,

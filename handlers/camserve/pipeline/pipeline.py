@@ -1,4 +1,4 @@
-"""The pipeline: parse every call, run the pictures in groups, explain those that ask, reply in order."""
+"""Answers batches of calls: parses all, runs the pictures in chunks, explains those that ask, replies in order."""
 
 from __future__ import annotations
 
@@ -6,288 +6,276 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from camserve.core.config import Config
 from camserve.core.errors import RequestError
-from camserve.core.labels import Labels
-from camserve.core.messages import Answer, Call, Item, Page, Reply, Request
-from camserve.explain.explainer import Explainer, Seen, Want
-from camserve.explain.observer import Observation, Observer, sample_rows
-from camserve.pictures.decode import open_picture
+from camserve.core.geometry import region
+from camserve.core.messages import Answer, Call, Explanation, ImageInfo, Item, Page, Reply, Request
+from camserve.core.served import Served
+from camserve.explain.explainer import Explainer, Prediction, Task
+from camserve.explain.observer import Observation, sample_rows
+from camserve.explain.sampling import SamplingPolicy
+from camserve.inspector.page import write_page
 from camserve.pictures.limits import Quota, Semaphore
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import chunks, guarded, run_halving
-from camserve.pipeline.compose import answered
 from camserve.pipeline.glibc import give_back
-from camserve.pipeline.prepare import Hooks, Pictures, Prepared
+from camserve.pipeline.prepare import Hooks, Job, Pictures
 from camserve.protocol.parser import Parser
 from camserve.protocol.reply import Responder, write_error
 
-__all__ = ["Hooks", "Pipeline", "guarded"]
-
 logger = logging.getLogger(__name__)
 
-A = TypeVar("A")
-B = TypeVar("B")
+LARGE_BATCH = 16_000_000
+"""Pixels of one batch from which on freed memory is given back: each thread that decodes would keep its own."""
 
-LARGE = 16_000_000
-"""Pixels of one batch's pictures from which on their memory is given back: each thread that decodes would keep its own."""
-
-AT_ONCE = 100_000_000
+PIXELS_AT_ONCE = 100_000_000
 """Pixels that are decoded, or drawn on, at once: each may take a dozen bytes meanwhile. Ordinary pictures never reach it."""
 
-KEPT = 64_000_000
+CANVAS_PIXELS = 64_000_000
 """Pixels of a batch's pictures that are kept until they are drawn on; those beyond are decoded a second time."""
-
-_UNSEEN = RequestError(500, "InternalError", "the model did not see this picture")
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One item of the batch's `position`-th call, and how many pixels its picture has."""
-
-    position: int
-    explain: bool
-    item: Item
-    pixels: int
 
 
 class Pipeline:
     """Answers batches of calls; each call gets what it would have got alone.
 
     Args:
-        size: (height, width) of an input that the model is known to run on.
-        page: what a browser gets; None: the error of an empty body.
+        served: what the archive offers; its `size` is an input that the model is known to run on.
+        explainer: runs the model.
+        preprocess: an RGB picture to the model's input.
+        hooks: steps that a handler of a user's own replaces.
     """
 
-    def __init__(
-        self,
-        *,
-        config: Config,
-        labels: Labels,
-        parser: Parser,
-        explainer: Explainer,
-        preprocess: Preprocess,
-        responder: Responder,
-        size: tuple[int, int] | None = None,
-        hooks: Hooks | None = None,
-        observer: Observer | None = None,
-        page: Reply | None = None,
-    ) -> None:
-        self._config = config
-        self._labels = labels
-        self._parser = parser
-        self._explainer = explainer
-        self._responder = responder
-        self._size = size
+    def __init__(self, served: Served, explainer: Explainer, preprocess: Preprocess, hooks: Hooks | None = None) -> None:
+        self.explainer = explainer
+        self._served = served
         self._hooks = hooks or Hooks()
-        self._pictures = Pictures(
-            config, preprocess, lambda image: open_picture(image.data, config, image.origin), self._hooks.tensor_of
-        )
-        self._page = page or write_error(RequestError(400, "NoImage", "the body is empty"))
-        self.observer = observer or explainer.observer
-        self._pixels = 0
-        self._semaphore = Semaphore(AT_ONCE)
+        self._parser = Parser(served)
+        self._responder = Responder(served)
+        self._pictures = Pictures(served.config, preprocess, self._hooks.tensor_of)
+        self._sampling = SamplingPolicy(free=served.layers[0] in explainer.backend.closed_form)
+        self._semaphore = Semaphore(PIXELS_AT_ONCE)
         self._threads = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)), thread_name_prefix="camserve")
 
-    @property
-    def observer(self) -> Observer:
-        """Who is told of the answers, and of the explainer's passes."""
-        return self._explainer.observer
-
-    @observer.setter
-    def observer(self, observer: Observer) -> None:
-        self._explainer.observer = observer
+    @cached_property
+    def _page(self) -> Reply:
+        return write_page(self._served)
 
     def run(self, calls: Sequence[Call]) -> list[Reply]:
-        """One reply for each call, in order. Never raises for what a call holds."""
-        with self.observer.stage("batch"):
-            replies = self._replies(calls)
-        if self._pixels > LARGE or any(reply.status == 507 for reply in replies):
-            give_back()
-        self._pixels = 0
-        for call, reply in zip(calls, replies, strict=True):
-            self.observer.replied(_mode(call, reply), reply.status, len(reply.body))
-        return replies
+        """Answer a batch: one reply for each call, in order. Never raises for what a call holds.
 
-    def _replies(self, calls: Sequence[Call]) -> list[Reply]:
-        """The replies; a call for which memory ran out is tried again by itself, once its neighbours' pictures are let go of."""
-        replies = self._together(calls, again=len(calls) > 1)
-        if len(calls) > 1:
+        A call for which memory ran out is tried again by itself, once its neighbours' pictures are let go of.
+        """
+        observer = self.explainer.observer
+        with observer.stage("batch"):
+            replies, pixels = self._reply_to(calls, again=len(calls) > 1)
             for position, reply in enumerate(replies):
-                if reply.status == 507:
+                if reply.status == 507 and len(calls) > 1:
                     give_back()
-                    replies[position] = self._together([calls[position]], again=False)[0]
+                    (replies[position],), more = self._reply_to([calls[position]], again=False)
+                    pixels += more
+        if pixels > LARGE_BATCH or any(reply.status == 507 for reply in replies):
+            give_back()
+        for call, reply in zip(calls, replies, strict=True):
+            observer.replied(_mode(call, reply), reply.status, len(reply.body))
         return replies
 
-    def _together(self, calls: Sequence[Call], *, again: bool) -> list[Reply]:
-        """The replies; `again`: what runs out of memory is tried again, so its pictures are not told of yet."""
-        requests, entries = self._read(calls)
-        self._pixels += sum(entry.pixels for entry in entries)
-        kept = Quota(KEPT)
-        prepared = self._map(lambda entry: self._prepare(entry, kept), entries, [entry.pixels for entry in entries])
-        seen = self._seen(prepared)
-        failed = {entry.position for entry, one in zip(entries, seen, strict=True) if isinstance(one, RequestError)}
-        limit = self._config.max_response_bytes
-        rooms = [None if position in failed else Quota(limit) for position in range(len(requests))]
-        works = [(ready, one, rooms[entry.position]) for entry, ready, one in zip(entries, prepared, seen, strict=True)]
-        answers = self._map(lambda work: self._answer(*work), works, [self._drawing(*work) for work in works])
-        gathered: dict[int, list[Answer | RequestError]] = {}
-        for entry, answer in zip(entries, answers, strict=True):
-            gathered.setdefault(entry.position, []).append(answer)
-        replies = [self._reply(request, gathered.get(position, [])) for position, request in enumerate(requests)]
-        for entry, ready, one in zip(entries, prepared, seen, strict=True):
-            if not (again and replies[entry.position].status == 507):
-                self._watch(ready, one)
-        return replies
+    def answer(self, items: Sequence[Item], *, explain: bool) -> list[Answer | RequestError]:
+        """Answer pictures that come without a protocol, each on its own: one answer or error for each, in order."""
+        jobs = []
+        for position, item in enumerate(items):
+            (pixels,) = self._pictures.count_pixels([item])
+            jobs.append(Job(position, item, explain, pixels))
+        self._run_jobs(jobs)
+        for job in jobs:
+            self._observe(job)
+        unanswered = RequestError(500, "InternalError", "the picture has no answer")
+        return [job.error or job.answer or unanswered for job in jobs]
 
-    def _read(self, calls: Sequence[Call]) -> tuple[list[Request | Page | RequestError], list[_Entry]]:
-        """What each call asks, and the items of those that can be answered."""
+    def find_fault(self, picture: NDArray[np.float32], layer: str | None) -> str:
+        """Explain one normalised tensor `[3, H, W]` at `layer`, or only predict it; return what is wrong, or ""."""
+        task = Task(layer, self._served.config.method) if layer else None
+        try:
+            (prediction,) = self.explainer.explain([torch.from_numpy(picture)], [task])
+        except Exception as error:  # noqa: BLE001  # a layer may fail in any way; the worker says so and does not start
+            return f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        if isinstance(prediction, RequestError):
+            return prediction.message
+        return "the map is not finite" if any("not_finite" in each.warnings for each in prediction.explanations) else ""
+
+    def _reply_to(self, calls: Sequence[Call], *, again: bool) -> tuple[list[Reply], int]:
+        """Answer each call, and count their pixels; `again`: what runs out of memory is not observed, for it is tried again."""
+        requests, jobs = self._read(calls)
+        self._run_jobs(jobs)
+        by_call: dict[int, list[Job]] = {}
+        for job in jobs:
+            by_call.setdefault(job.call, []).append(job)
+        replies = [self._reply(request, by_call.get(position, [])) for position, request in enumerate(requests)]
+        for job in jobs:
+            if not (again and replies[job.call].status == 507):
+                self._observe(job)
+        return replies, sum(job.pixels for job in jobs)
+
+    def _read(self, calls: Sequence[Call]) -> tuple[list[Request | Page | RequestError], list[Job]]:
+        """Read what each call asks, and make the jobs of those that can be answered."""
         requests: list[Request | Page | RequestError] = []
-        entries: list[_Entry] = []
+        jobs: list[Job] = []
         for position, call in enumerate(calls):
             request: Request | Page | RequestError = guarded(self._parser.parse, call)
             if isinstance(request, Request):
-                sizes = guarded(self._pictures.sizes, request.items)
-                if isinstance(sizes, RequestError):
-                    request = sizes
+                counts = guarded(self._pictures.count_pixels, request.items)
+                if isinstance(counts, RequestError):
+                    request = counts
                 else:
-                    entries += [_Entry(position, request.explain, *each) for each in zip(request.items, sizes, strict=True)]
+                    jobs += [Job(position, item, request.explain, n) for item, n in zip(request.items, counts, strict=True)]
             requests.append(request)
-        return requests, entries
+        return requests, jobs
 
-    def self_test(self, picture: NDArray[np.float32], layer: str | None) -> str:
-        """Explains one normalised tensor `[3, H, W]` at `layer`, or only predicts it; what is wrong with the outcome, or ""."""
-        want = Want(layer, self._config.method) if layer else None
-        try:
-            (seen,) = self._explainer.explain([torch.from_numpy(picture)], [want])
-        except Exception as error:  # noqa: BLE001  # a layer may fail in any way; the worker says so and does not start
-            return f"{type(error).__name__}: {error}".split("\n", 1)[0]
-        if isinstance(seen, RequestError):
-            return seen.message
-        return "the map is not finite" if seen.maps and "not_finite" in seen.maps[0].warnings else ""
+    def _run_jobs(self, jobs: Sequence[Job]) -> None:
+        """Take each job to its answer or its error."""
+        canvases = Quota(CANVAS_PIXELS)
+        self._each(lambda job: self._prepare(job, canvases), jobs, lambda job: job.pixels)
+        self._predict(jobs)
+        failed = {job.call for job in jobs if job.error}
+        limit = self._served.config.max_response_bytes
+        quotas = {job.call: Quota(limit) for job in jobs if job.call not in failed}  # nothing is drawn for a request that fails
+        self._each(
+            lambda job: self._answer(job, quotas.get(job.call)),
+            jobs,
+            lambda job: self._pictures.drawing_pixels(job) if job.call in quotas else 0,
+        )
 
-    def _map(self, work: Callable[[A], B], entries: Sequence[A], sizes: Sequence[int]) -> list[B | RequestError]:
-        """`work` on every entry, in threads where there are several: decoding and encoding release the interpreter lock.
+    def _each(self, step: Callable[[Job], None], jobs: Sequence[Job], pixels: Callable[[Job], int]) -> None:
+        """Take each job without an error through a step, in threads: decoding and encoding release the interpreter lock.
 
         Args:
-            sizes: how many pixels each entry's work has in memory; what goes beyond `AT_ONCE` waits.
+            pixels: how many a job has in memory meanwhile; what exceeds `PIXELS_AT_ONCE` waits.
         """
-        if len(entries) < 2:
-            return [guarded(work, entry) for entry in entries]
 
-        def in_turn(entry: A, size: int) -> B | RequestError:
-            with self._semaphore.acquire(size):
-                return guarded(work, entry)
+        def run(job: Job) -> None:
+            job.error = guarded(step, job)
+            if job.error:
+                job.canvas = None  # memory that its neighbours may wait for
 
-        return list(self._threads.map(in_turn, entries, sizes))
+        def wait_and_run(job: Job) -> None:
+            with self._semaphore.acquire(pixels(job)):
+                run(job)
 
-    def _prepare(self, entry: _Entry, kept: Quota) -> Prepared:
-        with self.observer.stage("decode"):
-            return self._pictures.prepared(entry.item, kept, explain=entry.explain)
+        open_jobs = [job for job in jobs if job.error is None]
+        if len(open_jobs) < 2:
+            for job in open_jobs:
+                run(job)
+        else:
+            list(self._threads.map(wait_and_run, open_jobs))
 
-    def _seen(self, prepared: Sequence[Prepared | RequestError]) -> list[Seen | RequestError]:
-        """Runs what could be prepared through the model, in groups of one size."""
-        seen: list[Seen | RequestError] = [_UNSEEN if isinstance(entry, Prepared) else entry for entry in prepared]
-        ready = [(position, entry) for position, entry in enumerate(prepared) if isinstance(entry, Prepared)]
-        for chunk in chunks([tuple(entry.tensor.shape) for _, entry in ready], self._config.max_batch):
-            part = [ready[index] for index in chunk]
-            for (position, _), outcome in zip(part, run_halving(part, self._explain, self._blamed), strict=True):
-                seen[position] = outcome
-        return seen
+    def _prepare(self, job: Job, canvases: Quota) -> None:
+        with self.explainer.observer.stage("decode"):
+            self._pictures.prepare(job, canvases)
 
-    def _blamed(self, one: tuple[int, Prepared]) -> RequestError | None:
-        """The client's own error, where the model fails on anything of this size."""
-        _, entry = one
-        height, width = entry.tensor.shape[1:]
-        noise = np.random.default_rng(0).standard_normal(tuple(entry.tensor.shape), dtype=np.float32)
-        if (height, width) == self._size or not self.self_test(noise, entry.item.options.layer if entry.explain else None):
-            return None
-        fails = "does not run" if self.self_test(noise, None) else "cannot be explained at this layer"
-        own = f"; its own is {self._size[0]} x {self._size[1]}" if self._size else ""
-        if entry.size is None:
-            return RequestError(400, "InvalidTensor", f"data: the model {fails} on an input of {height} x {width}{own}")
-        came = f"a picture of {entry.size[0]} x {entry.size[1]}, which makes an input of {height} x {width}"
-        return RequestError(400, "InvalidImage", f"data: the model {fails} on {came}{own}")
+    def _predict(self, jobs: Sequence[Job]) -> None:
+        """Run what could be prepared through the model, in chunks of one size."""
+        ready = [job for job in jobs if job.error is None]
+        for places in chunks([tuple(job.input.shape) for job in ready], self._served.config.max_batch):
+            part = [ready[place] for place in places]
+            for job, outcome in zip(part, run_halving(part, self._explain_chunk, self._blame), strict=True):
+                if isinstance(outcome, RequestError):
+                    job.error = outcome
+                else:
+                    job.prediction = outcome
 
-    def _explain(self, part: Sequence[tuple[int, Prepared]]) -> list[Seen | RequestError]:
-        entries = [entry for _, entry in part]
-        tensors, wants = [entry.tensor for entry in entries], [_want(entry) for entry in entries]
-        watched = [place for place in range(len(entries)) if self.observer.samples()]
+    def _explain_chunk(self, part: Sequence[Job]) -> list[Prediction | RequestError]:
+        observer = self.explainer.observer
+        tensors, tasks = [job.input for job in part], [_task(job) for job in part]
+        plan = self._sampling.plan(len(part), observer.samples, observer.budget)
         try:
-            seen = self._explainer.explain(tensors, wants, watched)
+            predictions = self.explainer.explain(tensors, tasks, plan)
         except Exception as error:
-            if not watched:
+            if not plan.rows:
                 raise
             kind = type(error).__name__  # the error itself is let go of here: its traceback holds the chunk's tensors
         else:
-            return seen
-        logger.warning("a chunk of %d pictures failed (%s): trying it unwatched", len(part), kind)
-        seen = self._explainer.explain(tensors, wants)  # if this fails too, watching was not to blame
-        self.observer.missed("failed", len(watched))
-        return seen
+            if plan.skipped:  # counted only now: a chunk that fails comes again in halves
+                observer.missed("budget", plan.skipped)
+            return predictions
+        logger.warning("a chunk of %d pictures failed (%s): trying it unobserved", len(part), kind)
+        predictions = self.explainer.explain(tensors, tasks)  # if this fails too, measuring was not to blame
+        observer.missed("failed", len(plan.rows))
+        return predictions
 
-    def _watch(self, entry: Prepared | RequestError, seen: Seen | RequestError) -> None:
-        """Hands a picture whose map was made to the observer; whatever is wrong with it harms no answer."""
-        if isinstance(entry, RequestError) or isinstance(seen, RequestError) or not seen.raw:
-            return
-        try:
-            size = entry.size or (entry.tensor.shape[2], entry.tensor.shape[1])
-            rows = sample_rows(entry.tensor.detach().cpu().float().numpy())  # a handler's own may be of any type, anywhere
-            self.observer.observe(Observation(seen.raw, rows, seen.classes[:2], size))
-        except Exception:
-            logger.exception("a picture cannot be watched")
-            self.observer.missed("failed", 1)
+    def _blame(self, job: Job) -> RequestError | None:
+        """Return the client's own error, where the model fails on anything of this size."""
+        shape, size = tuple(job.input.shape), self._served.size
+        noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        if shape[1:] == size or not self.find_fault(noise, job.item.options.layer if job.explain else None):
+            return None
+        fails = "does not run" if self.find_fault(noise, None) else "cannot be explained at this layer"
+        own = f"; its own is {size[0]} x {size[1]}" if size else ""
+        given = f"an input of {shape[1]} x {shape[2]}"
+        if job.size is None:
+            return RequestError(400, "InvalidTensor", f"data: the model {fails} on {given}{own}")
+        came = f"a picture of {job.size[0]} x {job.size[1]}, which makes {given}"
+        return RequestError(400, "InvalidImage", f"data: the model {fails} on {came}{own}")
 
-    def _answer(self, entry: Prepared | RequestError, seen: Seen | RequestError, room: Quota | None) -> Answer | RequestError:
-        """One item's answer; without pictures where there is no `room`, because the request has failed already.
-
-        An error is returned: raised, it would hold this frame, and with it the picture, until cycles are collected.
-        """
-        if isinstance(entry, RequestError):
-            return entry
-        if isinstance(seen, RequestError):
-            return seen
-        answer = answered(seen, entry.size, entry.view, entry.item.options, self._labels)
+    def _answer(self, job: Job, quota: Quota | None) -> None:
+        """Make one item's answer; without pictures where there is no quota, because its request has failed already."""
+        if job.prediction is None:
+            raise ValueError("the model did not see this picture")
+        image = None if job.size is None else ImageInfo(*job.size, job.view)
+        explanations = tuple(_place(each, image) for each in job.prediction.explanations)
+        options = job.item.options
+        answer = Answer(job.prediction.classes, explanations, image, options.method, options.layer)
         if self._hooks.predictions_of is not None:
-            answer = replace(answer, predictions=self._hooks.predictions_of(seen.logits))
-        return self._pictures.draw(answer, entry, room, self.observer) if entry.is_drawn and room else answer
+            answer = replace(answer, predictions=self._hooks.predictions_of(job.prediction.logits))
+        if job.needs_drawing and quota:
+            answer = self._pictures.draw(job, answer, quota, self.explainer.observer)
+        job.answer = answer
 
-    def _drawing(self, entry: Prepared | RequestError, seen: Seen | RequestError, room: Quota | None) -> int:
-        """How many pixels `_answer` has in memory."""
-        if isinstance(entry, RequestError) or isinstance(seen, RequestError) or room is None:
-            return 0
-        return self._pictures.drawn_pixels(entry, len(seen.maps))
+    def _observe(self, job: Job) -> None:
+        """Hand a picture whose maps were made to the observer; whatever is wrong with it harms no answer."""
+        if job.prediction is None or not job.prediction.raw_maps:
+            return
+        observer = self.explainer.observer
+        try:
+            size = job.size or (job.input.shape[2], job.input.shape[1])
+            rows = sample_rows(job.input.detach().cpu().float().numpy())  # a handler's own may be of any type, anywhere
+            scores = tuple((score.index, score.probability) for score in job.prediction.classes[:2])
+            observer.observe(Observation(job.prediction.raw_maps, rows, scores, size))
+        except Exception:
+            logger.exception("a picture cannot be observed")
+            observer.missed("failed", 1)
 
-    def _reply(self, request: Request | Page | RequestError, answers: Sequence[Answer | RequestError]) -> Reply:
+    def _reply(self, request: Request | Page | RequestError, jobs: Sequence[Job]) -> Reply:
         if isinstance(request, RequestError):
             return write_error(request)
         if isinstance(request, Page):
             return self._page
-        good: list[Answer] = []
-        for place, answer in enumerate(answers):
-            if isinstance(answer, RequestError):
-                whole = request.protocol == "plain" or answer.kind == "ResponseTooLarge"
-                return write_error(answer if whole else answer.inside(f"instance {place}"))
-            good.append(answer)
-        reply = guarded(lambda given: self._responder.reply(request, given), good)
+        for place, job in enumerate(jobs):
+            if job.error:
+                whole = request.protocol == "plain" or job.error.kind == "ResponseTooLarge"
+                return write_error(job.error if whole else job.error.inside(f"instance {place}"))
+        answers = [job.answer for job in jobs if job.answer]
+        reply = guarded(lambda several: self._responder.reply(request, several), answers)
         return write_error(reply) if isinstance(reply, RequestError) else reply
+
+
+def _task(job: Job) -> Task | None:
+    options = job.item.options
+    return Task(options.layer, options.method, options.targets, options.top_k) if job.explain else None
+
+
+def _place(explanation: Explanation, image: ImageInfo | None) -> Explanation:
+    """Return the explanation with its region in the original picture, where the view is known."""
+    if image is None or image.view is None:
+        return explanation
+    return replace(explanation, region=region(explanation.heatmap, image.view, image.width, image.height))
 
 
 def _mode(call: Call, reply: Reply) -> str:
     if reply.content_type.startswith("text/html"):
         return "page"
     return "explain" if call.explain else "predict"
-
-
-def _want(entry: Prepared) -> Want | None:
-    if not entry.explain:
-        return None
-    options = entry.item.options
-    return Want(options.layer, options.method, options.targets, options.top_k)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from torch import Tensor
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
-from camserve.core.messages import Answer, Encoded, Item
+from camserve.core.messages import Answer, Item
+from camserve.explain.explainer import Prediction
 from camserve.explain.observer import Observer
 from camserve.pictures.decode import check_limits, count_pixels
+from camserve.pictures.inputs import open_again
 from camserve.pictures.limits import Quota
 from camserve.pictures.overlays import Canvas, check_quota, draw_explanations, prepare_canvas, wants_drawing
 from camserve.pictures.preprocess import Preprocess
@@ -24,120 +26,138 @@ from camserve.pictures.preprocess import Preprocess
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a handler that subclasses ours replaces.
+    """The steps that a handler of a user's own replaces.
 
-    `tensor_of` makes the model's input `[3, H, W]` of an item's encoded picture or tensor (a `preprocess` of its own);
-    `predictions_of` makes the answer of a prediction of the scores `[K]` (a `postprocess` of its own).
+    Attributes:
+        tensor_of: makes the model's input `[3, H, W]` of an encoded picture (its own `preprocess`).
+        predictions_of: makes the answer of a prediction of the scores `[K]` (its own `postprocess`).
     """
 
     tensor_of: Callable[[Any], Tensor] | None = None
     predictions_of: Callable[[Tensor], Any] | None = None
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """One item, ready for the model.
+@dataclass
+class Job:
+    """One item of a batch. Each step fills its fields, or sets `error`; later steps pass over a job with an error.
 
     Attributes:
-        tensor: `[3, H, W]`.
-        size: (width, height) of its picture; None: there is none, or nobody asks.
-        view: the part of it that the model sees; None: not known.
+        call: the position of its call in the batch.
+        explain: an explanation is asked for, not only a prediction.
+        pixels: how many its picture has, by its header; 0 for a tensor.
+        tensor: the model's input `[3, H, W]`.
+        size: (width, height) of the picture; None: there is none, or nobody asks.
+        view: the part of the picture that the model sees; None: not known.
         canvas: what is drawn on, where there was room to keep it.
+        prediction: what the model says.
+        answer: what the client gets.
+        error: why there is no answer.
     """
 
+    call: int
     item: Item
     explain: bool
-    tensor: Tensor
+    pixels: int
+    tensor: Tensor | None = None
     size: tuple[int, int] | None = None
     view: Rect | None = None
     canvas: Canvas | None = None
+    prediction: Prediction | None = None
+    answer: Answer | None = None
+    error: RequestError | None = None
 
     @property
-    def is_drawn(self) -> bool:
+    def input(self) -> Tensor:
+        """The model's input, once it is prepared."""
+        if self.tensor is None:
+            raise ValueError("the job is not prepared")
+        return self.tensor
+
+    @property
+    def needs_drawing(self) -> bool:
         """Whether its answer has pictures."""
         return self.explain and self.size is not None and wants_drawing(self.item.options)
 
 
 class Pictures:
-    """Opens the pictures of one model's requests. A decoded one lives while it is prepared, and is kept only to be drawn on.
+    """Opens the pictures of one model's requests. A decoded picture lives while it is prepared or drawn on.
 
     Args:
-        opened: an encoded picture's pixels, in mode RGB.
         tensor_of: as `Hooks.tensor_of`.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        preprocess: Preprocess,
-        opened: Callable[[Encoded], Image.Image],
-        tensor_of: Callable[[Any], Tensor] | None = None,
-    ) -> None:
+    def __init__(self, config: Config, preprocess: Preprocess, tensor_of: Callable[[Any], Tensor] | None = None) -> None:
         self._config = config
         self._preprocess = preprocess
-        self._opened = opened
         self._tensor_of = tensor_of
 
-    def sizes(self, items: Sequence[Item]) -> list[int]:
-        """How many pixels `prepared` has in memory for each item of one request, by the pictures' headers; 0 for tensors.
+    def count_pixels(self, items: Sequence[Item]) -> list[int]:
+        """Count the pixels of each item of one request, by the pictures' headers; 0 for tensors.
 
         Raises:
             RequestError: 413 `ImageTooLarge`, they are too many together. A picture that is too large by itself does not
                 count, for it is refused by itself.
         """
         most, limit = self._config.max_pixels, max(self._config.max_request_pixels, self._config.max_pixels)
-        sizes = [0 if isinstance(item.image, np.ndarray) else count_pixels(item.image.data, self._config) for item in items]
-        total = sum(size for size in sizes if size <= most)
+        counts = [self._pixels_of(item.image) for item in items]
+        total = sum(count for count in counts if count <= most)
         if total > limit:
             message = f"expected at most {limit} pixels in all pictures of one request, got {total}: send fewer or smaller ones"
             raise RequestError(413, "ImageTooLarge", message)
-        return sizes
+        return counts
 
-    def prepared(self, item: Item, kept: Quota, *, explain: bool) -> Prepared:
-        """Decodes and preprocesses one item.
+    def _pixels_of(self, image: Any) -> int:
+        if isinstance(image, np.ndarray):
+            return 0
+        return image.width * image.height if isinstance(image, Image.Image) else count_pixels(image.data, self._config)
+
+    def prepare(self, job: Job, canvases: Quota) -> None:
+        """Decode and preprocess one item.
 
         Args:
-            kept: the pixels that may be kept of a whole batch. Pictures beyond it are opened again when they are drawn on.
+            canvases: the pixels that may be kept of a whole batch; pictures beyond it are opened again when they are drawn on.
         """
-        if isinstance(item.image, np.ndarray):
-            return Prepared(item, explain, torch.from_numpy(item.image))
+        image: Any = job.item.image
+        if isinstance(image, np.ndarray):
+            job.tensor = torch.from_numpy(image)
+            return
         if self._tensor_of is None:
-            picture = self._opened(item.image)
-            tensor, view = self._preprocess(picture), self._preprocess.view(*picture.size)
+            picture = self._open(image)
+            job.tensor, job.view = self._preprocess(picture), self._preprocess.view(*picture.size)
         else:
-            check_limits(item.image.data, self._config)
-            tensor, view = self._tensor_of(item.image.data), None
-            if not explain:
-                return Prepared(item, explain, tensor)
-            picture = self._opened(item.image)
-        entry = Prepared(item, explain, tensor, picture.size, view)
-        if not entry.is_drawn or kept.spent:
-            return entry
-        canvas = prepare_canvas(picture, view, self._config.max_picture_side)
-        height, width = canvas.pixels.shape[:2]
-        return replace(entry, canvas=canvas) if kept.take(width * height) else entry
+            check_limits(image.data, self._config)
+            job.tensor = self._tensor_of(image.data)
+            if not job.explain:
+                return
+            picture = self._open(image)
+        job.size = picture.size
+        if job.needs_drawing and not canvases.spent:
+            canvas = prepare_canvas(picture, job.view, self._config.max_picture_side)
+            if canvases.take(canvas.pixels.shape[0] * canvas.pixels.shape[1]):
+                job.canvas = canvas
 
-    def drawn_pixels(self, entry: Prepared, maps: int) -> int:
-        """How many pixels `draw` has in memory for so many maps."""
-        if not entry.is_drawn or entry.size is None:
+    def drawing_pixels(self, job: Job) -> int:
+        """How many pixels `draw` has in memory."""
+        if not job.needs_drawing or job.size is None or job.prediction is None:
             return 0
-        width, height = entry.size
-        drawn = min(width * height, self._config.max_picture_side**2) * maps
-        return drawn if entry.canvas else max(drawn, width * height)
+        pixels = job.size[0] * job.size[1]
+        drawn = min(pixels, self._config.max_picture_side**2) * len(job.prediction.explanations)
+        return drawn if job.canvas else max(drawn, pixels)
 
-    def draw(self, answer: Answer, entry: Prepared, quota: Quota, observer: Observer) -> Answer:
-        """The answer with its picture, or with an overlay in each explanation, where `entry.is_drawn`.
+    def draw(self, job: Job, answer: Answer, quota: Quota, observer: Observer) -> Answer:
+        """Return the answer with its picture, or with an overlay in each explanation.
 
         Raises:
             RequestError: 413 `ResponseTooLarge`, see `overlays.draw_explanations`.
         """
         check_quota(quota)
-        canvas, image = entry.canvas, entry.item.image
+        canvas = job.canvas
         if canvas is None:
-            if isinstance(image, np.ndarray):
-                raise TypeError("a tensor has no picture to draw over")
             with observer.stage("decode"):
-                picture = self._opened(image)
-                canvas = prepare_canvas(picture, entry.view, self._config.max_picture_side)
+                canvas = prepare_canvas(self._open(job.item.image), job.view, self._config.max_picture_side)
         with observer.stage("render"):
-            return draw_explanations(answer, canvas, entry.item.options, quota)
+            return draw_explanations(answer, canvas, job.item.options, quota)
+
+    def _open(self, image: Any) -> Image.Image:
+        """Open an encoded picture, or take one that is open already, in mode RGB."""
+        return open_again(image, self._config)

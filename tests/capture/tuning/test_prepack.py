@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from camserve.capture import open_backend, synthesize_pictures
 from camserve.capture.tuning.prepack import PrepackedConv, prepack
 from camserve.core.config import Config
-from camserve.explain.explainer import Explainer, Want
+from camserve.explain.explainer import Explainer, Task
 
 CPU = torch.device("cpu")
 PICTURES = synthesize_pictures((32, 32), 4)
@@ -198,12 +198,12 @@ def test_a_tuned_model_explains_as_the_model_does(monkeypatch: pytest.MonkeyPatc
     assert tuned.memory_format == "prepacked"
     assert len(packed(model)) == 20
     for count in (3, 1):
-        wants = [Want(layer, "gradcam++", (3, 5)) for layer in layers for _ in range(count)]
+        wants = [Task(layer, "gradcam++", (3, 5)) for layer in layers for _ in range(count)]
         given = list(pictures[:count]) * len(layers)
         found, expected = (Explainer(backend, CPU).explain(given, wants) for backend in (tuned, plain))
         for one, other in zip(found, expected, strict=True):
             assert close(one.logits, other.logits)  # type: ignore[union-attr]
-            for first, second in zip(one.maps, other.maps, strict=True):  # type: ignore[union-attr]
+            for first, second in zip(one.explanations, other.explanations, strict=True):  # type: ignore[union-attr]
                 assert abs(first.heatmap - second.heatmap).max() < 1e-3
                 assert first.target == second.target
 

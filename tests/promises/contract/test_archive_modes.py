@@ -48,7 +48,7 @@ def test_precision_and_memory_format(
     explain = {**PLAIN, "precision": precision, "channels_last": channels_last}
     service = load_service(archive(tmp_path / "own", explain))
     handler = service._entry_point.__self__
-    assert handler.backend.channels_last is channels_last
+    assert handler.face.backend.channels_last is channels_last
     found = answer(service)
     close(found, plain, tolerance)
     assert (found["explanations"][0]["heatmap"] != plain["explanations"][0]["heatmap"]) or precision == "float32"
@@ -59,7 +59,7 @@ def test_a_model_that_torchserve_compiles(tmp_path: Path, plain: dict[str, Any])
     settings = {"pt2": {"compile": {"enable": True, "backend": "eager"}}}
     service = load_service(archive(tmp_path / "own", {**PLAIN, "channels_last": False}, settings=settings))
     handler = service._entry_point.__self__
-    assert handler.backend.compiled
+    assert handler.face.backend.compiled
     close(answer(service), plain, 1e-6)
     (response,) = ask(service, [Row({"body": PICTURE})])
     predictions = json.loads(response.body)
@@ -78,7 +78,7 @@ def test_a_compilation_that_torchserve_gives_up_stops_the_load(tmp_path: Path, p
 def test_what_does_not_ask_for_a_compilation(tmp_path: Path, pt2: object) -> None:
     """Switched off, or about something else."""
     service = load_service(archive(tmp_path / "own", settings={"pt2": pt2}))
-    assert not service._entry_point.__self__.backend.compiled
+    assert not service._entry_point.__self__.face.backend.compiled
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -87,7 +87,7 @@ def test_a_compiled_model_is_watched_only_where_that_is_asked_for(tmp_path: Path
     settings = {"pt2": {"compile": {"enable": True, "backend": "eager"}}}
     explain = {key: value for key, value in PLAIN.items() if key != "monitor"} | ({"monitor": True} if asked else {})
     handler = load_monitored(archive(tmp_path / "own", explain, settings=settings))._entry_point.__self__
-    assert handler.metadata["compiled"]
-    assert (handler.metadata["monitor"] is not None) is asked
+    assert handler.face.metadata["compiled"]
+    assert (handler.face.metadata["monitor"] is not None) is asked
     if asked:
-        handler.pipeline.observer.close()
+        handler.face.observer.close()

@@ -15,7 +15,7 @@ from tests.support.processes.fork_server import ForkServer
 
 from camserve.capture import open_backend
 from camserve.core.config import Config
-from camserve.explain.explainer import Explainer, Want
+from camserve.explain.explainer import Explainer, Task
 from camserve.pictures.decode import open_picture
 from camserve.pictures.preprocess import Preprocess
 from camserve.tools.commands import package
@@ -58,8 +58,8 @@ def eager(name: str, transform_input: bool) -> tuple[str, list[float], NDArray[n
     config = Config(resize=side, crop=side, channels_last=False)
     made = open_backend(model, config, (side, side), CPU)
     picture = Preprocess(config)(open_picture(draw_test_picture(config), config))
-    (seen,) = Explainer(made, CPU).explain([picture], [Want(made.layers[0], "gradcam++")])
-    return made.layers[0], [probability for _, probability in seen.classes], seen.maps[0].heatmap  # type: ignore[union-attr]
+    (seen,) = Explainer(made, CPU).explain([picture], [Task(made.layers[0], "gradcam++")])
+    return made.layers[0], [score.probability for score in seen.classes], seen.explanations[0].heatmap  # type: ignore[union-attr]
 
 
 def source(name: str, kind: str, folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from camserve.capture import open_backend, synthesize_pictures
 from camserve.core.config import Config
-from camserve.explain.explainer import Explainer, Seen, Want
+from camserve.explain.explainer import Explainer, Prediction, Task
 
 pytestmark = pytest.mark.gpu
 SIZE = (96, 96)
@@ -37,9 +37,9 @@ def explained(model: nn.Module, device: torch.device, layer: str, count: int = 4
     """The heatmaps of two targets for each picture, `[2 * count, h, w]`."""
     config = Config.from_mapping({"layers": [layer], **settings})
     backend = open_backend(copy.deepcopy(model).to(device), config, SIZE, device, tune=device.type == "cuda")
-    seen = Explainer(backend, device).explain(list(synthesize_pictures(SIZE, count)), [Want(layer, "gradcam++", (1, 22))] * count)
-    assert all(isinstance(each, Seen) for each in seen)
-    return np.stack([found.heatmap for each in seen if isinstance(each, Seen) for found in each.maps])
+    seen = Explainer(backend, device).explain(list(synthesize_pictures(SIZE, count)), [Task(layer, "gradcam++", (1, 22))] * count)
+    assert all(isinstance(each, Prediction) for each in seen)
+    return np.stack([found.heatmap for each in seen if isinstance(each, Prediction) for found in each.explanations])
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
@@ -68,7 +68,7 @@ def test_nothing_stays_on_the_device(net: nn.Module) -> None:
     device = torch.device("cuda")
     backend = open_backend(net.to(device), Config(layers=("layer3",)), SIZE, device, tune=True)
     explainer, pictures = Explainer(backend, device), list(synthesize_pictures(SIZE, 8))
-    wants = [Want("layer3", "gradcam++", (1,))] * 8
+    wants = [Task("layer3", "gradcam++", (1,))] * 8
     explainer.explain(pictures, wants)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -86,7 +86,7 @@ def test_explaining_takes_little_more_memory_than_predicting(net: nn.Module) -> 
     backend = open_backend(net.to(device), Config(layers=("layer4",)), (224, 224), device, tune=True)
     explainer, pictures = Explainer(backend, device), list(synthesize_pictures((224, 224), 32))
     peaks = []
-    for wants in ([None] * 32, [Want("layer4", "gradcam++", (1,))] * 32):
+    for wants in ([None] * 32, [Task("layer4", "gradcam++", (1,))] * 32):
         explainer.explain(pictures, wants)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -31,7 +31,7 @@ def load_monitored(directory: Path) -> Any:
     loader = ModelLoaderFactory.get_model_loader()
     service = loader.load(model["modelName"], str(directory), model["handler"], None, 1, metrics_cache=metrics)
     service.set_cl_socket(None)
-    observer = service._entry_point.__self__.pipeline.observer
+    observer = service._entry_point.__self__.face.observer
     if isinstance(observer, Monitor):
         observer._exporter._write = len
     return service

@@ -478,7 +478,7 @@ def test_a_configuration_is_merged_and_flags_beat_it(tmp_path: Path) -> None:
         config = dict(opened.config)
         service = load_service(opened.directory)
         handler = service._entry_point.__self__
-        assert handler.backend.compiled
+        assert handler.face.backend.compiled
         (response,) = ask(service, [Row({"body": encoded(noise(64, 64))}, explain=True)])
         assert response.status == 200
     explain = config.pop("explain")

@@ -141,7 +141,7 @@ def test_the_command_measures_a_folder_and_writes_the_reference(made: tuple[Path
 
 def test_the_command_says_how_much_to_expect_of_unseen_classes(capsys: pytest.CaptureFixture[str]) -> None:
     """By those that came up once; nothing, where none did."""
-    handler = SimpleNamespace(labels=[str(index) for index in range(20)])
+    handler = SimpleNamespace(served=SimpleNamespace(labels=[str(index) for index in range(20)]))
     for targets in ([0] * 180 + list(range(1, 11)) * 2, [0] * 190 + list(range(1, 11))):
         found = traffic(targets, np.random.default_rng(0), ())
         reference._say(found, reference_of(targets), {}, handler, Progress())
@@ -158,13 +158,13 @@ def test_a_worker_bins_the_reference_pictures_into_the_references_counts(made: t
     with archives.open_archive(path) as opened:
         service = load_monitored(opened.directory)
         handler = service._entry_point.__self__
-        handler.pipeline.observer._exporter._write = lines.append
+        handler.face.observer._exporter._write = lines.append
         rows = [Row({"body": each.read_bytes()}) for each in list_pictures([folder])]
         for start in range(0, len(rows), 8):
             ask(service, rows[start : start + 8])
-        handler.pipeline.observer.close()
-        found = load(opened.directory, handler.made)
-        described = handler.metadata["monitor"]
+        handler.face.observer.close()
+        found = load(opened.directory, handler.face.provenance)
+        described = handler.face.metadata["monitor"]
 
     assert found is not None
     told: dict[tuple[str, int], int] = {}
@@ -198,7 +198,7 @@ def test_an_archive_whose_preprocessing_was_edited_has_no_reference_any_more(mad
 def monitored_reference(path: Path) -> Any:
     """What a worker of an archive tells of its reference, or why it has none."""
     with archives.open_archive(path) as opened:
-        told = load_monitored(opened.directory)._entry_point.__self__.metadata["monitor"]
+        told = load_monitored(opened.directory)._entry_point.__self__.face.metadata["monitor"]
     return told["reference"] or told["why"]
 
 
@@ -209,7 +209,7 @@ def test_every_picture_is_measured_where_maps_take_backward_passes(tmp_path: Pat
     assert reference.main(["--archive", str(path), str(folder)]) == 0
     found = Reference.from_json((path / FILE).read_text())
 
-    assert load_monitored(path)._entry_point.__self__.backend.closed_form == ()
+    assert load_monitored(path)._entry_point.__self__.face.backend.closed_form == ()
     assert {name: table.sum() for name, table in found.counts.items()} == dict.fromkeys(STATISTICS, 130)
 
 
@@ -218,7 +218,7 @@ def test_a_server_that_does_not_declare_the_metrics_is_told_nothing(made: tuple[
     with archives.open_archive(made[0]) as opened:
         handler = archives.load_service(opened.directory)._entry_point.__self__
 
-    assert handler.metadata["monitor"] is None
+    assert handler.face.metadata["monitor"] is None
 
 
 def test_too_few_pictures_are_refused(mar: Path, folder: Path, tmp_path: Path) -> None:

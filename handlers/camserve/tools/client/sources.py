@@ -14,7 +14,7 @@ from camserve.core.errors import require
 from camserve.core.labels import Labels
 from camserve.core.text import in_one_line
 from camserve.protocol.options import write_headers
-from camserve.tools.archive.archive import Archive, Row, ask, load_service, open_archive
+from camserve.tools.archive.archive import Archive, Row, ask, face_of, load_service, open_archive
 from camserve.tools.client.client import CamserveError, Client, read_error, read_model_name
 from camserve.tools.client.token import explain_refusal
 from camserve.tools.console import ToolError, command_of
@@ -113,8 +113,8 @@ def load(archive: Path, opened: Archive) -> ArchiveSource:
         service = load_service(opened.directory)
     except Exception as error:  # the archive's handler may raise anything
         raise ToolError(f"{archive} does not load: {in_one_line(error)}") from error
-    labels = getattr(getattr(service._entry_point, "__self__", None), "labels", None)
-    if not isinstance(labels, Labels):
+    face = face_of(service)
+    if face is None:
         mend = f"{command_of('package')} --from-archive {shlex.quote(str(archive))}"
         raise ToolError(f"{archive}: its handler is not camserve's; {mend} makes an archive of it that explains")
-    return ArchiveSource(f"{opened.name} {opened.version}", labels, service)
+    return ArchiveSource(f"{opened.name} {opened.version}", face.served.labels, service)

@@ -28,7 +28,7 @@ from camserve.core.config import Config
 from camserve.core.errors import ConfigError, RequestError
 from camserve.core.geometry import Rect
 from camserve.core.labels import Labels
-from camserve.explain.explainer import Explainer, Want
+from camserve.explain.explainer import Explainer, Task
 from camserve.pictures import render
 from camserve.pictures.decode import open_picture, silence_decoders
 from camserve.tools.console import Progress, ToolError, command_of, fail, report_unforeseen
@@ -196,7 +196,7 @@ def _costs(backend: Backend, size: tuple[int, int], rounds: int) -> dict[str, fl
     explainer = Explainer(backend, torch.device("cpu"))
     costs = {}
     for layer in track(backend.layers, description="timing", transient=True):
-        want = Want(layer, "gradcam++")
+        want = Task(layer, "gradcam++")
         ratios = []
         for turn in range(rounds + 1):
             plain = _seconds(lambda: explainer.explain([picture[0]], [None]))

@@ -25,7 +25,8 @@ from camserve.core.text import in_one_line
 from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import FILE, UNSEEN, Reference
 from camserve.monitoring.statistics import STATISTICS
-from camserve.tools.archive.archive import load_service, open_archive
+from camserve.pipeline.model import Model
+from camserve.tools.archive.archive import face_of, load_service, open_archive
 from camserve.tools.console import Progress, ToolError, command_of, fail
 from camserve.tools.reports.pictures import SUFFIXES, list_pictures
 from camserve.tools.watching.baseline import Collector, build_reference
@@ -70,17 +71,17 @@ def make(archive: Path, images: Sequence[Path], progress: Progress) -> Reference
     if len(paths) < LEAST:
         raise ToolError(f"expected at least {LEAST} pictures ({', '.join(SUFFIXES)}), found {len(paths)}")
     _check_writable(archive)
-    with _loaded(archive, progress) as handler:
-        collector = Collector(handler.scale)
-        handler.pipeline.observer = collector
-        refused = _ask_all(handler.pipeline, paths, progress)
+    with _loaded(archive, progress) as face:
+        collector = Collector(face.scale)
+        face.observe(collector)
+        refused = _ask_all(face.pipeline, paths, progress)
         found = collector.measurements()
         if len(found.targets) < LEAST:
             raise ToolError(
                 f"the model could read {len(found.targets)} of {len(paths)} pictures, {LEAST} are needed; {_first(refused)}"
             )
-        reference = build_reference(found, collector.shares, handler.made)
-        _say(found, reference, refused, handler, progress)
+        reference = build_reference(found, collector.shares, face.provenance)
+        _say(found, reference, refused, face, progress)
     with progress.step(f"Write {FILE} into the archive"):
         try:
             put(archive, FILE, reference.to_json())
@@ -117,21 +118,21 @@ def _why(error: Exception) -> str:
 
 
 @contextmanager
-def _loaded(archive: Path, progress: Progress) -> Iterator[Any]:
-    """The archive's handler, loaded in this process, and forgotten afterwards; raises `ToolError` where that cannot be done."""
+def _loaded(archive: Path, progress: Progress) -> Iterator[Model]:
+    """The archive's model, loaded in this process, and forgotten afterwards; raises `ToolError` where that cannot be done."""
     logging.getLogger("ts").setLevel(logging.ERROR)  # it warns of accelerators that nobody asked for
     with ExitStack() as stack:
         with progress.step("Load the archive"):
             try:
                 opened = stack.enter_context(open_archive(archive))
-                handler = load_service(opened.directory)._entry_point.__self__
+                face = face_of(load_service(opened.directory))
             except (ToolError, ConfigError):
                 raise
             except Exception as error:  # its model and its handler may raise anything
                 raise ToolError(f"{archive} does not load: {in_one_line(error)}") from error
-        if not hasattr(handler, "made"):
+        if face is None:
             raise ToolError(f"the archive's handler is not camserve's, or an older one's; make it with {command_of('package')}")
-        yield handler
+        yield face
 
 
 def put(archive: Path, name: str, text: str) -> None:
@@ -204,7 +205,7 @@ def _first(refused: dict[Path, str]) -> str:
     return "the maps of the others could not be made"
 
 
-def _say(found: Measurements, reference: Reference, refused: dict[Path, str], handler: Any, progress: Progress) -> None:
+def _say(found: Measurements, reference: Reference, refused: dict[Path, str], face: Model, progress: Progress) -> None:
     if refused:
         progress.note(f"{len(refused)} pictures were refused and do not count: {_first(refused)}")
     silent = Counter(filter(None, found.reasons))
@@ -217,7 +218,7 @@ def _say(found: Measurements, reference: Reference, refused: dict[Path, str], ha
             table.add_row(name, *(f"{each:.4g}" for each in np.quantile(values, (0.05, 0.5, 0.95))), meaning)
     progress.console.print(table)
     classes = Counter(found.targets).most_common()
-    named = ", ".join(f"{handler.labels[index]} ({count})" for index, count in classes[:5])
+    named = ", ".join(f"{face.served.labels[index]} ({count})" for index, count in classes[:5])
     groups = len(set(reference.groups.values()))
     progress.note(f"{reference.images} pictures of {len(classes)} classes, in {groups} groups; most often {named}")
     once = int(reference.group_images[UNSEEN])
@@ -225,7 +226,7 @@ def _say(found: Measurements, reference: Reference, refused: dict[Path, str], ha
         share = f"{once} of them ({once / reference.images:.1%}) are of classes that came up once"
         progress.note(f"{share}: expect as many of classes that this reference never saw; more pictures make them fewer")
     for index, attention in list(reference.attention.items())[:3]:
-        progress.note(f"Where it looks for {handler.labels[index]}, mean of {attention.images}:")
+        progress.note(f"Where it looks for {face.served.labels[index]}, mean of {attention.images}:")
         for row in attention.grid / attention.grid.max():
             progress.note("  " + "".join(2 * SHADES[round(float(cell) * (len(SHADES) - 1))] for cell in row))
     if reference.images < ENOUGH:

@@ -15,7 +15,7 @@ from ts.torch_handler.image_classifier import ImageClassifier
 from camserve.core.config import Config
 from camserve.core.text import in_one_line
 from camserve.pictures.preprocess import Preprocess
-from camserve.tools.archive.archive import Archive, load_service, open_archive
+from camserve.tools.archive.archive import Archive, face_of, load_service, open_archive
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.packaging.adoption.old_archive import read_old_archive
 from camserve.tools.packaging.contents.labels import read_labels
@@ -74,11 +74,11 @@ def _load_archive(opened: Archive, keys: Mapping[str, Any], workdir: Path) -> In
         raise ToolError(f"the archive does not load: {in_one_line(error)}") from error
     handler: Any = getattr(service._entry_point, "__self__", None)
     explain = {**(opened.config.get("explain") or {}), **keys}
-    if not hasattr(handler, "backend"):
+    if face_of(service) is None:
         return _load_other(opened, explain, workdir)
     config = Config.from_mapping(explain)
-    preprocess = handler._preprocess_of(config)
-    handler.model = handler.backend = handler.pipeline = handler.ig = None  # tuned, and as large as the one that is to come
+    preprocess = handler.preprocess_of(config)
+    handler.model = handler.face = handler.ig = None  # tuned, and as large as the one that is to come
     return InspectedModel(_load_untuned(handler, service.context), config, preprocess, handler.mapping)
 
 

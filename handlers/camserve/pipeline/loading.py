@@ -1,0 +1,161 @@
+"""Loads the model of an unpacked archive without TorchServe: its own code, weights and labels, as TorchServe's handler would."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from camserve.capture import is_exported, load_exported
+from camserve.core.errors import ArchiveError, ConfigError
+from camserve.core.text import in_one_line
+from camserve.pipeline.archive import Archive
+
+LABELS = "index_to_name.json"
+HANDLER = "GradCAMHandler"
+STOCK = "image_classifier"
+
+SHARED = ("camserve", "gradcam_handler")
+"""Modules that stay this process's own: the archive holds the same ones."""
+
+
+def load_module(archive: Archive, device: torch.device) -> Any:
+    """Load the archive's model, in evaluation mode: an eager module, a TorchScript module, or a program of `torch.export`.
+
+    Raises:
+        ArchiveError: the archive brings a handler of its own, has no model, or its model does not load.
+        ConfigError: the model was to be compiled, and cannot be.
+    """
+    _check_handler(archive)
+    weights, source = archive.file("serializedFile"), archive.file("modelFile")
+    try:
+        if source is not None:
+            with isolate_modules(archive.directory):
+                module = _find_class(source)()
+            if weights is not None:
+                module.load_state_dict(torch.load(weights, map_location=device, weights_only=True))
+            module.to(device)
+        elif weights is not None and weights.suffix == ".pt":
+            exported = is_exported(str(weights))
+            module = load_exported(str(weights), device) if exported else _load_script(weights, device)
+        else:
+            raise ArchiveError("the archive has neither a model file nor a program (.pt) that can be loaded without TorchServe")
+        module.eval()
+    except (ArchiveError, ConfigError):
+        raise
+    except Exception as error:
+        raise ArchiveError(f"the archive's model does not load: {in_one_line(error)}") from error
+    return _compile(module, archive.config.get("pt2"))
+
+
+def read_labels(directory: Path) -> dict[str, str] | None:
+    """Read `index_to_name.json` in the forms that TorchServe takes; None where there is none.
+
+    Raises:
+        ArchiveError: it cannot be read, or maps an index to something other than a label.
+    """
+    path = directory / LABELS
+    if not path.is_file():
+        return None
+    try:
+        mapping = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ArchiveError(f"{LABELS} is not valid JSON: {error}") from error
+    if not isinstance(mapping, dict):
+        raise ArchiveError(f'{LABELS}: expected an object of "index": "label", got {type(mapping).__name__}')
+    if isinstance(mapping.get("object_type_names"), list):  # as older examples of TorchServe have it
+        return {str(index): label for index, label in enumerate(mapping["object_type_names"])}
+    labels = {index: label[-1] if isinstance(label, list) and label else label for index, label in mapping.items()}
+    if not all(isinstance(label, str) for label in labels.values()):
+        raise ArchiveError(f"{LABELS}: expected a label, or a list whose last entry is one, for each index")
+    return labels
+
+
+def digest_file(path: Path | None) -> str:
+    """Return the SHA-256 of a file in hexadecimal, or "" where there is no file."""
+    digest = hashlib.sha256()
+    if path is None:
+        return ""
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def isolate_modules(directory: Path) -> Iterator[None]:
+    """Find the modules in `directory` first; those of the same names that are loaded already are set aside meanwhile."""
+    names = {path.stem for path in directory.glob("*.py")} | {path.parent.name for path in directory.glob("*/*.py")}
+    own = names.difference(SHARED)
+
+    def take_out() -> dict[str, Any]:
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in own}
+
+    aside = take_out()
+    sys.path.insert(0, str(directory))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(directory))
+        take_out()
+        sys.modules.update(aside)
+
+
+def is_compiled(pt2: object) -> bool:
+    """Return True if `pt2` asks to compile: `{compile: {enable: true}}`, or in its older form a backend or options."""
+    if not isinstance(pt2, Mapping):
+        return isinstance(pt2, str)
+    return pt2["compile"].get("enable") is True if "compile" in pt2 else "export" not in pt2
+
+
+def _load_script(path: Path, device: torch.device) -> Any:
+    return torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
+
+
+def _compile(module: Any, pt2: object) -> Any:
+    if not is_compiled(pt2):
+        return module
+    options: dict[str, Any] = {"backend": pt2} if isinstance(pt2, str) else dict(pt2.get("compile", pt2))  # type: ignore[attr-defined]
+    options.pop("enable", None)
+    try:
+        return torch.compile(module, **options)
+    except Exception as error:
+        raise ConfigError(f"pt2: the model cannot be compiled with {pt2!r}: {in_one_line(error)}") from error
+
+
+def _find_class(source: Path) -> Any:
+    """Import the model's file, and return the one class that it defines."""
+    module = importlib.import_module(source.name.split(".")[0])
+    classes = [each for _, each in inspect.getmembers(module, inspect.isclass) if each.__module__ == module.__name__]
+    if len(classes) != 1:
+        names = ", ".join(each.__name__ for each in classes) or "none"
+        raise ArchiveError(f"the model's file must define exactly one class, got {names}")
+    return classes[0]
+
+
+def _check_handler(archive: Archive) -> None:
+    """Refuse a handler with steps of its own: without TorchServe they would be left out without a word."""
+    name = str(archive.manifest["model"].get("handler", "")).partition(":")[0]
+    if name == STOCK:
+        return
+    source = archive.directory / name
+    if not source.is_file():
+        raise ArchiveError(
+            f"the archive's handler {name!r} is TorchServe's own and no image classifier; only {STOCK} can be opened"
+        )
+    classes = [node.name for node in ast.parse(source.read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
+    if classes != [HANDLER]:
+        raise ArchiveError(
+            f"the archive's handler {name} brings steps of its own ({', '.join(classes) or 'no class'}), which need TorchServe: "
+            "serve the archive, or give its module to camserve.Model with preprocess=..."
+        )

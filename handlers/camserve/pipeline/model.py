@@ -1,0 +1,274 @@
+"""The face of the library: one classifier that predicts and explains. It knows no server; servers hand it calls."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from camserve.capture.backend import open_backend
+from camserve.core.config import Config
+from camserve.core.errors import ConfigError, RequestError
+from camserve.core.labels import Labels
+from camserve.core.messages import Answer, Call, Item, ModelInfo, Options, Reply, Score
+from camserve.core.served import Served
+from camserve.explain.explainer import TOP_CLASSES, Explainer
+from camserve.explain.observer import NullObserver, Observer
+from camserve.monitoring.monitor import Monitor, open_monitor
+from camserve.monitoring.reference import Provenance, input_of
+from camserve.monitoring.statistics import Scale
+from camserve.pictures.inputs import Picture, open_again, read_pictures
+from camserve.pictures.preprocess import Preprocess
+from camserve.pipeline.archive import unpack
+from camserve.pipeline.explanation import Explanation
+from camserve.pipeline.loading import digest_file, load_module, read_labels
+from camserve.pipeline.metadata import describe
+from camserve.pipeline.pipeline import Pipeline
+from camserve.pipeline.prepare import Hooks
+from camserve.protocol.options import OptionReader
+
+logger = logging.getLogger(__name__)
+
+PROBE = (256, 256)
+"""The picture, (width, height), whose tensor says how large the model's input is where it follows the picture's size."""
+
+
+class Model:
+    """A classifier whose predictions can be explained.
+
+    Attributes:
+        served: what it offers: configuration, labels, layers, name, version.
+        backend: the model as it runs, and what is known of its layers.
+        pipeline: answers batches of calls.
+        scale: how the model's input was normalised; None where a step of a user's own makes it.
+
+    Args:
+        module: a classifier of pictures `[N, 3, H, W]` with logits `[N, K]`: an `nn.Module`, a TorchScript module, or a
+            program of `torch.export`. It is set to evaluation mode, and its parameters are frozen.
+        labels: the names of its classes, as a list or by index (`{"0": "tench"}`); None: the indices.
+        preprocess: takes a picture (PIL, RGB) to the model's input `[3, H, W]`, in place of `resize`, `crop`, `mean`, `std`.
+        device: where the model is; None: where its parameters are.
+        name, version, weights: of the model, as answers say them.
+        config: the settings; None: they are given by name.
+        hooks: steps of a server's handler.
+        listed: how many classes a prediction lists.
+        tune: fold norms and arrange weights for speed, where a trial shows equal answers. That changes the module.
+        settings: keys of an archive's configuration, such as `layers=["layer4"]`, `resize=256`, `crop=224`.
+
+    Raises:
+        ConfigError: a setting is wrong, a layer cannot be explained, none is found, or labels do not fit; in one line.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        *,
+        labels: Sequence[str] | Mapping[str, str] | None = None,
+        preprocess: Preprocess | Callable[[Image.Image], Tensor] | None = None,
+        device: torch.device | str | None = None,
+        name: str = "model",
+        version: str = "",
+        weights: str = "",
+        config: Config | None = None,
+        hooks: Hooks | None = None,
+        listed: int = TOP_CLASSES,
+        tune: bool = False,
+        **settings: Any,
+    ) -> None:
+        config = config or Config.from_mapping(settings)
+        hooks = hooks or Hooks()
+        place = torch.device(device) if device is not None else _device_of(module)
+        if isinstance(module, nn.Module):
+            module.eval()
+        if isinstance(preprocess, Preprocess):
+            steps = preprocess
+        else:
+            steps = Preprocess(config) if preprocess is None else Preprocess.from_callable(preprocess)
+        height, width = steps(Image.new("RGB", PROBE)).shape[1:]
+        size = (int(height), int(width))
+        self.device = place
+        self.weights = weights
+        self.backend = open_backend(module, config, size, place, tune=tune)
+        classes = Labels(self.backend.outputs, _by_index(labels))
+        info = ModelInfo(name, version, weights[:19])
+        shown = None if hooks.predictions_of else min(listed, self.backend.outputs)
+        self.served = Served(config, classes, self.backend.layers, info, shown, size)
+        explainer = Explainer(
+            self.backend, place, classes, method=config.method, listed=shown or min(listed, self.backend.outputs)
+        )
+        self.pipeline = Pipeline(self.served, explainer, steps, hooks)
+        self.scale = Scale(config.mean, config.std) if type(steps) is Preprocess and not hooks.tensor_of else None
+        self._reader = OptionReader(self.served)
+        self._check_layers(size)
+
+    @classmethod
+    def from_archive(cls, path: Path | str, *, device: torch.device | str | None = None) -> Model:
+        """Open an archive (`.mar`, `.tar.gz`, or an unpacked one) without TorchServe. This runs the archive's own code.
+
+        Args:
+            device: None: the GPU where there is one, else the CPU.
+
+        Raises:
+            ConfigError: it is no archive, its handler brings steps of its own, or its model or configuration is wrong.
+        """
+        with ExitStack() as stack:
+            archive = stack.enter_context(unpack(path))
+            place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            model = cls(
+                load_module(archive, place),
+                labels=read_labels(archive.directory),
+                device=place,
+                name=archive.name,
+                version=archive.version,
+                weights=f"sha256:{digest_file(archive.file('serializedFile'))}",
+                config=Config.from_mapping(archive.config.get("explain")),
+                tune=True,
+            )
+            weakref.finalize(model, stack.pop_all().close)  # the model's code may read files of its own
+        return model
+
+    def explain(
+        self,
+        pictures: Picture | Iterable[Picture],
+        *,
+        target: int | str | Sequence[int | str] | None = None,
+        top_k: int | None = None,
+        method: str | None = None,
+        layer: str | None = None,
+        colormap: str | None = None,
+        opacity: float | None = None,
+    ) -> list[Explanation]:
+        """Predict and explain pictures, in batches of up to the configured `max_batch`.
+
+        Args:
+            pictures: one or several, see `Picture`.
+            target: a class index, a label, or several; None: the most probable class.
+            top_k: explain so many of the most probable classes instead.
+            method, layer, colormap, opacity: None: as configured.
+
+        Raises:
+            RequestError: a picture cannot be opened or explained, or an option is wrong.
+        """
+        targets = list(target) if isinstance(target, (list, tuple)) else target
+        given = {"target": targets, "top_k": top_k, "method": method, "layer": layer, "colormap": colormap, "opacity": opacity}
+        named = self._reader.from_values({name: value for name, value in given.items() if value is not None}, "json")
+        options = self._reader.read(named, None, False)
+        images = read_pictures(pictures)
+        answers = self._answer(images, options, explain=True)
+        return [self._explanation(answer, image, options) for answer, image in zip(answers, images, strict=True)]
+
+    def predict(self, pictures: Picture | Iterable[Picture]) -> list[tuple[Score, ...]]:
+        """Return each picture's most probable classes, most probable first.
+
+        Raises:
+            RequestError: a picture cannot be opened, or the model fails on it.
+        """
+        images = read_pictures(pictures)
+        return [answer.classes for answer in self._answer(images, self._reader.defaults, explain=False)]
+
+    def run(self, calls: Sequence[Call]) -> list[Reply]:
+        """Answer a server's batch: one reply for each call, in order. Never raises for what a call holds."""
+        return self.pipeline.run(calls)
+
+    def observe(self, observer: Observer | None) -> None:
+        """Tell an observer of every answer from now on; None: nobody."""
+        self.pipeline.explainer.observer = observer or NullObserver()
+
+    @property
+    def observer(self) -> Observer:
+        """Who is told of the answers."""
+        return self.pipeline.explainer.observer
+
+    def start_monitor(self, directory: Path | str, undeclared: Sequence[str] = ()) -> Monitor | None:
+        """Start the monitor that the archive asks for; None, with a line in the log, where nothing is monitored.
+
+        Args:
+            directory: of the unpacked archive, which may hold a reference.
+            undeclared: metrics that the server does not export.
+        """
+        config = self.served.config
+        if config.monitoring is None:
+            return None
+        if self.backend.compiled and "monitor" not in config.given:
+            logger.info("camserve: nothing is monitored: that runs the model uncompiled; monitor: {rate: 0.05} takes a sample")
+            return None
+        if undeclared:
+            logger.info("camserve: nothing is monitored: the server's metrics_config does not declare %s", undeclared[0])
+            return None
+        name, version = self.served.model.name, self.served.model.version
+        monitor = open_monitor(
+            config.monitoring, name=name, version=version, scale=self.scale, directory=directory, provenance=self.provenance
+        )
+        self.observe(monitor)
+        monitor.start()
+        return monitor
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the management API shows of the model, without what belongs to a server."""
+        monitor = self.observer.describe() if isinstance(self.observer, Monitor) else None
+        return {**self._description, "weights": self.weights, "device": str(self.device), "monitor": monitor}
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        return describe(self.served, self.backend)
+
+    @property
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI 3.1 document of the model's routes."""
+        document: dict[str, Any] = self.metadata["openapi"]
+        return document
+
+    @property
+    def provenance(self) -> Provenance:
+        """What a reference for drift holds for: layer, method, weights and input."""
+        config = self.served.config
+        return Provenance(self.backend.layers[0], config.method, self.served.model.weights, input_of(config))
+
+    def _answer(self, images: Sequence[Any], options: Options, *, explain: bool) -> list[Answer]:
+        answers: list[Answer] = []
+        step = self.served.config.max_batch
+        for start in range(0, len(images), step):
+            items = [Item(image, options) for image in images[start : start + step]]
+            for place, outcome in enumerate(self.pipeline.answer(items, explain=explain), start):
+                if isinstance(outcome, RequestError):
+                    raise outcome.inside(f"picture {place}") if len(images) > 1 else outcome
+                answers.append(outcome)
+        return answers
+
+    def _explanation(self, answer: Answer, image: Any, options: Options) -> Explanation:
+        config = self.served.config
+        reopen = None if isinstance(image, np.ndarray) else partial(open_again, image, config)
+        return Explanation(answer, options, config.max_picture_side, reopen)
+
+    def _check_layers(self, size: tuple[int, int]) -> None:
+        """Explain one synthetic picture at every layer.
+
+        Raises:
+            ConfigError: the answer is not a whole explanation.
+        """
+        picture = np.random.default_rng(0).normal(size=(3, *size)).astype(np.float32)
+        for layer in self.backend.layers:
+            fault = self.pipeline.find_fault(picture, layer)
+            if fault:
+                raise ConfigError(f"explain: the self-test at layer {layer} failed: {fault}")
+
+
+def _device_of(module: Any) -> torch.device:
+    first = next(module.parameters(), None) if isinstance(module, nn.Module) else None
+    return torch.device("cpu") if first is None else first.device
+
+
+def _by_index(labels: Sequence[str] | Mapping[str, str] | None) -> Mapping[str, str] | None:
+    if labels is None or isinstance(labels, Mapping):
+        return labels
+    return {str(index): label for index, label in enumerate(labels)}
