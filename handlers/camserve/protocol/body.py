@@ -23,12 +23,12 @@ _TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
 def as_bytes(value: bytes | bytearray | str) -> bytes:
-    """UTF-8; half a surrogate pair, which JSON can spell, becomes `?`."""
+    """Encodes text in UTF-8; half a surrogate pair, which JSON can spell, becomes `?`."""
     return value.encode("utf-8", "replace") if isinstance(value, str) else bytes(value)
 
 
 def starts_json(raw: bytes) -> bool:
-    """Starts as a JSON object or list, which no picture format does."""
+    """Tells whether bytes start as a JSON object or list, which no picture format does."""
     return _STRUCTURE.match(raw) is not None
 
 
@@ -58,9 +58,9 @@ def _invalid_json(message: str) -> RequestError:
 
 
 def decode_base64(text: bytes) -> bytes | None:
-    """The bytes of base64 text, None where it is none.
+    """Decodes base64 in the standard or the URL-safe alphabet; None where the text is none.
 
-    The standard and the URL-safe alphabet are read; whitespace is skipped, and padding may be left out altogether.
+    Whitespace is skipped, and padding may be left out altogether.
     """
     compact = text.translate(_TO_STANDARD, _WHITESPACE)
     if b"=" not in compact:
@@ -72,7 +72,7 @@ def decode_base64(text: bytes) -> bytes | None:
 
 
 def _stock_base64(text: bytes) -> bytes | None:
-    """As the stock handler decodes a text body: whatever is not of the alphabet is dropped. Only for pictures."""
+    """Decodes as the stock handler does, which drops what is not of the alphabet; None unless a picture comes out."""
     try:
         decoded = base64.b64decode(text)
     except ValueError:
@@ -96,17 +96,17 @@ def _read_text(text: bytes, place: str, stock: bool) -> Encoded:
     if decoded is None:
         message = f"{place}: expected base64 or a data: URL of base64, got {shown(start)}"
         raise RequestError(400, "InvalidBase64", message)
-    return Encoded(_filled(decoded, place), f"after base64 decoding of {len(encoded or text)} characters")
+    return Encoded(_check_filled(decoded, place), f"after base64 decoding of {len(encoded or text)} characters")
 
 
-def _filled(raw: bytes, place: str) -> bytes:
+def _check_filled(raw: bytes, place: str) -> bytes:
     if not raw:
         raise RequestError(400, "NoImage", f"{place}: no image came; {HOW_TO_SEND}")
     return raw
 
 
 def read_image(value: object, config: Config, place: str = "data", stock: bool = False) -> Image:
-    """The image that `value` holds: an encoded picture, or a normalised tensor, float32 `[3, H, W]`.
+    """Reads an image: an encoded picture, or a normalised tensor, float32 `[3, H, W]`.
 
     Bytes are a picture, unless all of them are base64 text, a `data:` URL or a JSON list. Text is base64, a `data:` URL or
     a JSON list. A list is a tensor.
@@ -115,7 +115,7 @@ def read_image(value: object, config: Config, place: str = "data", stock: bool =
         value: bytes, str or parsed JSON.
         config: the limits of a tensor.
         place: what error messages call it.
-        stock: text in a form that the stock handler takes, so it is decoded as leniently where it must be.
+        stock: a str came where the stock handler takes one, and is decoded as leniently where nothing else works.
 
     Raises:
         RequestError: 400 `NoImage`, `InvalidBase64`, `InvalidJSON`, `InvalidTensor`.
@@ -125,7 +125,7 @@ def read_image(value: object, config: Config, place: str = "data", stock: bool =
     if not isinstance(value, (bytes, bytearray, str)):
         message = f"{place}: expected base64, a data: URL or a tensor [3][H][W], got {shown(value)}; {HOW_TO_SEND}"
         raise RequestError(400, "NoImage", message)
-    raw = _filled(as_bytes(value), place)
+    raw = _check_filled(as_bytes(value), place)
     if starts_json(raw):
         return read_image(read_json(raw, place), config, place)  # a list or an object, so this is not repeated
     if isinstance(value, str) or _is_text(raw):

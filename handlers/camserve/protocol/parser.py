@@ -24,10 +24,10 @@ _FORM_HELP = (
 
 
 class Parser:
-    """Reads requests to one model.
+    """Reads requests to one archive.
 
     Args:
-        served: what the model's archive offers.
+        served: what the archive offers.
     """
 
     def __init__(self, served: Served) -> None:
@@ -35,7 +35,7 @@ class Parser:
         self._reader = OptionReader(served)
 
     def parse(self, call: Call) -> Request | Page:
-        """Reads and checks one request; of predictions on plain routes only the image, as the stock handler does.
+        """Reads and checks one request. Predictions on plain routes read the image only, as the stock handler does.
 
         Raises:
             RequestError: 400, 406 and 413, whatever the client sent.
@@ -109,7 +109,7 @@ def _names(options: dict[str, object]) -> str:
 
 
 def _split(raw: bytes, length: str) -> tuple[bytes, bytes]:
-    """The JSON and the binary part of a body in KServe's binary extension."""
+    """Splits a body of KServe's binary extension into its JSON and what follows."""
     if not (length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= len(raw)):
         message = f"{JSON_LENGTH}: expected the JSON part's length, a whole number up to {len(raw)}, got {shown(length)}"
         raise RequestError(400, "InvalidJSON", message)

@@ -1,4 +1,4 @@
-"""What a request gets becomes a `Reply`: status, content type, headers and bytes."""
+"""Answers become a `Reply`: status, content type, headers and bytes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _WAYS_OUT = {
 
 
 class Responder:
-    """Writes the replies of one model.
+    """Writes the replies of one archive.
 
     Args:
-        served: its model is named by every explanation, and its `max_response_bytes` bound every body.
+        served: what it offers; every explanation names its model, and `max_response_bytes` limits every body.
     """
 
     def __init__(self, served: Served) -> None:
@@ -37,7 +37,7 @@ class Responder:
         self._limit = served.config.max_response_bytes
 
     def reply(self, request: Request, answers: Sequence[Answer]) -> Reply:
-        """The reply to `request`, given one answer for each of its items, in order.
+        """Writes the reply to `request`, given one answer for each of its items, in order.
 
         Pictures and arrays say the rest in headers, each of them JSON: `x-explain-target` (`285`), `x-explain-range`
         (`[0.0,0.00031]`, or null where the map is not finite), `x-explain-view` (`[left,top,right,bottom]`, or null), and
@@ -48,19 +48,19 @@ class Responder:
         """
         media = request.items[0].options.media
         if request.protocol == "v1":
-            return self._limited(_json_reply(self._v1_body(request, answers)), "ask for fewer instances")
+            return self._check_size(_json_reply(self._v1_body(request, answers)), "ask for fewer instances")
         if request.protocol == "v2":
-            return self._limited(self._v2_reply(request, answers), "ask for fewer images, or for binary outputs")
+            return self._check_size(self._v2_reply(request, answers), "ask for fewer images, or for binary outputs")
         if not request.explain:
-            return self._limited(_json_reply(_predictions(answers[0])), _WAYS_OUT["json"])
+            return self._check_size(_json_reply(_predictions(answers[0])), _WAYS_OUT["json"])
         if media == "json":
-            return self._limited(_json_reply(self._explained(answers[0], whole=True)), _WAYS_OUT["json"])
-        body = _array(answers[0]) if media == "npy" else answers[0].picture
+            return self._check_size(_json_reply(self._explained(answers[0], whole=True)), _WAYS_OUT["json"])
+        body = _write_array(answers[0]) if media == "npy" else answers[0].picture
         if body is None:
             raise ValueError(f"no picture was rendered for {media}")
-        return self._limited(Reply(200, CONTENT_TYPES[media], body, _headers(answers[0], media)), _WAYS_OUT[media])
+        return self._check_size(Reply(200, CONTENT_TYPES[media], body, _headers(answers[0], media)), _WAYS_OUT[media])
 
-    def _limited(self, reply: Reply, way_out: str) -> Reply:
+    def _check_size(self, reply: Reply, way_out: str) -> Reply:
         if len(reply.body) > self._limit:
             message = f"the answer takes {len(reply.body)} bytes and the limit is {self._limit}; {way_out}"
             raise RequestError(413, "ResponseTooLarge", message)
@@ -99,7 +99,7 @@ class Responder:
 
 
 def write_error(error: RequestError) -> Reply:
-    """TorchServe's own shape of an error."""
+    """Writes an error in TorchServe's own shape."""
     return _json_reply({"code": error.status, "type": error.kind, "message": error.message}, error.status)
 
 
@@ -109,7 +109,7 @@ def _json_reply(body: object, status: int = 200) -> Reply:
 
 
 def _predictions(answer: Answer) -> object:
-    """As the stock handler answers: label to probability; of a repeated label the last probability counts."""
+    """Maps labels to probabilities as the stock handler does; of a repeated label the last probability counts."""
     if answer.predictions is not None:
         return answer.predictions
     return {score.label: score.probability for score in answer.classes}
@@ -137,8 +137,8 @@ def _range(explanation: Explanation) -> list[float] | None:
     return [float(str(np.float32(limit))) for limit in explanation.range]
 
 
-def _array(answer: Answer) -> bytes:
-    """NumPy's format, version 1.0: float32 `[targets, h, w]`, little-endian, in row-major order."""
+def _write_array(answer: Answer) -> bytes:
+    """Writes NumPy's format 1.0: float32 `[targets, h, w]`, little-endian, in row-major order."""
     stack = np.stack([explanation.heatmap for explanation in answer.explanations]).astype("<f4")
     file = io.BytesIO()
     np.lib.format.write_array(file, np.ascontiguousarray(stack), version=(1, 0), allow_pickle=False)

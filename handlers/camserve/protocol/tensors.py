@@ -1,4 +1,4 @@
-"""A picture that comes as numbers: a JSON list, or an array, to the model's input. No torch."""
+"""Pictures that come as numbers: JSON lists and arrays become the model's input. No torch."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _UNEVEN = ("another number of channels", "channels of different heights", "rows 
 
 
 def read_tensor(value: object, config: Config) -> NDArray[np.float32]:
-    """An already normalised picture, as a JSON list or an array, as float32 [3, H, W] of its own.
+    """Reads a normalised picture from a JSON list or an array, as a new float32 array `[3, H, W]`.
 
     Raises:
         RequestError: 400 `InvalidTensor` unless `value` has 3 channels of 1 to 4096 rows of equally many (1 to 4096)
             finite numbers (booleans are none); 413 `ImageTooLarge` for more than `config.max_pixels` in a channel.
     """
-    shape = list(value.shape) if isinstance(value, np.ndarray) else list_shape(value)
+    shape = list(value.shape) if isinstance(value, np.ndarray) else shape_of_lists(value)
     if len(shape) != 3 or shape[0] != 3 or not all(1 <= side <= _MAX_SIDE for side in shape[1:]):
         raise _bad_tensor(f"shape {shape}" if shape else shown(value))
     if shape[1] * shape[2] > config.max_pixels:
         message = f"data: expected at most {config.max_pixels} pixels, got a tensor of shape {shape}"
         raise RequestError(413, "ImageTooLarge", message)
     try:
-        array = _array(value) if isinstance(value, np.ndarray) else numbers(value, shape, _UNEVEN)
+        array = _array(value) if isinstance(value, np.ndarray) else read_numbers(value, shape, _UNEVEN)
     except ValueError as error:
         raise _bad_tensor(str(error)) from None
     if not np.isfinite(array).all():
@@ -41,8 +41,8 @@ def read_tensor(value: object, config: Config) -> NDArray[np.float32]:
     return array
 
 
-def list_shape(value: object) -> list[int]:
-    """The shape of nested lists as the first elements have it, down to four levels."""
+def shape_of_lists(value: object) -> list[int]:
+    """Measures nested lists by their first elements, down to four levels."""
     shape: list[int] = []
     while isinstance(value, list) and len(shape) < 4:
         shape.append(len(value))
@@ -50,13 +50,16 @@ def list_shape(value: object) -> list[int]:
     return shape
 
 
-def numbers(value: object, shape: Sequence[int], uneven: Sequence[str]) -> NDArray[np.float32]:
-    """Nested lists of numbers (booleans are none) of just this shape, as float32; floats that are too large become infinite.
+def read_numbers(value: object, shape: Sequence[int], uneven: Sequence[str]) -> NDArray[np.float32]:
+    """Reads nested lists of numbers as a float32 array of this shape; floats beyond float32's range become infinite.
 
-    NumPy sees nothing that is not checked: of strings it would make an array in which each takes as much as the longest.
+    All types are checked before NumPy sees the lists: it would turn strings into an array in which each takes as much memory
+    as the longest. Booleans are no numbers.
 
     Args:
-        uneven: for each level, what to say of lists that are not as long as `shape` says.
+        value: lists as deep as `shape` is long.
+        shape: what each level's lists must hold.
+        uneven: for each level, the message where a list has another length.
 
     Raises:
         ValueError: says what came.

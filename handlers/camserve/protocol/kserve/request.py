@@ -1,4 +1,4 @@
-"""KServe's V1 bodies and Open Inference Protocol V2 bodies, with its binary tensor data extension, become a `Request`."""
+"""Bodies of KServe's V1 and of the Open Inference Protocol V2, with its binary extension, become a `Request`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from camserve.core.text import listed, shown
 from camserve.protocol.body import read_image
 from camserve.protocol.kserve.outputs import EXPLANATION_OUTPUTS, PREDICTION_OUTPUTS
 from camserve.protocol.options import Given, OptionReader
-from camserve.protocol.tensors import list_shape, numbers, read_tensor
+from camserve.protocol.tensors import read_numbers, read_tensor, shape_of_lists
 
 _V1_KEYS = frozenset(("instances", "signature_name"))
 _V2_KEYS = frozenset(("id", "model_name", "model_version", "parameters", "inputs", "outputs"))
@@ -187,10 +187,10 @@ def _read_images(
     if size is not None and (isinstance(size, bool) or size != len(tail) or data is not None):
         raise _invalid(f"binary_data_size: expected {len(tail)}, the bytes after the JSON, and no data, got {shown(size)}")
     if datatype == "BYTES" and (len(shape) == 1 or shape[1:] == (1,)):
-        elements = _bytes_elements(data, shape[0]) if size is None else _binary_elements(tail, shape[0])
+        elements = _read_elements(data, shape[0]) if size is None else _decode_elements(tail, shape[0])
         return list(_each(elements, lambda element: read_image(element, config, "data")))
     if datatype == "FP32" and len(shape) == 4 and shape[1] == 3:
-        array = _numbers(data, shape) if size is None else _binary_numbers(tail, shape)
+        array = _read_numbers(data, shape) if size is None else _decode_numbers(tail, shape)
         return list(_each(array, lambda image: read_tensor(image, config)))
     raise _invalid(f"expected BYTES [n] or FP32 [n, 3, H, W], got {shown(datatype)} {_repeated(list(shape))}")
 
@@ -203,7 +203,7 @@ def _each(elements: Iterable[Any], read: Callable[[Any], Image]) -> Iterator[Ima
             raise error.inside(f"instance {index}") from None
 
 
-def _bytes_elements(data: object, count: int) -> list[object]:
+def _read_elements(data: object, count: int) -> list[object]:
     elements = data if isinstance(data, list) else []
     if all(isinstance(row, list) and len(row) == 1 for row in elements):
         elements = [row[0] for row in elements]
@@ -216,8 +216,8 @@ def _bytes_elements(data: object, count: int) -> list[object]:
     return elements
 
 
-def _binary_elements(tail: bytes, count: int) -> list[bytes]:
-    """Each element is its length, 4 bytes, little-endian, and its bytes."""
+def _decode_elements(tail: bytes, count: int) -> list[bytes]:
+    """Splits the binary part: each element is its length, 4 bytes, little-endian, and its bytes."""
     elements: list[bytes] = []
     start = 0
     while start + 4 <= len(tail) and len(elements) < count:
@@ -229,25 +229,25 @@ def _binary_elements(tail: bytes, count: int) -> list[bytes]:
     return elements
 
 
-def _numbers(data: object, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Nested lists of just this shape, or one flat list in its order."""
-    came = list_shape(data)
+def _read_numbers(data: object, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Reads nested lists of just this shape, or one flat list in row-major order."""
+    came = shape_of_lists(data)
     try:
         if tuple(came) not in (shape, (math.prod(shape),)):
             raise ValueError(f"shape {_repeated(came)}" if came else shown(data))
-        return numbers(data, came, ["ragged lists"] * len(came)).reshape(shape)
+        return read_numbers(data, came, ["ragged lists"] * len(came)).reshape(shape)
     except ValueError as error:
         raise _invalid(f"data: expected numbers of shape {_repeated(list(shape))}, flat or nested, got {error}") from None
 
 
-def _binary_numbers(tail: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
+def _decode_numbers(tail: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
     if len(tail) != 4 * math.prod(shape):
         raise _invalid(f"expected FP32 of shape {_repeated(list(shape))}, 4 bytes each, got {len(tail)} bytes")
     return np.frombuffer(tail, "<f4").reshape(shape)
 
 
 def _repeated(value: object) -> str:
-    """A short list of sizes is repeated as it stands."""
+    """Repeats a short list of sizes as it stands, and shortens everything else."""
     if isinstance(value, list) and len(value) <= 8 and all(type(size) is int and abs(size) < 10**9 for size in value):
         return str(value)
     return shown(value)

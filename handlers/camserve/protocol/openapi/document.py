@@ -15,7 +15,7 @@ from camserve.core.errors import KINDS
 from camserve.core.messages import CONTENT_TYPES, ModelInfo
 from camserve.core.served import Served
 from camserve.core.version import __version__
-from camserve.protocol.openapi.schemas import Schema, option_refs, ref, schemas
+from camserve.protocol.openapi.schemas import Schema, ref, refer_to_options, write_schemas
 from camserve.protocol.options import HEADER_PREFIX
 
 JSON = "application/json"
@@ -34,7 +34,7 @@ _MEANINGS = {
 
 
 def describe_api(served: Served) -> dict[str, Any]:
-    """Write the document of what is served, as JSON."""
+    """Writes the document of one archive, as JSON."""
     model = served.model
     return {
         "openapi": "3.1.0",
@@ -46,7 +46,7 @@ def describe_api(served: Served) -> dict[str, Any]:
         "servers": [{"url": "/"}],
         "paths": _paths(),
         "components": {
-            "schemas": schemas(served),
+            "schemas": write_schemas(served),
             "parameters": _parameters(model),
             "requestBodies": _bodies(served.config),
             "headers": _headers(served.config),
@@ -60,8 +60,8 @@ def _paths() -> dict[str, Any]:
     for suffix, place, at in (("", "", ["model"]), ("/{version}", "_version", ["model", "version"])):
         predict = _operation("predict" + place, "The most probable classes.", "Prediction", "Predictions", explain=False)
         explain = _operation("explain" + place, "The most probable classes, and where the model looked.", "Explanation", "Answer")
-        paths["/predictions/{model}" + suffix] = {"parameters": _at(at), **_either(predict)}
-        paths["/explanations/{model}" + suffix] = {"parameters": _at(at), **_either(explain)}
+        paths["/predictions/{model}" + suffix] = {"parameters": _at(at), **_post_or_put(predict)}
+        paths["/explanations/{model}" + suffix] = {"parameters": _at(at), **_post_or_put(explain)}
     paths["/explanations/{model}"]["get"] = _page()
     for path, name, what in (
         ("/v1/models/{model}:predict", "V1Predict", "Predictions, KServe V1."),
@@ -73,7 +73,7 @@ def _paths() -> dict[str, Any]:
         if name.startswith("V2"):
             operation["parameters"] = [*operation["parameters"], {"$ref": "#/components/parameters/Length"}]
         paths[path] = {"parameters": _at(["model"]), "post": operation}
-    paths["/models/{model}"] = _described()
+    paths["/models/{model}"] = _management()
     return paths
 
 
@@ -81,8 +81,8 @@ def _at(names: Iterable[str]) -> list[Schema]:
     return [{"$ref": f"#/components/parameters/{name}"} for name in names]
 
 
-def _either(operation: dict[str, Any]) -> dict[str, Any]:
-    """PUT is taken like POST."""
+def _post_or_put(operation: dict[str, Any]) -> dict[str, Any]:
+    """Makes an operation of both methods: PUT is taken like POST."""
     return {"post": operation, "put": {**operation, "operationId": operation["operationId"] + "_put"}}
 
 
@@ -93,7 +93,7 @@ def _operation(
     return {
         "operationId": name,
         "summary": summary,
-        "parameters": _at(option_refs()) if explain else [],
+        "parameters": _at(refer_to_options()) if explain else [],
         "requestBody": {"$ref": f"#/components/requestBodies/{body}"},
         "responses": {"200": {"$ref": f"#/components/responses/{response}"}} | _failures(statuses),
     }
@@ -112,8 +112,8 @@ def _page() -> dict[str, Any]:
     }
 
 
-def _described() -> dict[str, Any]:
-    """On the management address, which is TorchServe's."""
+def _management() -> dict[str, Any]:
+    """The route on TorchServe's management address."""
     metadata = {"type": "object", "properties": {"customizedMetadata": ref("Metadata")}, "required": ["modelName", "workers"]}
     asked = {"name": "customized", "in": "query", "schema": {"type": "boolean", "default": False}}
     several = {JSON: {"schema": {"type": "array", "items": metadata}}}
@@ -138,7 +138,7 @@ def _parameters(model: ModelInfo) -> dict[str, Any]:
             "description": "In the binary extension: how many bytes of the body are JSON.",
             "schema": {"type": "integer", "minimum": 0},
         },
-        **{name: _option_header(name, schema) for name, schema in option_refs(text=True).items()},
+        **{name: _option_header(name, schema) for name, schema in refer_to_options(text=True).items()},
     }
 
 
@@ -211,16 +211,16 @@ def _header(description: str, schema: Schema) -> dict[str, Any]:
 
 
 def _responses() -> dict[str, Any]:
-    told = {name: {"$ref": f"#/components/headers/x-explain-{name}"} for name in ("target", "range", "view", "scale")}
-    drawn = {kind: {"schema": {"type": "string", "format": "file"}} for kind in CONTENT_TYPES.values() if kind != JSON}
+    headers = {name: {"$ref": f"#/components/headers/x-explain-{name}"} for name in ("target", "range", "view", "scale")}
+    files = {kind: {"schema": {"type": "string", "format": "file"}} for kind in CONTENT_TYPES.values() if kind != JSON}
     answer = _answer("Answer")
-    answer["content"] |= drawn
+    answer["content"] |= files
     length = {"headers": {LENGTH.lower(): {"$ref": f"#/components/headers/{LENGTH.lower()}"}}}
     binary = {OCTETS: {"schema": {"type": "string", "format": "tensors"}}}
     failures = {str(status): _failure(status, meaning) for status, meaning in _MEANINGS.items()}
     return {
         "Predictions": _answer("Predictions"),
-        "Answer": answer | {"headers": {f"x-explain-{name}": header for name, header in told.items()}},
+        "Answer": answer | {"headers": {f"x-explain-{name}": header for name, header in headers.items()}},
         "V1Predict": _answer("V1Predictions"),
         "V1Explain": _answer("V1Explanations"),
         **{name: _answer(kind, binary) | length for name, kind in (("V2Infer", "V2Inferred"), ("V2Explain", "V2Explained"))},

@@ -1,4 +1,4 @@
-"""JSON Schemas (2020-12) of what one archive takes and answers; `openapi` lays them out along the routes."""
+"""JSON Schemas (2020-12) of what one archive takes and answers; `document` lays them out along the routes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _ID: Schema = {"type": "string"}
 
 
-def schemas(served: Served) -> dict[str, Schema]:
-    """Write every named schema of one archive."""
+def write_schemas(served: Served) -> dict[str, Schema]:
+    """Writes every named schema of one archive."""
     config, labels, layers = served.config, served.labels, served.layers
     return {
         **_options(served),
@@ -38,12 +38,12 @@ def schemas(served: Served) -> dict[str, Schema]:
 
 
 def ref(name: str) -> Schema:
-    """A reference to a named schema."""
+    """Refers to a named schema."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def _object(required: Iterable[str] | None = None, /, **properties: Schema) -> Schema:
-    """An object of just these properties, all required unless `required` names fewer."""
+    """Makes an object of just these properties, all required unless `required` names fewer."""
     names = list(properties if required is None else required)
     return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
 
@@ -62,15 +62,15 @@ def _choice(names: Iterable[str]) -> Schema:
 
 
 def _options(served: Served) -> dict[str, Schema]:
-    """Every option as JSON spells it, and those that take lists (`target_text`) as headers and form fields spell them."""
-    schemas: dict[str, Schema] = {}
+    """Writes every option as JSON spells it; those that take lists also as headers and form fields do (`target_text`)."""
+    named: dict[str, Schema] = {}
     for option in (row.of(served) for row in OPTIONS):
         default = {"default": option.default(served)} if option.default else {}
-        schemas[option.name] = {"description": _sentence(option.meaning), **option.values.schema, **default}
+        named[option.name] = {"description": _sentence(option.meaning), **option.values.schema, **default}
         if option.in_text:
             kinds = [_as_text(kind) if kind["type"] == "array" else kind for kind in option.values.schema["anyOf"]]
-            schemas[f"{option.name}_text"] = {"description": _sentence(option.in_text), "anyOf": kinds}
-    return schemas
+            named[f"{option.name}_text"] = {"description": _sentence(option.in_text), "anyOf": kinds}
+    return named
 
 
 def _as_text(several: Schema) -> Schema:
@@ -81,8 +81,8 @@ def _sentence(phrase: str) -> str:
     return f"{phrase[:1].upper()}{phrase[1:]}."
 
 
-def option_refs(text: bool = False) -> dict[str, Schema]:
-    """References to every option's schema, by name.
+def refer_to_options(text: bool = False) -> dict[str, Schema]:
+    """Refers to every option's schema, by name.
 
     Args:
         text: as headers and form fields spell it.
@@ -111,8 +111,8 @@ def _images(config: Config) -> dict[str, Schema]:
 def _requests(config: Config) -> dict[str, Schema]:
     one_of_two = {"not": {"required": ["target", "top_k"]}}
     file = {"description": "The picture's file.", "type": "string", "contentMediaType": "image/*", "format": "file"}
-    instance = _object(("data",), data=ref("Image"), **option_refs())
-    v1 = {**option_refs(), "format": {"const": "json"}}
+    instance = _object(("data",), data=ref("Image"), **refer_to_options())
+    v1 = {**refer_to_options(), "format": {"const": "json"}}
     tagged = [_object((name,), **{name: ref(kind)}, **v1) | one_of_two for name, kind in (("data", "Image"), ("b64", "Picture"))]
     return {
         "PredictionRequest": {
@@ -124,7 +124,7 @@ def _requests(config: Config) -> dict[str, Schema]:
         },
         "PredictionForm": {"type": "object", "properties": {"data": file}, "required": ["data"]},
         "ExplanationRequest": {"anyOf": [instance | one_of_two, ref("Tensor")]},
-        "ExplanationForm": _object(("data",), data=file, **option_refs(text=True)) | one_of_two,
+        "ExplanationForm": _object(("data",), data=file, **refer_to_options(text=True)) | one_of_two,
         "Instance": {"anyOf": [*tagged, ref("Image")]},
         "V1Request": _object(("instances",), instances=_list(ref("Instance"), 1, config.max_instances), signature_name=_ID),
     }
@@ -152,7 +152,7 @@ def _answers(labels: Labels, listed: int | None) -> dict[str, Schema]:
         **dict.fromkeys(("method", "layer", "model", "version", "weights"), _ID),
     }
     return {
-        "Predictions": predictions if listed else {"description": "Provenance by the archive's own handler."},
+        "Predictions": predictions if listed else {"description": "Made by the archive's own handler."},
         "Answer": _object(predictions=ref("Predictions"), **explained),
         "Explained": _object(**explained),
         "V1Predictions": _object(predictions=_list(ref("Predictions"), 1)),
@@ -164,7 +164,7 @@ def _kserve_requests(config: Config) -> dict[str, Schema]:
     count = {**_SIZE, "maximum": config.max_instances}
     size = {**_SIZE, "maximum": 4096}
     foreign: Mapping[str, Schema] = {name: {} for name in sorted(FOREIGN - {"binary_data_output"})}
-    options = {**option_refs(text=True), "format": {"const": "json"}, "overlay": {"const": False}}
+    options = {**refer_to_options(text=True), "format": {"const": "json"}, "overlay": {"const": False}}
     parameters = _object((), **options, binary_data_output={"type": "boolean"}, **foreign)
     shape = {"type": "array", "prefixItems": [count, {"const": 1}], "items": False, "minItems": 1}
     fp32 = {"type": "array", "prefixItems": [count, {"const": 3}, size, size], "items": False, "minItems": 4}
