@@ -23,7 +23,7 @@ from camserve.core.messages import Call
 from camserve.core.version import __version__
 from camserve.monitoring.metrics import undeclared
 from camserve.pictures.decode import silence_decoders
-from camserve.pictures.preprocess import Preprocess, keeps_nothing
+from camserve.pictures.preprocess import Preprocess, is_stateless
 from camserve.pipeline.glibc import keep_freed_memory
 from camserve.pipeline.loading import digest_file, is_compiled
 from camserve.pipeline.model import Model
@@ -203,7 +203,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
 
         torchvision's transforms keep nothing, and may run in several threads.
         """
-        if keeps_nothing(step):
+        if is_stateless(step):
             return step
 
         def locked(given: Any) -> Any:

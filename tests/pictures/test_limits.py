@@ -1,4 +1,4 @@
-"""What may be in memory at once: work that waits for a semaphore, and a quota that is used up."""
+"""The semaphore that work of different sizes waits for, and the quota that is used up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from camserve.pictures.limits import Quota, Semaphore
 
 
-def test_work_of_a_semaphore_stays_within_its_limit() -> None:
+def test_the_holders_of_a_semaphore_stay_within_its_limit() -> None:
     """In many threads; what is larger than the limit runs alone, what has no size runs beside it."""
     semaphore, lock = Semaphore(10), threading.Lock()
     inside: list[int] = []
@@ -48,7 +48,7 @@ def test_work_without_a_size_never_waits() -> None:
         assert done.wait(10)
 
 
-def test_work_that_fails_leaves_the_semaphore() -> None:
+def test_work_that_fails_releases_the_semaphore() -> None:
     """Else the next would wait for ever."""
     semaphore = Semaphore(10)
     for _ in range(3):
@@ -58,12 +58,12 @@ def test_work_that_fails_leaves_the_semaphore() -> None:
         pass
 
 
-def test_a_quota_is_taken_once() -> None:
+def test_a_quota_is_used_up_and_remembers_what_did_not_fit() -> None:
     """To the last unit, and what does not fit leaves the rest."""
     quota = Quota(10)
     assert [quota.take(amount) for amount in (4, 6, 0)] == [True, True, True]
-    assert not quota.spent
+    assert not quota.exceeded
     assert not quota.take(1)
-    assert quota.spent
+    assert quota.exceeded
     other = Quota(10)
     assert [other.take(amount) for amount in (11, 9, 2, 1)] == [False, True, False, True]

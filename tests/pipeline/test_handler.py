@@ -25,7 +25,7 @@ from ts.torch_handler.image_classifier import ImageClassifier
 
 from camserve.core.errors import ConfigError
 from camserve.pictures.decode import open_picture
-from camserve.pictures.preprocess import keeps_nothing
+from camserve.pictures.preprocess import is_stateless
 from camserve.tools.archive.archive import Row, ask, load_service
 from gradcam_handler import GradCAMHandler
 
@@ -590,9 +590,9 @@ class Keeping(transforms.Compose):  # type: ignore[misc]
     ],
     ids=lambda each: type(each).__name__,
 )
-def test_only_what_is_torchvisions_throughout_keeps_nothing(step: object, expected: bool) -> None:
+def test_only_torchvisions_own_transforms_are_stateless(step: object, expected: bool) -> None:
     """Whatever it is nested in, and in either version."""
-    assert keeps_nothing(step) is expected
+    assert is_stateless(step) is expected
 
 
 def test_a_subclass_cannot_have_its_own_and_the_configured_preprocessing(folder: Path) -> None:

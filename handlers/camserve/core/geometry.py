@@ -1,4 +1,4 @@
-"""Where things lie: sizes after resizing, the view, the region. Rectangles only, no pixels.
+"""Sizes after resizing, the view, the region: rectangles only, no pixels.
 
 The rules are those of `torchvision.transforms.Resize` and `CenterCrop`, which prepare the stock handler's pictures.
 """

@@ -1,4 +1,4 @@
-"""Index and name of a class."""
+"""Classes by index and by label."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Labels:
                     400, "InvalidOption", f"target: expected a class index from 0 to {len(self) - 1}, got {shown(target)}"
                 )
             return target
-        found = self._exact.get(target) or self._folded.get(target.casefold())
-        if not found:
+        indices = self._exact.get(target) or self._folded.get(target.casefold())
+        if not indices:
             near = nearest(target, self.names)
             some = f"; give a class index from 0 to {len(self) - 1}, or a label such as {shown(self.names[0])}"
             hint = f"; the nearest are {listed(shown(name) for name in near)}" if near else some
@@ -64,13 +64,13 @@ class Labels:
             if _is_index(target, len(self)):
                 hint += f"; for the class of this index send the number {int(target)}, not a string"
             raise RequestError(400, "UnknownLabel", f"target: no class has the label {shown(target)}{hint}")
-        if len(found) > 1:
+        if len(indices) > 1:
             raise RequestError(
                 400,
                 "UnknownLabel",
-                f"target: the label {shown(target)} is ambiguous; give its index: {listed(found)}",
+                f"target: the label {shown(target)} is ambiguous; give its index: {listed(indices)}",
             )
-        return found[0]
+        return indices[0]
 
     def _are_several(self, target: str) -> bool:
         """Whether these are classes between commas, by label or index; a label may have commas itself."""

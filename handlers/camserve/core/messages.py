@@ -1,4 +1,4 @@
-"""The values that cross a module's border: what a request asks, and what it gets. All are frozen."""
+"""The values that rooms hand to each other: what a request asks, and what it gets. All are frozen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one archive offers to its clients."""
+"""What an archive offers to its clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from camserve.core.messages import ModelInfo
 
 @dataclass(frozen=True)
 class Served:
-    """What one archive offers to its clients: all that parsing, replying and describing need to know of it.
+    """What an archive offers: all that parsing requests, replying and the metadata need to know of it.
 
     Attributes:
         config: its settings.

@@ -1,4 +1,4 @@
-"""What may be in memory at once: a gate that work waits at, and an allowance that is used up."""
+"""Limits on memory that threads share: a weighted semaphore, and a quota."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 
 class Semaphore:
-    """Lets work pass, in several threads, while the sum of its sizes stays within a limit; larger work passes alone."""
+    """A weighted semaphore: the sizes of all holders add up to at most `limit`. One of a larger size holds it alone.
+
+    Size 0 never waits. Waiters are served in no particular order.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -17,7 +20,7 @@ class Semaphore:
 
     @contextmanager
     def acquire(self, size: int) -> Iterator[None]:
-        """Waits until there is room for work of this size, and is that work's place while it lasts."""
+        """Hold the semaphore with this size while the context lasts; waits until it fits beside the other holders."""
         with self._changed:
             self._changed.wait_for(lambda: not size or self._inside + size <= max(self._limit, size))
             self._inside += size
@@ -30,24 +33,24 @@ class Semaphore:
 
 
 class Quota:
-    """An amount that several threads share.
+    """An amount that threads take from until it is used up.
 
     Attributes:
         total: the amount.
-        spent: whether something did not fit; that stays so.
+        exceeded: whether a `take` has failed; it stays True.
     """
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.spent = False
+        self.exceeded = False
         self._left = total
         self._lock = threading.Lock()
 
     def take(self, amount: int) -> bool:
-        """Takes so much of it where so much is left; whether it did."""
+        """Take an amount, if that much is left; returns False if it is not."""
         with self._lock:
             if amount > self._left:
-                self.spent = True
+                self.exceeded = True
                 return False
             self._left -= amount
             return True

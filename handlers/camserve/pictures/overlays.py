@@ -83,7 +83,7 @@ def draw_explanations(answer: Answer, canvas: Canvas, options: Options, quota: Q
 
 def check_quota(quota: Quota) -> None:
     """Raise 413 `ResponseTooLarge` if an overlay has exceeded the quota."""
-    if quota.spent:
+    if quota.exceeded:
         way_out = "ask for fewer pictures or targets, or without overlay"
         raise RequestError(413, "ResponseTooLarge", f"the answer takes more than the limit of {quota.total} bytes; {way_out}")
 

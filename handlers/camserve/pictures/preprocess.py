@@ -1,4 +1,4 @@
-"""An RGB picture to the model's input. What reads pictures and tensors without torch is in `decode` and `tensors`."""
+"""Turns an RGB picture into the model's input."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from camserve.core.config import Config
 from camserve.core.geometry import Rect, resized, view, window
 from camserve.pictures.decode import check_pixels
 
-_SUPPORT = 3  # of the widest filter, Lanczos, in pixels of the coarser picture
+_SUPPORT = 3
+"""Radius of the widest filter, Lanczos, in pixels of the coarser picture."""
 
 
-def keeps_nothing(step: object) -> bool:
-    """Whether this is made of torchvision's own transforms alone, which may run in several threads."""
-    inside = getattr(step, "transforms", ())  # of Compose, RandomApply and their like, in either version
+def is_stateless(step: object) -> bool:
+    """Return True if a step is made of torchvision's own transforms alone, which may run in several threads."""
+    parts = getattr(step, "transforms", ())  # of Compose, RandomApply and their like, in either version
     own = type(step).__module__.startswith("torchvision.") and not hasattr(step, "lambd")
-    return own and all(keeps_nothing(each) for each in inside)
+    return own and all(is_stateless(part) for part in parts)
 
 
 class Preprocess:
-    """An RGB picture to the model's input, as torchvision's transforms would, bit for bit.
+    """Turns an RGB picture into the model's input, bit for bit as torchvision's transforms do.
 
-    The same as `Compose([Resize(resize, interpolation), CenterCrop(crop), ToTensor(), Normalize(mean, std)])`: the same
-    resampling by Pillow, and the same float32 operations in the same order, in place on one tensor (folded into one scale
-    and offset they would save a tenth of a millisecond and be off by 5e-7). One exception: where a whole resized picture would
-    have more than `max_pixels` (a shorter side of few pixels), only the part that the crop keeps is resampled; a few
-    pixels in a thousand then differ by one level of 255 (by more with `nearest` and `box`, whose weights jump).
+    Equals `Compose([Resize(resize, interpolation), CenterCrop(crop), ToTensor(), Normalize(mean, std)])`: the same
+    resampling by Pillow, and the same float32 operations in the same order, in place on one tensor. (Folded into one scale
+    and offset they would save 0.1 ms and be off by 5e-7.) One exception: if the resized picture would have more than
+    `max_pixels`, because its shorter side is very short, only the part that the crop keeps is resampled. A few pixels in a
+    thousand then differ by one level of 255 (by more with `nearest` and `box`, whose weights jump).
 
     Args:
         config: `resize`, `crop`, `interpolation`, `mean`, `std`, `max_pixels`.
@@ -44,15 +45,15 @@ class Preprocess:
 
     @staticmethod
     def from_callable(transform: Callable[[Image.Image], torch.Tensor]) -> Preprocess:
-        """A handler's own `image_processing` in place of the configured one; the view is then unknown."""
+        """Wrap a handler's own `image_processing`, which replaces the configured steps; the view is then unknown."""
         return _OwnPreprocess(transform)
 
     def view(self, width: int, height: int) -> Rect | None:
-        """The rectangle of a picture of `width` × `height` pixels that reaches the model; None if that is unknown."""
+        """Return the rectangle of a picture of `width` × `height` pixels that reaches the model; None if it is unknown."""
         return view(width, height, self._config.resize, self._config.crop)
 
     def __call__(self, picture: Image.Image) -> torch.Tensor:
-        """The model's input for one picture in mode RGB: float32 [3, h, w], contiguous.
+        """Return the model's input for one picture in mode RGB: float32 `[3, h, w]`, normalised, contiguous.
 
         Raises:
             RequestError: 413 `ImageTooLarge` if there is no crop and the resized picture has more than `max_pixels`.
@@ -61,7 +62,7 @@ class Preprocess:
         return torch.from_numpy(pixels).to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
 
     def _cut(self, picture: Image.Image) -> Image.Image:
-        """The picture, resized and cropped."""
+        """Resize and crop the picture."""
         config = self._config
         size = resized(*picture.size, config.resize)
         kept = window(*size, config.crop)
@@ -74,9 +75,10 @@ class Preprocess:
         return picture if kept == (0, 0, *size) else picture.crop(kept)
 
     def _cut_part(self, picture: Image.Image, size: tuple[int, int], kept: tuple[int, int, int, int]) -> Image.Image:
-        """The same without resizing more than is kept; what lies beyond the picture is black.
+        """Resize and crop without resampling more than is kept; what lies beyond the picture is black.
 
-        Pillow takes a box in float32, so the picture is first cropped to whole pixels around it: small numbers are exact.
+        Pillow takes the box in float32, which is exact for small numbers only, so the picture is first cropped to whole
+        pixels around it.
         """
         spans = [_span(*args) for args in zip(picture.size, size, kept[:2], kept[2:], strict=True)]
         (left, right, x, x_end), (top, bottom, y, y_end) = spans
@@ -89,7 +91,7 @@ class Preprocess:
 
 
 def _span(side: int, new_side: int, start: int, end: int) -> tuple[int, int, float, float]:
-    """On one axis: the source pixels [first, last) that resampling [start, end) needs, and where in them that lies."""
+    """Return, for one axis, the source pixels [first, last) that resampling [start, end) needs, and where in them it lies."""
     scale = side / new_side
     low, high = max(start, 0) * scale, min(end, new_side) * scale
     margin = _SUPPORT * max(scale, 1) + 1
@@ -104,10 +106,10 @@ class _OwnPreprocess(Preprocess):
         self._transform = transform
 
     def view(self, width: int, height: int) -> None:
-        """None: what the transform keeps is not known."""
+        """Return None: which part the transform keeps is not known."""
 
     def __call__(self, picture: Image.Image) -> torch.Tensor:
-        """What the transform makes of the picture: [channels, h, w]."""
+        """Return the transform's result `[channels, h, w]`; raises TypeError if it is anything else."""
         tensor = self._transform(picture)
         if not isinstance(tensor, torch.Tensor) or tensor.ndim != 3:
             came = f"shape {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__

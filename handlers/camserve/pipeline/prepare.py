@@ -131,7 +131,7 @@ class Pictures:
                 return
             picture = self._open(image)
         job.size = picture.size
-        if job.needs_drawing and not canvases.spent:
+        if job.needs_drawing and not canvases.exceeded:
             canvas = prepare_canvas(picture, job.view, self._config.max_picture_side)
             if canvases.take(canvas.pixels.shape[0] * canvas.pixels.shape[1]):
                 job.canvas = canvas
