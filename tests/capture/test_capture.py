@@ -145,7 +145,7 @@ def test_nothing_is_held_after_a_pass() -> None:
     try:
         captured = made.capture.forward(nets.pictures(2), ["norm"])
         captured.gradients("norm", torch.arange(2), torch.tensor([0, 1]))
-        held = [weakref.ref(captured), weakref.ref(captured.sources["norm"])]  # type: ignore[attr-defined]
+        held = [weakref.ref(captured), weakref.ref(captured.leaves["norm"])]  # type: ignore[attr-defined]
         del captured
         assert [each() for each in held] == [None, None]
     finally:

@@ -63,7 +63,7 @@ def test_the_fastest_that_is_equal(monkeypatch: pytest.MonkeyPatch, channels_las
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trials = iter([trial(1.0), channels_last, prepacked])
     monkeypatch.setattr(formats, "run_trial", lambda *_: next(trials))
-    assert choose_memory_format(model, PICTURES, None, packs=True) == chosen
+    assert choose_memory_format(model, PICTURES, None, may_prepack=True) == chosen
     assert laid(model) == chosen
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -71,7 +71,7 @@ def test_the_fastest_that_is_equal(monkeypatch: pytest.MonkeyPatch, channels_las
 def test_a_model_without_convolutions_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A transformer has one, and would be timed for nothing."""
     monkeypatch.setattr(formats, "run_trial", None)
-    assert choose_memory_format(nets.Tokens(), PICTURES, None, packs=True) == "contiguous"
+    assert choose_memory_format(nets.Tokens(), PICTURES, None, may_prepack=True) == "contiguous"
 
 
 class Viewed(nn.Module):
@@ -108,7 +108,7 @@ def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_trial(model: nn.Module, pictures: Tensor) -> Trial:
         seconds[0] /= 2
         found = own(model, pictures)
-        return Trial(found.scores, found.lone, seconds[0])
+        return Trial(found.scores, found.single, seconds[0])
 
     monkeypatch.setattr(formats, "run_trial", run_trial)
 
@@ -127,7 +127,7 @@ def test_an_operator_that_fails_leaves_torchs_own(
 
     monkeypatch.setattr(PrepackedConv, "__call__", missing)
     model = nets.Pooled().eval().requires_grad_(requires_grad=False)
-    assert choose_memory_format(model, PICTURES, wanted, packs=True) == laid(model) == "channels_last"
+    assert choose_memory_format(model, PICTURES, wanted, may_prepack=True) == laid(model) == "channels_last"
     assert "not prepacked: no operator _convolution_pointwise" in caplog.text
 
 
@@ -135,10 +135,10 @@ def test_an_operator_that_fails_leaves_torchs_own(
 @pytest.mark.usefixtures("quicker")
 def test_the_arrangement_for_a_lone_picture_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions of one cell have one of their own."""
-    own = PrepackedConv._arranged
-    monkeypatch.setattr(PrepackedConv, "_arranged", lambda self, shape: own(self, shape) * (2 if shape[0] == 1 else 1))
+    own = PrepackedConv._reorder
+    monkeypatch.setattr(PrepackedConv, "_reorder", lambda self, shape: own(self, shape) * (2 if shape[0] == 1 else 1))
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert choose_memory_format(model.requires_grad_(requires_grad=False), PICTURES, None, packs=True) == "channels_last"
+    assert choose_memory_format(model.requires_grad_(requires_grad=False), PICTURES, None, may_prepack=True) == "channels_last"
 
 
 @pytest.mark.usefixtures("quicker")
@@ -174,7 +174,7 @@ def test_timing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "BUDGET", 1e9)
     found = formats.run_trial(Counted(), PICTURES)
     assert passes == [1, *[len(PICTURES)] * 6]
-    assert torch.equal(found.lone, found.scores[:1])
+    assert torch.equal(found.single, found.scores[:1])
     passes.clear()
     monkeypatch.setattr(formats, "BUDGET", 0)
     formats.run_trial(Counted(), PICTURES)

@@ -160,7 +160,7 @@ def test_nothing_is_done_where_torch_cannot(monkeypatch: pytest.MonkeyPatch) -> 
     def refuses(*_: object) -> Tensor:
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr(PrepackedConv, "_arranged", refuses)
+    monkeypatch.setattr(PrepackedConv, "_reorder", refuses)
     assert prepack(model, PICTURES) is None
     assert packed(model) == set()
 

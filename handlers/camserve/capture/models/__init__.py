@@ -1,1 +1,1 @@
-"""The kinds of models that can be explained: eager modules, TorchScript, and programs of `torch.export`."""
+"""The kinds of models: eager modules, TorchScript, and programs of `torch.export`; `kinds.open_model` tells them apart."""

@@ -1,4 +1,7 @@
-"""Capture for eager modules: a forward hook makes the layer's output a leaf, so that only the head has a graph."""
+"""Capture for eager modules: a forward hook makes the layer's output a leaf, so that only what is behind it has a graph.
+
+What is behind a layer, up to the scores, is called its head.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,13 @@ from camserve.capture.survey.layout import extract_logits, extract_tensor
 
 
 class EagerCapture:
-    """An eager model (`Capture`).
-
-    The parameters must be frozen (`freeze`): then nothing but the head behind the first asked layer has a graph. Hooks live
-    for one pass and belong to the thread that runs it.
+    """Captures an eager model (`Capture`). Hooks live for one pass, and act in the thread that runs it.
 
     Args:
-        model: in eval mode, parameters frozen.
+        model: in eval mode, with frozen parameters (`freeze`): then nothing before the first asked layer has a graph.
         sites: the layers that may be asked for.
         setting: how to run it.
-        modules: the modules of layers that go by another name.
+        modules: the paths of the modules of layers that go by another name.
     """
 
     def __init__(
@@ -42,17 +42,17 @@ class EagerCapture:
         self._setting = setting or CaptureSettings({})
         self._modules = modules or {}
         self._dtype = find_dtype(chain(model.parameters(), model.buffers()))
-        self._shared: frozenset[str] = frozenset()
+        self._aliased: frozenset[str] = frozenset()
 
     @property
     def sites(self) -> Collection[str]:
-        """The layers that may be asked for."""
+        """Names of the layers that may be asked for."""
         return self._sites.keys()
 
     def forward(self, pictures: Tensor, layers: Collection[str]) -> Captured:
-        """Runs the model once over `[N, 3, H, W]`."""
+        """Run the model once over `[N, 3, H, W]`."""
         asked = {layer: self._sites[layer] for layer in layers}
-        heads = self._setting.cam_weights_for(pictures)
+        cam_weights = self._setting.cam_weights_for(pictures)
         context = self._setting.context or nullcontext
         with torch.inference_mode(mode=False), context():
             pictures = pictures.to(self._dtype) if self._dtype else pictures
@@ -61,62 +61,69 @@ class EagerCapture:
                     answer = self._setting.predict_only(self._model, pictures)
                     return Pass({}, {}, {}, {}, extract_logits(answer, len(pictures)))
             while True:
-                kept = _Kept(heads, self._shared)
-                scores = self._kept(pictures, asked, kept)
-                if kept.written <= self._shared:
-                    return Pass(asked, heads, kept.activations, kept.sources, scores, self._setting.scale_of(pictures))
-                self._shared |= kept.written  # once in the life of such a model
+                hook = _OutputHook(cam_weights, self._aliased)
+                scores = self._run(pictures, asked, hook)
+                if hook.overwritten <= self._aliased:
+                    return Pass(asked, cam_weights, hook.activations, hook.leaves, scores, self._setting.scale_of(pictures))
+                self._aliased |= hook.overwritten  # so a model's pass is repeated once in its life
 
-    def _kept(self, pictures: Tensor, asked: Mapping[str, Site], kept: _Kept) -> Tensor:
-        """Runs the model and keeps what the asked layers give; returns the scores."""
+    def _run(self, pictures: Tensor, asked: Mapping[str, Site], hook: _OutputHook) -> Tensor:
+        """Run the model with the hook at the asked layers, and return the scores `[N, K]`."""
         with ExitStack() as stack:
-            closed = all(kept.has_closed_form(layer) for layer in asked)
+            closed = all(hook.has_closed_form(layer) for layer in asked)
             stack.enter_context(torch.set_grad_enabled(not closed))
-            stack.enter_context(hook_last_calls(self._model, asked, kept, self._modules))
-            if not self._shared.isdisjoint(asked):
+            stack.enter_context(hook_last_calls(self._model, asked, hook, self._modules))
+            if not self._aliased.isdisjoint(asked):
                 stack.enter_context(copy_saved_tensors())
             if not closed:
-                stack.enter_context(hook_parents(self._model, [self._modules.get(layer, layer) for layer in asked], kept.reopen))
+                stack.enter_context(
+                    hook_parents(self._model, [self._modules.get(layer, layer) for layer in asked], hook.restore_grad_mode)
+                )
             return extract_logits(self._model(pictures), len(pictures))
 
 
-class _Kept:
-    """Keeps layers' outputs as a pass goes on.
+class _OutputHook:
+    """Forward hook that stores each layer's output.
 
-    Where the head is to be differentiated it gets a copy: an in-place operation behind the layer then changes neither the
-    activation nor a leaf. A model that goes on to write into the output by another name (that of the layer's input, say) would
-    not see this in the copy: such layers are `written`, and once they are known to be `shared`, the leaf is added in place. Where
-    the gradients are known without a graph, only a `shared` layer's output is copied.
+    The head receives a clone of the leaf, so in-place operations behind the layer change neither the activation nor the leaf.
+    Some models write into the output through an alias (for example the layer's input); a clone would hide that write from the
+    head. Such layers are detected by their version counter, and the pass is repeated with a zero leaf added in place
+    (`aliased`). Under the CAM condition there is no leaf, and only an aliased layer's output is cloned.
 
-    A model may run the layer in `torch.no_grad()`. Grad mode then is switched on until that block ends. In `inference_mode` it
-    cannot be: the leaf is an ordinary tensor, whose graph starts behind the block.
+    A model may run the layer in `torch.no_grad()`. Grad mode is then switched on until that block ends. In `inference_mode`
+    that is not possible: the leaf is an ordinary tensor, whose graph starts behind the block.
+
+    Attributes:
+        activations: each layer's output, without a graph.
+        leaves: what the scores can be differentiated with respect to, for the layers that do not meet the CAM condition.
     """
 
-    def __init__(self, heads: Mapping[str, Tensor], shared: Collection[str] = ()) -> None:
+    def __init__(self, cam_weights: Collection[str], aliased: Collection[str]) -> None:
         self.activations: dict[str, Tensor] = {}
-        self.sources: dict[str, Tensor] = {}
-        self._heads = heads
-        self._shared = shared
+        self.leaves: dict[str, Tensor] = {}
+        self._cam_weights = cam_weights
+        self._aliased = aliased
         self._versions: dict[str, tuple[Tensor, int]] = {}
-        self._opened = False
+        self._grad_mode_changed = False
 
     @property
-    def written(self) -> frozenset[str]:
-        """The layers into whose outputs something was written after they were kept."""
+    def overwritten(self) -> frozenset[str]:
+        """The layers into whose outputs something was written after they were stored."""
         return frozenset(layer for layer, (output, version) in self._versions.items() if output._version != version)
 
     def has_closed_form(self, layer: str) -> bool:
-        """Whether the layer's gradients are known without a graph."""
-        return layer in self._heads
+        """Return whether the layer's gradients are known without a graph."""
+        return layer in self._cam_weights
 
-    def reopen(self) -> None:
-        """Switches grad mode on again, where a module that ran a layer without has ended."""
-        if self._opened:
+    def restore_grad_mode(self) -> None:
+        """Switch grad mode on again, after a module has ended that ran a layer without it."""
+        if self._grad_mode_changed:
             torch.set_grad_enabled(True)
 
     def __call__(self, layer: str, output: Tensor) -> Tensor:
+        """Store a layer's output, of any shape, and return what the head goes on with."""
         if self.has_closed_form(layer):
-            if layer in self._shared or output.is_inference():
+            if layer in self._aliased or output.is_inference():
                 self.activations[layer] = output.detach().clone()
             else:
                 self._versions[layer] = output, output._version
@@ -124,28 +131,28 @@ class _Kept:
             return output
         if torch.is_inference_mode_enabled() or output.is_inference():
             with torch.inference_mode(mode=False):
-                return self._with_leaf(layer, output.clone())
+                return self._make_leaf(layer, output.clone())
         if not torch.is_grad_enabled():
             torch.set_grad_enabled(True)
-            self._opened = True
-        return self._with_zeros(layer, output) if layer in self._shared else self._with_leaf(layer, output)
+            self._grad_mode_changed = True
+        return self._add_zero_leaf(layer, output) if layer in self._aliased else self._make_leaf(layer, output)
 
-    def _with_leaf(self, layer: str, output: Tensor) -> Tensor:
+    def _make_leaf(self, layer: str, output: Tensor) -> Tensor:
         self._versions[layer] = output, output._version
         if not output.requires_grad:
             output = output.detach().requires_grad_()
-        self.sources[layer] = output
+        self.leaves[layer] = output
         self.activations[layer] = output.detach()
         return output.clone()
 
-    def _with_zeros(self, layer: str, output: Tensor) -> Tensor:
+    def _add_zero_leaf(self, layer: str, output: Tensor) -> Tensor:
         self.activations[layer] = output.detach().clone()
-        self.sources[layer] = torch.zeros_like(output, requires_grad=True)
-        return output.add_(self.sources[layer])
+        self.leaves[layer] = torch.zeros_like(output, requires_grad=True)
+        return output.add_(self.leaves[layer])
 
 
 class EagerClassifier:
-    """An eager module, in eval mode and with its parameters frozen (`Classifier`)."""
+    """An eager module, in eval mode and with frozen parameters (`Classifier`)."""
 
     kind = "eager"
     batch: tuple[int, int | None] = (1, None)
@@ -154,55 +161,55 @@ class EagerClassifier:
         self.module = module
 
     def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
-        """Runs the module once and describes every layer that ran."""
+        """Run the module over `[N, 3, H, W]` and describe every layer that ran."""
         builder = SurveyBuilder(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
-        scores = self._look(pictures, builder)
-        resolve_orders(builder, self._look, pictures)
+        scores = self._record(pictures, builder)
+        resolve_orders(builder, self._record, pictures)
         return builder.build(scores)
 
-    def _look(self, pictures: Tensor, builder: SurveyBuilder) -> Tensor:
-        """Shows the builder one run; returns the scores."""
+    def _record(self, pictures: Tensor, builder: SurveyBuilder) -> Tensor:
+        """Record a run, and return its scores `[N, K]`."""
 
-        def look(name: str, module: nn.Module, output: Any) -> None:
+        def record(name: str, module: nn.Module, output: Any) -> None:
             builder.record(name, self.class_of(module), extract_tensor(output))
 
-        with torch.no_grad(), hook_every_call(self.module, look):
+        with torch.no_grad(), hook_every_call(self.module, record):
             return extract_logits(self.module(self.cast_input(pictures)), len(pictures))
 
     def cast_input(self, pictures: Tensor) -> Tensor:
-        """The pictures in the type of the weights."""
+        """Convert pictures `[N, 3, H, W]` to the type of the weights."""
         return cast_input(self.module, pictures)
 
     def class_of(self, module: nn.Module) -> str:
-        """The name of a module's class."""
+        """Return the name of a module's class."""
         return type(module).__name__
 
     def capture(self, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> Capture:
-        """A capture at these layers."""
+        """Make a capture at these layers."""
         return EagerCapture(self.module, sites, setting)
 
     def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
-        """The scores where the layer's output is `values` instead."""
+        """Run the module with the layer's output replaced by `values`, and return the scores `[N, K]`."""
         with torch.no_grad(), hook_last_calls(self.module, {site.layer: site}, lambda _, output: values.to(output, copy=True)):
             return extract_logits(self.module(self.cast_input(pictures)))
 
     def weights(self) -> Iterable[Tensor]:
-        """The module's parameters."""
+        """Return the module's parameters."""
         return self.module.parameters()
 
 
 def find_dtype(weights: Iterable[Tensor]) -> torch.dtype | None:
-    """The type of the first floating weight, which is what the model takes pictures in; None: it has none."""
+    """Return the type of the first floating weight, which is the type of pictures that the model takes; None: there is none."""
     return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
 
 
 def cast_input(model: nn.Module, pictures: Tensor) -> Tensor:
-    """The pictures in the type of the model's weights, or of its buffers where it has no other weights."""
+    """Convert pictures `[N, 3, H, W]` to the type of the model's parameters, or of its buffers where it has no parameters."""
     return pictures.to(find_dtype(chain(model.parameters(), model.buffers())) or pictures.dtype)
 
 
 def freeze(model: nn.Module) -> None:
-    """Eval mode, and no parameter asks for a gradient."""
+    """Put the model into eval mode, and let no parameter require a gradient."""
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -25,13 +25,13 @@ from camserve.capture.survey.layout import extract_logits, extract_tensor
 from camserve.core.errors import ConfigError
 
 ANY = sys.maxsize - 1
-"""From here on, a largest number of pictures is none: torch 2.4 has no other word for it."""
+"""An upper bound from here on means that there is none: torch 2.4 writes it so."""
 
 DISPATCHER = "InterpreterModuleDispatcher"
-"""torch's class of a module that runs with several graphs and counts its calls; torch 2.4 has none."""
+"""torch's class of a module that runs with several graphs and counts its calls; torch 2.4 has no such class."""
 
-TURNING = ("permute", "transpose", "movedim", "moveaxis", "swap", "einsum", "numpy_T", ".mT", "adjoint", ".t.")
-"""Parts of the names of operations that give a map another order; where there is none, channels come first as in the pictures."""
+REORDERING = ("permute", "transpose", "movedim", "moveaxis", "swap", "einsum", "numpy_T", ".mT", "adjoint", ".t.")
+"""Parts of the names of operations that reorder axes. Without any, channels come first in every map, as in the pictures."""
 
 NO_GRAD = (
     "it was exported with torch.no_grad() in its forward, which drops the names of the layers inside; export it without, its "
@@ -39,11 +39,11 @@ NO_GRAD = (
 )
 
 MODE_ERROR = 1e-3
-"""How far a picture's scores may change from pass to pass, as a share of the largest."""
+"""Tolerance between a picture's scores in two passes, as a share of the largest score."""
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a file is a program of `torch.export` and not TorchScript: both are zip files, but only one holds code."""
+    """Return whether a file is a program of `torch.export`, not TorchScript. Both are zip files; TorchScript's holds code."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as file:
@@ -53,10 +53,10 @@ def is_exported(path: str | Path) -> bool:
 
 
 def load_exported(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """The module of a program that `torch.export.save` wrote, with its submodules, on `device`.
+    """Load a program that `torch.export.save` wrote, as a module with submodules on `device`.
 
     Raises:
-        ConfigError: the file is no such program. (A package of AOTInductor is not: it has no graph left.)
+        ConfigError: the file is no such program. A package of AOTInductor is none either: it has no graph.
     """
     try:
         with warnings.catch_warnings():
@@ -71,7 +71,7 @@ def load_exported(path: str | Path, device: torch.device | str = "cpu") -> nn.Mo
 
 
 def restore_program(program: ExportedProgram, device: torch.device) -> nn.Module:
-    """The program as a module with submodules, on `device`, its parameters frozen.
+    """Restore a program as a module with submodules, on `device`, and freeze its parameters.
 
     Raises:
         ConfigError: this torch cannot restore its submodules.
@@ -96,9 +96,10 @@ def restore_program(program: ExportedProgram, device: torch.device) -> nn.Module
 
 
 class ExportedClassifier(EagerClassifier):
-    """An exported program's module (`Classifier`). It cannot change between training and evaluation: it is what was exported.
+    """An exported program's module (`Classifier`).
 
-    A program that was exported for a fixed number of pictures, or a range, is always fed that many.
+    It stays in the mode, training or evaluation, in which it was exported. Where it was exported for a fixed number of pictures,
+    or for a range, it is always given as many.
 
     Raises:
         ConfigError: it was exported in training mode.
@@ -115,74 +116,79 @@ class ExportedClassifier(EagerClassifier):
         self._check_mode(pictures)
 
     def _check_mode(self, pictures: Tensor) -> None:
-        """Training mode shows in scores that change (dropout), or that depend on the other pictures (batch normalisation)."""
-        fed = fit_batch(pictures, self.batch)
-        others = torch.cat([fed[:1], -fed[1:]])
+        """Refuse training mode: scores change from pass to pass (dropout), or with the other pictures (batch normalisation)."""
+        given = fit_batch(pictures, self.batch)
+        others = torch.cat([given[:1], -given[1:]])
         with torch.no_grad():
-            first, again, mixed = (extract_logits(self.module(self.cast_input(each)), len(fed)) for each in (fed, fed, others))
+            first, again, mixed = (
+                extract_logits(self.module(self.cast_input(each)), len(given)) for each in (given, given, others)
+            )
         scale = first.abs().max()
         if (first - again).abs().max() > MODE_ERROR * scale or (first[0] - mixed[0]).abs().max() > MODE_ERROR * scale:
             raise ConfigError("the program was exported in training mode; call model.eval() before torch.export.export")
 
     def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
-        """Runs the program once and describes every layer that ran. A layer that runs with two graphs has one name."""
+        """Run the program and describe every layer that ran. A layer that runs with two graphs has one name."""
         pictures = fit_batch(pictures, self.batch)
         operations = _operations(self.module)
-        turned = any(part in operation for operation in operations for part in TURNING)
-        builder = SurveyBuilder(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid, None if turned else "nchw")
-        ran: dict[str, int] = {}
+        reordered = any(part in operation for operation in operations for part in REORDERING)
+        builder = SurveyBuilder(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid, None if reordered else "nchw")
+        calls: dict[str, int] = {}
 
-        def look(name: str, module: nn.Module, output: Any) -> None:
-            layer = _plain(name)
-            ran[name] = ran.get(name, 0) + 1
-            self._modules[layer], self._calls[layer] = name, ran[name]
+        def record(name: str, module: nn.Module, output: Any) -> None:
+            layer = _layer_name(name)
+            calls[name] = calls.get(name, 0) + 1
+            self._modules[layer], self._calls[layer] = name, calls[name]
             builder.record(layer, self._classes.get(layer) or self.class_of(module), extract_tensor(output))
 
-        with torch.no_grad(), hook_every_call(self.module, look):
+        with torch.no_grad(), hook_every_call(self.module, record):
             scores = extract_logits(self.module(self.cast_input(pictures)), len(pictures))
         hint = NO_GRAD if any("wrap_with_set_grad_enabled" in operation for operation in operations) else ""
         return builder.build(scores, hint=hint)
 
     def capture(self, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> Capture:
-        """A capture at these layers."""
-        own = {layer: self._own(site) for layer, site in sites.items()}
-        capture: Capture = EagerCapture(self.module, own, setting, self._modules)
+        """Make a capture at these layers."""
+        last = {layer: self._at_last_module(site) for layer, site in sites.items()}
+        capture: Capture = EagerCapture(self.module, last, setting, self._modules)
         if any(type(module).__name__ == DISPATCHER for module in self.module.modules()):
             capture = LockedCapture(capture)
         return SplitCapture(capture, *self.batch)
 
     def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
-        """The scores where the layer's output is `values` instead."""
-        keep = {site.layer: self._own(site)}
-        with torch.no_grad(), hook_last_calls(self.module, keep, lambda _, output: values.to(output, copy=True), self._modules):
+        """Run the program with the layer's output replaced by `values`, and return the scores `[N, K]`."""
+        last = {site.layer: self._at_last_module(site)}
+        with torch.no_grad(), hook_last_calls(self.module, last, lambda _, output: values.to(output, copy=True), self._modules):
             return extract_logits(self.module(self.cast_input(pictures)))
 
-    def _own(self, site: Site) -> Site:
-        """The site at the module that ran last under the layer's name."""
+    def _at_last_module(self, site: Site) -> Site:
+        """Return the site at the module that ran last under the layer's name."""
         return replace(site, calls=self._calls[site.layer])
 
 
-def _plain(path: str) -> str:
-    """A layer's name, without the number that torch gives to the call of a module that runs with several graphs."""
+def _layer_name(path: str) -> str:
+    """Return a layer's name, without the number that torch adds to each call of a module that runs with several graphs."""
     return re.sub(r"@\d+", "", path)
 
 
 def _operations(module: nn.Module) -> set[str]:
-    """The names of all operations in the program."""
+    """Return the names of all operations in the program."""
     graphs: list[Any] = [getattr(each, "graph", None) for each in module.modules()]
     return {str(node.target) for graph in graphs if graph for node in graph.nodes if node.op == "call_function"}
 
 
 def _classes_of(module: nn.Module) -> dict[str, str]:
-    """The names of the classes that the layers had before they were exported: each operation remembers those it stood in."""
+    """Return the names of the layers' classes before they were exported, which each operation's metadata holds."""
     graphs: list[Any] = [getattr(each, "graph", None) for each in module.modules()]
     stacks = [node.meta.get("nn_module_stack") or {} for graph in graphs if graph for node in graph.nodes]
-    known = {_plain(path): kind for stack in stacks for path, kind in stack.values()}
+    known = {_layer_name(path): kind for stack in stacks for path, kind in stack.values()}
     return {path: str(getattr(kind, "__name__", kind)).rsplit(".", 1)[-1] for path, kind in known.items()}
 
 
 def _batch_of(module: nn.Module) -> tuple[int, int | None]:
-    """Fewest and most pictures that the program was exported for; from 2 means any: export takes 1 for a case of its own."""
+    """Return the fewest and most pictures that the program was exported for.
+
+    A least number of 2 means any: `torch.export` specialises on 1, and leaves it out of every range.
+    """
     placeholder: Any = module.input_placeholders[0]  # type: ignore[index]
     count = placeholder.meta["val"].shape[0]
     if isinstance(count, int):
@@ -195,7 +201,7 @@ def _batch_of(module: nn.Module) -> tuple[int, int | None]:
 
 
 class LockedCapture:
-    """A capture that lets one thread in at a time (`Capture`): torch counts the calls of some modules on the module itself."""
+    """A capture that one thread runs at a time (`Capture`): torch counts the calls of some modules on the module itself."""
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
@@ -203,10 +209,10 @@ class LockedCapture:
 
     @property
     def sites(self) -> Collection[str]:
-        """The layers that may be asked for."""
+        """Names of the layers that may be asked for."""
         return self._capture.sites
 
     def forward(self, pictures: Tensor, layers: Collection[str]) -> Captured:
-        """Runs the model when it is free."""
+        """Run the model when it is free."""
         with self._lock:
             return self._capture.forward(pictures, layers)

@@ -13,21 +13,24 @@ from torch import Tensor, nn
 from camserve.capture.survey.layers import Site
 from camserve.capture.survey.layout import extract_tensor, replace_tensor
 
-Keep = Callable[[str, Tensor], Tensor]
-"""Takes a layer's name and output, and returns what the head is to go on with."""
+Replace = Callable[[str, Tensor], Tensor]
+"""Takes a layer's name and its output, of any shape, and returns the tensor that the model goes on with."""
 
 
 @contextmanager
 def hook_last_calls(
-    model: nn.Module, sites: Mapping[str, Site], keep: Keep, modules: Mapping[str, str] | None = None
+    model: nn.Module, sites: Mapping[str, Site], replace: Replace, modules: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """Calls `keep` at the last call of each layer, in this thread only; the hooks are gone afterwards.
+    """Context manager that calls `replace` at the last call of each layer, in this thread only.
+
+    Args:
+        modules: the paths of the modules of layers that go by another name.
 
     Raises:
         RuntimeError: a layer ran another number of times than when it was surveyed.
     """
     names = modules or {}
-    hooks = [_LastCall(site, keep) for site in sites.values()]
+    hooks = [_LastCall(site, replace) for site in sites.values()]
     handles = []
     try:
         for hook in hooks:
@@ -43,15 +46,15 @@ def hook_last_calls(
 
 @contextmanager
 def hook_parents(model: nn.Module, names: Collection[str], ended: Callable[[], None]) -> Iterator[None]:
-    """Calls `ended`, in this thread only, when a module ends in which one of the modules `names` runs."""
+    """Context manager that calls `ended`, in this thread only, when a module that holds one of the modules `names` ends."""
     thread = threading.get_ident()
 
     def hook(_module: nn.Module, _inputs: Any, _output: Any) -> None:
         if threading.get_ident() == thread:
             ended()
 
-    holders = {path for name in names for path in accumulate(name.split("."), "{}.{}".format)}.difference(names)
-    handles = [model.get_submodule(path).register_forward_hook(hook) for path in holders]
+    parents = {path for name in names for path in accumulate(name.split("."), "{}.{}".format)}.difference(names)
+    handles = [model.get_submodule(path).register_forward_hook(hook) for path in parents]
     try:
         yield
     finally:
@@ -60,11 +63,11 @@ def hook_parents(model: nn.Module, names: Collection[str], ended: Callable[[], N
 
 
 @contextmanager
-def hook_every_call(model: nn.Module, look: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
-    """Shows `look` the name, the module and the output of every call of a submodule."""
+def hook_every_call(model: nn.Module, record: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
+    """Context manager that calls `record` with the name, the module and the output of every call of a submodule."""
 
     def hook_for(name: str) -> Callable[..., None]:
-        return lambda module, _inputs, output: look(name, module, output)
+        return lambda module, _inputs, output: record(name, module, output)
 
     handles = [module.register_forward_hook(hook_for(name)) for name, module in model.named_modules() if name]
     try:
@@ -77,9 +80,9 @@ def hook_every_call(model: nn.Module, look: Callable[[str, nn.Module, Any], None
 class _LastCall:
     """A forward hook that acts at the call that was the last one when the layer was surveyed."""
 
-    def __init__(self, site: Site, keep: Keep) -> None:
+    def __init__(self, site: Site, replace: Replace) -> None:
         self.site = site
-        self._keep = keep
+        self._replace = replace
         self._thread = threading.get_ident()
         self._calls = 0
 
@@ -90,7 +93,7 @@ class _LastCall:
         tensor = extract_tensor(output)
         if self._calls != self.site.calls or tensor is None:
             return None
-        return replace_tensor(output, self._keep(self.site.layer, tensor))
+        return replace_tensor(output, self._replace(self.site.layer, tensor))
 
     def check(self) -> None:
         if self._calls != self.site.calls:

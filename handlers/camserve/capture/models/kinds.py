@@ -1,4 +1,11 @@
-"""Which kind of model a loaded object is, and what can be said of any kind: its layers, and the one to explain."""
+"""Opens a loaded object as a model of its kind.
+
+| kind | what is loaded | is opened as |
+| --- | --- | --- |
+| `torchscript` | `torch.jit.ScriptModule` | `torchscript.script.ScriptClassifier` |
+| `exported` | `ExportedProgram`, or its `UnflattenedModule` | `exported.ExportedClassifier` |
+| `eager` | any other `nn.Module`; of a compiled one, the module that was compiled | `eager.EagerClassifier` |
+"""
 
 from __future__ import annotations
 
@@ -17,21 +24,21 @@ from camserve.core.errors import ConfigError
 
 
 def open_model(model: object, pictures: Tensor) -> Classifier:
-    """A model of any kind, with its parameters frozen; one that was compiled is opened as what it was before.
+    """Open a model of any kind, and freeze its parameters.
 
     Args:
-        model: an eager module, a TorchScript module, an exported program or its restore_program module.
-        pictures: `[N, 3, H, W]`, N at least 2, on the model's device: it is tried with them.
+        model: a loaded object of one of the kinds above.
+        pictures: `[N, 3, H, W]`, N at least 2, on the model's device, to try it on.
 
     Raises:
-        ConfigError: it is none of these, or does not run on such pictures.
+        ConfigError: it is of no such kind, or does not run on these pictures.
     """
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, ExportedProgram):
         model = restore_program(model, pictures.device)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a model of the type {type(model).__name__} has no layers that could be explained; {ACCEPTED}")
-    if isinstance(model, torch.fx.GraphModule) and _called(model) <= {"_guards_fn"}:
+    if isinstance(model, torch.fx.GraphModule) and _called_modules(model) <= {"_guards_fn"}:
         raise ConfigError(f"this graph has no layers: take the exported program itself, not its module(); {ACCEPTED}")
     try:
         if isinstance(model, torch.jit.ScriptModule):
@@ -46,8 +53,8 @@ def open_model(model: object, pictures: Tensor) -> Classifier:
         raise _does_not_run(pictures, error) from error
 
 
-def _called(graph: torch.fx.GraphModule) -> set[object]:
-    """Names of the modules that a graph calls; a program's own `module()` calls none, or one that checks its input."""
+def _called_modules(graph: torch.fx.GraphModule) -> set[object]:
+    """Return the names of the modules that a graph calls. A program's own `module()` calls none, or one that checks its input."""
     return {node.target for node in graph.graph.nodes if node.op == "call_module"}
 
 
@@ -55,18 +62,21 @@ ACCEPTED = "accepted are eager modules, TorchScript modules (.pt) and programs o
 
 DOES_NOT_RUN = "the model does not run on pictures of shape"
 
-CHANNELS = (
+WRONG_CHANNELS = (
     r"to have (\d+) channels, but got (\d+) channels",
     r"Expected input at \*args\[0\]\.shape\[1\] to be equal to (\d+), but got (\d+)",
 )
-"""How a convolution, and a program of torch.export, says how many channels it wants, and how many came."""
+"""How a convolution, and a program of torch.export, say how many channels they take, and how many they got."""
 
 
 def survey_model(model: Classifier, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
-    """The survey of an opened model.
+    """Survey an opened model with pictures `[N, 3, H, W]`.
+
+    Args:
+        token_grid: (rows, columns) of a transformer's tokens, where the configuration gives them.
 
     Raises:
-        ConfigError: it does not run on such pictures, or gives no row of scores for each; or no layer takes `token_grid`.
+        ConfigError: it does not run on such pictures, or gives no row of scores for each; or `token_grid` fits no layer.
     """
     try:
         return model.survey(pictures, token_grid)
@@ -77,24 +87,25 @@ def survey_model(model: Classifier, pictures: Tensor, token_grid: tuple[int, int
 def _does_not_run(pictures: Tensor, error: Exception) -> ConfigError:
     if isinstance(error, ConfigError):
         return error
-    return ConfigError(f"{DOES_NOT_RUN} {list(pictures.shape)}: {summarize_error(error)}{_of_channels(pictures, error)}")
+    return ConfigError(f"{DOES_NOT_RUN} {list(pictures.shape)}: {summarize_error(error)}{_advise_on_channels(pictures, error)}")
 
 
-def _of_channels(pictures: Tensor, error: Exception) -> str:
-    """What to do where the first convolution, or the program, wants another number of channels than camserve gives; else ""."""
-    found = next((found for pattern in CHANNELS if (found := re.search(pattern, str(error)))), None)
-    if found is None or int(found[2]) != pictures.shape[1]:
+def _advise_on_channels(pictures: Tensor, error: Exception) -> str:
+    """Say what to do where the model takes another number of channels than camserve gives; "" where that is not the fault."""
+    match = next((match for pattern in WRONG_CHANNELS if (match := re.search(pattern, str(error)))), None)
+    if match is None or int(match[2]) != pictures.shape[1]:
         return ""
-    wanted = "1 channel" if found[1] == "1" else f"{found[1]} channels"
+    expected, given = match[1], match[2]
+    channels = "1 channel" if expected == "1" else f"{expected} channels"
     ways = {"1": ", self.model(x.mean(1, keepdim=True))", "4": ", such as torch.cat([x, torch.ones_like(x[:, :1])], 1)"}
     return (
-        f"; it takes {wanted}, and camserve feeds it RGB pictures; wrap it in a module whose forward makes {found[1]} of the "
-        f"{found[2]}{ways.get(found[1], '')}"
+        f"; it takes {channels}, and camserve feeds it RGB pictures; wrap it in a module whose forward makes {expected} of the "
+        f"{given}{ways.get(expected, '')}"
     )
 
 
 def summarize_error(error: Exception) -> str:
-    """The first two lines of what an exception says, as one; of a TorchScript program's traceback the last, which says why."""
+    """Return the first two lines of an exception's message as one; of a TorchScript traceback the last line, which says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and "TorchScript interpreter" in lines[0]:
         return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception): ", line)), lines[-1])

@@ -1,4 +1,4 @@
-"""What is left of a forward pass, and how a pass is made of several where a model takes only so many pictures at once."""
+"""The result of a forward pass, and passes in parts where a model takes only so many pictures at once."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Pass:
 
     Attributes:
         sites: the layers that were asked for.
-        heads: the weights `[K, C]` of those whose gradients are known in closed form.
-        activations: each layer's output as it is, without a graph.
-        sources: for the other layers, what the scores are differentiated with respect to, of the same shape.
-        scores: `[N, K]`, with the head's graph.
-        scale: how many times as high and as wide the pictures are as those that were surveyed; None: not known.
+        cam_weights: the weights `[K, C]` of those whose gradients are known in closed form.
+        activations: each layer's output as the model lays it out, without a graph.
+        leaves: for the other layers, what the scores are differentiated with respect to, of the same shape.
+        scores: `[N, K]`, with the graph of what is behind the layers.
+        scale: of the pictures, in relation to those that were surveyed; None: not known.
     """
 
     sites: Mapping[str, Site]
-    heads: Mapping[str, Tensor]
+    cam_weights: Mapping[str, Tensor]
     activations: Mapping[str, Tensor]
-    sources: Mapping[str, Tensor]
+    leaves: Mapping[str, Tensor]
     scores: Tensor
     scale: Scale | None = None
 
@@ -40,33 +40,33 @@ class Pass:
         return self.scores.detach().float()
 
     def activation(self, layer: str) -> Tensor:
-        """`[N, C, h, w]`, without a graph."""
+        """Return the layer's activation `[N, C, h, w]`, without a graph."""
         return self.sites[layer].layout.to_grid(self.activations[layer], self.scale)
 
     def has_closed_form(self, layer: str) -> bool:
-        """Whether the layer's gradients are rows of the head's weights."""
-        return layer in self.heads
+        """Return whether the layer meets the CAM condition."""
+        return layer in self.cam_weights
 
     def gradients(self, layer: str, rows: Tensor, targets: Tensor, seed: float = 1.0) -> Tensor:
-        """`[M, C, h, w]` by autograd over the head, or `[M, C, 1, 1]` in closed form where the head is pooled and linear."""
+        """Return gradients `[M, C, 1, 1]` in closed form under the CAM condition, else `[M, C, h, w]` by autograd."""
         if self.has_closed_form(layer):
             height, width = self.activation(layer).shape[2:]
-            return seed * self.heads[layer][targets][:, :, None, None] / (height * width)
+            return seed * self.cam_weights[layer][targets][:, :, None, None] / (height * width)
         seeds = torch.zeros_like(self.scores)
         seeds[rows, targets] = seed
-        (gradient,) = torch.autograd.grad(self.scores, self.sources[layer], seeds, retain_graph=True)
+        (gradient,) = torch.autograd.grad(self.scores, self.leaves[layer], seeds, retain_graph=True)
         return self.sites[layer].layout.to_grid(gradient, self.scale)[rows]
 
 
 def copy_saved_tensors() -> AbstractContextManager[object]:
-    """In which a graph keeps copies of what it needs, so that the model may write into its values afterwards."""
+    """Context manager in which autograd saves copies, so that the model may overwrite the values later."""
     return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.clone, lambda value: value)
 
 
 class SplitCapture:
-    """A capture that feeds its model at least `low` and at most `high` pictures at once (`Capture`).
+    """A capture whose model takes at least `low` and at most `high` pictures at once (`Capture`).
 
-    More are fed in pieces; fewer are filled up with the last picture, whose scores and gradients are then dropped.
+    More pictures are split into several passes. Fewer are padded with the last one, whose further results are dropped.
     """
 
     def __init__(self, capture: Capture, low: int, high: int | None) -> None:
@@ -76,11 +76,11 @@ class SplitCapture:
 
     @property
     def sites(self) -> Collection[str]:
-        """The layers that may be asked for."""
+        """Names of the layers that may be asked for."""
         return self._capture.sites
 
     def forward(self, pictures: Tensor, layers: Collection[str]) -> Captured:
-        """Runs the model over `[N, 3, H, W]`, as often as it takes."""
+        """Run the model over `[N, 3, H, W]`, in as many passes as needed."""
         parts = list(torch.split(pictures, self._high or len(pictures)))
         sizes = [len(part) for part in parts]
         parts = [pad_batch(part, self._low) for part in parts]
@@ -88,18 +88,18 @@ class SplitCapture:
 
 
 def pad_batch(pictures: Tensor, count: int) -> Tensor:
-    """At least `count` pictures: the last one is repeated."""
+    """Repeat the last of the pictures `[N, 3, H, W]` until there are `count`, if there are fewer."""
     missing = count - len(pictures)
     return torch.cat([pictures, pictures[-1:].expand(missing, -1, -1, -1)]) if missing > 0 else pictures
 
 
 def fit_batch(pictures: Tensor, batch: tuple[int, int | None]) -> Tensor:
-    """As many of the pictures as a model takes that takes from `batch[0]` to `batch[1]` at once, filled up if need be."""
+    """Pad or cut pictures `[N, 3, H, W]` to what a model takes at once: from `batch[0]` to `batch[1]`, None for no limit."""
     return pad_batch(pictures, batch[0])[: batch[1]]
 
 
 class JoinedPasses:
-    """Several passes as one (`Captured`); of the i-th only the first `sizes[i]` pictures count."""
+    """Several passes as one (`Captured`). Of the i-th pass only the first `sizes[i]` pictures count."""
 
     def __init__(self, passes: Sequence[Captured], sizes: Sequence[int]) -> None:
         self._passes = passes
@@ -111,21 +111,21 @@ class JoinedPasses:
         return torch.cat([each.logits[:size] for each, size in zip(self._passes, self._sizes, strict=True)])
 
     def activation(self, layer: str) -> Tensor:
-        """`[N, C, h, w]`, without a graph."""
+        """Return the layer's activation `[N, C, h, w]`, without a graph."""
         return torch.cat([each.activation(layer)[:size] for each, size in zip(self._passes, self._sizes, strict=True)])
 
     def has_closed_form(self, layer: str) -> bool:
-        """Whether the layer's gradients need no backward pass."""
+        """Return whether the layer's gradients need no backward pass."""
         return all(each.has_closed_form(layer) for each in self._passes)
 
     def gradients(self, layer: str, rows: Tensor, targets: Tensor, seed: float = 1.0) -> Tensor:
-        """`[M, C, h, w]` or `[M, C, 1, 1]`, in the order of `rows`."""
-        places, found = [], []
+        """Return gradients `[M, C, h, w]` or `[M, C, 1, 1]`, in the order of `rows`."""
+        places, gradients = [], []
         start = 0
         for each, size in zip(self._passes, self._sizes, strict=True):
             inside = torch.nonzero((rows >= start) & (rows < start + size)).flatten()
             if len(inside):
                 places.append(inside)
-                found.append(each.gradients(layer, rows[inside] - start, targets[inside], seed))
+                gradients.append(each.gradients(layer, rows[inside] - start, targets[inside], seed))
             start += size
-        return torch.cat(found)[torch.argsort(torch.cat(places))]
+        return torch.cat(gradients)[torch.argsort(torch.cat(places))]

@@ -1,1 +1,1 @@
-"""A faster forward pass with the same result: folded norms, prepacked weights, memory format."""
+"""A faster forward pass with the same result: folded batch normalisation, prepacked weights, the memory format."""

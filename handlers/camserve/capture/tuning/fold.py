@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolution before it: the same function, and one pass over each activation less."""
+"""Folds batch normalisation into the convolution before it: the same function, and one pass over each activation less."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from camserve.capture.precision import disable_tf32
 from camserve.capture.survey.layout import extract_logits, extract_tensor
 
 CLOSE = 1e-5
-"""How far a folded convolution's output may be from the normalised one, as a share of its largest value."""
+"""Tolerance between a folded convolution's output and the normalised one, as a share of the largest value."""
 
 EQUAL = 1e-6
-"""How far the whole model's probabilities may move."""
+"""Largest change of the whole model's probabilities."""
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A convolution and the normalisation of its output: their names and modules, and the weights that stand for both."""
+    """A convolution and the normalisation of its output: their names and modules, and the weights that do both."""
 
     names: tuple[str, str]
     conv: nn.Conv2d
@@ -34,43 +34,46 @@ class _Pair:
 
 
 def fold_norms(model: nn.Module, pictures: Tensor, layers: Collection[str]) -> int:
-    """Folds batch normalisation into convolutions, in place, where a trial shows no difference; how many were folded.
+    """Fold batch normalisation into convolutions, in place, where a trial shows no difference.
 
-    Which normalisation takes a convolution's output is seen in a run of the model, never told from names, and each pair is
-    compared on what it was given there. The modules keep their names: a folded normalisation becomes `nn.Identity`. Then the
-    whole model is compared, and where its probabilities move by more than 1e-6, or the activation of one of `layers` does by
-    as much of its largest value as a pair's may, everything is put back.
+    A run of the model shows which normalisation takes a convolution's output; names never do. Each pair is compared on its own
+    input from that run. The modules keep their names: a folded normalisation becomes `nn.Identity`. Then the whole model is
+    compared. Where its probabilities change by more than `EQUAL`, or the activation of one of `layers` by more than `CLOSE` of
+    its largest value, everything is restored.
 
     Args:
-        model: eager, in eval mode, parameters frozen.
+        model: eager, in eval mode, with frozen parameters.
         pictures: `[N, 3, H, W]` to try it on.
-        layers: whose outputs must stay what they are.
+        layers: layers whose outputs must not change.
+
+    Returns:
+        How many normalisations were folded.
     """
     modules = dict(model.named_modules())
     with torch.no_grad(), disable_tf32():
-        pairs, before = _found(model, modules, pictures, layers)
-        undo = [_folded(modules, pair) for pair in pairs]
+        pairs, before = _find_pairs(model, modules, pictures, layers)
+        originals = [_fold(modules, pair) for pair in pairs]
         if pairs and not _alike(before, _run(model, modules, pictures, layers)):
-            for pair, (weight, bias) in zip(pairs, undo, strict=True):
+            for pair, (weight, bias) in zip(pairs, originals, strict=True):
                 _put(modules, pair, weight, bias, pair.norm)
             return 0
     return len(pairs)
 
 
-def _found(
+def _find_pairs(
     model: nn.Module, modules: dict[str, nn.Module], pictures: Tensor, layers: Collection[str]
 ) -> tuple[list[_Pair], list[Tensor]]:
-    """The pairs, and what the model gave before anything was folded."""
+    """Return the pairs, and what `_run` gives before anything is folded."""
     finder = _Finder(model, modules, layers)
     with ExitStack() as stack:
         for name, module in finder.candidates():
-            stack.enter_context(_hooked(module, lambda own, given, output, name=name: finder.look(name, own, given, output)))
+            stack.enter_context(_hook(module, lambda own, given, output, name=name: finder.record(name, own, given, output)))
         before = _run(model, modules, pictures, layers)
     return finder.pairs(), before
 
 
 class _Finder:
-    """Watches a run for convolutions whose very next output is normalised."""
+    """Finds, in a run, the convolutions whose output is the input of the very next call, a normalisation."""
 
     def __init__(self, model: nn.Module, modules: dict[str, nn.Module], layers: Collection[str]) -> None:
         self._modules = modules
@@ -84,7 +87,7 @@ class _Finder:
         self._pairs: list[_Pair] = []
 
     def candidates(self) -> Iterator[tuple[str, nn.Module]]:
-        """Modules that may be half of a pair: known by one name, and without hooks or weights that others have a hand in."""
+        """Yield the modules that may be half of a pair: with a single name, without hooks, and without shared weights."""
         for name, module in self._modules.items():
             free = self._names[module] == 1 and not module._forward_hooks and not module._forward_pre_hooks
             if free and (isinstance(module, nn.BatchNorm2d) or (isinstance(module, nn.Conv2d) and self._owns(module))):
@@ -95,26 +98,26 @@ class _Finder:
         own = "weight" in conv._parameters and all(self._owners[id(weight)] == 1 for weight in weights)
         return own and conv.weight.dtype in (torch.float32, torch.float64)
 
-    def look(self, name: str, module: nn.Module, given: Tensor, output: Tensor) -> None:
-        """Takes one call of a candidate."""
+    def record(self, name: str, module: nn.Module, given: Tensor, output: Tensor) -> None:
+        """Record one call of a candidate: its input and output, of any shape."""
         self._calls[name] += 1
         last, self._last = self._last, None
         if isinstance(module, nn.Conv2d):
             self._last = name, module, given, output, output._version
         elif isinstance(module, nn.BatchNorm2d) and last is not None:
-            conv_name, conv, taken, made, version = last
-            if given is made and version == made._version and not self._shows(conv_name, name):
-                self._try((conv_name, name), conv, module, taken, output)
+            conv_name, conv, conv_given, conv_output, version = last
+            if given is conv_output and version == conv_output._version and not self._ends_between(conv_name, name):
+                self._try((conv_name, name), conv, module, conv_given, output)
 
-    def _shows(self, conv: str, norm: str) -> bool:
-        """Whether a layer ends between the two: its output would change."""
+    def _ends_between(self, conv: str, norm: str) -> bool:
+        """Return whether one of the layers ends between the two: its output would change."""
         return any(conv == layer or (conv.startswith(f"{layer}.") and not norm.startswith(f"{layer}.")) for layer in self._layers)
 
     def _try(self, names: tuple[str, str], conv: nn.Conv2d, norm: nn.BatchNorm2d, given: Tensor, output: Tensor) -> None:
-        found = _weights(conv, norm)
-        if found is None:
+        weights = _folded_weights(conv, norm)
+        if weights is None:
             return
-        pair = _Pair(names, conv, norm, *found)
+        pair = _Pair(names, conv, norm, *weights)
         old = _set(conv, pair.weight, pair.bias)
         folded = conv.forward(given)
         _set(conv, *old)
@@ -122,12 +125,12 @@ class _Finder:
             self._pairs.append(pair)
 
     def pairs(self) -> list[_Pair]:
-        """Those whose modules ran once each."""
+        """Return the pairs whose modules ran once each."""
         return [pair for pair in self._pairs if all(self._calls[name] == 1 for name in pair.names)]
 
 
-def _weights(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor] | None:
-    """The weight and the bias of a convolution that does both, computed in float64; None where statistics are the batch's own."""
+def _folded_weights(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor] | None:
+    """Compute, in float64, the weight and the bias that do both; None where normalisation uses the batch's own statistics."""
     mean, variance = norm.running_mean, norm.running_var
     if norm.training or mean is None or variance is None:
         return None
@@ -139,8 +142,8 @@ def _weights(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor] | N
     return weight.to(conv.weight), bias.to(conv.weight)
 
 
-def _folded(modules: dict[str, nn.Module], pair: _Pair) -> tuple[Tensor, Tensor | None]:
-    """Folds a pair; returns the convolution's own weight and bias."""
+def _fold(modules: dict[str, nn.Module], pair: _Pair) -> tuple[Tensor, Tensor | None]:
+    """Fold a pair, and return the convolution's own weight and bias."""
     old = pair.conv.weight.detach(), None if pair.conv.bias is None else pair.conv.bias.detach()
     _put(modules, pair, pair.weight, pair.bias, nn.Identity())
     return old
@@ -153,7 +156,7 @@ def _put(modules: dict[str, nn.Module], pair: _Pair, weight: Tensor, bias: Tenso
 
 
 def _set(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Gives a convolution other weights; returns those that it had."""
+    """Give a convolution other weights, and return those that it had."""
     old = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
     conv.weight = nn.Parameter(weight, requires_grad=False)
     conv.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
@@ -161,13 +164,13 @@ def _set(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, 
 
 
 def _run(model: nn.Module, modules: dict[str, nn.Module], pictures: Tensor, layers: Collection[str]) -> list[Tensor]:
-    """The model's probabilities, then the activations of `layers`."""
-    found: dict[str, Tensor] = {}
+    """Return the model's probabilities `[N, K]`, then the outputs of `layers`."""
+    outputs: dict[str, Tensor] = {}
 
     def keep(name: str, output: Any) -> None:
         tensor = extract_tensor(output)
         if tensor is not None:
-            found[name] = tensor.clone()
+            outputs[name] = tensor.clone()
 
     with ExitStack() as stack:
         for layer in filter(modules.__contains__, layers):
@@ -175,17 +178,17 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], pictures: Tensor, laye
             handle = module.register_forward_hook(lambda _own, _given, output, layer=layer: keep(layer, output))
             stack.callback(handle.remove)
         scores = extract_logits(model(cast_input(model, pictures)))
-    return [scores.double().softmax(1), *(found[layer] for layer in sorted(found))]
+    return [scores.double().softmax(1), *(outputs[layer] for layer in sorted(outputs))]
 
 
-def _hooked(module: nn.Module, look: Any) -> ExitStack:
-    """Shows `look` the module, its input and its output at every call, while it is open."""
+def _hook(module: nn.Module, record: Any) -> ExitStack:
+    """Context manager that calls `record` with the module, its input and its output at every call."""
 
     def hook(own: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-            look(own, inputs[0], output)
+            record(own, inputs[0], output)
         else:
-            look(own, torch.empty(0), torch.empty(0))
+            record(own, torch.empty(0), torch.empty(0))
 
     stack = ExitStack()
     stack.callback(module.register_forward_hook(hook).remove)
@@ -193,10 +196,10 @@ def _hooked(module: nn.Module, look: Any) -> ExitStack:
 
 
 def _alike(before: list[Tensor], after: list[Tensor]) -> bool:
-    moved = (before[0] - after[0]).abs().max()
-    return bool(moved <= EQUAL) and all(_close(new, old) for old, new in zip(before[1:], after[1:], strict=True))
+    change = (before[0] - after[0]).abs().max()
+    return bool(change <= EQUAL) and all(_close(new, old) for old, new in zip(before[1:], after[1:], strict=True))
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """Whether two outputs are equal but for rounding; never where one of them is not finite."""
+    """Return whether two outputs are equal but for rounding; never where one of them is not finite."""
     return one.shape == other.shape and bool((one - other).abs().max() <= CLOSE * other.abs().max())

@@ -1,6 +1,6 @@
-"""Cuts in a TorchScript program: layers' outputs, and what they are differentiated with respect to, as outputs of its own.
+"""Adds outputs to a TorchScript program: its layers' activations, and the leaves that scores are differentiated with respect to.
 
-Like `surgery`, this rests on private parts of torch, which `surgery.check_torch` looks for.
+Like `rewriting`, this uses private parts of torch, which `rewriting.check_torch` looks for.
 """
 
 from __future__ import annotations
@@ -12,22 +12,27 @@ import torch
 
 from camserve.capture.models.torchscript.rewriting import Graph, Node, Program, Value, destroy
 
-SINGLE = 6
-"""TorchScript's number of float32."""
+FLOAT32 = 6
+"""TorchScript's number of the type."""
 
-FLOATING = frozenset({5, SINGLE, 7, 15})
-"""Those of float16, float32, float64 and bfloat16."""
+FLOATING = frozenset({5, FLOAT32, 7, 15})
+"""The numbers of float16, float32, float64 and bfloat16."""
 
-Cut = Callable[[Graph, Value], tuple[Value, list[Value]]]
-"""Adds nodes behind a value: gives what the rest of the program goes on with, and further outputs of the program."""
+Insert = Callable[[Graph, Value], tuple[Value, list[Value]]]
+"""Inserts nodes behind a value: returns the value that the program goes on with, and values that become further outputs."""
 
 
-def add_outputs(program: Program, cuts: Mapping[int, Cut]) -> Any:
-    """A function of the program: the module and the pictures in; its answer and, cut by cut, the further outputs out.
+def add_outputs(program: Program, inserts: Mapping[int, Insert]) -> Any:
+    """Make a function of the program with further outputs.
 
-    Cuts are at marks: a call's output, or an end of an operation that may pool.
+    Args:
+        inserts: what is inserted at which marks, by their places.
+
+    Returns:
+        A function of the module and the pictures. It returns a tuple: the program's own output, then the further outputs of each
+        insert in turn.
     """
-    graph, outputs = _cut(program, cuts)
+    graph, outputs = _insert(program, inserts)
     further = [value for each in outputs for value in each]
     for value in further:
         graph.registerOutput(value)
@@ -37,22 +42,27 @@ def add_outputs(program: Program, cuts: Mapping[int, Cut]) -> Any:
 
 
 def add_leaves(program: Program, places: Sequence[int]) -> tuple[Any, bool]:
-    """A function as of `add_outputs`, that gives for each place the value there and zeros, with respect to which the scores
-    can be differentiated; and whether the program writes into one of these values later."""
-    graph, outputs = _cut(program, dict.fromkeys(places, insert_leaf))
+    """Make a function whose further outputs are, for each place, the value there and a leaf of zeros that was added to it.
+
+    The scores can be differentiated with respect to the leaves. Where the program later writes into a value, perhaps through an
+    alias, the leaf is added in place.
+
+    Returns:
+        The function, as of `add_outputs`, and whether the program writes into one of the values.
+    """
+    graph, outputs = _insert(program, dict.fromkeys(places, insert_leaf))
     aliases = graph.alias_db()
-    written = {
+    overwritten = {
         place
         for place, (kept, _) in zip(places, outputs, strict=True)
         if any(aliases.may_contain_alias(value, kept) for value in _written_after(graph, kept))
     }
-    return add_outputs(program, {place: insert_leaf_in_place if place in written else insert_leaf for place in places}), bool(
-        written
-    )
+    inserts = {place: insert_leaf_in_place if place in overwritten else insert_leaf for place in places}
+    return add_outputs(program, inserts), bool(overwritten)
 
 
 def _written_after(graph: Graph, value: Value) -> Iterator[Value]:
-    """What operations behind a value write into."""
+    """Yield the values that operations behind `value` write into."""
     nodes = list(graph.nodes())
     start = next(place for place, node in enumerate(nodes) if value.unique() in [each.unique() for each in node.outputs()])
     for node in nodes[start + 1 :]:
@@ -67,16 +77,16 @@ def _written(node: Node) -> Iterator[Value]:
             yield from _written(inner)
 
 
-def _cut(program: Program, cuts: Mapping[int, Cut]) -> tuple[Graph, list[list[Value]]]:
-    """A copy of the program's graph without its marks, and the further outputs of each cut."""
+def _insert(program: Program, inserts: Mapping[int, Insert]) -> tuple[Graph, list[list[Value]]]:
+    """Return a copy of the program's graph without its marks, and the further outputs of each insert."""
     graph = program.graph.copy()
     nodes = list(graph.nodes())
     further: list[list[Value]] = []
-    for place, cut in cuts.items():
+    for place, insert in inserts.items():
         mark = nodes[place]
         graph.setInsertPoint(mark)
-        answer, outputs = cut(graph, next(mark.inputs()))
-        mark.output().replaceAllUsesWith(answer)
+        value, outputs = insert(graph, next(mark.inputs()))
+        mark.output().replaceAllUsesWith(value)
         further.append(outputs)
     for place in {mark.place for mark in program.marks}.union(*program.pools):
         node = nodes[place]
@@ -86,9 +96,9 @@ def _cut(program: Program, cuts: Mapping[int, Cut]) -> tuple[Graph, list[list[Va
 
 
 def insert_leaf(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
-    """A cut that adds zeros that require grad: the gradient with respect to them is that with respect to the value.
+    """Add zeros that require a gradient: the gradient with respect to them is that with respect to the value.
 
-    So it is for any number of layers in one pass, whichever comes first. Outputs: the value, the zeros.
+    That holds for any number of layers in one pass, in any order. Outputs: the value, the zeros.
     """
     zeros = graph.insert("aten::zeros_like", [value])
     zeros = graph.insert("aten::requires_grad_", [zeros, graph.insertConstant(True)])
@@ -96,7 +106,7 @@ def insert_leaf(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
 
 
 def insert_leaf_in_place(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
-    """The same for a value that the program writes into later, perhaps by another name: the zeros are added in place."""
+    """Do the same in place, for a value that the program writes into later."""
     kept = graph.insert("aten::clone", [graph.insert("aten::detach", [value])])
     zeros = graph.insert("aten::zeros_like", [value])
     zeros = graph.insert("aten::requires_grad_", [zeros, graph.insertConstant(True)])
@@ -104,9 +114,9 @@ def insert_leaf_in_place(graph: Graph, value: Value) -> tuple[Value, list[Value]
 
 
 def insert_statistics(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
-    """A cut that looks. Outputs: shape, type, whether some value is negative, mean, mean square, mean magnitude."""
-    false, true, single = graph.insertConstant(False), graph.insertConstant(True), graph.insertConstant(SINGLE)
-    copy = graph.insert("aten::to", [value, single, false, true])
+    """Summarise the value. Outputs: shape, type, whether some element is negative, mean, mean square, mean magnitude."""
+    false, true, float32 = graph.insertConstant(False), graph.insertConstant(True), graph.insertConstant(FLOAT32)
+    copy = graph.insert("aten::to", [value, float32, false, true])
     negative = graph.insert("aten::any", [graph.insert("aten::lt", [copy, graph.insertConstant(0)])])
     parts = [copy, graph.insert("aten::mul", [copy, copy]), graph.insert("aten::abs", [copy])]
     means = [graph.insert("aten::mean", [part]) for part in parts]
@@ -114,10 +124,10 @@ def insert_statistics(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
 
 
 def insert_input(graph: Graph, _value: Value) -> tuple[Value, list[Value]]:
-    """A cut that puts a further input of the program in the place of the value."""
+    """Replace the value by a further input of the program. There are no outputs."""
     return graph.addInput(), []
 
 
 def is_floating(dtype: int) -> bool:
-    """Whether TorchScript's number of a type is one of a floating type."""
+    """Return whether TorchScript's number of a type is that of a floating type."""
     return dtype in FLOATING

@@ -1,6 +1,6 @@
-"""Surgery on TorchScript graphs: calls of submodules inlined and marked, so that `cuts` can be made at what they give.
+"""Rewrites a TorchScript graph: inlines the calls of submodules and marks their outputs, where `outputs` adds nodes.
 
-TorchScript has no forward hooks on a loaded archive. This rests on private parts of torch, which `check_torch` looks for.
+A loaded TorchScript archive takes no forward hooks. This uses private parts of torch, which `check_torch` looks for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NEEDED: Mapping[str, Sequence[str]] = {
 }
 
 MARK = "aten::alias"
-"""The operation that marks a call's output: it gives its input, under a value of its own."""
+"""The operation that marks a call's output: it returns its input, as a value of its own."""
 
 POOLS = frozenset(
     {"aten::adaptive_avg_pool2d", "aten::adaptive_max_pool2d", "aten::avg_pool2d", "aten::max_pool2d", "aten::mean"}
@@ -45,12 +45,12 @@ Value: TypeAlias = Any
 
 
 def check_torch() -> None:
-    """Looks for the private parts of torch that this module and `cuts` use.
+    """Look for the private parts of torch that this module and `outputs` use.
 
     Raises:
-        ConfigError: this version of torch has not got them.
+        ConfigError: this version of torch lacks some.
     """
-    missing = [f"{owner}.{name}" for owner, names in NEEDED.items() for name in names if not hasattr(_resolved(owner), name)]
+    missing = [f"{owner}.{name}" for owner, names in NEEDED.items() for name in names if not hasattr(_resolve(owner), name)]
     if missing:
         raise ConfigError(
             f"TorchScript archives cannot be explained with torch {torch.__version__}: it has no {listed(missing)}; "
@@ -58,17 +58,23 @@ def check_torch() -> None:
         )
 
 
-def _resolved(path: str) -> Any:
-    """`torch._C.Graph`; None where a part of the path is missing."""
-    found: Any = torch
+def _resolve(path: str) -> Any:
+    """Return the object at a path such as `torch._C.Graph`; None where a part of the path is missing."""
+    value: Any = torch
     for name in path.split(".")[1:]:
-        found = getattr(found, name, None)
-    return found
+        value = getattr(value, name, None)
+    return value
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One call of a submodule: its path, its class, and the place of its output's mark among the graph's nodes."""
+    """One call of a submodule.
+
+    Attributes:
+        path: of the submodule.
+        kind: the name of its class.
+        place: of its output's mark among the graph's nodes.
+    """
 
     path: str
     kind: str
@@ -79,8 +85,11 @@ class Mark:
 class Program:
     """A module's `forward` with every call inlined.
 
-    `marks` are in the order in which calls finish; `pools` are the marks around operations that may pool; `hidden` are submodules
-    that run inside a branch or a loop, where their outputs cannot be made outputs of the program.
+    Attributes:
+        graph: with its marks.
+        marks: in the order in which the calls finish.
+        pools: the places of the marks before and behind each operation that may pool.
+        hidden: submodules that run inside a branch or a loop, where their outputs cannot be made outputs of the program.
     """
 
     graph: Graph
@@ -90,7 +99,11 @@ class Program:
 
 
 def inline_calls(module: torch.jit.ScriptModule) -> Program:
-    """Inlines `forward`, and marks what calls of submodules give: a tensor, or the first of a tuple."""
+    """Inline a module's `forward`, and mark the outputs of its submodules: a tensor, or the first of a tuple.
+
+    Raises:
+        ConfigError: this version of torch lacks what is needed.
+    """
     check_torch()
     graph = module._c._get_method("forward").graph.copy()
     owner = next(graph.inputs())
@@ -104,31 +117,31 @@ def inline_calls(module: torch.jit.ScriptModule) -> Program:
                 called[mark.unique()] = path, str(callee.original_name)
     hidden = set(_nested_calls(module, graph, owner))
     torch._C._jit_pass_inline(graph)
-    _without_no_grad(graph, graph)
-    pools = [_marked_ends(graph, node) for node in list(graph.nodes()) if node.kind() in POOLS and _is_tensor(node)]
+    _remove_no_grad(graph, graph)
+    pools = [_mark_ends(graph, node) for node in list(graph.nodes()) if node.kind() in POOLS and _is_tensor(node)]
     places = {node.output().unique(): place for place, node in enumerate(graph.nodes()) if node.kind() == MARK}
     marks = [Mark(*called[value], place) for value, place in places.items() if value in called]
     ends = tuple((places[first], places[last]) for first, last in pools)
     return Program(graph, tuple(marks), ends, frozenset(hidden.difference(mark.path for mark in marks)))
 
 
-def _without_no_grad(graph: Graph, block: Any) -> None:
-    """Takes `with torch.no_grad():` out of a program: who runs it says by itself whether there is to be a graph."""
+def _remove_no_grad(graph: Graph, block: Any) -> None:
+    """Remove `with torch.no_grad():` from a program: whoever runs it decides whether there is an autograd graph."""
     for node in list(block.nodes()):
         for inner in node.blocks():
-            _without_no_grad(graph, inner)
-        ends = node.kind() in ("prim::Enter", "prim::Exit") and str(next(node.inputs()).type()).endswith("grad_mode.no_grad")
-        if ends and not node.output().uses():
+            _remove_no_grad(graph, inner)
+        border = node.kind() in ("prim::Enter", "prim::Exit") and str(next(node.inputs()).type()).endswith("grad_mode.no_grad")
+        if border and not node.output().uses():
             destroy(graph, node)
 
 
 def _is_tensor(node: Node) -> bool:
-    """Whether an operation makes a tensor of a tensor (there is an `aten::sum` of numbers too)."""
+    """Return whether an operation makes a tensor of a tensor: there is an `aten::sum` of numbers, too."""
     return all(next(ends).type().kind() == "TensorType" for ends in (node.inputs(), node.outputs()))
 
 
-def _marked_ends(graph: Graph, node: Node) -> tuple[int, int]:
-    """Marks the first input of an operation, for all that use it, and its output."""
+def _mark_ends(graph: Graph, node: Node) -> tuple[int, int]:
+    """Mark the first input of an operation, for all that use it, and its output."""
     value, result = next(node.inputs()), next(node.outputs())
     first, last = graph.create(MARK, [value]), graph.create(MARK, [result])
     if value.node().kind() == "prim::Param":
@@ -146,7 +159,7 @@ def _calls(block: Any) -> list[Node]:
 
 
 def _path(call: Node, owner: Value) -> str | None:
-    """Which submodule a call goes to, "" for the program's own module; None: one that is chosen while it runs."""
+    """Return the path of the called submodule, "" for the program's own module; None for one that is chosen at run time."""
     names: list[str] = []
     value = next(call.inputs())
     while value.unique() != owner.unique():
@@ -163,32 +176,32 @@ def _submodule(module: Any, path: str) -> Any:
 
 
 def _inline_call(graph: Graph, call: Node, body: Graph, marked: bool) -> Value | None:
-    """Puts the body of a method in the place of a call, and marks its output; None: it is not marked, or gives no tensor."""
+    """Replace a call by the body of its method; return the mark of its output, None where it is not marked or no tensor."""
     graph.setInsertPoint(call)
-    (given,) = graph.insertGraph(body, list(call.inputs()))
-    packed = given.node() if given.node().kind() == "prim::TupleConstruct" else None
-    value, *rest = packed.inputs() if packed else (given,)
+    (output,) = graph.insertGraph(body, list(call.inputs()))
+    packed = output.node() if output.node().kind() == "prim::TupleConstruct" else None
+    value, *rest = packed.inputs() if packed else (output,)
     mark = None
     if marked and value.type().kind() == "TensorType":
         mark = graph.insert(MARK, [value])
         value = mark
         if packed:
             value = graph.insertNode(graph.create("prim::TupleConstruct", [mark, *rest])).output()
-            value.setType(given.type())
-        given = value
-    call.output().replaceAllUsesWith(given)
+            value.setType(output.type())
+        output = value
+    call.output().replaceAllUsesWith(output)
     destroy(graph, call)
     return mark
 
 
 def destroy(graph: Graph, node: Node) -> None:
-    """Takes a node out of the graph, whose insert point must not stay there: torch's own passes go back to it, and abort."""
+    """Remove a node, and move the graph's insert point away from it: torch's own passes return to that point, and would abort."""
     graph.setInsertPoint(graph.return_node())
     node.destroy()
 
 
 def _nested_calls(module: Any, block: Any, owner: Value) -> Iterator[str]:
-    """Paths of the submodules called in branches and loops, and of all that is in them."""
+    """Yield the paths of the submodules that branches and loops call, and of all that is in them."""
     for node in block.nodes():
         for inner in node.blocks():
             for call in _calls(inner):
@@ -200,7 +213,7 @@ def _nested_calls(module: Any, block: Any, owner: Value) -> Iterator[str]:
 
 
 def list_integers(program: Program, largest: int) -> list[int]:
-    """The whole numbers from 2 to `largest` that are written into the program, in order."""
+    """List the integers from 2 to `largest` that are constants of the program, in order."""
     return sorted(number for number in set(_integers(program.graph)) if 2 <= number <= largest)
 
 
@@ -214,7 +227,7 @@ def _integers(block: Any) -> Iterator[int]:
 
 
 def list_constants(program: Program) -> Iterator[Tensor]:
-    """The tensors that are written into the program itself."""
+    """Yield the tensors, of any shape, that are constants of the program."""
     for node in program.graph.nodes():
         if node.kind() == "prim::Constant" and isinstance(value := node.output().toIValue(), Tensor):
             yield value

@@ -1,4 +1,4 @@
-"""Capture for TorchScript modules, scripted or traced: the program's graph is given further outputs when it is loaded."""
+"""Capture for TorchScript modules, scripted or traced: the program's graph gets further outputs when it is loaded."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ FROZEN = (
     "as it was before"
 )
 BATCH_ERROR = 1e-3
-"""How far a picture's scores may change with the other pictures, as a share of the largest; else they go one by one."""
+"""Tolerance between a picture's scores alone and among others, as a share of the largest; beyond it pictures run one by one."""
 
 LARGEST = 64
-"""Most pictures at once that are tried, of a program that was traced for a fixed number of them."""
+"""Most pictures at once that are tried with a program that was traced for a fixed number of them."""
 
 
 class ScriptCapture:
-    """A TorchScript module (`Capture`).
+    """Captures a TorchScript module (`Capture`).
 
-    There is one function for each layer, and one for all of them, which serves whenever more than one is asked for.
+    There is a function for each layer, and one for all layers, which runs whenever more than one is asked for.
     """
 
     def __init__(self, model: ScriptClassifier, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> None:
@@ -47,13 +47,13 @@ class ScriptCapture:
 
     @property
     def sites(self) -> Collection[str]:
-        """The layers that may be asked for."""
+        """Names of the layers that may be asked for."""
         return self._sites.keys()
 
     def forward(self, pictures: Tensor, layers: Collection[str]) -> Captured:
-        """Runs the program once over `[N, 3, H, W]`."""
+        """Run the program once over `[N, 3, H, W]`."""
         asked = {layer: self._sites[layer] for layer in layers}
-        heads = self._setting.cam_weights_for(pictures)
+        cam_weights = self._setting.cam_weights_for(pictures)
         context = self._setting.context or nullcontext
         with torch.inference_mode(mode=False), context():
             pictures = self._model.cast_input(pictures)
@@ -62,16 +62,16 @@ class ScriptCapture:
                     answer = self._setting.predict_only(self._model.module, pictures)
                     return Pass({}, {}, {}, {}, extract_logits(answer, len(pictures)))
             names = tuple(asked) if len(asked) == 1 else tuple(self._sites)
-            function, writes = self._function(names)
+            function, overwrites = self._function(names)
             with (
-                torch.set_grad_enabled(not all(layer in heads for layer in asked)),
-                copy_saved_tensors() if writes else nullcontext(),
+                torch.set_grad_enabled(not all(layer in cam_weights for layer in asked)),
+                copy_saved_tensors() if overwrites else nullcontext(),
             ):
                 answer, *further = function(self._model.module._c, pictures)
             activations = dict(zip(names, further[::2], strict=True))
-            sources = dict(zip(names, further[1::2], strict=True))
+            leaves = dict(zip(names, further[1::2], strict=True))
             return Pass(
-                asked, heads, activations, sources, extract_logits(answer, len(pictures)), self._setting.scale_of(pictures)
+                asked, cam_weights, activations, leaves, extract_logits(answer, len(pictures)), self._setting.scale_of(pictures)
             )
 
     def _function(self, names: tuple[str, ...]) -> tuple[Any, bool]:
@@ -83,10 +83,10 @@ class ScriptCapture:
 
 
 class ScriptClassifier:
-    """A TorchScript module, in eval mode and with its parameters frozen (`Classifier`).
+    """A TorchScript module, in eval mode and with frozen parameters (`Classifier`).
 
     Raises:
-        ConfigError: this version of torch lacks what the surgery needs, or the program mixes the pictures that it is given.
+        ConfigError: this version of torch lacks what rewriting needs, or the scores of a picture depend on the others.
         RuntimeError, ValueError, torch.jit.Error: it does not run on these pictures, or gives no row of scores for each.
     """
 
@@ -97,36 +97,36 @@ class ScriptClassifier:
         self.program = rewriting.inline_calls(module)
         self._dtype = find_dtype(chain(self.weights(), module.buffers()))
         self._places: dict[str, int] = {mark.path: mark.place for mark in self.program.marks}
-        self._pool: int | None = None  # the pooled layer's input, where no module has its name
+        self._pool: int | None = None  # the place of POOL_INPUT, where the program has no names
         self._replacing: dict[str, Any] = {}
-        self.batch = self._taken(pictures)
+        self.batch = self._find_batch(pictures)
 
     def cast_input(self, pictures: Tensor) -> Tensor:
-        """The pictures in the type of the weights."""
+        """Convert pictures `[N, 3, H, W]` to the type of the weights."""
         return pictures.to(self._dtype) if self._dtype else pictures
 
     def place(self, site: Site) -> int:
-        """Where the layer's output is in the program, at its last call."""
+        """Return the place of the mark of the layer's last call."""
         return self._places[site.layer]
 
-    def _taken(self, pictures: Tensor) -> tuple[int, int | None]:
-        """Fewest and most pictures that it takes at once, by trial: a trace may have kept how many it was traced with."""
-        first, both = self._answer(pictures[:1]), self._answer(pictures[:2])
+    def _find_batch(self, pictures: Tensor) -> tuple[int, int | None]:
+        """Find, by trial, the fewest and most pictures that it takes at once: a trace may have fixed their number."""
+        first, both = self._try(pictures[:1]), self._try(pictures[:2])
         if first is not None:
-            second = self._answer(pictures[1:2])
+            second = self._try(pictures[1:2])
             return (1, None) if second is not None and both is not None and _equal(torch.cat([first, second]), both) else (1, 1)
         for count in rewriting.list_integers(self.program, LARGEST):
             given = pad_batch(pictures, count)[:count]
-            answer, other = self._answer(given), self._answer(torch.cat([given[:1], -given[1:]]))
-            if answer is not None and other is not None:
-                if _equal(answer[:1], other[:1]):
+            scores, other = self._try(given), self._try(torch.cat([given[:1], -given[1:]]))
+            if scores is not None and other is not None:
+                if _equal(scores[:1], other[:1]):
                     return count, count
                 raise ConfigError(f"the program takes {count} pictures at once, and the scores of each depend on the others")
         self._scores(pictures[:2])  # it fails, and says why
         raise ValueError(f"the program takes neither one picture alone nor a fixed number of them up to {LARGEST}")
 
-    def _answer(self, pictures: Tensor) -> Tensor | None:
-        """The scores `[N, K]` of N pictures; None: it does not take so many, or does not give a row for each."""
+    def _try(self, pictures: Tensor) -> Tensor | None:
+        """Return the scores `[N, K]` of N pictures; None: it does not take so many, or does not give a row for each."""
         try:
             return self._scores(pictures)
         except MODEL_ERRORS:
@@ -137,49 +137,48 @@ class ScriptClassifier:
             return extract_logits(self.module(self.cast_input(pictures)), len(pictures))
 
     def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
-        """Runs the program once and describes every layer that ran, and the pooled layer's input."""
+        """Run the program, and describe every layer that ran, and `POOL_INPUT`."""
         pictures = fit_batch(pictures, self.batch)
         builder = SurveyBuilder(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
-        scores = self._look(pictures, builder)
-        resolve_orders(builder, self._look, pictures)
+        scores = self._record(pictures, builder)
+        resolve_orders(builder, self._record, pictures)
         hint = HIDDEN if self.program.hidden else "" if self.program.marks else FROZEN
         return builder.build(scores, self.program.hidden, hint)
 
-    def _look(self, pictures: Tensor, builder: SurveyBuilder) -> Tensor:
-        """Shows the builder one run; returns the scores."""
-        looks = {mark.place: (mark.path, mark.kind) for mark in self.program.marks}
-        places = sorted(set(looks).union(*self.program.pools))
+    def _record(self, pictures: Tensor, builder: SurveyBuilder) -> Tensor:
+        """Record a run, and return its scores `[N, K]`."""
+        layers = {mark.place: (mark.path, mark.kind) for mark in self.program.marks}
+        places = sorted(set(layers).union(*self.program.pools))
         function = outputs.add_outputs(self.program, dict.fromkeys(places, outputs.insert_statistics))
         with torch.no_grad():
             answer, *further = function(self.module._c, self.cast_input(pictures))
-        seen = {place: _seen(further[6 * index : 6 * index + 6]) for index, place in enumerate(places)}
+        summaries = {place: _summary_of(further[6 * index : 6 * index + 6]) for index, place in enumerate(places)}
         for first, last in reversed(self.program.pools):
-            if POOL_INPUT not in self._places and _is_row(seen[last][0]) and builder.cells(*seen[first]) > 1:
+            if POOL_INPUT not in self._places and _is_pooled(summaries[last][0]) and builder.cells(*summaries[first]) > 1:
                 self._places[POOL_INPUT] = self._pool = first
         if self._pool is not None:
-            looks[self._pool] = POOL_INPUT, POOL_INPUT
-        for place in sorted(looks):
-            builder.record_summary(*looks[place], *seen[place])
+            layers[self._pool] = POOL_INPUT, POOL_INPUT
+        for place in sorted(layers):
+            builder.record_summary(*layers[place], *summaries[place])
         return extract_logits(answer, len(pictures))
 
     def capture(self, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> Capture:
-        """A capture at these layers."""
+        """Make a capture at these layers."""
         capture = ScriptCapture(self, sites, setting)
         return SplitCapture(capture, *self.batch) if self.batch[1] else capture
 
     def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
-        """The scores where the layer's output is `values` instead."""
+        """Run the program with the layer's output replaced by `values`, and return the scores `[N, K]`."""
         function = self._replacing.get(site.layer)
         if function is None:
             function = outputs.add_outputs(self.program, {self.place(site): outputs.insert_input})
             self._replacing[site.layer] = function
         with torch.no_grad():
-            return extract_logits(
-                function(self.module._c, self.cast_input(pictures), self.cast_input(values).clone())
-            )  # the head may write into it
+            values = self.cast_input(values).clone()  # the program may write into them
+            return extract_logits(function(self.module._c, self.cast_input(pictures), values))
 
     def weights(self) -> Iterable[Tensor]:
-        """The parameters, and the tensors that a frozen program holds as constants."""
+        """Return the parameters, and the tensors that a frozen program holds as constants."""
         return [*self.module.parameters(), *rewriting.list_constants(self.program)]
 
 
@@ -187,13 +186,13 @@ def _equal(scores: Tensor, others: Tensor) -> bool:
     return bool((scores - others).abs().max() <= BATCH_ERROR * scores.abs().max())
 
 
-def _is_row(shape: tuple[int, ...]) -> bool:
-    """Whether an output has one value a channel: it is what pooling gives."""
+def _is_pooled(shape: tuple[int, ...]) -> bool:
+    """Return whether an output has one value a channel, as pooling gives it."""
     return len(shape) >= 2 and all(side == 1 for side in shape[2:])
 
 
-def _seen(values: Sequence[Any]) -> tuple[tuple[int, ...], Moments | None]:
-    """The shape of an activation, and its moments if it is of a floating type."""
+def _summary_of(values: Sequence[Any]) -> tuple[tuple[int, ...], Moments | None]:
+    """Return the shape of an activation, and its moments if it is of a floating type, from `outputs.insert_statistics`."""
     shape, dtype, negative, *means = values
     floating = outputs.is_floating(dtype) and 0 not in shape
     return tuple(shape), Moments(bool(negative), *map(float, means)) if floating else None
