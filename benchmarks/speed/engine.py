@@ -14,8 +14,9 @@ import torchvision
 from torch import Tensor, nn
 
 from benchmarks.speed.conditions import Spread, alternate, conditions, ratios, seconds_of
-from camserve.capture.backend import Backend, open_backend
-from camserve.capture.models.eager import freeze
+from camserve.capture.backend import Backend, open_backend, precision_context
+from camserve.capture.base import CaptureSettings
+from camserve.capture.models.eager import EagerCapture, freeze
 from camserve.core.config import Config
 from camserve.explain.explainer import Explainer, Task
 from camserve.pipeline.glibc import keep_freed_memory
@@ -67,8 +68,9 @@ class Ours:
         config = Config(layers=(layer,), channels_last=channels_last, precision=precision)
         backend: Backend = open_backend(self.model, config, SIZE, device, tune=tune)
         if not closed:
-            backend.capture._setting.heads.clear()  # type: ignore[attr-defined]
-            backend = replace(backend, closed_form=())
+            site = next(info.site for info in backend.maps if info.name == layer)
+            settings = CaptureSettings({}, context=precision_context(precision, device))
+            backend = replace(backend, capture=EagerCapture(self.model, {layer: site}, settings), closed_form=())
         self.backend = backend
         self.layer = layer
         self.explainer = Explainer(backend, device)

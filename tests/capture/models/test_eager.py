@@ -109,7 +109,8 @@ class Nested(Frozen):
 def test_a_model_that_runs_without_gradients_is_explained(made: type[Frozen], layer: str) -> None:
     """As the same model without the block or the decorator; and grad mode is afterwards what it was."""
     scores, activation, gradient = nets.by_autograd(Frozen().eval(), layer, PICTURES, TARGETS)
-    backend = opened_at(made().eval(), layer)
+    model = made().eval()
+    backend = opened_at(model, layer)
     for mode in (True, False):
         with torch.set_grad_enabled(mode):
             captured = backend.capture.forward(PICTURES, [layer])
@@ -118,7 +119,7 @@ def test_a_model_that_runs_without_gradients_is_explained(made: type[Frozen], la
         assert torch.allclose(captured.activation(layer), activation, atol=1e-6)
         assert torch.allclose(captured.gradients(layer, torch.arange(3), TARGETS), gradient, atol=1e-7)
         assert not captured.activation(layer).is_inference()
-    assert not any(module._forward_hooks for module in backend.capture._model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("made", [InBlock, Decorated, Nested, InInference])

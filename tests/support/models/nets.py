@@ -219,6 +219,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
 """Each with the layers to look at."""
 
 KINDS = ("eager", "script", "trace", "frozen", "exported", "exported for 3")
+"""How archives hold models: a new kind is a name here and a branch in `as_file`, and the tests of captures run on it."""
 
 
 @functools.cache

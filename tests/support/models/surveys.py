@@ -1,4 +1,4 @@
-"""The survey and the default layer of a model of any kind, as packaging finds them."""
+"""The survey and the default layer of a model of any kind."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from camserve.capture.survey.layers import Survey
 
 
 def survey(model: object, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
-    """Runs a model of any kind (see `open_model`) over `pictures` and describes every layer; its parameters are then frozen."""
+    """Open a model of any kind, run it over `pictures` `[N, 3, H, W]` and describe every layer."""
     return survey_model(open_model(model, pictures), pictures, token_grid)
 
 
-def default_layer(model: object, pictures: Tensor, found: Survey | None = None) -> tuple[str, str]:
-    """The layer of a model of any kind that is explained where none is named, and why.
+def default_layer(model: object, pictures: Tensor, known: Survey | None = None) -> tuple[str, str]:
+    """Choose the layer of a model of any kind that is explained where none is named; return it, and why.
+
+    Args:
+        known: a survey to choose from in place of the model's own.
 
     Raises:
         ConfigError: it has no layer with a map that its prediction depends on.
     """
-    own = open_model(model, pictures)
-    again = survey_model(own, pictures)
-    return choose_layer(own, pictures, found or again)
+    classifier = open_model(model, pictures)
+    own = survey_model(classifier, pictures)
+    return choose_layer(classifier, pictures, known or own)

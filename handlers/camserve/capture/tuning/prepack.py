@@ -50,9 +50,13 @@ class PrepackedConv:
         if not unchanged or not simple or _needs_gradient(maps, weight, bias) or torch.is_autocast_enabled("cpu"):
             own: Tensor = self._own(maps, weight, bias)
             return own
-        reordered = self._one if len(maps) == 1 else self._many
+        reordered = self.weight_for(len(maps))
         result: Tensor = torch.ops.mkldnn._convolution_pointwise(maps, reordered, bias, *self._geometry, "none", [], "")
         return result
+
+    def weight_for(self, count: int) -> Tensor:
+        """Return the reordered weight that convolves `count` maps at once."""
+        return self._one if count == 1 else self._many
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self._conv, "_conv_forward")
