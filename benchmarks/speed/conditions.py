@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from camserve.tools.serving.configuration.cores import cores
+from camserve.tools.serving.configuration.cores import count_cores
 from camserve.tools.serving.configuration.java import find_java
 
 PACKAGES = ("torch", "torchvision", "torchserve", "captum", "grad-cam", "torchcam", "pillow", "opencv-python-headless", "numpy")
@@ -26,7 +26,7 @@ def conditions(**more: object) -> dict[str, str]:
     found = {
         "date": date.today().isoformat(),
         "processor": _processor(),
-        "cores": f"{cores()} of {os.cpu_count()}",
+        "cores": f"{count_cores()} of {os.cpu_count()}",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}, {' '.join(platform.libc_ver())}",
         "torch's threads": f"{torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}",

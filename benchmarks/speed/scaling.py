@@ -13,7 +13,7 @@ from benchmarks.speed.live import CONFIG, CONNECTIONS, served
 from benchmarks.speed.served import archives
 from benchmarks.speed.served.load import load, wrk_version
 from camserve.pipeline.glibc import keep_freed_memory
-from camserve.tools.serving.configuration.cores import cores
+from camserve.tools.serving.configuration.cores import count_cores
 from camserve.tools.serving.server import Server
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -76,7 +76,7 @@ def _curve(
 
 def server(rounds: int, seconds: float, say: Callable[[str], None], model: str = "resnet18") -> dict[str, Any]:
     """Answers a second against the share of explanations and the number of workers."""
-    counts = sorted({1, 2, cores()})
+    counts = sorted({1, 2, count_cores()})
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)
         archives.ours(store, model)

@@ -51,7 +51,7 @@ def workers(server: Server) -> list[psutil.Process]:
 def _ready_pids(server: Server) -> set[int]:
     management = Management(server.management_url)
     try:
-        models = management.models() or []
+        models = management.fetch_models() or []
         return {each["pid"] for model in models for each in model["workers"] if each["status"] == "READY"}
     finally:
         management.close()
@@ -228,7 +228,7 @@ def _idle(server: Server, model: str, version: str) -> float:
 
     def idle() -> bool:
         (found,) = requests.get(f"{server.management_url}/models/{model}/{version}", timeout=30).json()
-        marks = [drain.mark(each["pid"]) for each in found["workers"]]
+        marks = [drain.observe(each["pid"]) for each in found["workers"]]
         busy = found["jobQueueStatus"]["pendingRequests"] > 0 or any(at_work for at_work, _ in marks)
         quiet[:] = [] if busy or quiet[:1] != [marks] else [*quiet, marks]
         quiet[:] = quiet or ([] if busy else [marks])

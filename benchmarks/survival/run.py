@@ -98,7 +98,7 @@ class Trial(ExitStack):
     def crammed(self) -> Row:
         """More large requests than the queue takes: as many as the server's setting says, in a heap without a warning."""
         size, clients = self.size, self.size.queue + archives.BATCH + 12
-        heap = advice.needed(size.queue) // 2**20
+        heap = advice.required_heap(size.queue) // 2**20
         config = self._configured("crammed", f"job_queue_size={size.queue}", f"vmargs=-Xmx{heap}m")
         with self._small("crammed", archives.SLOW, config=config) as (server, _):
             traffic = Traffic(server.url, archives.large("crammed"), clients)

@@ -13,9 +13,8 @@ from camserve.tools.commands import serve
 from camserve.tools.commands.serve import main
 from camserve.tools.serving.configuration import advice
 from camserve.tools.serving.configuration.addresses import DEFAULTS, Addresses, Settings, is_loopback
-from camserve.tools.serving.configuration.java import find_java, largest_heap, server_command
+from camserve.tools.serving.configuration.java import compose_command, find_java, read_max_heap
 from camserve.tools.serving.process.errors import ServeError
-from camserve.tools.serving.process.voice import Voice
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGURATIONS = ("config.properties", "deploy/torchserve/container.properties", "deploy/torchserve/cluster.properties")
@@ -59,7 +58,7 @@ def test_management_on_a_public_address_is_refused(tmp_path: Path, line: str, ca
 def test_flags_reach_the_server() -> None:
     """As they are given, and as the help says where they are not."""
     given = ["--public-management", "--max-silence", "5", "--max-outage", "7"]
-    found = [serve._server(serve.parser().parse_args(arguments), Voice()) for arguments in (given, [])]
+    found = [serve._server(serve.parser().parse_args(arguments)) for arguments in (given, [])]
     assert [(each._public_management, each._max_silence, each._max_outage) for each in found] == [
         (True, 5, 7),
         (False, 600, None),
@@ -71,7 +70,7 @@ def test_the_settings_that_are_shipped_need_no_excuse(path: str) -> None:
     """The image's and the cluster's settings start as they are, and nothing is warned of."""
     settings = Settings.read(ROOT / path)
     addresses = Addresses.choose(settings, 0)
-    assert advice.openness(settings, addresses) == []
+    assert advice.warn_of_exposure(settings, addresses) == []
     assert is_loopback(addresses.http[1][1])
     assert int(settings.values["job_queue_size"]) == 100
 
@@ -91,7 +90,7 @@ def test_an_open_server_without_tokens_is_warned_of(tmp_path: Path) -> None:
         ([off], []),
     ):
         settings = read(tmp_path, *lines)
-        found = advice.openness(settings, Addresses.choose(settings, 0))
+        found = advice.warn_of_exposure(settings, Addresses.choose(settings, 0))
         assert len(found) == len(words)
         assert all(word in text for word, text in zip(words, found, strict=True))
 
@@ -113,14 +112,14 @@ def model(name: str, waiting: int, room: int) -> dict[str, Any]:
 def test_queues_that_do_not_fit_are_warned_of() -> None:
     """All queues together, by photographs; what the image has for one model fits, what archives brought before does not."""
     heap = 2**30
-    assert advice.crowding([model("cat", 20, 80)], heap) == []
-    (text,) = advice.crowding([model("cat", 0, 1000)], heap)
+    assert advice.warn_of_memory([model("cat", 20, 80)], heap) == []
+    (text,) = advice.warn_of_memory([model("cat", 0, 1000)], heap)
     assert "1000 requests may wait" in text
     assert "need 6.2 GB of Java's heap, which ends at 1.1 GB" in text
-    (text,) = advice.crowding([model("cat", 0, 50), model("dog", 40, 60), model("dog", 0, 50)], heap)
+    (text,) = advice.warn_of_memory([model("cat", 0, 50), model("dog", 40, 60), model("dog", 0, 50)], heap)
     assert text.startswith('200 requests may wait, 100 of them for "dog". ')
-    assert advice.crowding([model("cat", 0, 1000)], 0) == []
-    assert advice.crowding([], heap) == []
+    assert advice.warn_of_memory([model("cat", 0, 1000)], 0) == []
+    assert advice.warn_of_memory([], heap) == []
 
 
 def test_without_a_configuration_as_with_it() -> None:
@@ -132,11 +131,11 @@ def test_java_tells_its_heap(tmp_path: Path) -> None:
     """With the options with which it is started: those of `vmargs` count."""
     config = tmp_path / "config.properties"
     command = [
-        server_command(
+        compose_command(
             find_java(), config=config, vmargs=vmargs, folder=tmp_path, log_config=config, store=tmp_path, models=["m.mar"]
         )
         for vmargs in (["-Xmx300m"], [])
     ]
-    assert largest_heap(command[0]) == 300 * 2**20
-    assert largest_heap(command[1]) > 0
-    assert largest_heap(["false", "-cp"]) == 0
+    assert read_max_heap(command[0]) == 300 * 2**20
+    assert read_max_heap(command[1]) > 0
+    assert read_max_heap(["false", "-cp"]) == 0

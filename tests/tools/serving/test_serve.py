@@ -34,13 +34,13 @@ from camserve.tools.commands.serve import Server, main
 from camserve.tools.serving import server as serving
 from camserve.tools.serving.configuration import cores, java
 from camserve.tools.serving.configuration.addresses import Addresses, Settings
-from camserve.tools.serving.configuration.store import Stored, read_archive, select
+from camserve.tools.serving.configuration.store import StoredArchive, read_archive, select
 from camserve.tools.serving.health import drain, faults, sockets
 from camserve.tools.serving.health.management import Management
 from camserve.tools.serving.process import folder
 from camserve.tools.serving.process.errors import ServeError
-from camserve.tools.serving.process.flag import Flag
 from camserve.tools.serving.process.process import is_running
+from camserve.tools.serving.process.signal_flag import SignalFlag
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ROOT / "config.properties"
@@ -120,7 +120,7 @@ def quick(store: Path) -> Iterator[Server]:
 def drained(server: Server, limit: float) -> bool:
     """Whether a wait of `limit` seconds, as `stop` does it, finds the server idle; it goes on running."""
     port = int(server.url.rpartition(":")[2])
-    return drain.Drain(server._management, server.pids[0], port, lambda: False).wait(limit, Flag())
+    return drain.Drain(server._management, server.pids[0], port, lambda: False).wait(limit, SignalFlag())
 
 
 @contextlib.contextmanager
@@ -239,7 +239,7 @@ def test_servers_run_side_by_side(store: Path, quick: Server, monkeypatch: pytes
     assert seen[0]["TMPDIR"] != seen[1]["TMPDIR"]
     assert [Path(each["TMPDIR"]).exists() for each in seen] == [True, False]
     assert all("/stranger" not in each["path"] and each["STRANGER"] == "passed on" for each in seen)
-    assert {each["OMP_NUM_THREADS"] for each in seen} == {str(cores.cores())}
+    assert {each["OMP_NUM_THREADS"] for each in seen} == {str(cores.count_cores())}
 
 
 @pytest.mark.live
@@ -270,7 +270,7 @@ def test_batch_that_fills_is_not_cut_off(store: Path, pool: ThreadPoolExecutor) 
 def test_a_stop_refuses_new_connections(store: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its begin on, where the system lets us: what is open is answered, and Java lives until that is done."""
     shut: Future[bool] = Future()
-    monkeypatch.setattr(serving, "shut_doors", lambda *where: shut.set_result(sockets.shut_doors(*where)))
+    monkeypatch.setattr(serving, "refuse_connections", lambda *where: shut.set_result(sockets.refuse_connections(*where)))
     with Server(store, ["slow"], config=CONFIG) as server:
         answers = ask(pool, server.url, "slow", times=3)
         stopped = pool.submit(server.stop, HANG)
@@ -298,13 +298,13 @@ def test_the_first_and_the_last_look_count(seen: list[bool], monkeypatch: pytest
     """What Java does before it is asked, or what comes while the others are taken, keeps the server from being idle, and is waited
     for."""
     looks = iter(seen)
-    monkeypatch.setattr(drain, "runnable", lambda _java: next(looks))
-    monkeypatch.setattr(drain, "mark", lambda _pid: (False, 0))
+    monkeypatch.setattr(drain, "has_runnable_thread", lambda _java: next(looks))
+    monkeypatch.setattr(drain, "observe", lambda _pid: (False, 0))
     monkeypatch.setattr(drain, "SLACK", 0.0)
     idle = versions("READY")
     idle[0] |= {"jobQueueStatus": {"pendingRequests": 0}, "maxBatchDelay": 1, "workers": [{"pid": 1}]}
     watch = drain.Drain(Told(idle), 1, 1, lambda: False)  # type: ignore[arg-type]
-    assert watch.wait(HANG, Flag())
+    assert watch.wait(HANG, SignalFlag())
     assert list(looks) == []
 
 
@@ -313,7 +313,7 @@ def test_a_signal_may_come_at_any_moment_of_a_wait() -> None:
     ends = []
 
     def wait() -> None:
-        flag = Flag()
+        flag = SignalFlag()
 
         def at_each_line(_frame: Any, _event: str, _argument: Any) -> Any:
             sys.settrace(None)
@@ -335,7 +335,7 @@ def test_a_signal_may_come_at_any_moment_of_a_wait() -> None:
 
 def test_a_wait_ends_when_it_is_over_or_asked_for() -> None:
     """False after the time; True at once where it is set, or soon after."""
-    flag = Flag()
+    flag = SignalFlag()
     assert not flag.wait(0.01)
     threading.Timer(0.05, flag.set).start()
     assert flag.wait(HANG)
@@ -345,7 +345,7 @@ def test_a_wait_ends_when_it_is_over_or_asked_for() -> None:
 @pytest.mark.live
 def test_java_that_has_not_begun_is_waited_for(quick: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread of Java's that waits for a processor may hold a request that nobody has counted yet."""
-    monkeypatch.setattr(drain, "runnable", lambda _java: True)
+    monkeypatch.setattr(drain, "has_runnable_thread", lambda _java: True)
     assert drained(quick, limit=2) is False
 
 
@@ -447,16 +447,16 @@ def test_a_model_that_torchserve_gives_up_ends_the_command(store: Path, pool: Th
             assert re.fullmatch(reason, error)
             assert answer.result() == 0
             assert not command.left()
-            if doors_can_be_shut():
+            if connections_can_be_refused():
                 assert all("refused" in end.result() for end in ends), [end.result() for end in ends]
     finally:
         broken.unlink()
 
 
-def doors_can_be_shut() -> bool:
+def connections_can_be_refused() -> bool:
     """Whether the system lets us copy another's socket, which engines of containers forbid."""
     with socket.create_server(("127.0.0.1", 0)) as door:
-        return sockets.shut_doors(os.getpid(), door.getsockname()[1])
+        return sockets.refuse_connections(os.getpid(), door.getsockname()[1])
 
 
 @pytest.mark.live
@@ -510,12 +510,12 @@ def test_a_management_address_that_stays_silent(store: Path) -> None:
 class Told:
     """A management address that gives these answers, one after the other and the last again and again."""
 
-    trouble = "ValueError: nobody knows"
+    last_error = "ValueError: nobody knows"
 
     def __init__(self, *answers: list[dict[str, Any]] | None) -> None:
         self.answers = deque(answers)
 
-    def models(self) -> list[dict[str, Any]] | None:
+    def fetch_models(self) -> list[dict[str, Any]] | None:
         """The next answer."""
         return self.answers.popleft() if len(self.answers) > 1 else self.answers[0]
 
@@ -551,7 +551,7 @@ def told(store: Path, management: Told, **limits: float) -> Server:
 @contextlib.contextmanager
 def asked(server: Server, seconds: float) -> Iterator[None]:
     """Inside, the server is asked to stop after so many seconds."""
-    timer = threading.Timer(seconds, server.ask)
+    timer = threading.Timer(seconds, server.request_stop)
     timer.start()
     try:
         yield
@@ -585,11 +585,11 @@ def test_an_outage_ends_the_wait(store: Path) -> None:
         asked(server, 30),
         pytest.raises(ServeError, match=r'^the model "quick" has had no ready worker for 1 s, .*\n  its only words$'),
     ):
-        server.wait_asked()
+        server.wait_stop()
     for answers in ([versions("READY")], [versions("READY"), None], [versions("UNLOADING")]):
         server = told(store, Told(*answers), max_outage=0.1)
         with asked(server, 1.5):
-            server.wait_asked()
+            server.wait_stop()
 
 
 @pytest.mark.parametrize(
@@ -617,8 +617,8 @@ def test_answers_that_are_of_no_use(content: str | None, words: str) -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         management = Management(f"http://127.0.0.1:{other.server_port}")
-        assert management.models() is None
-        assert words in management.trouble
+        assert management.fetch_models() is None
+        assert words in management.last_error
         management.close()
         other.shutdown()
 
@@ -651,7 +651,7 @@ def test_port_in_use(store: Path, capsys: pytest.CaptureFixture[str], tmp_path: 
 
 def test_names_of_archives(store: Path) -> None:
     """`name`, `name.mar` and `alias=name.mar` mean the same file; no name means every archive."""
-    quick = Stored("quick.mar", "quick", "1.0", workers=1)
+    quick = StoredArchive("quick.mar", "quick", "1.0", workers=1)
     assert select(store, ["quick"]) == select(store, ["quick.mar"]) == [quick]
     (other,) = select(store, ["other=quick"])
     assert (other.name, other.argument, quick.argument) == ("other", "other=quick.mar", "quick.mar")
@@ -664,7 +664,7 @@ def test_archive_as_folder_or_tarball(store: Path, tmp_path: Path) -> None:
         archive.extractall(tmp_path / "quick")
     subprocess.run(["tar", "czf", "quick.tar.gz", "quick"], cwd=tmp_path, check=True)
     for file in ("quick", "quick.tar.gz"):
-        assert select(tmp_path, [f"other={file}", file])[1] == Stored(file, "quick", "1.0", workers=1)
+        assert select(tmp_path, [f"other={file}", file])[1] == StoredArchive(file, "quick", "1.0", workers=1)
 
 
 @pytest.fixture
@@ -799,19 +799,19 @@ IMPORT_ERROR = """\
 
 def test_the_true_reason_is_found() -> None:
     """Neither the retry among TorchServe's handlers nor its code 500 hides the cause, and models are told apart."""
-    assert faults.reason(IMPORT_ERROR, "m") == "ModuleNotFoundError: No module named 'captum'"
+    assert faults.find_reason(IMPORT_ERROR, "m") == "ModuleNotFoundError: No module named 'captum'"
     expected = 'RuntimeError: Error(s) in loading state_dict for Net: Missing key(s) in state_dict: "a".'
-    assert faults.reason(IMPORT_ERROR, "n") == expected
-    assert faults.reason(IMPORT_ERROR, "other") is None
+    assert faults.find_reason(IMPORT_ERROR, "n") == expected
+    assert faults.find_reason(IMPORT_ERROR, "other") is None
 
 
 def test_reason_in_a_log_of_another_form() -> None:
     """JSON lines and bare lines are understood too, and camserve's own errors are told without their class."""
     words = ["Traceback (most recent call last):", "  File ...", "camserve.core.errors.ConfigError: explain.resize: no"]
-    assert faults.reason(words, "m") == "explain.resize: no"
+    assert faults.find_reason(words, "m") == "explain.resize: no"
     records = [json.dumps({"thread": "W-9000-m_1.0-stdout", "message": word}) for word in words]
-    assert faults.reason(records, "m") == "explain.resize: no"
-    assert faults.reason(records, "n") is None
+    assert faults.find_reason(records, "m") == "explain.resize: no"
+    assert faults.find_reason(records, "n") is None
 
 
 def test_java_that_is_too_old_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -845,8 +845,8 @@ def test_a_worker_that_sleeps_is_at_work() -> None:
                 assert process.stdout
                 process.stdout.readline()
             time.sleep(0.3)
-            assert [drain.mark(process.pid)[0] for process in (idle, busy)] == [False, True]
-            assert drain.mark(idle.pid) == drain.mark(idle.pid)
+            assert [drain.observe(process.pid)[0] for process in (idle, busy)] == [False, True]
+            assert drain.observe(idle.pid) == drain.observe(idle.pid)
         finally:
             idle.kill()
             busy.kill()
@@ -866,13 +866,13 @@ def test_java_that_waits_for_a_processor_is_at_work() -> None:
                 assert process.stdout
                 process.stdout.readline()
             deadline = time.monotonic() + 20
-            while drain.runnable(idle.pid) and time.monotonic() < deadline:
+            while drain.has_runnable_thread(idle.pid) and time.monotonic() < deadline:
                 time.sleep(0.05)
-            assert [drain.runnable(process.pid) for process in (idle, busy)] == [False, True]
+            assert [drain.has_runnable_thread(process.pid) for process in (idle, busy)] == [False, True]
         finally:
             idle.kill()
             busy.kill()
-    assert not drain.runnable(idle.pid)
+    assert not drain.has_runnable_thread(idle.pid)
 
 
 @LINUX
@@ -882,11 +882,11 @@ def test_replies_that_lie_unsent_are_seen() -> None:
         accepted, _ = listener.accept()
         port = listener.getsockname()[1]
         with accepted:
-            assert sockets.unsent(port) == 0
+            assert sockets.count_unsent_bytes(port) == 0
             client.sendall(b"12345")
-            assert sockets.unsent(port) == 5
+            assert sockets.count_unsent_bytes(port) == 5
             accepted.recv(5)
-            assert sockets.unsent(port) == 0
+            assert sockets.count_unsent_bytes(port) == 0
 
 
 DOORMAN = """
@@ -905,17 +905,17 @@ with socket.create_server(("127.0.0.1", 0)) as door:
 @LINUX
 def test_doors_that_are_shut(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another's listening socket refuses who comes new; connections that are open, or wait to be taken, go on."""
-    monkeypatch.setattr(sockets, "KNOCKING", HANG)
+    monkeypatch.setattr(sockets, "ACCEPTING", HANG)
     command = [sys.executable, "-c", DOORMAN]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as doorman:
         try:
             assert doorman.stdin
             assert doorman.stdout
             port = int(doorman.stdout.readline())
-            assert not sockets.shut_doors(doorman.pid, port + 1)
+            assert not sockets.refuse_connections(doorman.pid, port + 1)
             with socket.create_connection(("127.0.0.1", port)) as one, socket.create_connection(("127.0.0.1", port)) as two:
                 one.sendall(b"before")
-                shut = pool.submit(sockets.shut_doors, doorman.pid, port)
+                shut = pool.submit(sockets.refuse_connections, doorman.pid, port)
                 time.sleep(0.3)
                 if shut.done():
                     assert not shut.result()
@@ -936,9 +936,9 @@ def test_doors_that_cannot_be_shut(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as door:
         port = door.getsockname()[1]
         monkeypatch.setattr(sockets, "PIDFD_GETFD", 100_000)  # no system call
-        assert not sockets.shut_doors(os.getpid(), port)
+        assert not sockets.refuse_connections(os.getpid(), port)
         socket.create_connection(("127.0.0.1", port)).close()
-    assert not sockets.shut_doors(2**22 + 1, port)  # no process
+    assert not sockets.refuse_connections(2**22 + 1, port)  # no process
 
 
 @LINUX
@@ -950,14 +950,14 @@ def test_a_log_that_cannot_be_written_stops_nothing(place: str, tmp_path: Path) 
     program = f"""
         import sys
         from pathlib import Path
-        from camserve.tools.serving.process.process import OwnProcess, log_file
-        from camserve.tools.serving.process.voice import say
+        from camserve.tools.serving.process.process import OwnProcess
+        from camserve.tools.serving.process.log import open_log_file, write_line
         lines = "for number in range(20_000): print(number)"
-        process = OwnProcess([sys.executable, "-c", lines], {{}}, [say, log_file(Path({str(file)!r}))])
+        process = OwnProcess([sys.executable, "-c", lines], {{}}, [write_line, open_log_file(Path({str(file)!r}))])
         process._process.wait(60)
         process.end()
         assert process.lines[-1] == "19999"
-        say("said")
+        write_line("said")
     """
     if place == "/dev/full":
         output = os.open(place, os.O_WRONLY)
@@ -995,10 +995,10 @@ def test_folders_of_killed_servers_are_removed(tmp_path: Path, monkeypatch: pyte
     for path in (left, other):
         path.mkdir()
         (path / folder.LOCK).touch()
-    with folder.own_folder() as one:
+    with folder.temporary_folder() as one:
         assert one.is_dir()
         assert not left.exists()
-        with folder.own_folder() as two:
+        with folder.temporary_folder() as two:
             assert one.is_dir()
             assert two != one
     assert [path.name for path in tmp_path.iterdir()] == ["other"]

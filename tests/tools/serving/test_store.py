@@ -11,7 +11,7 @@ import requests
 from tests.support.build import encoded, mar, noise
 
 from camserve.tools.commands.serve import Server
-from camserve.tools.serving.configuration.store import described, select
+from camserve.tools.serving.configuration.store import describe, select
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -44,9 +44,9 @@ def test_versions_are_told_with_the_default(tmp_path: Path) -> None:
     for file, name, version in (("cats-2.mar", "cats", "2.0"), ("cats.mar", "cats", "1.0"), ("dogs.mar", "dogs", "1.0")):
         put(tmp_path, file, name, version)
 
-    assert described(select(tmp_path, [])) == ["cats 1.0 (cats.mar, the default)", "cats 2.0 (cats-2.mar)", "dogs (dogs.mar)"]
-    assert described(select(tmp_path, ["cats-2", "cats"])) == ["cats 2.0 (cats-2.mar, the default)", "cats 1.0 (cats.mar)"]
-    assert described(select(tmp_path, ["new=cats-2", "cats"])) == ["new (cats-2.mar)", "cats (cats.mar)"]
+    assert describe(select(tmp_path, [])) == ["cats 1.0 (cats.mar, the default)", "cats 2.0 (cats-2.mar)", "dogs (dogs.mar)"]
+    assert describe(select(tmp_path, ["cats-2", "cats"])) == ["cats 2.0 (cats-2.mar, the default)", "cats 1.0 (cats.mar)"]
+    assert describe(select(tmp_path, ["new=cats-2", "cats"])) == ["new (cats-2.mar)", "cats (cats.mar)"]
 
 
 @pytest.mark.live

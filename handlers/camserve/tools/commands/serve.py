@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +12,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from camserve.tools.console import ToolError, command_of
+from rich.console import Console
+
+from camserve.tools.console import Progress, ToolError, command_of, unfailing
 from camserve.tools.serving.process.errors import Interrupted, OutageError
-from camserve.tools.serving.process.process import log_file
-from camserve.tools.serving.process.voice import Voice, say, voice
-from camserve.tools.serving.server import CONFIG, SILENT, Server
+from camserve.tools.serving.process.log import as_json, open_log, open_log_file, write_line
+from camserve.tools.serving.server import CONFIG, LOG_CONFIGS, MAX_SILENCE, Server
 
 __all__ = ["Server", "main", "parser"]
 
@@ -44,8 +46,8 @@ def parser() -> argparse.ArgumentParser:
     add("--port", type=int, help="port of the inference address; 0 picks free ports (default: the configuration's, or 8080)")
     add("--config", type=Path, metavar="FILE", help=f"TorchServe's configuration (default: {CONFIG}, where there is one)")
     add("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="longest wait for requests when stopping (default: 30)")
-    silence = f"while models load, longest time without a usable answer of the management address (default: {SILENT:g})"
-    add("--max-silence", type=_seconds, default=SILENT, metavar="SECONDS", help=silence)
+    silence = f"while models load, longest time without a usable answer of the management address (default: {MAX_SILENCE:g})"
+    add("--max-silence", type=_seconds, default=MAX_SILENCE, metavar="SECONDS", help=silence)
     outage = "then, longest time that a model may be without a ready worker (default: longer than TorchServe tries to start one)"
     add("--max-outage", type=_seconds, metavar="SECONDS", help=outage)
     add("--public-management", action="store_true", help="let the configuration bind management beyond loopback")
@@ -67,81 +69,92 @@ def _seconds(text: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves until a signal; the exit status (see `--help`)."""
+    """Serves until a signal; returns the exit status (see `--help`)."""
     options = parser().parse_args(argv)
-    speaker = voice(options.log_format)
+    log = open_log(options.log_format)
     signals: list[int] = []
     try:
-        server = _server(options, speaker)
-        with _signals(signals, server), server.opened():
-            return _serve(server, options.drain, signals, speaker)
+        server = _server(options)
+        with _signals(signals, server), server.running():
+            return _serve(server, options, signals, log)
     except Interrupted:
         return 128 + signals[0]
     except ToolError as error:
-        return speaker.fail(error)
+        log.error(error)
+        return 1
 
 
-def _server(options: argparse.Namespace, speaker: Voice) -> Server:
+def _server(options: argparse.Namespace) -> Server:
     return Server(
         options.model_store,
         options.models,
         config=options.config,
         port=options.port,
-        log_config=options.log_config or speaker.log_config,
+        log_config=options.log_config or LOG_CONFIGS[options.log_format],
         public_management=options.public_management,
         max_silence=options.max_silence,
         max_outage=options.max_outage,
-        sinks=lambda port: _sinks(options, speaker, port),
+        sinks=lambda port: _sinks(options, port),
     )
 
 
-def _sinks(options: argparse.Namespace, speaker: Voice, port: int) -> tuple[str, list[Callable[[str], None]]]:
-    """Where the log of the server on `port` goes: in words, and as functions that take a line."""
-    echo: list[Callable[[str], None]] = [lambda line: say(line, sys.stderr)] if options.verbose else []
-    if options.log_dir == "-" or options.log_format == "json":
-        return "standard output", [lambda line: say(speaker.line(line)), *echo]
+def _sinks(options: argparse.Namespace, port: int) -> tuple[str, list[Callable[[str], None]]]:
+    """Returns where the log of the server on `port` goes: in words, and as functions that take a line."""
+    echo: list[Callable[[str], None]] = [lambda line: write_line(line, sys.stderr)] if options.verbose else []
+    if options.log_format == "json":
+        return "standard output", [lambda line: write_line(as_json(line)), *echo]
+    if options.log_dir == "-":
+        return "standard output", [write_line, *echo]
     path = Path(options.log_dir, f"serve-{port}.log")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
     except OSError as error:
         raise ToolError(f"cannot write the log {path}: {error.strerror}; choose another folder with --log-dir") from error
-    return str(path), [log_file(path), *echo]
+    return str(path), [open_log_file(path), *echo]
 
 
-def _serve(server: Server, drain: float, signals: list[int], speaker: Voice) -> int:
-    speaker.note(f"starting TorchServe with {server.described}; its log: {server.log_place}")
-    for warning in server.openness():
-        speaker.warn(warning)
-    with speaker.step("loading"):
-        heap = server.largest_heap()
+def _serve(server: Server, options: argparse.Namespace, signals: list[int], log: logging.Logger) -> int:
+    log.info(f"starting TorchServe with {server.models}; its log: {server.log_place}")
+    for warning in server.exposure_warnings():
+        log.warning(warning)
+    with Progress(Console(file=unfailing(sys.stderr), highlight=False, soft_wrap=True)).step("loading"):
+        heap = server.max_heap()
         server.wait_ready()
-    for warning in server.crowding(heap):
-        speaker.warn(warning)
-    speaker.ready(server.url)
+    for warning in server.memory_warnings(heap):
+        log.warning(warning)
+    if options.log_format == "json":
+        log.info("ready", extra={"fields": {"url": server.url}})
+    else:
+        write_line(f"ready {server.url}")
+    return _stop_when_asked(server, options.drain, signals, log)
+
+
+def _stop_when_asked(server: Server, drain: float, signals: list[int], log: logging.Logger) -> int:
     try:
-        server.wait_asked()
+        server.wait_stop()
     except OutageError as outage:
-        status = speaker.fail(outage)
+        log.error(outage)
         server.stop(drain)  # other models have requests in flight
-        return status
-    speaker.note(f"stopping: requests in flight are finished first, in at most {drain:g} s; once more stops at once")
+        return 1
+    log.info(f"stopping: requests in flight are finished first, in at most {drain:g} s; once more stops at once")
     drained = server.stop(drain)
     if drained or drain == 0:
-        speaker.note("stopped")
+        log.info("stopped")
         return 0
     if len(signals) > 1:
         return 128 + signals[-1]
-    return speaker.fail(f"stopped before every request was answered: --drain gave {drain:g} s")
+    log.error(f"stopped before every request was answered: --drain gave {drain:g} s")
+    return 1
 
 
 @contextmanager
 def _signals(received: list[int], server: Server) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP ask the server to stop, the second one at once; those that are ignored stay so."""
+    """Lets SIGINT, SIGTERM and SIGHUP ask the server to stop, the second one at once; those that are ignored stay so."""
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        server.ask(at_once=len(received) > 1)
+        server.request_stop(at_once=len(received) > 1)
 
     known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     numbers = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]

@@ -1,1 +1,1 @@
-"""Runs a TorchServe of one's own: Java, configuration, archives, readiness, reasons of failure, and a clean end."""
+"""Starts, watches and stops a TorchServe of one's own."""

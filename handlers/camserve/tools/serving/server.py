@@ -1,9 +1,8 @@
-"""A TorchServe of one's own, from the start of Java to the end of the last worker."""
+"""Runs a TorchServe, from the start of Java to the end of the last worker."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,44 +11,50 @@ from typing import Any
 
 import psutil
 
-import camserve
 from camserve.core.text import listed, shown
 from camserve.tools.serving.configuration import advice
-from camserve.tools.serving.configuration.addresses import Addresses, Settings
-from camserve.tools.serving.configuration.cores import cores
-from camserve.tools.serving.configuration.java import find_java, largest_heap, server_command
-from camserve.tools.serving.configuration.store import Stored, described, select
+from camserve.tools.serving.configuration.addresses import Addresses, Settings, find_metrics_config
+from camserve.tools.serving.configuration.environment import compose_environment
+from camserve.tools.serving.configuration.java import compose_command, find_java, read_max_heap
+from camserve.tools.serving.configuration.store import StoredArchive, describe, select
 from camserve.tools.serving.health import faults
 from camserve.tools.serving.health.drain import Drain
-from camserve.tools.serving.health.management import Management, all_ready
-from camserve.tools.serving.health.outages import Outages
-from camserve.tools.serving.health.sockets import shut_doors
+from camserve.tools.serving.health.management import Management, is_ready
+from camserve.tools.serving.health.outage_detector import OutageDetector
+from camserve.tools.serving.health.sockets import refuse_connections
 from camserve.tools.serving.process.errors import Interrupted, OutageError, ServeError
-from camserve.tools.serving.process.flag import Flag
-from camserve.tools.serving.process.folder import own_folder
+from camserve.tools.serving.process.folder import temporary_folder
 from camserve.tools.serving.process.process import OwnProcess, is_worker
+from camserve.tools.serving.process.signal_flag import SignalFlag
 
 CONFIG = Path("config.properties")
-LOG_CONFIG = Path(__file__).with_name("configuration") / "log4j2.xml"
-METRICS_CONFIG = Path(camserve.__file__).with_name("metrics.yaml")
-LATE, SETTLED = 10.0, 0.5
-"""Seconds to wait for the words of a worker that has ended, and after the last of them."""
-SILENT = 600.0
-"""Seconds without a usable answer of the management address after which a start is given up; archives are unpacked before."""
-LOOK = 30.0
-"""Seconds between two looks at the workers of a server that serves."""
+LOG_CONFIGS = {
+    "text": Path(__file__).with_name("configuration") / "log4j2.xml",
+    "json": Path(__file__).with_name("configuration") / "log4j2-json.xml",
+}
+REASON_WAIT, REASON_SETTLED = 10.0, 0.5
+"""Seconds to wait for the log of a worker that has ended, and after its last line."""
+MAX_SILENCE = 600.0
+"""Seconds without a usable answer of the management address after which a start is given up: archives are unpacked first."""
+OUTAGE_CHECK = 30.0
+"""Seconds between two checks of the workers of a running server."""
 Sinks = Callable[[int], tuple[str, Sequence[Callable[[str], None]]]]
 
 
 class Server:
-    """TorchServe with the archives `models` of `model_store` (all of them for none), on `port` and the two above it.
+    """TorchServe with archives of a model store. As a context manager it is ready inside, and has ended outside.
 
-    `config` is TorchServe's configuration file: by default `config.properties` of the current folder, or safe settings
-    where there is none. `port` 0 picks free ports, None takes the configuration's. `sinks` is given the port and returns
-    where the log goes, in words, and the functions that take its lines. As a context manager it is ready inside, and
-    ended outside, whatever happened; a server whose process is killed is killed with it (Linux), so make it on a thread
-    that lives as long as it. `public_management` allows management beyond loopback; `max_silence` and `max_outage` are
-    what `wait_ready` and `wait_asked` put up with.
+    When this process is killed the server is killed too (on Linux: when the thread that made it ends, so make it on one that
+    lives as long).
+
+    Args:
+        models: which archives; all of the store for none.
+        config: TorchServe's configuration file; None: `config.properties` of the current folder, or else safe settings.
+        port: of inference; management and metrics are on the two above. 0 picks free ones, None takes the configuration's.
+        public_management: allow management beyond loopback.
+        max_silence: seconds that `wait_ready` goes without an answer of the management address.
+        max_outage: seconds that `wait_stop` goes without a ready worker of a model; None: longer than TorchServe tries.
+        sinks: is given the port; returns where the log goes, in words, and the functions that take its lines.
     """
 
     def __init__(
@@ -61,29 +66,29 @@ class Server:
         port: int | None = 0,
         log_config: Path | str | None = None,
         public_management: bool = False,
-        max_silence: float = SILENT,
+        max_silence: float = MAX_SILENCE,
         max_outage: float | None = None,
         sinks: Sinks = lambda _: ("memory", ()),
     ) -> None:
         chosen = Path(config) if config is not None else (CONFIG if CONFIG.is_file() else None)
         self._settings = Settings.read(chosen)
-        self._metrics_config = _beside(chosen, self._settings.values.get("metrics_config"))
+        self._metrics_config = find_metrics_config(chosen, self._settings)
         self._store = Path(model_store or self._settings.values.get("model_store", "model_store")).resolve()
         self._names = tuple(models)
         self._port = port
-        self._log_config = Path(log_config or LOG_CONFIG)
+        self._log_config = Path(log_config or LOG_CONFIGS["text"])
         self._public_management = public_management
         self._max_silence, self._max_outage = max_silence, max_outage
-        self._outages = Outages(max_outage)
+        self._outages = OutageDetector(max_outage)
         self._sinks = sinks
-        self._asked, self._hurry = Flag(), Flag()
-        self._archives: list[Stored] = []
-        self._seen: set[psutil.Process] = set()
+        self._stop, self._stop_now = SignalFlag(), SignalFlag()
+        self._archives: list[StoredArchive] = []
+        self._workers: set[psutil.Process] = set()
         self.log_place = ""
 
     def __enter__(self) -> Server:
         self._exit = contextlib.ExitStack()
-        self._exit.enter_context(self.opened())
+        self._exit.enter_context(self.running())
         with self._exit:
             self.wait_ready()
             self._exit = self._exit.pop_all()
@@ -93,14 +98,14 @@ class Server:
         self._exit.close()
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
         """Starts TorchServe, without waiting for it, and ends it and removes its folder on leaving."""
         self._archives = select(self._store, self._names)
         java = find_java()
         self._addresses = Addresses.choose(self._settings, self._port, self._public_management)
         self.log_place, sinks = self._sinks(self._addresses.http[0][2])
-        with own_folder() as folder:
-            self._command = server_command(
+        with temporary_folder() as folder:
+            self._command = compose_command(
                 java,
                 config=self._write_config(folder),
                 vmargs=self._settings.values.get("vmargs", "").split(),
@@ -110,7 +115,9 @@ class Server:
                 models=[archive.argument for archive in self._archives],
             )
             self._management = Management(self.management_url, self._key_file())
-            self._process = OwnProcess(self._command, self._environment(folder), sinks)
+            self._process = OwnProcess(
+                self._command, compose_environment(self._settings, self._addresses, self._archives, folder), sinks
+            )
             try:
                 yield
             finally:
@@ -118,17 +125,17 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Of predictions and explanations."""
+        """The address of predictions and explanations."""
         return self._addresses.url(0)
 
     @property
     def management_url(self) -> str:
-        """Of the management address."""
+        """The management address."""
         return self._addresses.url(1)
 
     @property
     def metrics_url(self) -> str:
-        """Of the metrics address."""
+        """The metrics address."""
         return self._addresses.url(2)
 
     @property
@@ -147,72 +154,77 @@ class Server:
         return list(self._process.lines)
 
     @property
-    def described(self) -> str:
+    def models(self) -> str:
         """The models, in words."""
-        return listed(described(self._archives)).replace(" or ", " and ")
+        return listed(describe(self._archives)).replace(" or ", " and ")
 
-    def ask(self, at_once: bool = False) -> None:
-        """Ends `wait_ready` and `wait_asked`, and with `at_once` a drain that goes on; may be called by a signal's handler."""
-        self._asked.set()
+    def request_stop(self, at_once: bool = False) -> None:
+        """Ends `wait_ready` and `wait_stop`, and with `at_once` also a drain; may be called by a signal handler."""
+        self._stop.set()
         if at_once:
-            self._hurry.set()
+            self._stop_now.set()
 
     def wait_ready(self) -> None:
         """Returns once every worker of every model has loaded it.
 
-        Raises `ServeError` with the worker's own reason when a model does not load, or when the management address gives no
-        usable answer for `max_silence` seconds; `Interrupted` when asked to stop.
+        Raises:
+            ServeError: a model does not load, with its worker's reason; or management gives no usable answer for `max_silence`
+                seconds.
+            Interrupted: a stop was requested.
         """
-        heard = time.monotonic()
-        while not self._asked.wait(0.1):
-            models = self._management.models()
+        answered = time.monotonic()
+        while not self._stop.wait(0.1):
+            models = self._management.fetch_models()
             self._check_alive()
-            heard = time.monotonic() if models is not None else heard
-            if time.monotonic() - heard > self._max_silence:
+            answered = time.monotonic() if models is not None else answered
+            if time.monotonic() - answered > self._max_silence:
                 silence = f"{self.management_url} gave no usable answer for {self._max_silence:g} s"
-                raise ServeError(f"{silence}: {self._management.trouble}")
+                raise ServeError(f"{silence}: {self._management.last_error}")
             if self._is_ready(models):
-                self._outages.longest(models, time.monotonic())
+                self._outages.find_outage(models, time.monotonic())
                 return
             self._check_workers(models)
         raise Interrupted
 
-    def wait_asked(self) -> None:
-        """Returns when asked to stop.
+    def wait_stop(self) -> None:
+        """Returns when a stop is requested.
 
-        Raises `ServeError` when the server ends by itself; `OutageError` when a model that was served has been without a
-        ready worker for `max_outage` seconds (None: longer than TorchServe tries to start one).
+        Raises:
+            ServeError: the server has ended by itself.
+            OutageError: a model that was served has been without a ready worker for `max_outage` seconds.
         """
-        pause = LOOK if self._max_outage is None else min(LOOK, self._max_outage / 4)
-        looked = float("-inf")
-        while not self._asked.wait(0.2):
+        pause = OUTAGE_CHECK if self._max_outage is None else min(OUTAGE_CHECK, self._max_outage / 4)
+        checked = float("-inf")
+        while not self._stop.wait(0.2):
             self._check_alive()
-            if time.monotonic() - looked > pause:
+            if time.monotonic() - checked > pause:
                 self._check_outages()
-                looked = time.monotonic()
+                checked = time.monotonic()
 
-    def openness(self) -> list[str]:
-        """Warnings about who reaches this server."""
-        return advice.openness(self._settings, self._addresses)
+    def exposure_warnings(self) -> list[str]:
+        """Warns of who reaches this server."""
+        return advice.warn_of_exposure(self._settings, self._addresses)
 
-    def largest_heap(self) -> int:
-        """Bytes that Java's heap may grow to, by a Java of the same options; 0 when it does not tell."""
-        return largest_heap(self._command)
+    def max_heap(self) -> int:
+        """Asks a Java of the same options to how many bytes its heap may grow; 0 when it does not say."""
+        return read_max_heap(self._command)
 
-    def crowding(self, heap: int) -> list[str]:
-        """Warnings about what a heap of so many bytes holds, by the queues that a server tells of which is ready."""
-        return advice.crowding(self._management.models() or (), heap)
+    def memory_warnings(self, heap: int) -> list[str]:
+        """Warns where the queues of the running server, full of photographs, exceed a heap of so many bytes."""
+        return advice.warn_of_memory(self._management.fetch_models() or (), heap)
 
     def stop(self, drain: float = 0) -> bool:
-        """Ends Java and every worker, first letting requests finish for up to `drain` seconds, without new connections where the
-        system lets us refuse them; whether all had finished."""
+        """Ends Java and every worker; returns whether all requests had finished.
+
+        Requests are let finish for up to `drain` seconds, without new connections where the system permits refusing them.
+        """
         drained = False
         if drain > 0 and not self._process.ended:
             port, management = (self._addresses.http[index][2] for index in (0, 1))
             if port != management:
-                shut_doors(self._process.pid, port)
-            watch = Drain(self._management, self._process.pid, port, lambda: self._process.ended)
-            drained = watch.wait(drain, self._hurry)
+                refuse_connections(self._process.pid, port)
+            server = Drain(self._management, self._process.pid, port, lambda: self._process.ended)
+            drained = server.wait(drain, self._stop_now)
         self._process.end()
         self._management.close()
         return drained
@@ -224,43 +236,47 @@ class Server:
         for archive in self._archives:
             if (archive.name, archive.version) not in loaded:
                 raise ServeError(f"TorchServe does not take {archive.file}: {self._last(3)}")
-        return all(all_ready(model) for model in models)
+        return all(is_ready(model) for model in models)
 
     def _check_alive(self) -> None:
         if self._process.ended:
             raise ServeError(f"TorchServe ended by itself: {self._last(6)}")
 
     def _check_outages(self) -> None:
-        """A model that TorchServe has given up is served again only by a new start."""
-        found = self._outages.longest(self._management.models(), time.monotonic())
-        if found:
-            name, seconds = found
-            why = faults.reason(self.lines, name) or self._last(4)
+        """Raises for a model that TorchServe has given up, which is served again only after a restart."""
+        outage = self._outages.find_outage(self._management.fetch_models(), time.monotonic())
+        if outage:
+            name, seconds = outage
+            why = faults.find_reason(self.lines, name) or self._last(4)
             raise OutageError(f"the model {shown(name)} has had no ready worker for {seconds:.0f} s, and requests wait: {why}")
 
     def _check_workers(self, models: list[dict[str, Any]] | None) -> None:
-        """A worker that has ended before it was ready could not load its model: TorchServe would try on for minutes."""
+        """Raises where a worker has ended before it was ready: its model does not load, but TorchServe would try for minutes."""
         now = {child for child in self._process.children(recursive=False) if is_worker(child)}
-        gone, self._seen = self._seen - now, now
-        if not gone:
+        ended, self._workers = self._workers - now, now
+        if not ended:
             return
-        waiting = [model["modelName"] for model in models or [] if not all_ready(model)]
+        waiting = [model["modelName"] for model in models or [] if not is_ready(model)]
         names = waiting or [archive.name for archive in self._archives]
-        found = self._reason(names)
-        if found:
-            raise ServeError(f"the model {shown(found[0])} does not load: {found[1]}")
+        reason = self._wait_reason(names)
+        if reason:
+            raise ServeError(f"the model {shown(reason[0])} does not load: {reason[1]}")
         raise ServeError(f"the model {shown(names[0])} does not load: its worker ended and gave no reason: {self._last(4)}")
 
-    def _reason(self, names: Sequence[str]) -> tuple[str, str] | None:
-        """The first of these models whose worker said why it ended, and why: once no more lines of it come, which on a busy
-        machine takes seconds."""
-        found, since, end = None, time.monotonic(), time.monotonic() + LATE
-        while time.monotonic() < end and not self._asked.is_set() and not (found and time.monotonic() - since > SETTLED):
-            now = next(((name, why) for name in names if (why := faults.reason(self.lines, name))), None)
-            if now != found:
-                found, since = now, time.monotonic()
+    def _wait_reason(self, names: Sequence[str]) -> tuple[str, str] | None:
+        """Returns the first of these models whose worker said why it ended, and why.
+
+        Waits until the log adds nothing to it, which on a busy machine takes seconds.
+        """
+        reason, since, end = None, time.monotonic(), time.monotonic() + REASON_WAIT
+        while time.monotonic() < end and not self._stop.is_set():
+            now = next(((name, why) for name in names if (why := faults.find_reason(self.lines, name))), None)
+            if now != reason:
+                reason, since = now, time.monotonic()
+            elif reason and time.monotonic() - since > REASON_SETTLED:
+                break
             time.sleep(0.1)
-        return found
+        return reason
 
     def _last(self, count: int) -> str:
         lines = [line for line in self.lines if line.strip() and not line.lstrip().startswith(("at ", "..."))]
@@ -276,24 +292,3 @@ class Server:
         if self._settings.is_set("disable_token_authorization"):
             return None
         return Path("key_file.json").resolve()
-
-    def _environment(self, folder: Path) -> dict[str, str]:
-        dropped = {"PYTHONPATH", "PYTHONHOME", "TS_CONFIG_FILE"}
-        dropped |= {"TS_" + line.partition("=")[0].upper() for line in self._addresses.properties().split()}
-        environment = {name: value for name, value in os.environ.items() if name not in dropped}
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self._workers())))
-        return environment | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
-
-    def _workers(self) -> int:
-        """Workers of all models together."""
-        default = self._settings.values.get("default_workers_per_model", "0")
-        each = int(default) if default.isdigit() and int(default) > 0 else cores()
-        return max(1, sum(archive.workers or each for archive in self._archives))
-
-
-def _beside(config: Path | None, metrics_config: str | None) -> Path:
-    """The file that declares the metrics: the configuration's, whose path counts from there or from here, or our own."""
-    if config is None or not metrics_config:
-        return METRICS_CONFIG
-    beside = config.parent / metrics_config
-    return (beside if beside.is_file() else Path(metrics_config)).resolve()

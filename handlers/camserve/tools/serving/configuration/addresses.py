@@ -1,4 +1,4 @@
-"""TorchServe's configuration file, and the addresses that a server of ours takes."""
+"""Reads TorchServe's configuration file, and chooses the addresses that a server takes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
+import camserve
 from camserve.core.text import shown
 from camserve.tools.serving.process.errors import ServeError
 
@@ -20,7 +21,7 @@ LOOPBACK = "127.0.0.1"
 HTTP = ("inference_address", "management_address", "metrics_address")
 GRPC = ("grpc_inference_port", "grpc_management_port")
 OURS = "camserve_"
-"""How the keys begin that camserve reads of TorchServe's configuration, and TorchServe does not."""
+"""Prefix of the keys in TorchServe's configuration that camserve reads, and TorchServe does not."""
 
 # For a server that is started without a configuration file; config.properties says why.
 DEFAULTS = """disable_token_authorization=true
@@ -35,7 +36,7 @@ disable_system_metrics=true
 
 @dataclass(frozen=True)
 class Settings:
-    """A configuration file: its text, TorchServe's keys and values, and our own (`OURS`)."""
+    """A configuration file: its text, TorchServe's keys and values, and camserve's own (`OURS`)."""
 
     text: str
     values: Mapping[str, str]
@@ -43,20 +44,29 @@ class Settings:
 
     @staticmethod
     def read(path: Path | None) -> Settings:
-        """The file at `path`, or safe defaults for none; `ServeError` when it cannot be read."""
+        """Reads the file at `path`, or safe defaults for None; raises `ServeError` when it cannot be read."""
         try:
             text = DEFAULTS if path is None else path.read_text(encoding="latin-1")  # as Java reads it
         except OSError as error:
             raise ServeError(f"cannot read the configuration {shown(str(path))}: {error.strerror}") from error
         lines = (line.strip() for line in text.splitlines())
         pairs = (line.partition("=") for line in lines if not line.startswith(("#", "!")))
-        found = {key.strip(): value.strip() for key, equals, value in pairs if equals}
-        own = {key: found.pop(key) for key in list(found) if key.startswith(OURS)}
-        return Settings(text, MappingProxyType(found), MappingProxyType(own))
+        values = {key.strip(): value.strip() for key, equals, value in pairs if equals}
+        own = {key: values.pop(key) for key in list(values) if key.startswith(OURS)}
+        return Settings(text, MappingProxyType(values), MappingProxyType(own))
 
     def is_set(self, key: str) -> bool:
-        """Whether a key, TorchServe's or our own, is `true`."""
+        """Returns whether a key, TorchServe's or camserve's own, is `true`."""
         return (self.own if key.startswith(OURS) else self.values).get(key, "").lower() == "true"
+
+
+def find_metrics_config(config: Path | None, settings: Settings) -> Path:
+    """Finds the file that declares the metrics: that of `settings`, beside the file `config` or from here, or camserve's own."""
+    named = settings.values.get("metrics_config")
+    if config is None or not named:
+        return Path(camserve.__file__).with_name("metrics.yaml")
+    beside = config.parent / named
+    return (beside if beside.is_file() else Path(named)).resolve()
 
 
 @dataclass(frozen=True)
@@ -70,36 +80,36 @@ class Addresses:
 
     @staticmethod
     def choose(settings: Settings, port: int | None, public_management: bool = False) -> Addresses:
-        """The hosts of `settings`, on `port`, `port + 1` and `port + 2`; 0 picks free ones, None keeps the file's.
+        """Takes the hosts of `settings`, on `port`, `port + 1` and `port + 2`; 0 picks free ones, None keeps the file's.
 
-        Raises `ServeError` for an address that is taken or cannot be used, and for management beyond loopback unless
-        `public_management`.
+        Raises:
+            ServeError: an address is taken or cannot be used, or management is beyond loopback without `public_management`.
         """
-        found = [_split(settings, key, 8080 + offset) for offset, key in enumerate(HTTP)]
+        asked = [_split(settings, key, 8080 + offset) for offset, key in enumerate(HTTP)]
         if not public_management:
-            _refuse_public("management_address", found[1][1])
+            _refuse_public("management_address", asked[1][1])
             _refuse_public("grpc_management_address", settings.values.get("grpc_management_address", LOOPBACK))
         if port is not None and not 0 <= port <= 65533:
             raise ServeError(f"--port {port} is not from 0 to 65533")
-        hosts = [host for _, host, _ in found]
+        hosts = [host for _, host, _ in asked]
         if port is None:
-            ports = [given for _, _, given in found]
+            ports = [given for _, _, given in asked]
         else:
-            ports = _free_row(hosts) if port == 0 else [port, port + 1, port + 2]
+            ports = _find_free_row(hosts) if port == 0 else [port, port + 1, port + 2]
         for host, taken in zip(hosts, ports, strict=True):
-            _bound(host, taken).close()
-        http = tuple((scheme, host, number) for (scheme, host, _), number in zip(found, ports, strict=True))
+            _bind(host, taken).close()
+        http = tuple((scheme, host, number) for (scheme, host, _), number in zip(asked, ports, strict=True))
         grpc_host = settings.values.get("grpc_inference_address", LOOPBACK)
-        return Addresses(http, grpc_host, _free_pair(grpc_host))
+        return Addresses(http, grpc_host, _find_free_pair(grpc_host))
 
     def url(self, index: int) -> str:
-        """The URL of inference (0), management (1) or metrics (2), as a client on this machine uses it."""
+        """Returns the URL of inference (0), management (1) or metrics (2), as a client on this machine uses it."""
         scheme, host, port = self.http[index]
         reachable = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104
         return f"{scheme}://{_bracketed(reachable)}:{port}"
 
     def properties(self) -> str:
-        """The lines that set these addresses in TorchServe's configuration."""
+        """Writes the lines that set these addresses in TorchServe's configuration."""
         http = zip(HTTP, self.http, strict=True)
         lines = [f"{key}={scheme}://{_bracketed(host)}:{port}" for key, (scheme, host, port) in http]
         lines += [f"{key}={port}" for key, port in zip(GRPC, self.grpc, strict=True)]
@@ -107,12 +117,12 @@ class Addresses:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine reaches `host`: an address, or a name."""
+    """Returns whether only this machine reaches `host`, an address or a name."""
     try:
-        found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)}
+        addresses = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)}
     except (OSError, UnicodeError):
         return False
-    return all(ipaddress.ip_address(address).is_loopback for address in found)
+    return all(ipaddress.ip_address(address).is_loopback for address in addresses)
 
 
 def _refuse_public(key: str, host: str) -> None:
@@ -140,47 +150,47 @@ def _split(settings: Settings, key: str, default: int) -> tuple[str, str, int]:
     return scheme, host, port
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket bound to `host` and `port`, to see that it can be."""
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _bind(host: str, port: int) -> socket.socket:
+    """Binds a socket to `host` and `port`, to see that they are free."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((host, port))
+        listener.bind((host, port))
     except OSError as error:
-        bound.close()
+        listener.close()
         if error.errno == errno.EADDRINUSE:
             raise ServeError(
                 f"port {port} on {host} is in use: stop what listens there, or choose another with --port (0 picks a "
                 "free one; PORT, PORT+1 and PORT+2 are needed)"
             ) from error
         raise ServeError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
-    return bound
+    return listener
 
 
-def _bound_free(host: str) -> socket.socket:
-    """A socket bound to a free port that systems do not give to connections: one of theirs could take it before Java does."""
+def _bind_free(host: str) -> socket.socket:
+    """Binds a socket to a free port below those of outgoing connections, one of which could take it before Java does."""
     for _ in range(100):
         try:
-            return _bound(host, random.randrange(10_000, 32_000))  # noqa: S311 no secret
+            return _bind(host, random.randrange(10_000, 32_000))  # noqa: S311 no secret
         except ServeError:
             continue
-    return _bound(host, 0)
+    return _bind(host, 0)
 
 
-def _free_row(hosts: list[str]) -> list[int]:
-    """Three free ports in a row, one for each of `hosts`."""
+def _find_free_row(hosts: list[str]) -> list[int]:
+    """Finds three consecutive free ports, one for each of `hosts`."""
     for _ in range(100):
         with ExitStack() as held:
-            first = held.enter_context(_bound_free(hosts[0])).getsockname()[1]
+            first = held.enter_context(_bind_free(hosts[0])).getsockname()[1]
             try:
                 for offset, host in enumerate(hosts[1:], start=1):
-                    held.enter_context(_bound(host, first + offset))
+                    held.enter_context(_bind(host, first + offset))
             except (ServeError, OverflowError):
                 continue
             return [first, first + 1, first + 2]
     raise ServeError("found no three free ports in a row: choose one with --port")
 
 
-def _free_pair(host: str) -> tuple[int, int]:
-    with _bound_free(host) as one, _bound_free(host) as two:
+def _find_free_pair(host: str) -> tuple[int, int]:
+    with _bind_free(host) as one, _bind_free(host) as two:
         return one.getsockname()[1], two.getsockname()[1]

@@ -1,4 +1,4 @@
-"""What may go wrong with settings with which a server starts: who reaches it, and what its memory holds."""
+"""Warns of settings that may do harm: who reaches the server, and what its memory holds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PROXY = f"{OURS}proxy_authenticates"
 UPLOAD = 3_000_000
 """Bytes of a photograph as telephones take it."""
 BESIDES = 200_000_000
-"""Bytes of Java's heap for all but what waits: itself, and the batches that go to workers."""
+"""Bytes of Java's heap for all but waiting requests: itself, and the batches that go to workers."""
 QUEUE = ("pendingRequests", "remainingCapacity")
 
 
-def openness(settings: Settings, addresses: Addresses) -> list[str]:
-    """Says so where anybody may use the models."""
+def warn_of_exposure(settings: Settings, addresses: Addresses) -> list[str]:
+    """Warns where anybody may use the models."""
     hosts = dict.fromkeys([addresses.http[0][1], addresses.grpc_host])
     public = [host for host in hosts if not is_loopback(host)]
     if not public or not settings.is_set("disable_token_authorization") or settings.is_set(PROXY):
@@ -28,21 +28,21 @@ def openness(settings: Settings, addresses: Addresses) -> list[str]:
     ]
 
 
-def needed(requests: int) -> int:
-    """Bytes of heap with which so many waiting photographs do no harm: twice their size, since each needs its room in one
-    piece, and `BESIDES` (tried by `benchmarks/survival/run.py --only crammed`)."""
+def required_heap(requests: int) -> int:
+    """Returns the bytes of heap that hold so many waiting photographs: twice their size, since each needs contiguous room, and
+    `BESIDES` (measured by `benchmarks/survival/run.py --only crammed`)."""
     return 2 * requests * UPLOAD + BESIDES
 
 
-def crowding(models: Iterable[Mapping[str, Any]], heap: int) -> list[str]:
-    """Says so where queues full of photographs do not fit into Java's `heap` (bytes; 0 where it is not known)."""
+def warn_of_memory(models: Iterable[Mapping[str, Any]], heap: int) -> list[str]:
+    """Warns where queues full of photographs do not fit into Java's `heap` (bytes; 0 where it is not known)."""
     queues = [(sum(model["jobQueueStatus"][key] for key in QUEUE), str(model["modelName"])) for model in models]
     together = sum(length for length, _ in queues)
-    if not heap or needed(together) <= heap:
+    if not heap or required_heap(together) <= heap:
         return []
     longest, name = max(queues)
     return [
-        f"{together} requests may wait, {longest} of them for {shown(name)}. As photographs of {UPLOAD / 1e6:g} MB "
-        f"they need {needed(together) / 1e9:.1f} GB of Java's heap, which ends at {heap / 1e9:.1f} GB, and the server with it: "
+        f"{together} requests may wait, {longest} of them for {shown(name)}. As photographs of {UPLOAD / 1e6:g} MB they "
+        f"need {required_heap(together) / 1e9:.1f} GB of Java's heap, which ends at {heap / 1e9:.1f} GB, and the server with it: "
         "lower job_queue_size, or the archives' jobQueueSize, or give Java more (vmargs=-Xmx...)"
     ]

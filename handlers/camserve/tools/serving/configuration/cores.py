@@ -1,4 +1,4 @@
-"""How many processor cores this process may use."""
+"""Counts the processor cores that this process may use."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 
-def cores() -> int:
-    """Cores that this process may use: its affinity, and a container's limit where there is one; at least 1."""
+def count_cores() -> int:
+    """Counts the cores of this process's affinity, up to a container's limit where there is one; at least 1."""
     count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, min(count, _quota(Path("/sys/fs/cgroup"), count)))
 
 
 def _quota(root: Path, default: int) -> int:
-    """The cores that a control group grants, rounded up: microseconds of how many. Version 2 has both in `cpu.max`, version 1
-    in two files, -1 for no limit."""
+    """Reads the cores that a control group grants, rounded up: processor time granted in each period. Version 2 has both figures
+    in `cpu.max`, version 1 in two files, with -1 for no limit."""
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
             granted, period = " ".join((root / name).read_text("ascii") for name in files).split()

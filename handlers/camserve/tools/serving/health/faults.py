@@ -21,28 +21,28 @@ _MISLEADING = re.compile(r"ModuleNotFoundError: No module named 'ts\.torch_handl
 _OURS = re.compile(r"^camserve\.(?:core\.)?errors\.ConfigError: ")
 
 
-def reason(lines: Iterable[str], model: str) -> str | None:
-    """The exception that stopped the load of `model`, on one line; None when the log holds none.
+def find_reason(lines: Iterable[str], model: str) -> str | None:
+    """Finds the exception that stopped the load of `model`, on one line; None when the log holds none.
 
     Of several, the last one counts, except those by which TorchServe hides the cause: after an import error it tries
     the handler's name among its own handlers, and reports that failure last.
     """
-    found = list(_exceptions(_messages(lines, model)))
-    telling = [text for text in found if not _MISLEADING.match(text)] or found
-    return _OURS.sub("", telling[-1]) if telling else None
+    exceptions = list(_exceptions(_messages(lines, model)))
+    causes = [text for text in exceptions if not _MISLEADING.match(text)] or exceptions
+    return _OURS.sub("", causes[-1]) if causes else None
 
 
 def _messages(lines: Iterable[str], model: str) -> Iterator[str]:
-    """What workers of `model` wrote; lines of a log that does not tell the model count for all."""
+    """Yields what workers of `model` wrote; lines of a log that does not name the model count for all."""
     for line in lines:
-        thread, message = _parsed(line)
+        thread, message = _parse(line)
         worker = _THREAD.fullmatch(thread)
         if not thread or (worker and worker["model"] == model):
             yield message
 
 
-def _parsed(line: str) -> tuple[str, str]:
-    """The thread and the message of one line of the log: `log4j2.xml`'s, or JSON with `thread` and `message`."""
+def _parse(line: str) -> tuple[str, str]:
+    """Reads the thread and the message of one line of the log: `log4j2.xml`'s, or JSON with `thread` and `message`."""
     match = _LINE.match(line)
     if match:
         return match["thread"], match["message"]
@@ -56,20 +56,20 @@ def _parsed(line: str) -> tuple[str, str]:
 
 
 def _exceptions(messages: Iterable[str]) -> Iterator[str]:
-    """The exceptions of all tracebacks, oldest first, each with the lines of its message, joined."""
+    """Yields the exceptions of all tracebacks, oldest first, each with the lines of its message, joined."""
     inside, parts = False, list[str]()
     for message in messages:
         if parts and (not message.strip() or message.startswith(_ENDS)):
-            yield _joined(parts)
+            yield _join(parts)
             inside, parts = False, []
         if message == _TRACEBACK:
             inside = True
         elif inside and (parts or (message and not message[0].isspace())):
             parts.append(message)
     if parts:
-        yield _joined(parts)
+        yield _join(parts)
 
 
-def _joined(parts: list[str], limit: int = 800) -> str:
+def _join(parts: list[str], limit: int = 800) -> str:
     text = " ".join(" ".join(parts).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,1 +1,1 @@
-"""The server's process: its folder, its log, its signals and its end."""
+"""Runs the server's process: its temporary folder, its log, signals and its end."""

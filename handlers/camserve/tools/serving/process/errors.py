@@ -1,4 +1,4 @@
-"""Why a server does not start, or ended."""
+"""Errors of a server that does not start, or ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A temporary folder that is removed even when the process that made it was killed: by the next one."""
+"""A temporary folder that is removed even where the process that made it was killed: by the next one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LONGEST_BASE = 60  # the workers' sockets lie in it, and a socket's path has at 
 
 
 @contextlib.contextmanager
-def own_folder() -> Iterator[Path]:
-    """A new folder, removed on leaving; folders that killed processes left are removed first."""
+def temporary_folder() -> Iterator[Path]:
+    """Makes a folder that is removed on leaving, and first removes those that killed processes have left."""
     base = Path(tempfile.gettempdir())
     if len(str(base)) > LONGEST_BASE:
         base = Path("/tmp")  # noqa: S108
@@ -26,7 +26,7 @@ def own_folder() -> Iterator[Path]:
     try:
         with (folder / "new").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            (folder / "new").rename(folder / LOCK)  # seen by others only once it is held
+            (folder / "new").rename(folder / LOCK)  # visible to others only once it is held
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,8 @@
-"""One process with all its descendants: started apart from the terminal, its output kept, ended without a rest."""
+"""Runs a process apart from the terminal, keeps its output, and ends it with all its descendants."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import subprocess
@@ -11,8 +10,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from logging.handlers import RotatingFileHandler
-from pathlib import Path
 from threading import Thread
 
 import psutil
@@ -27,19 +24,6 @@ if sys.platform == "linux":
         sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-
-
-class _LogFile(RotatingFileHandler):
-    """Lets lines that find no room go, and goes on when there is some again."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 logging's own name
-        """Says nothing: a report for each line would fill the next disk."""
-
-
-def log_file(path: Path) -> Callable[[str], None]:
-    """Writes lines to a file that is rolled over at 10 MB and kept three times; what does not fit on the disk is lost."""
-    handler = _LogFile(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8", delay=True)
-    return lambda line: handler.emit(logging.makeLogRecord({"msg": line}))
 
 
 class OwnProcess:
@@ -75,7 +59,7 @@ class OwnProcess:
         return self._process.poll() is not None
 
     def children(self, recursive: bool = True) -> set[psutil.Process]:
-        """The processes that still run of those that the child started, and that these started."""
+        """Finds the processes that still run of those that the child started, and that these started."""
         try:
             return set(psutil.Process(self.pid).children(recursive=recursive))
         except psutil.NoSuchProcess:
@@ -101,12 +85,12 @@ class OwnProcess:
             for raw in stream:
                 line = raw.decode("utf-8", "replace").rstrip("\r\n")
                 for sink in self._sinks:
-                    with contextlib.suppress(OSError):  # unread, Java's output fills its pipe, and Java stands still
+                    with contextlib.suppress(OSError):  # Java would block on a full pipe
                         sink(line)
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Whether a process has not ended; one that has, and that nobody has asked about yet, is not running."""
+    """Returns whether a process has not ended; a zombie has."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -114,7 +98,7 @@ def is_running(process: psutil.Process) -> bool:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    """Whether a process is one of TorchServe's workers, or a child that one has forked."""
+    """Returns whether a process is one of TorchServe's workers, or a child that one has forked."""
     try:
         return any("model_service_worker" in word for word in process.cmdline())
     except psutil.Error:

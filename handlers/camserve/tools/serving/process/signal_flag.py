@@ -1,4 +1,4 @@
-"""A flag that a signal's handler may set."""
+"""A flag that a signal handler may set."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ STEP = 0.02
 """Seconds between two looks at the flag."""
 
 
-class Flag:
-    """Is set once, and waited for, by any thread and from a signal's handler.
+class SignalFlag:
+    """Is set once, and waited for, by any thread and by a signal handler.
 
-    `threading.Event` would not do: a handler runs in the main thread, in the middle of whatever that does, and where it waits for
-    the event it may hold the lock that `set` takes.
+    `threading.Event` would not do: a handler interrupts the main thread at any line, and where that waits for the event it may
+    hold the lock that `set` takes.
     """
 
     def __init__(self) -> None:
         self._set = False
 
     def is_set(self) -> bool:
-        """Whether it is set."""
+        """Returns whether it is set."""
         return self._set
 
     def set(self) -> None:
@@ -27,7 +27,7 @@ class Flag:
         self._set = True
 
     def wait(self, seconds: float) -> bool:
-        """Returns once it is set, or after so many seconds; whether it is set."""
+        """Waits until it is set, at most so many seconds; returns whether it is set."""
         end = time.monotonic() + seconds
         while not self._set and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, STEP))

@@ -1,0 +1,89 @@
+"""The log of `serve`: notes for people on standard error, or one JSON object a line on standard output, for a collector of logs.
+
+All of it is written in one piece a line, past Python's buffers, so that threads do not mix up their lines, and a full disk or a
+closed pipe stops nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TextIO
+
+from camserve.tools.console import unfailing
+
+PREFIXES = {"WARNING": "warning: ", "ERROR": "error: "}
+LOG4J_LEVELS = {"WARNING": "WARN"}
+"""As TorchServe's log spells levels, where Python's differs."""
+
+
+class TextFormatter(logging.Formatter):
+    """Says what is a warning and what an error, the latter in red on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Formats one event."""
+        text = PREFIXES.get(record.levelname, "") + record.getMessage()
+        red = record.levelno >= logging.ERROR and sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        return f"\x1b[31m{text}\x1b[0m" if red else text
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes an event as JSON: `time` in UTC, `level`, `logger`, `message`, and the `fields` that it has besides."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Formats one event."""
+        time = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc).isoformat(timespec="milliseconds")
+        event = {
+            "time": time.replace("+00:00", "Z"),
+            "level": LOG4J_LEVELS.get(record.levelname, record.levelname),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        return json.dumps(event | getattr(record, "fields", {}))
+
+
+def open_log(form: str) -> logging.Logger:
+    """Makes the log of one server, as `text` or `json`."""
+    handler = logging.StreamHandler(unfailing(sys.stdout if form == "json" else sys.stderr))
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    log = logging.Logger("camserve.serve")
+    log.addHandler(handler)
+    return log
+
+
+def as_json(line: str) -> str:
+    """Leaves TorchServe's objects as they are, and wraps what Java or a worker prints past the log."""
+    if _is_object(line):
+        return line
+    return JsonFormatter().format(logging.LogRecord("stdout", logging.WARNING, "", 0, line, None, None))
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return line.startswith("{") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def write_line(line: str, stream: TextIO | None = None) -> None:
+    """Prints a line (on standard output) in one piece, whether or not there is room for it."""
+    unfailing(stream or sys.stdout).write(f"{line}\n")
+
+
+class _LogFile(RotatingFileHandler):
+    """Drops lines that find no room, and goes on when there is some again."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 logging's own name
+        """Says nothing: a report for each line would fill the next disk."""
+
+
+def open_log_file(path: Path) -> Callable[[str], None]:
+    """Returns what writes lines to a file that is rolled over at 10 MB and kept three times; lines without room are dropped."""
+    handler = _LogFile(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8", delay=True)
+    return lambda line: handler.emit(logging.makeLogRecord({"msg": line}))
