@@ -1,0 +1,174 @@
+"""Real servers for tests: archives of a few lines, and `scripts/serve.py` as a process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from model_archiver.model_archiver_config import ModelArchiverConfig
+from model_archiver.model_packaging import package_model
+from model_archiver.model_packaging_utils import ModelExportUtils
+
+from camserve.tools.serving.health import sockets
+from camserve.tools.serving.process.process import is_running
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+CONFIG = ROOT / "config.properties"
+
+
+HANG = 180
+
+
+LINUX = pytest.mark.skipif(
+    sys.platform != "linux", reason="Linux only: other systems neither kill orphans nor tell where a thread sleeps"
+)
+
+
+HANDLER = """
+import json, os, time
+class Handler:
+    def initialize(self, context):
+        self.seconds = context.model_yaml_config["seconds"]
+        if self.seconds < 0:
+            raise ValueError(f"seconds: {self.seconds} is negative")
+        if os.path.exists(context.model_yaml_config.get("broken", "")):
+            raise OSError("the disk is gone")
+        if context.model_name == "forks":
+            child = os.fork()
+            time.sleep(2 if child else 0.7)
+            os.waitpid(child, 0) if child else os._exit(0)
+    def handle(self, data, context):
+        time.sleep(self.seconds)
+        seen = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TMPDIR", "STRANGER")}
+        return [json.dumps(seen | {"path": os.environ.get("PYTHONPATH", "")})] * len(data)
+"""
+
+
+def write_archive(store: Path, name: str, *, seconds: float = 0, batch: int = 1, delay: int = 100, **more: object) -> None:
+    """Packs the handler above, asleep for `seconds` in each batch, with the archiver that users have."""
+    source = store.parent / "source"
+    source.mkdir(exist_ok=True)
+    (source / "sleeper.py").write_text(HANDLER)
+    settings = {"minWorkers": 1, "maxWorkers": 1, "batchSize": batch, "maxBatchDelay": delay, "seconds": seconds} | more
+    (source / "model-config.yaml").write_text(json.dumps(settings))
+    config = ModelArchiverConfig(
+        model_name=name,
+        version="1.0",
+        handler=str(source / "sleeper.py"),
+        config_file=str(source / "model-config.yaml"),
+        export_path=str(store),
+    )
+    package_model(config, ModelExportUtils.generate_manifest_json(config))
+
+
+def estrange(patch: pytest.MonkeyPatch) -> None:
+    """Sets what servers that start now pass on to their workers, and what they do not."""
+    patch.setenv("PYTHONPATH", "/stranger")
+    patch.setenv("STRANGER", "passed on")
+    patch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+@contextlib.contextmanager
+def inherited(ignored: Sequence[signal.Signals]) -> Iterator[None]:
+    """Inside, a child starts with these signals ignored, and the others as a terminal's shell leaves them."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(each, signal.SIG_IGN if each in ignored else signal.SIG_DFL) for each in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class Command:
+    """`scripts/serve.py` as a process, which starts with the signals `ignored` ignored and no others; on leaving, whatever is left
+    of it is killed, and `left` says what that was."""
+
+    def __init__(self, store: Path, *arguments: str, ignored: Sequence[signal.Signals] = ()) -> None:
+        self.output = store.parent / "stdout.txt"
+        self.errors = store.parent / "stderr.txt"
+        command = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--model-store", str(store), "--config", str(CONFIG)]
+        places = ["--port", "0", "--log-dir", str(store.parent / "logs")]
+        with self.output.open("w") as output, self.errors.open("w") as errors, inherited(ignored):
+            self.process = subprocess.Popen([*command, *places, *arguments], stdout=output, stderr=errors, start_new_session=True)
+        self.tree: list[psutil.Process] = []
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for process in self.left():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def wait_for(self, path: Path, text: str) -> str:
+        """What `path` holds once `text` is in it."""
+        deadline = time.monotonic() + HANG
+        while text not in path.read_text():
+            assert self.process.poll() is None, self.errors.read_text()
+            assert time.monotonic() < deadline, self.errors.read_text()
+            time.sleep(0.05)
+        self.tree = psutil.Process(self.process.pid).children(recursive=True)
+        return path.read_text()
+
+    def url(self) -> str:
+        """The URL of the ready line, once it is there."""
+        line = self.wait_for(self.output, "\n")
+        assert line.startswith("ready http://127.0.0.1:")
+        return line.split()[1]
+
+    def left(self) -> list[psutil.Process]:
+        """What still runs, a while later, of all that ran when `wait_for` returned."""
+        deadline = time.monotonic() + 30
+        while any(is_running(process) for process in self.tree) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return [process for process in self.tree if is_running(process)]
+
+
+def log(command: Command, url: str) -> Path:
+    """The log of the server at `url`."""
+    return command.output.with_name("logs") / f"serve-{url.rpartition(':')[2]}.log"
+
+
+def ask(pool: ThreadPoolExecutor, url: str, model: str, times: int = 1) -> list[Future[int]]:
+    """Sends `times` requests together; their statuses, 0 where the connection was cut. Returns once the server has them all."""
+
+    def send() -> int:
+        try:
+            return requests.post(f"{url}/predictions/{model}", data=b"x", timeout=HANG).status_code
+        except requests.ConnectionError:
+            return 0
+
+    sent = [pool.submit(send) for _ in range(times)]
+    metrics = url.rpartition(":")
+    deadline = time.monotonic() + HANG
+    wanted = f'ts_inference_requests_total{{model_name="{model}"'
+    while time.monotonic() < deadline:
+        text = requests.get(f"{metrics[0]}:{int(metrics[2]) + 2}/metrics", timeout=10).text
+        counts = [float(line.split()[-1]) for line in text.splitlines() if line.startswith(wanted)]
+        if sum(counts) >= times:
+            return sent
+        time.sleep(0.02)
+    raise AssertionError("the requests did not arrive")
+
+
+def connections_can_be_refused() -> bool:
+    """Whether the system lets us copy another's socket, which engines of containers forbid."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        return sockets.refuse_connections(os.getpid(), door.getsockname()[1])

@@ -1,0 +1,106 @@
+"""A server from its start to its end, in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from tests.support.processes.serving import CONFIG, HANG, estrange
+from tests.tools.serving.doubles import Told, told, versions
+
+from camserve.tools.commands.serve import Server
+from camserve.tools.serving.configuration import cores
+from camserve.tools.serving.process.errors import ServeError
+from camserve.tools.serving.process.process import is_running
+
+
+@contextlib.contextmanager
+def asked(server: Server, seconds: float) -> Iterator[None]:
+    """Inside, the server is asked to stop after so many seconds."""
+    timer = threading.Timer(seconds, server.request_stop)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@pytest.mark.live
+def test_servers_run_side_by_side(store: Path, quick: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two servers on one machine answer at the same time, each with workers, ports and folder of its own; one that ends leaves
+    nothing, and the other goes on."""
+    one = quick
+    estrange(monkeypatch)
+    with Server(store, ["other=quick.mar"], config=CONFIG) as two:
+        answers = [
+            requests.post(f"{one.url}/predictions/quick", timeout=HANG),
+            requests.post(f"{two.url}/predictions/other", timeout=HANG),
+        ]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        seen = [answer.json() for answer in answers]
+        assert requests.get(f"{two.url}/predictions/quick", timeout=HANG).status_code == 404
+        assert "ts_inference_requests_total" in requests.get(f"{one.metrics_url}/metrics", timeout=HANG).text
+        assert requests.get(f"{two.management_url}/models", timeout=HANG).json()["models"][0]["modelName"] == "other"
+        ours, others = ([psutil.Process(pid) for pid in server.pids] for server in (one, two))
+        assert len({*ours, *others}) == 5
+    assert not any(is_running(process) for process in others)
+    assert all(is_running(process) for process in ours)
+    assert seen[0]["TMPDIR"] != seen[1]["TMPDIR"]
+    assert [Path(each["TMPDIR"]).exists() for each in seen] == [True, False]
+    assert all("/stranger" not in each["path"] and each["STRANGER"] == "passed on" for each in seen)
+    assert [each["OMP_NUM_THREADS"] for each in seen] == [str(max(1, cores.count_cores() // workers)) for workers in (2, 1)]
+
+
+@pytest.mark.live
+def test_children_of_a_worker_are_no_workers(quick: Server) -> None:
+    """A process that a model forks while it loads has its worker's command line; its end, before the worker was ready, says nothing
+    about the model."""
+    assert requests.post(f"{quick.url}/predictions/forks", timeout=HANG).status_code == 200
+
+
+@pytest.mark.live
+def test_a_management_address_that_stays_silent(store: Path) -> None:
+    """It is not waited for without end, and the error says what was last heard of it; nothing goes on running."""
+    started = time.time()
+    with pytest.raises(ServeError, match=r"^http://127\.0\.0\.1:\d+ gave no usable answer for 0\.3 s: ConnectionError: "):
+        Server(store, ["quick"], config=CONFIG, max_silence=0.3).__enter__()  # Java takes longer to start
+    assert not [child for child in psutil.Process().children(recursive=True) if child.create_time() > started]
+
+
+def test_a_model_that_loads_for_long_is_waited_for(store: Path) -> None:
+    """As long as the management address answers, that no worker is ready yet is no silence."""
+    loads = [versions("UNLOADING")] * 12
+    server = told(store, Told(*loads, versions("READY")), max_silence=0.3)
+    began = time.monotonic()
+    server.wait_ready()
+    assert time.monotonic() - began > 1
+
+
+def test_silence_is_told_as_it_is(store: Path) -> None:
+    """The limit is the one that was given, in plain figures, and what came in place of an answer is said, not called silence."""
+    with pytest.raises(ServeError, match=r"^http://127\.0\.0\.1:2 gave no usable answer for 0\.2 s: ValueError: nobody knows$"):
+        told(store, Told(None), max_silence=0.2).wait_ready()
+    with pytest.raises(ServeError, match="no usable answer for 1 s: "):
+        told(store, Told(None), max_silence=1.0).wait_ready()
+
+
+def test_an_outage_ends_the_wait(store: Path) -> None:
+    """Once it is longer than the limit, and if the worker ends as soon as it is ready; a worker that is ready again, a management
+    address that is silent, and a model that has not been ready yet are none."""
+    server = told(store, Told(versions("READY"), versions("UNLOADING")), max_outage=0.5)
+    server.wait_ready()
+    with (
+        asked(server, 30),
+        pytest.raises(ServeError, match=r'^the model "quick" has had no ready worker for 1 s, .*\n  its only words$'),
+    ):
+        server.wait_stop()
+    for answers in ([versions("READY")], [versions("READY"), None], [versions("UNLOADING")]):
+        server = told(store, Told(*answers), max_outage=0.1)
+        with asked(server, 1.5):
+            server.wait_stop()
