@@ -1,4 +1,4 @@
-"""HTML documents with everything in them, under a Content-Security-Policy that allows exactly that."""
+"""Self-contained HTML documents, and the Content-Security-Policy that allows just what is in them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from collections.abc import Mapping, Sequence
 
 
 def fill(template: str, parts: Mapping[str, str]) -> str:
-    """`template` with each `{{name}}` replaced, in one pass, so that no part is searched for the others' names."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+    """Replaces each `{{name}}` in one pass, so that no part is searched for the others' names."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
 
 def write_policy(style: str, scripts: Sequence[str], connect: str = "'none'") -> str:
-    """A policy for a document with this one style sheet and these scripts: nothing from elsewhere, no text as HTML.
+    """Writes a Content-Security-Policy: this style sheet, these scripts, nothing from elsewhere, no text as HTML.
 
-    It has no `frame-ancestors`, which only a header may say.
+    `frame-ancestors` is left out, since only a header may hold it.
+
+    Args:
+        style: the text of the one `style` element.
+        scripts: the texts of the `script` elements.
+        connect: the sources that scripts may fetch from.
     """
     rules = {
         "default-src": "'none'",
@@ -34,7 +39,7 @@ def write_policy(style: str, scripts: Sequence[str], connect: str = "'none'") ->
 
 
 def write_script_json(value: object) -> str:
-    """JSON in ASCII that cannot end the script element it stands in, nor open a comment or a tag there."""
+    """Writes JSON in ASCII that cannot end the script element it stands in, nor open a comment or a tag there."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,4 +1,4 @@
-"""The inspector page: one HTML document with everything in it, which the handler serves to browsers."""
+"""The inspector page as an answer: one self-contained HTML document."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from camserve.explain.methods import METHODS
 from camserve.inspector.html import fill, write_policy, write_script_json
 from camserve.pictures.render import apply_colormap
 
-TEMPLATE = Path(__file__).with_name("assets") / "inspector.html"
-PARTS = Path(__file__).with_name("assets")
+ASSETS = Path(__file__).with_name("assets")
 SCRIPTS = ("heat.js", "server.js", "pictures.js", "panes.js", "app.js", "controls.js")
 """In the order in which they run."""
 
@@ -29,7 +28,7 @@ LABELS_LIMIT = 100_000
 
 
 def write_page(served: Served) -> Reply:
-    """Write the reply to a browser: the page, and a Content-Security-Policy that allows exactly what is in it."""
+    """Writes the reply to a browser: the page of one archive, under a Content-Security-Policy of its own."""
     config, labels, layers, model = served.config, served.labels, served.layers, served.model
     facts = {
         "camserve": __version__,
@@ -53,16 +52,16 @@ def write_page(served: Served) -> Reply:
 
 
 def _fill_template(title: str, facts: dict[str, Any]) -> Reply:
-    """Puts the page's parts together around `facts`, which its scripts read as JSON."""
-    style = (PARTS / "style.css").read_text("utf-8")
-    scripts = [(PARTS / name).read_text("utf-8") for name in SCRIPTS]
+    """Puts the page together around `facts`, which its scripts read as JSON."""
+    style = (ASSETS / "style.css").read_text("utf-8")
+    scripts = [(ASSETS / name).read_text("utf-8") for name in SCRIPTS]
     parts = {
         "title": html.escape(title),
         "style": style,
         "facts": write_script_json(facts),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
-    body = fill(TEMPLATE.read_text("utf-8"), parts)
+    body = fill((ASSETS / "inspector.html").read_text("utf-8"), parts)
     headers = {
         "content-security-policy": write_policy(style, scripts, connect="'self'") + "; frame-ancestors 'none'",
         "x-content-type-options": "nosniff",
@@ -78,12 +77,12 @@ def _completions(labels: Labels) -> list[str] | None:
 
 
 def _table(name: str) -> str:
-    """A colour map's 256 colours as `rrggbb` in hexadecimal."""
+    """Writes a colour map's 256 colours as `rrggbb` in hexadecimal, without anything between them."""
     return apply_colormap(np.arange(256)[None] / 255, name).tobytes().hex()
 
 
 def _samples() -> list[dict[str, str]]:
-    pictures = sorted((PARTS / "samples").glob("*.jpg"))
+    pictures = sorted((ASSETS / "samples").glob("*.jpg"))
     encoded = [base64.b64encode(picture.read_bytes()).decode() for picture in pictures]
     return [
         {"name": picture.name, "data": f"data:image/jpeg;base64,{text}"} for picture, text in zip(pictures, encoded, strict=True)

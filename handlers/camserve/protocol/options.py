@@ -122,7 +122,7 @@ OPTIONS = (
     ),
     Option(
         "layer",
-        "whose activations make the heatmap; by default the archive's first",
+        "layer whose activations make the heatmap; by default the archive's first",
         _NAME,
         narrow=lambda served: choice(served.layers),
         default=lambda served: served.layers[0],
@@ -137,7 +137,7 @@ OPTIONS = (
     ),
     Option(
         "opacity",
-        "of the heatmap over the picture, 0 to 1; by default the archive's",
+        "opacity of the heatmap over the picture, 0 to 1; by default the archive's",
         KEYS["opacity"].values,
         default=lambda served: served.config.opacity,
     ),

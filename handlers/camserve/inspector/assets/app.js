@@ -2,11 +2,11 @@
 // The page's state, and what each control does to it.
 
 const $ = (id) => document.getElementById(id);
-const APART = facts.methods.find(({ name }) => name === "contrast")?.name; // the method that tells like classes apart
+const APART = facts.methods.find(({ name }) => name === "contrast")?.name; // the method that tells similar classes apart
 const FIRST = Math.min(5, facts.max_targets, facts.classes); // classes explained with the first request
-const state = { answer: null, found: new Map(), classes: [], wants: [], active: 0, compare: "", beside: false, jobs: new Map() };
-const hands = { changed: (pane, change) => want(pane.index, change), pointed: point, touched: (pane) => choose(pane.index) };
-const [original, ...explained] = [null, 0, 1].map((index) => new Pane(index, hands));
+const state = { answer: null, explanations: new Map(), classes: [], wants: [], active: 0, compare: "", beside: false, jobs: new Map() };
+const callbacks = { changed: (pane, change) => want(pane.index, change), pointed: point, touched: (pane) => choose(pane.index) };
+const [original, ...explained] = [null, 0, 1].map((index) => new Pane(index, callbacks));
 
 // ---- A picture arrives
 
@@ -15,16 +15,16 @@ async function open(blob, name) {
   const picture = { blob, name, source: null, info: null, dimmed: false };
   const defaults = { method: facts.method, layer: facts.layer };
   const job = async (signal) => {
-    const [source, { answer, seconds }] = await Promise.all([decoded(blob), explain(picture, { top_k: String(FIRST) }, signal)]);
+    const [source, { answer, seconds }] = await Promise.all([decode(blob), explain(picture, { top_k: String(FIRST) }, signal)]);
     await complete(picture, source, answer, signal);
-    Object.assign(state, { answer, found: new Map(), classes: [...answer.classes], compare: "", active: 0 });
+    Object.assign(state, { answer, explanations: new Map(), classes: [...answer.classes], compare: "", active: 0 });
     keep(answer, defaults, seconds);
     Object.assign(look, { picture, first: answer.classes[0].index, at: null });
     state.wants = [{ ...defaults, target: answer.explanations[0].target }];
     document.querySelector('input[name="compare"][value=""]').checked = true;
     reveal();
   };
-  await working(job, `Explaining ${name}`, () => open(blob, name));
+  await runJob(job, `Explaining ${name}`, () => open(blob, name));
 }
 
 /** Adds what the answer says about the picture, and the server's rendering of it where the browser has none. */
@@ -33,7 +33,7 @@ async function complete(picture, source, answer, signal) {
   picture.width = answer.image.width;
   picture.height = answer.image.height;
   const same = source && source.width === picture.width && source.height === picture.height;
-  picture.source = same ? source : await seenByServer(picture, signal);
+  picture.source = same ? source : await renderByServer(picture, signal);
   picture.dimmed = !same;
 }
 
@@ -63,7 +63,7 @@ const keyOf = ({ target, method, layer }) => JSON.stringify([target, method, lay
 
 function keep(answer, { method, layer }, seconds) {
   for (const explanation of answer.explanations) {
-    state.found.set(keyOf({ target: explanation.target, method, layer }), { explanation, method, layer, seconds });
+    state.explanations.set(keyOf({ target: explanation.target, method, layer }), { explanation, method, layer, seconds });
   }
   $("took").textContent = `in ${seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`}`;
   $("took").title = "From sending the picture to the whole answer";
@@ -72,7 +72,7 @@ function keep(answer, { method, layer }, seconds) {
 /** Changes what a pane shows, asking the server where it has not been asked yet. */
 async function want(index, change) {
   const next = { ...state.wants[index], ...change };
-  if (!state.found.has(keyOf(next))) {
+  if (!state.explanations.has(keyOf(next))) {
     const others = state.classes.map((row) => row.index).filter((target) => target !== next.target);
     const targets = [next.target, ...others].slice(0, facts.max_targets);
     const again = () => want(index, change);
@@ -95,7 +95,7 @@ function request(target, { method, layer }, again, pane) {
     keep(answer, { method, layer }, seconds);
     return answer;
   };
-  return working(job, "Explaining", again, pane);
+  return runJob(job, "Explaining", again, pane);
 }
 
 /** Explains a class that was typed, and lists it with the others. */
@@ -111,10 +111,10 @@ async function ask(typed) {
 }
 
 /**
- * Runs one job for a pane (null: for all, when a new picture comes); a new one ends the one before.
- * Errors are shown, with `again` as the way to try once more.
+ * Runs one job for a pane (null: for all panes, when a new picture comes) and aborts the job before it.
+ * An error is shown, with a button that calls `again`; the result is then undefined.
  */
-async function working(job, what, again, pane = null) {
+async function runJob(job, what, again, pane = null) {
   for (const [other, running] of state.jobs) if (pane === null || other === pane || other === null) running.abort();
   const controller = new AbortController();
   state.jobs.set(pane, controller);
@@ -159,12 +159,12 @@ function arrange() {
     $("panes").replaceChildren(...panes.map((pane) => pane.root));
   }
   if (state.beside) original.show(null);
-  state.wants.forEach((wanted, index) => explained[index].show(state.found.get(keyOf(wanted)), two ? "AB"[index] : ""));
+  state.wants.forEach((wanted, index) => explained[index].show(state.explanations.get(keyOf(wanted)), two ? "AB"[index] : ""));
   $("chosen").hidden = !two;
   $("chosen").querySelectorAll("input").forEach((input, index) => (input.checked = index === state.active));
   listClasses();
-  describeTogether();
-  tellCurl();
+  describeComparison();
+  showCurl();
 }
 
 function listClasses() {
@@ -194,15 +194,15 @@ function badge(index) {
   return mark;
 }
 
-function describeTogether() {
-  const [a, b] = state.wants.map((wanted) => state.found.get(keyOf(wanted))?.explanation);
+function describeComparison() {
+  const [a, b] = state.wants.map((wanted) => state.explanations.get(keyOf(wanted))?.explanation);
   const shared = b ? overlap(a.heatmap, b.heatmap) : null;
   $("together").hidden = shared === null;
   if (shared !== null) $("agreement").textContent = `A and B share ${Math.round(100 * shared)} % of their brightest cells.`;
   $("apart").hidden = state.compare !== "class" || !APART || state.wants.every(({ method }) => method === APART);
 }
 
-function tellCurl() {
+function showCurl() {
   $("copy").textContent = "Copy";
   $("where").textContent = `To be run where ${look.picture.name} is.`;
   $("curl").textContent = groups().map(([options]) => curlCommand(look.picture.name, options)).join("\n\n");
@@ -210,12 +210,12 @@ function tellCurl() {
 
 /** The requests that would give what is shown, one for each method and layer: [options, targets]. */
 function groups() {
-  const found = new Map();
+  const requests = new Map();
   for (const { target, method, layer } of state.wants) {
     const key = JSON.stringify([method, layer]);
-    found.set(key, { method, layer, targets: [...new Set([...(found.get(key)?.targets || []), target])] });
+    requests.set(key, { method, layer, targets: [...new Set([...(requests.get(key)?.targets || []), target])] });
   }
-  return [...found.values()].map(({ method, layer, targets }) => {
+  return [...requests.values()].map(({ method, layer, targets }) => {
     const options = { target: targets.length > 1 ? JSON.stringify(targets) : String(targets[0]) };
     if (method !== facts.method) options.method = method;
     if (layer !== facts.layer) options.layer = layer;
@@ -226,20 +226,20 @@ function groups() {
 /** The answers to `groups`, as the server gives them. */
 function answers() {
   return groups().map(([, { method, layer, targets }]) => {
-    const explanations = targets.map((target) => state.found.get(keyOf({ target, method, layer })).explanation);
+    const explanations = targets.map((target) => state.explanations.get(keyOf({ target, method, layer })).explanation);
     return { ...state.answer, explanations, method, layer };
   });
 }
 
-// ---- Small talk
+// ---- Words
 
 function say(text) {
   $("status").textContent = text;
 }
 
 function announce(index) {
-  const found = state.found.get(keyOf(state.wants[index]));
-  say(`${found.explanation.label}, ${percent(found.explanation.probability)}. ${sentence(found)}`);
+  const result = state.explanations.get(keyOf(state.wants[index]));
+  say(`${result.explanation.label}, ${percent(result.explanation.probability)}. ${sentence(result)}`);
 }
 
 /** Shows the value under a point in every pane; `aloud` for a keyboard's user. */
@@ -259,21 +259,21 @@ function point(at, aloud = false) {
 function fail(failure, again) {
   const box = $("failure");
   box.querySelector("h2").textContent = HEADINGS[failure.kind] || "That did not work";
-  box.querySelector("p").textContent = spoken(failure.message);
-  const ways = suggestions(failure).map((label) => way(typeof label === "number" ? `class ${label}` : label, () => ask(String(label))));
-  if (again && ["Unreachable", "Busy", "OutOfMemory"].includes(failure.kind)) ways.push(way("Try again", again));
+  box.querySelector("p").textContent = toSentence(failure.message);
+  const ways = suggestions(failure).map((label) => makeButton(typeof label === "number" ? `class ${label}` : label, () => ask(String(label))));
+  if (again && ["Unreachable", "Busy", "OutOfMemory"].includes(failure.kind)) ways.push(makeButton("Try again", again));
   box.querySelector(".ways").replaceChildren(...ways);
   box.hidden = false;
   box.scrollIntoView({ block: "nearest" });
 }
 
 /** A message as a sentence of its own, without what is for programs: the option's name, and how several are sent. */
-function spoken(message) {
+function toSentence(message) {
   const text = message.replace(/^(target|data): /, "").replace(/; give several as a list: .*? \(in headers .*?\)/, "");
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
-function way(text, action) {
+function makeButton(text, action) {
   const button = document.createElement("button");
   button.type = "button";
   button.className = "button";

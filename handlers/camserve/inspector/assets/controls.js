@@ -13,13 +13,13 @@ function compare(kind) {
   if (kind === "class") b.target = state.classes.find((row) => row.index !== a.target)?.index ?? a.target;
   else b.method = [APART, ...facts.methods.map(({ name }) => name)].find((name) => name && name !== a.method) ?? a.method;
   state.wants.push(a);
-  explained[1].show(state.found.get(keyOf(a)), "B");
+  explained[1].show(state.explanations.get(keyOf(a)), "B");
   return want(1, b);
 }
 
 /** The panes as one PNG at the picture's own size, with captions where there are several. */
 async function picture() {
-  const { size, scale } = drawn(look.picture, 4096);
+  const { size, scale } = fitSize(look.picture, 4096);
   const panes = [...(state.beside ? [original] : []), ...explained.slice(0, state.wants.length)];
   const strip = panes.length > 1 ? Math.round(Math.max(24, size.width / 18)) : 0;
   const canvas = new OffscreenCanvas(size.width * panes.length, size.height + strip);
@@ -27,21 +27,21 @@ async function picture() {
   context.fillStyle = "#12161c";
   context.fillRect(0, 0, canvas.width, canvas.height);
   panes.forEach((pane, index) => {
-    const { found } = pane;
+    const { result } = pane;
     const tile = new OffscreenCanvas(size.width, size.height);
-    const heat = found && coloured(steps(found.explanation.heatmap, viewOf(look.picture), size, scale), look.colours, size);
-    paint(tile.getContext("2d"), size, scale, look.picture, found && look.picture.info.view, heat, look.opacity);
+    const heat = result && paintHeat(toLevels(result.explanation.heatmap, viewOf(look.picture), size, scale), look.colours, size);
+    paint(tile.getContext("2d"), size, scale, look.picture, result && look.picture.info.view, heat, look.opacity);
     context.drawImage(tile, index * size.width, strip);
-    if (strip) caption(context, found, index * size.width, strip, size.width);
+    if (strip) caption(context, result, index * size.width, strip, size.width);
   });
   return canvas.convertToBlob({ type: "image/png" });
 }
 
-function caption(context, found, left, height, width) {
+function caption(context, result, left, height, width) {
   context.fillStyle = "#ffffff";
   context.font = `${Math.round(height * 0.5)}px Inter, system-ui, sans-serif`;
   context.textBaseline = "middle";
-  const text = found ? `${found.explanation.label}, ${percent(found.explanation.probability)}, ${found.method}` : "Original";
+  const text = result ? `${result.explanation.label}, ${percent(result.explanation.probability)}, ${result.method}` : "Original";
   context.fillText(text, left + height / 3, height / 2, width - (2 * height) / 3);
 }
 
@@ -54,7 +54,7 @@ function setOpacity(value) {
 }
 
 function setColours(name) {
-  look.colours = palette(facts.colormaps[name]);
+  look.colours = readPalette(facts.colormaps[name]);
   const stops = Array.from({ length: 18 }, (_, index) => `rgb(${look.colours.subarray(3 * 240 * index, 3 * 240 * index + 3).join(" ")})`);
   $("ramp").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
 }

@@ -5,8 +5,8 @@ const BETWEEN = 16; // colours are interpolated this finely between the 256 of a
 const LAST = 255 * BETWEEN; // the colour of 1
 const OUTSIDE = 65535; // a pixel that the model did not see
 
-/** The LAST + 1 colours of a table "rrggbbrrggbb...", three bytes each. */
-function palette(hex) {
+/** Reads a table "rrggbbrrggbb..." of 256 colours, and interpolates it to LAST + 1 colours of three bytes each. */
+function readPalette(hex) {
   const table = Array.from({ length: hex.length / 2 }, (_, index) => parseInt(hex.slice(2 * index, 2 * index + 2), 16));
   return Uint8ClampedArray.from({ length: 3 * (LAST + 1) }, (_, index) => {
     const step = Math.floor(index / 3) / BETWEEN;
@@ -16,10 +16,11 @@ function palette(hex) {
 }
 
 /**
- * For each of `pixels` pixel centres along one axis, which two cells it lies between and how near it is to the second.
- * The cells divide [low, high] (in pixels of the original picture) evenly; `scale` is drawn pixels per original pixel.
+ * Locates pixel centres along one axis among cells that divide [low, high], in original pixels, evenly. For each centre:
+ * the two cells it lies between and its share of the way from the first to the second; null outside of the cells.
+ * `scale` is drawn pixels per original pixel.
  */
-function placed(pixels, scale, low, high, cells) {
+function locatePixels(pixels, scale, low, high, cells) {
   return Array.from({ length: pixels }, (_, pixel) => {
     const edge = (pixel + 0.5) / scale;
     if (edge < low || edge >= high) return null;
@@ -29,26 +30,26 @@ function placed(pixels, scale, low, high, cells) {
   });
 }
 
-/** Bilinear interpolation between four cells; `across` and `down` come from `placed`. */
-function between(heatmap, across, down) {
+/** Interpolates bilinearly between four cells; `across` and `down` come from `locatePixels`. */
+function interpolate(heatmap, across, down) {
   const mix = (row) => row[across.first] * (1 - across.share) + row[across.second] * across.share;
   return mix(heatmap[down.first]) * (1 - down.share) + mix(heatmap[down.second]) * down.share;
 }
 
-/** The heatmap's value at a point of the original picture, or null where the model did not see. */
+/** The heatmap's value at a point of the original picture; null outside of what the model saw. */
 function valueAt(heatmap, view, x, y) {
   const [left, top, right, bottom] = view;
-  const across = placed(1, 1, left + 0.5 - x, right + 0.5 - x, heatmap[0].length)[0];
-  const down = placed(1, 1, top + 0.5 - y, bottom + 0.5 - y, heatmap.length)[0];
-  return across && down ? between(heatmap, across, down) : null;
+  const across = locatePixels(1, 1, left + 0.5 - x, right + 0.5 - x, heatmap[0].length)[0];
+  const down = locatePixels(1, 1, top + 0.5 - y, bottom + 0.5 - y, heatmap.length)[0];
+  return across && down ? interpolate(heatmap, across, down) : null;
 }
 
-/** Each drawn pixel's colour in a palette, 0 to LAST, or OUTSIDE. */
-function steps(heatmap, view, size, scale) {
+/** Computes each drawn pixel's place in a palette, 0 to LAST; OUTSIDE where the model did not see. */
+function toLevels(heatmap, view, size, scale) {
   const [left, top, right, bottom] = view;
-  const across = placed(size.width, scale, left, right, heatmap[0].length);
-  const down = placed(size.height, scale, top, bottom, heatmap.length);
-  const found = new Uint16Array(size.width * size.height).fill(OUTSIDE);
+  const across = locatePixels(size.width, scale, left, right, heatmap[0].length);
+  const down = locatePixels(size.height, scale, top, bottom, heatmap.length);
+  const levels = new Uint16Array(size.width * size.height).fill(OUTSIDE);
   const [begin, end] = [across.findIndex(Boolean), across.findLastIndex(Boolean) + 1];
   const seen = across.slice(Math.max(begin, 0), end);
   const [first, second] = ["first", "second"].map((side) => Int32Array.from(seen, (column) => column[side]));
@@ -58,14 +59,14 @@ function steps(heatmap, view, size, scale) {
     const line = heatmap[row.first].map((value, cell) => value * (1 - row.share) + heatmap[row.second][cell] * row.share);
     const start = y * size.width + begin;
     for (let x = 0; x < share.length; x += 1) {
-      found[start + x] = Math.round(LAST * (line[first[x]] * (1 - share[x]) + line[second[x]] * share[x]));
+      levels[start + x] = Math.round(LAST * (line[first[x]] * (1 - share[x]) + line[second[x]] * share[x]));
     }
   });
-  return found;
+  return levels;
 }
 
-/** A canvas of the heatmap's colours, transparent where the model did not see. */
-function coloured(levels, colours, size) {
+/** Paints levels in a palette's colours onto a new canvas, transparent where the model did not see. */
+function paintHeat(levels, colours, size) {
   const canvas = new OffscreenCanvas(size.width, size.height);
   const context = canvas.getContext("2d");
   const image = context.createImageData(size.width, size.height);
@@ -100,16 +101,16 @@ function paint(context, size, scale, picture, view, heat, opacity) {
   context.globalAlpha = 1;
 }
 
-/** Width and height at which a picture is drawn, and drawn pixels per original pixel. */
-function drawn(picture, most, least = 0) {
+/** Fits a picture's longest side between `least` and `most`: { size, scale }, `scale` in drawn pixels per original pixel. */
+function fitSize(picture, most, least = 0) {
   const longest = Math.max(picture.width, picture.height);
   const scale = Math.min(most, Math.max(least, longest)) / longest;
   const size = { width: Math.max(1, Math.round(picture.width * scale)), height: Math.max(1, Math.round(picture.height * scale)) };
   return { size, scale };
 }
 
-/** Where a box lies in a picture, in words. */
-function whereabouts(box, width, height) {
+/** Says in words where a box lies in a picture. */
+function describePlace(box, width, height) {
   const third = (middle, whole) => Math.min(2, Math.floor((3 * middle) / whole));
   const across = third((box[0] + box[2]) / 2, width);
   const down = third((box[1] + box[3]) / 2, height);
@@ -120,7 +121,7 @@ function whereabouts(box, width, height) {
   return across === 1 ? rows[down] : `${rows[down]} ${columns[across]}`;
 }
 
-/** The cells of at least half the maximum that two maps share, as a share of those that either has; null if not comparable. */
+/** Intersection over union of two maps' bright cells, those of at least half the maximum; null if not comparable. */
 function overlap(one, other) {
   if (one.length !== other.length || one[0].length !== other[0].length) return null;
   const bright = (map) => {

@@ -2,7 +2,7 @@
 // One pane shows one explanation over the picture. What all panes share is in `look`.
 
 const FINE = 1600; // longest side drawn on screen, in pixels
-const COARSE = 960; // small pictures are drawn this large, so that heatmaps stay smooth
+const COARSE = 960; // smaller pictures are enlarged to this, so that heatmaps stay smooth
 const look = { picture: null, first: null, view: true, region: true, opacity: 0.5, colours: null, at: null };
 
 const percent = (share) => {
@@ -19,7 +19,10 @@ const WARNINGS = {
 };
 
 class Pane {
-  /** `index` 0 is A, 1 is B; null is the bare picture. `changed` is told a new method or layer; `pointed` a new point. */
+  /**
+   * `index`: 0 is A, 1 is B, null is the picture without a heatmap. Called back: `changed` with a new method or layer,
+   * `pointed` with a point of the picture or null, `touched` when the pane is clicked or focused.
+   */
   constructor(index, { changed, pointed, touched }) {
     this.index = index;
     this.root = document.getElementById("pane").content.firstElementChild.cloneNode(true);
@@ -36,7 +39,7 @@ class Pane {
     this.listen(pointed);
     this.parts.how.hidden = index === null;
     this.layer.parentElement.hidden = facts.layers.length < 2;
-    this.found = null;
+    this.result = null;
   }
 
   listen(pointed) {
@@ -49,71 +52,71 @@ class Pane {
     this.canvas.addEventListener("pointerleave", () => pointed(null));
     this.canvas.addEventListener("blur", () => pointed(null));
     this.canvas.addEventListener("keydown", (event) => {
-      const at = moved(event);
+      const at = nextPoint(event);
       if (at === undefined) return;
       event.preventDefault();
       pointed(at, true);
     });
   }
 
-  /** Shows `found` (null: the bare picture), as pane `letter` where there are two. */
-  show(found, letter) {
-    this.found = found;
+  /** Shows a result (null: the picture without a heatmap), as pane `letter` where there are two. */
+  show(result, letter) {
+    this.result = result;
     const { picture } = look;
     this.root.style.setProperty("--ratio", picture.width / picture.height);
     this.parts.badge.hidden = !letter;
     this.parts.badge.textContent = letter || "";
     this.parts.badge.classList.toggle("b", letter === "B");
-    this.parts.label.textContent = found ? found.explanation.label : "Original";
-    this.parts.share.textContent = found ? percent(found.explanation.probability) : "";
-    if (found) this.method.value = found.method;
-    if (found) this.layer.value = found.layer;
+    this.parts.label.textContent = result ? result.explanation.label : "Original";
+    this.parts.share.textContent = result ? percent(result.explanation.probability) : "";
+    if (result) this.method.value = result.method;
+    if (result) this.layer.value = result.layer;
     this.describe();
     this.draw();
   }
 
   describe() {
-    const { found } = this;
-    const name = found ? `Heatmap of ${found.explanation.label}, ${found.method}` : "The picture without a heatmap";
+    const { result } = this;
+    const name = result ? `Heatmap of ${result.explanation.label}, ${result.method}` : "The picture without a heatmap";
     this.canvas.setAttribute("aria-label", `${name}. Arrow keys move a cursor that reads its values.`);
-    this.parts.says.textContent = found ? sentence(found) : `${look.picture.width} × ${look.picture.height} pixels`;
-    this.root.classList.toggle("flat", Boolean(found && found.explanation.warnings.length));
-    const method = found && facts.methods.find(({ name }) => name === found.method);
+    this.parts.says.textContent = result ? sentence(result) : `${look.picture.width} × ${look.picture.height} pixels`;
+    this.root.classList.toggle("flat", Boolean(result && result.explanation.warnings.length));
+    const method = result && facts.methods.find(({ name }) => name === result.method);
     this.parts.use.textContent = method ? `${method.name}, ${method.use}` : "";
-    this.parts.made.textContent = found ? details(found) : "";
+    this.parts.made.textContent = result ? details(result) : "";
   }
 
   draw() {
-    const { size, scale } = drawn(look.picture, FINE, COARSE);
+    const { size, scale } = fitSize(look.picture, FINE, COARSE);
     Object.assign(this.canvas, size);
-    const heat = this.found && this.heat(size, scale);
-    const view = this.found && look.picture.info.view;
+    const heat = this.result && this.heat(size, scale);
+    const view = this.result && look.picture.info.view;
     paint(this.canvas.getContext("2d"), size, scale, look.picture, view, heat, look.opacity);
     this.drawBoxes();
   }
 
-  /** The heatmap's colours, kept until the colours or the explanation change. */
+  /** The heatmap as a canvas, cached with the result until the colours change. */
   heat(size, scale) {
-    const { found } = this;
-    if (found.heat?.colours !== look.colours) {
-      found.levels ??= steps(found.explanation.heatmap, viewOf(look.picture), size, scale);
-      found.heat = { colours: look.colours, canvas: coloured(found.levels, look.colours, size) };
+    const { result } = this;
+    if (result.heat?.colours !== look.colours) {
+      result.levels ??= toLevels(result.explanation.heatmap, viewOf(look.picture), size, scale);
+      result.heat = { colours: look.colours, canvas: paintHeat(result.levels, look.colours, size) };
     }
-    return found.heat.canvas;
+    return result.heat.canvas;
   }
 
   drawBoxes() {
     this.parts.boxes.setAttribute("viewBox", `0 0 ${look.picture.width} ${look.picture.height}`);
     this.parts.boxes.setAttribute("preserveAspectRatio", "none");
     this.parts.boxes.replaceChildren();
-    for (const [kind, box] of boxesOf(this.found)) {
+    for (const [kind, box] of boxesOf(this.result)) {
       for (const style of ["halo", kind]) this.parts.boxes.append(rectangle(box, style));
     }
   }
 
-  /** Moves the cursor to a point of the picture (null: away); the value there, null outside of what the model saw. */
+  /** Moves the cursor to a point of the picture (null: hides it). Returns the value there, null outside of what the model saw. */
   point(at) {
-    const value = at && this.found ? valueAt(this.found.explanation.heatmap, viewOf(look.picture), at.x, at.y) : null;
+    const value = at && this.result ? valueAt(this.result.explanation.heatmap, viewOf(look.picture), at.x, at.y) : null;
     const { cursor } = this.parts;
     cursor.hidden = !at;
     if (!at) return value;
@@ -121,20 +124,20 @@ class Pane {
     cursor.style.top = `${(100 * at.y) / look.picture.height}%`;
     cursor.classList.toggle("left", at.x > 0.75 * look.picture.width);
     cursor.classList.toggle("up", at.y > 0.85 * look.picture.height);
-    cursor.dataset.value = !this.found ? "original" : value === null ? "not seen" : value.toFixed(2);
+    cursor.dataset.value = !this.result ? "original" : value === null ? "not seen" : value.toFixed(2);
     return value;
   }
 }
 
-/** What the heatmap covers: the whole picture where the server does not know. */
+/** The rectangle that the heatmap covers: the whole picture where the server does not know it. */
 function viewOf(picture) {
   return picture.info.view || [0, 0, picture.width, picture.height];
 }
 
 /** The boxes that are switched on, as [kind, [left, top, right, bottom]]. */
-function boxesOf(found) {
+function boxesOf(result) {
   const { view } = look.picture.info;
-  const region = found && found.explanation.region;
+  const region = result && result.explanation.region;
   return [...(look.view && view ? [["view", view]] : []), ...(look.region && region ? [["region", region]] : [])];
 }
 
@@ -152,7 +155,7 @@ function rectangle([left, top, right, bottom], style) {
 }
 
 /** Where an arrow key moves the cursor: 2 % of the picture, 10 % with Shift; null on Escape, undefined for other keys. */
-function moved(event) {
+function nextPoint(event) {
   const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   if (event.key === "Escape" && look.at) return null;
   if (!steps[event.key] || event.altKey || event.ctrlKey || event.metaKey) return undefined;
@@ -165,16 +168,16 @@ function moved(event) {
 }
 
 /** The explanation in one sentence. */
-function sentence(found) {
-  const { label, target, region, warnings } = found.explanation;
+function sentence(result) {
+  const { label, target, region, warnings } = result.explanation;
   if (warnings.length) return warnings.map((warning) => WARNINGS[warning] || warning).join(" ");
   if (!region) return `The brightest parts are the strongest evidence for ${label}.`;
   const { picture } = look;
-  const where = whereabouts(region, picture.width, picture.height);
+  const where = describePlace(region, picture.width, picture.height);
   const share = ((region[2] - region[0]) * (region[3] - region[1])) / (picture.width * picture.height);
   const size = share < 0.005 ? "less than 1\u00a0%" : `${Math.round(100 * share)}\u00a0%`;
   const box = `the brightest region takes ${size} of the picture.`;
-  if (found.method === "contrast") return `What speaks for ${label} and not for the classes most like it lies mostly ${where}: ${box}`;
+  if (result.method === "contrast") return `What speaks for ${label} and not for the classes most like it lies mostly ${where}: ${box}`;
   if (target === look.first) return `The model says ${label}. It looked mostly ${where}: ${box}`;
   return `What speaks for ${label} lies mostly ${where}: ${box}`;
 }

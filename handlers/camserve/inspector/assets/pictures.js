@@ -1,14 +1,14 @@
 "use strict";
 // Pictures in: as the model gets them, not as a browser would show them.
 
-const HEAD = 1 << 17; // a JPEG's orientation is told within its first bytes
-const ORIENTATION = 0x0112;
+const HEAD = 1 << 17; // bytes of a JPEG that are searched for its orientation
+const ORIENTATION = 0x0112; // its tag in EXIF
 
 /**
- * A picture as the server sees it: at most 1600 pixels wide, unseen parts already at half brightness. Without loss where that
- * is not larger than an answer may be.
+ * Has the server draw a picture without its heatmap: scaled down where it is large, unseen parts at half brightness.
+ * As PNG, or as JPEG where a PNG would be larger than an answer may be.
  */
-async function seenByServer(picture, signal) {
+async function renderByServer(picture, signal) {
   const rendered = async (format) => send(picture, { format, opacity: "0" }, `image/${format}`, signal);
   const response = await rendered("png").catch((failure) => {
     if (failure.kind !== "ResponseTooLarge") throw failure;
@@ -18,12 +18,12 @@ async function seenByServer(picture, signal) {
 }
 
 /**
- * Decodes a picture as the server does: turned by its EXIF data only where the archive says so.
- * Null where the browser cannot, or where it would look different from what the model got: transparent, or turned otherwise.
+ * Decodes a picture as the server does: rotated by its EXIF orientation only where the archive says so.
+ * Null where the browser cannot, or would show something else than the model got: transparency, or another rotation.
  */
-async function decoded(blob) {
+async function decode(blob) {
   try {
-    const upright = facts.exif ? blob : await unturned(blob);
+    const upright = facts.exif ? blob : await removeOrientation(blob);
     const source = upright && (await createImageBitmap(upright));
     return source && isOpaque(source) ? source : null;
   } catch {
@@ -31,22 +31,22 @@ async function decoded(blob) {
   }
 }
 
-/** The picture without an order to turn it, which browsers obey whatever they are told; null where that is not known. */
-async function unturned(blob) {
+/** Removes the EXIF orientation of a file, which browsers always apply; null where the file may have one that is not found. */
+async function removeOrientation(blob) {
   const bytes = new Uint8Array(await blob.arrayBuffer());
   const isJpeg = bytes[0] === 0xff && bytes[1] === 0xd8;
   const text = new TextDecoder("latin1").decode(isJpeg ? bytes.subarray(0, HEAD) : bytes);
   if (!isJpeg) return /eXIf|EXIF/.test(text) ? null : blob;
   const exif = text.indexOf("Exif\0\0");
   if (exif < 0) return blob;
-  const at = orientationAt(new DataView(bytes.buffer, exif + 6));
+  const at = findOrientation(new DataView(bytes.buffer, exif + 6));
   if (at === null) return blob;
   bytes.fill(0, exif + 6 + at, exif + 8 + at); // no orientation: as it is stored
   return new Blob([bytes]);
 }
 
-/** Where the first directory of a TIFF header holds the orientation's two bytes; null where it holds none. */
-function orientationAt(view) {
+/** Finds the orientation's two bytes in the first directory of a TIFF header: their offset, or null. */
+function findOrientation(view) {
   const little = view.getUint16(0) === 0x4949;
   const directory = view.getUint32(4, little);
   const entries = view.getUint16(directory, little);
@@ -58,7 +58,7 @@ function orientationAt(view) {
 }
 
 function isOpaque(source) {
-  const { size } = drawn(source, 256);
+  const { size } = fitSize(source, 256);
   const context = new OffscreenCanvas(size.width, size.height).getContext("2d");
   context.drawImage(source, 0, 0, size.width, size.height);
   const { data } = context.getImageData(0, 0, size.width, size.height);
