@@ -29,6 +29,7 @@ from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import BINS, CLASS, FILE, UNSEEN, Reference
 from camserve.monitoring.statistics import INPUT_STATISTICS, MAP_STATISTICS, STATISTICS, map_statistics, score_statistics
 from camserve.tools.archive.archive import open_archive
+from camserve.tools.archive.rewriting import put_file
 from camserve.tools.commands import reference
 from camserve.tools.commands.serve import Server
 
@@ -173,7 +174,7 @@ def stack(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     archive = Path(shutil.copy(demo_store / f"{MODEL}.mar", folder / "store"))
     with open_archive(archive) as opened:
         config = {**opened.config, "explain": {**opened.config["explain"], "monitor": {"interval": 0.5}}}
-    reference.put(archive, "model-config.yaml", yaml.safe_dump(config))
+    put_file(archive, "model-config.yaml", yaml.safe_dump(config))
     assert reference.main(["--archive", str(archive), str(folder / "good")]) == 0
     with open_archive(archive) as opened:
         found = Reference.from_json((opened.directory / FILE).read_text())

@@ -1,4 +1,4 @@
-"""The command that makes the reference, and an archive that is rewritten without harm."""
+"""The command that makes the reference, and what keeps it from doing so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import tarfile
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from tests.support import build as small
 from tests.support.monitoring.traffic import reference_of, traffic
 from tests.support.processes.worker import load_monitored
 
+from camserve.core.labels import Labels
 from camserve.monitoring.reference import (
     BINS,
     FILE,
@@ -26,10 +26,14 @@ from camserve.monitoring.reference import (
 )
 from camserve.monitoring.statistics import STATISTICS
 from camserve.tools.archive import archive as archives
+from camserve.tools.archive import rewriting
 from camserve.tools.archive.fresh.worker import Row, ask
+from camserve.tools.archive.rewriting import put_file
 from camserve.tools.commands import reference
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.reports.pictures import list_pictures
+from camserve.tools.watching import measuring
+from camserve.tools.watching.measuring import print_reference
 
 
 @pytest.fixture(scope="module")
@@ -45,61 +49,6 @@ def mar(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 target.write(each, each.relative_to(folder), kind)
     path.chmod(0o640)
     return path
-
-
-def members(path: Path) -> dict[str, tuple[int, tuple[int, ...], int, bytes]]:
-    """What each file of an archive is: how it is stored, when it is from, its mode and its bytes."""
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-        assert archive.comment == b"kept"
-        return {
-            each.filename: (each.compress_type, each.date_time, each.external_attr, archive.read(each))
-            for each in archive.infolist()
-        }
-
-
-def test_writing_into_an_archive_leaves_all_else_as_it_was(mar: Path, tmp_path: Path) -> None:
-    """Twice: the second reference takes the place of the first."""
-    path = Path(shutil.copy(mar, tmp_path))
-    before = members(path)
-    for text in ("{}", '{"second": 1}'):
-        reference.put(path, FILE, text)
-        after = members(path)
-        assert after.pop(FILE)[3] == text.encode()
-        assert after == before
-        assert len(zipfile.ZipFile(path).namelist()) == len(before) + 1
-    assert path.stat().st_mode & 0o777 == 0o640
-    assert [each.name for each in tmp_path.iterdir()] == ["small.mar"]
-
-
-def test_a_failed_write_leaves_the_old_archive_and_nothing_else(
-    mar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full disk, or an interruption, in the midst of it."""
-    path = Path(shutil.copy(mar, tmp_path))
-    before = path.read_bytes()
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(shutil, "copyfileobj", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        reference.put(path, FILE, "{}")
-    assert path.read_bytes() == before
-    assert [each.name for each in tmp_path.iterdir()] == ["small.mar"]
-
-
-def test_a_link_stays_one_and_what_it_points_to_is_rewritten(mar: Path, tmp_path: Path) -> None:
-    """A model store may hold links to the archives of a release."""
-    (tmp_path / "store").mkdir()
-    path = Path(shutil.copy(mar, tmp_path))
-    link = tmp_path / "store" / "served.mar"
-    link.symlink_to("../small.mar")
-    reference.put(link, FILE, "{}")
-
-    assert link.is_symlink()
-    assert members(path)[FILE][3] == b"{}"
-    assert [each.name for each in (tmp_path / "store").iterdir()] == ["served.mar"]
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +90,9 @@ def test_the_command_measures_a_folder_and_writes_the_reference(made: tuple[Path
 
 def test_the_command_says_how_much_to_expect_of_unseen_classes(capsys: pytest.CaptureFixture[str]) -> None:
     """By those that came up once; nothing, where none did."""
-    handler = SimpleNamespace(served=SimpleNamespace(labels=[str(index) for index in range(20)]))
     for targets in ([0] * 180 + list(range(1, 11)) * 2, [0] * 190 + list(range(1, 11))):
         found = traffic(targets, np.random.default_rng(0), ())
-        reference._say(found, reference_of(targets), {}, handler, Progress())
+        print_reference(found, reference_of(targets), {}, Labels(20), Progress())
     first, last = capsys.readouterr().out.split("200 pictures of")[1:]
 
     assert "came up once" not in first
@@ -190,7 +138,7 @@ def test_an_archive_whose_preprocessing_was_edited_has_no_reference_any_more(mad
     with archives.open_archive(path) as opened:
         config = opened.config
     assert monitored_reference(path) is not None
-    reference.put(path, "model-config.yaml", yaml.safe_dump({**config, "explain": {**config["explain"], "exif": True}}))
+    put_file(path, "model-config.yaml", yaml.safe_dump({**config, "explain": {**config["explain"], "exif": True}}))
 
     assert monitored_reference(path) == f"{FILE} was made with exif=false, the archive now has exif=true; make it again"
 
@@ -274,12 +222,12 @@ def test_an_archive_that_cannot_be_rewritten_is_told_before_anything_is_measured
 ) -> None:
     """A store that is mounted for reading only, or a disk that is full."""
     path = Path(shutil.copy(mar, tmp_path))
-    monkeypatch.setattr(reference, "open_archive", refuse(AssertionError("it went on")))
+    monkeypatch.setattr(measuring, "open_archive", refuse(AssertionError("it went on")))
     with monkeypatch.context() as read_only:
-        read_only.setattr(reference.tempfile, "NamedTemporaryFile", refuse(OSError(errno.EROFS, "Read-only file system")))
+        read_only.setattr(rewriting.tempfile, "NamedTemporaryFile", refuse(OSError(errno.EROFS, "Read-only file system")))
         assert f"{path} cannot be rewritten: in {tmp_path}: Read-only file system" in said(path, folder, capsys)
     with monkeypatch.context() as full:
-        full.setattr(reference.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, path.stat().st_size))
+        full.setattr(rewriting.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, path.stat().st_size))
         assert f"are needed in {tmp_path}, and {path.stat().st_size} are free" in said(path, folder, capsys)
     assert "it went on" in said(path, folder, capsys)
     assert [each.name for each in tmp_path.iterdir()] == ["small.mar"]
@@ -289,7 +237,7 @@ def test_an_archive_of_another_kind_is_told_before_anything_is_measured(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """torch-model-archiver also makes .tar.gz."""
-    monkeypatch.setattr(reference, "open_archive", refuse(AssertionError("it went on")))
+    monkeypatch.setattr(measuring, "open_archive", refuse(AssertionError("it went on")))
     path = tmp_path / "small.tar.gz"
     with tarfile.open(path, "w:gz"):
         pass
@@ -301,7 +249,7 @@ def test_a_disk_that_fills_up_meanwhile_is_told_and_leaves_the_archive_as_it_was
 ) -> None:
     """Others write too."""
     path = Path(shutil.copy(mar, tmp_path))
-    monkeypatch.setattr(reference, "_copy", refuse(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(rewriting, "_copy", refuse(OSError(errno.ENOSPC, "No space left on device")))
 
     assert f"{path} cannot be rewritten, and is as it was: No space left on device" in said(path, folder, capsys)
     assert path.read_bytes() == mar.read_bytes()
