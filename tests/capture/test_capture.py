@@ -356,7 +356,7 @@ def test_half_precision_changes_maps_by_a_thousandth(precision: str, name: str, 
     found = methods.gradcam_plus_plus(captured.activation(layer), gradients)
     assert found.dtype == torch.float32
     full = maps(nets.net(name), layer, nets.pictures(2), targets)
-    scaled, whole = (methods.heatmaps(each)[0] for each in (found, full))
+    scaled, whole = (methods.scale_maps(each)[0] for each in (found, full))
     assert np.abs(scaled - whole).max() <= {"bfloat16": 2.5e-2, "float16": 2e-3}[precision]
     for row in range(2):
         own = oracle.gradcam_plus_plus(captured.activation(layer)[row].float(), gradients[row].float(), rectify_sum=True)
@@ -380,10 +380,10 @@ def test_degenerate_maps_are_said_to_be() -> None:
     model = nets.Pooled().eval()
     with torch.no_grad():
         model.fc.weight[2] = -model.fc.weight[2].abs()
-    heat, ranges, warnings = methods.heatmaps(maps(model, "features", nets.pictures(1), torch.tensor([2])))
+    heat, ranges, warnings = methods.scale_maps(maps(model, "features", nets.pictures(1), torch.tensor([2])))
     assert (heat == 0).all()
     assert (ranges, warnings) == ([(0.0, 0.0)], [("zero",)])
     with torch.no_grad():
         model.features[0].bias.fill_(-1e3)
-    _, _, warnings = methods.heatmaps(maps(model, "features", nets.pictures(1), torch.tensor([1])))
+    _, _, warnings = methods.scale_maps(maps(model, "features", nets.pictures(1), torch.tensor([1])))
     assert warnings == [("zero",)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from camserve.explain.degenerate import degenerate
+from camserve.explain.degenerate import find_degenerate
 
 
 def test_degenerate_maps_are_told_by_reason() -> None:
@@ -15,4 +15,4 @@ def test_degenerate_maps_are_told_by_reason() -> None:
     maps[3, 0, 0] = np.inf
     maps[4, 0, 0] = 1.00001
 
-    assert degenerate(maps) == ["zero", "constant", "not_finite", "not_finite", ""]
+    assert find_degenerate(maps) == ["zero", "constant", "not_finite", "not_finite", ""]

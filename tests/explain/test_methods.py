@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from camserve.core import config
 from camserve.explain import methods
-from camserve.explain.methods import CONTRAST_CLASSES, METHODS, heatmaps
+from camserve.explain.methods import CONTRAST_CLASSES, METHODS, scale_maps
 
 NAMES = pytest.mark.parametrize("name", list(METHODS))
 NONE: Mapping[str, bool] = MappingProxyType({})
@@ -329,7 +329,7 @@ def test_equals_pytorch_grad_cam(name: str, theirs: str) -> None:
 
 def one(values: object) -> tuple[np.ndarray, tuple[float, float] | None, tuple[str, ...]]:
     """The heatmap, range and warnings of one map."""
-    scaled, ranges, warnings = heatmaps(torch.tensor([values], dtype=torch.float32))
+    scaled, ranges, warnings = scale_maps(torch.tensor([values], dtype=torch.float32))
     assert scaled.dtype == np.float32
     return scaled[0], ranges[0], warnings[0]
 
@@ -388,7 +388,7 @@ def test_a_degenerate_map_leaves_its_neighbours_alone() -> None:
     maps = torch.tensor(
         [[[1.0, 2.0, 5.0]], [[0.0, 0.0, 0.0]], [[7.0, 7.0, 7.0]], [[0.0, float("nan"), 1.0]], [[0.0, 1e-20, 4e-20]]]
     )
-    scaled, ranges, warnings = heatmaps(maps)
+    scaled, ranges, warnings = scale_maps(maps)
     assert warnings == [(), ("zero",), ("constant",), ("not_finite",), ()]
     assert ranges == [(1, 5), (0, 0), (7, 7), None, (0, pytest.approx(4e-20))]
     np.testing.assert_allclose(scaled[:, 0], [[0, 0.25, 1], [0] * 3, [0] * 3, [0] * 3, [0, 0.25, 1]], rtol=1e-6)
@@ -399,17 +399,17 @@ def test_heatmap_equals_the_oracle(seed: int) -> None:
     """Random maps, and maps with a graph behind them."""
     maps = methods.gradcam(*scene(seed)[:2]).requires_grad_()
     wanted = np.stack([oracle.heatmap(found) for found in maps.detach().numpy()])
-    np.testing.assert_allclose(heatmaps(maps)[0], wanted, atol=1e-7)
+    np.testing.assert_allclose(scale_maps(maps)[0], wanted, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_heatmaps_of_other_types(dtype: torch.dtype) -> None:
     """Maps of another floating type scale alike, to float32."""
-    scaled = heatmaps(torch.tensor([[[1.0, 2.0, 5.0]]], dtype=dtype))[0]
+    scaled = scale_maps(torch.tensor([[[1.0, 2.0, 5.0]]], dtype=dtype))[0]
     assert (scaled.dtype, scaled.tolist()) == (np.float32, [[[0, 0.25, 1]]])
 
 
 def test_heatmaps_of_none() -> None:
     """No maps, no heatmaps."""
-    scaled, ranges, warnings = heatmaps(torch.zeros(0, 7, 7))
+    scaled, ranges, warnings = scale_maps(torch.zeros(0, 7, 7))
     assert (scaled.shape, ranges, warnings) == ((0, 7, 7), [], [])

@@ -10,8 +10,8 @@ CONSTANT = 1e-6
 """A map whose values differ by no more than this share of its maximum is constant: what differs is rounding."""
 
 
-def degenerate(maps: NDArray[np.floating]) -> list[str]:
-    """Say for each map why it says nothing.
+def find_degenerate(maps: NDArray[np.floating]) -> list[str]:
+    """Find the maps that say nothing, and why.
 
     Args:
         maps: `[M, h, w]`, rectified.

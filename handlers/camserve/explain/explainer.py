@@ -17,7 +17,7 @@ from camserve.capture.backend import Backend
 from camserve.core.errors import RequestError
 from camserve.core.labels import Labels
 from camserve.core.messages import Explanation, Score
-from camserve.explain.methods import CONTRAST_CLASSES, METHODS, heatmaps
+from camserve.explain.methods import CONTRAST_CLASSES, METHODS, scale_maps
 from camserve.explain.observer import NullObserver, Observer
 from camserve.explain.sampling import NOTHING, Plan
 
@@ -223,7 +223,7 @@ class Explainer:
             by_shape.setdefault(raw[task].shape, []).append(task)
         explanations: dict[_MapTask, Explanation] = {}
         for part in by_shape.values():
-            for task, *scaled in zip(part, *heatmaps(torch.stack([raw[task] for task in part])), strict=True):
+            for task, *scaled in zip(part, *scale_maps(torch.stack([raw[task] for task in part])), strict=True):
                 probability = float(probabilities[task.row, task.target])
                 explanations[task] = self._explanation(task.target, probability, *scaled)
         by_row: dict[int, list[Explanation]] = {}

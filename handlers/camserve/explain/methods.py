@@ -1,7 +1,7 @@
-"""The formulas: activations and gradients of a layer in, class activation maps out. No model and no hooks here.
+"""The formulas of class activation maps: activations and gradients of a layer in, maps out. No model and no hooks here.
 
 Shapes, the same for every method:
-    activations: `[M, C, h, w]`, one row a pair of picture and target, of any floating type.
+    activations: `[M, C, h, w]`, a row for each pair of picture and target, of any floating type.
     gradients: d logit / d activations, `[M, C, h, w]`; or `[M, C, 1, 1]` where they are equal at all positions, as under
         global average pooling. That form stands for the expanded one and gives the same map.
     map: `[M, h, w]`, float32, no value below 0.
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from camserve.explain.degenerate import degenerate
+from camserve.explain.degenerate import find_degenerate
 
 CONTRAST_CLASSES = 5
 """How many contrast classes the contrast method compares a target with, where the model has as many other classes."""
@@ -92,18 +92,18 @@ def finer_cam(activations: Tensor, gradients: Tensor, contrasts: Tensor) -> Tens
 
 
 def _over_positions(values: Tensor, activations: Tensor) -> Tensor:
-    """The sum `[M, C]` of `values` (`[M, C, h|1, w|1]`) over all positions of `activations`."""
+    """Return the sum `[M, C]` of `values` (`[M, C, h|1, w|1]`) over all positions of `activations`."""
     return values.sum((2, 3)) * (activations[0, 0].numel() / values[0, 0].numel())
 
 
 def _weighted(weights: Tensor, activations: Tensor) -> Tensor:
-    """`relu(sum_k w_k A_k)`."""
+    """Return `relu(sum_k w_k A_k)`, `[M, h, w]`, of weights `[M, C]`."""
     return (weights[:, :, None, None] * activations).sum(1).relu()
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to make a map.
+    """A class activation mapping method.
 
     Attributes:
         name: as clients and the configuration write it.
@@ -169,8 +169,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 Heatmaps = tuple[NDArray[np.float32], list[tuple[float, float] | None], list[tuple[str, ...]]]
 
 
-def heatmaps(maps: Tensor) -> Heatmaps:
-    """Scales each map to [0, 1] by its own range, `(map - min) / (max - min)`, in one transfer to the CPU.
+def scale_maps(maps: Tensor) -> Heatmaps:
+    """Scale each map to [0, 1] by its own range, `(map - min) / (max - min)`, in one transfer to the CPU.
 
     The arithmetic is float64: the smallest subnormal and the largest finite float32 scale as 1 does.
 
@@ -178,12 +178,12 @@ def heatmaps(maps: Tensor) -> Heatmaps:
         maps: `[M, h, w]`, rectified.
 
     Returns:
-        The heatmaps `[M, h, w]`, float32; for each its map's (min, max), None where that is not finite; and for each its
-        warnings. A heatmap with a warning is zeros: `zero` (the map is 0 everywhere), `constant` (its values differ by at most
-        `CONSTANT` of its maximum), or `not_finite`.
+        The heatmaps `[M, h, w]`, float32; each map's (min, max), None where that is not finite; and each map's warnings. A
+        heatmap with a warning is zeros: `zero` (the map is 0 everywhere), `constant` (its values differ by at most `CONSTANT` of
+        its maximum), or `not_finite`.
     """
     values = maps.detach().cpu().double().numpy()
-    reasons = degenerate(values)
+    reasons = find_degenerate(values)
     finite = np.array([reason != "not_finite" for reason in reasons], bool)
     values = np.where(finite[:, None, None], values, 0.0)
     low, high = values.min((1, 2)), values.max((1, 2))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from camserve.explain.degenerate import degenerate
+from camserve.explain.degenerate import find_degenerate
 from camserve.explain.observer import Observation
 from camserve.monitoring.statistics import STATISTICS, Scale, input_statistics, map_statistics, score_statistics
 
@@ -45,7 +45,9 @@ def measure(observations: Sequence[Observation], scale: Scale | None) -> Measure
         for places in _group(observation.rows.shape for observation in observations):
             _put(values, input_statistics(np.stack([observations[place].rows for place in places]), scale), places)
         for places in _group(observation.maps[0].shape for observation in observations):
-            for place, reason in zip(places, degenerate(np.stack([observations[each].maps[0] for each in places])), strict=True):
+            for place, reason in zip(
+                places, find_degenerate(np.stack([observations[each].maps[0] for each in places])), strict=True
+            ):
                 reasons[place] = reason
             good = [place for place in places if not reasons[place]]
             if good:

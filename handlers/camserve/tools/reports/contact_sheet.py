@@ -16,7 +16,7 @@ from camserve.capture import Captured, LayerInfo
 from camserve.capture.backend import Backend
 from camserve.core.config import Config
 from camserve.core.geometry import Rect
-from camserve.explain.methods import CONTRAST_CLASSES, METHODS, heatmaps
+from camserve.explain.methods import CONTRAST_CLASSES, METHODS, scale_maps
 from camserve.pictures import render
 from camserve.pictures.captions import load_font, shorten
 
@@ -133,7 +133,7 @@ def _maps(backend: Backend, layer: str, tensor: Tensor) -> list[tuple[NDArray[np
     found = []
     for method in METHODS.values():
         made = method.function(activation, gradients[0], *([contrasts] if method.contrasts else []))
-        (heatmap,), _, (warnings,) = heatmaps(made)
+        (heatmap,), _, (warnings,) = scale_maps(made)
         found.append((heatmap, warnings))
     return found
 
