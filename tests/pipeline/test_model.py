@@ -87,7 +87,7 @@ def test_every_form_of_a_picture_gets_one_answer(model: camserve.Model, tmp_path
     for other in others:
         assert np.array_equal(other.heatmap, first.heatmap)
         assert other.region == first.region
-    tensor = model.pipeline._pictures._preprocess(image)
+    tensor = model.preprocess(image)
     (of_tensor,) = model.explain(tensor)
     assert np.allclose(of_tensor.heatmap, first.heatmap, atol=1e-6)
     assert of_tensor.view is None

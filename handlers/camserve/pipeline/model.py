@@ -49,6 +49,7 @@ class Model:
         served: what it offers: configuration, labels, layers, name, version.
         backend: the model as it runs, and what is known of its layers.
         pipeline: answers batches of calls.
+        preprocess: an RGB picture (PIL) to the model's input `[3, H, W]`.
         scale: how the model's input was normalised; None where a step of a user's own makes it.
 
     Args:
@@ -97,6 +98,7 @@ class Model:
         size = (int(height), int(width))
         self.device = place
         self.weights = weights
+        self.preprocess = steps
         self.backend = open_backend(module, config, size, place, tune=tune)
         classes = Labels(self.backend.outputs, _by_index(labels))
         info = ModelInfo(name, version, weights[:19])
