@@ -31,12 +31,13 @@ from camserve.core.labels import Labels
 from camserve.explain.explainer import Explainer, Task
 from camserve.pictures import render
 from camserve.pictures.decode import open_picture, silence_decoders
+from camserve.pipeline.model import PROBE
 from camserve.tools.console import Progress, ToolError, command_of, fail, report_unforeseen
 from camserve.tools.packaging import advice
 from camserve.tools.packaging.flags.keys import add_key_flags, read_keys
 from camserve.tools.packaging.flags.model import ModelFlags, add_labels_flag, add_model_flags, add_weights_flag, read_model_flags
-from camserve.tools.packaging.inspected import PROBE, InspectedModel, open_inspected
-from camserve.tools.reports.contact_sheet import Shot, contact_sheet
+from camserve.tools.packaging.inspected import InspectedModel, open_inspected
+from camserve.tools.reports.contact_sheet import Shot, draw_sheet
 
 TABLE_WIDTH = 120
 """Characters that the table may take where there is no terminal to say."""
@@ -270,4 +271,4 @@ def _sheet(inspected: InspectedModel, backend: Backend, rows: Sequence[LayerInfo
     view = inspected.preprocess.view(*picture.size) or Rect(0, 0, *picture.size)
     shot = Shot(np.asarray(picture), view, inspected.preprocess(picture), path.name)
     label = Labels(backend.outputs, inspected.labels).__getitem__
-    return contact_sheet(backend, rows, shot, picked=picked, label=label, look=inspected.config)
+    return draw_sheet(backend, rows, shot, picked=picked, label=label, style=inspected.config)

@@ -15,14 +15,12 @@ from ts.torch_handler.image_classifier import ImageClassifier
 from camserve.core.config import Config
 from camserve.core.text import in_one_line
 from camserve.pictures.preprocess import Preprocess
+from camserve.pipeline.model import PROBE
 from camserve.tools.archive.archive import Archive, face_of, load_service, open_archive
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.packaging.adoption.old_archive import read_old_archive
 from camserve.tools.packaging.contents.labels import read_labels
 from camserve.tools.packaging.flags.model import ModelFlags
-
-PROBE = (256, 256)
-"""The picture, (width, height), whose tensor says how large the model's input is where it follows the picture's size."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""HTML pages and sheets of many explanations, and what they compare."""
+"""Reports on many explanations: a gallery, a contact sheet, a comparison of two models."""

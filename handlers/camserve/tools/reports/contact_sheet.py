@@ -1,4 +1,4 @@
-"""One picture's heatmaps by layer and by method, on one sheet."""
+"""Draws one picture's heatmaps by layer and by method on one sheet."""
 
 from __future__ import annotations
 
@@ -42,8 +42,11 @@ ABOUT = (
 class Shot:
     """A picture as it reaches the model.
 
-    `pixels`: the original `[H, W, 3]`, uint8, RGB; `view`: the rectangle of it that the heatmap covers; `tensor`: the model's
-    input `[3, h, w]`; `name`: what the sheet calls it.
+    Attributes:
+        pixels: the original, RGB `[H, W, 3]`, uint8.
+        view: the rectangle of it that the model sees.
+        tensor: the model's input `[3, h, w]`.
+        name: what the sheet calls it.
     """
 
     pixels: NDArray[np.uint8]
@@ -52,22 +55,32 @@ class Shot:
     name: str
 
 
-def contact_sheet(
-    backend: Backend, rows: Sequence[LayerInfo], shot: Shot, *, picked: str, label: Callable[[int], str], look: Config
+def draw_sheet(
+    backend: Backend, rows: Sequence[LayerInfo], shot: Shot, *, picked: str, label: Callable[[int], str], style: Config
 ) -> NDArray[np.uint8]:
-    """A row for each layer (`picked`, the rule's choice, is marked), a column for each method; RGB `[H, W, 3]`.
+    """Draws a row for each layer and a column for each method, all of the most probable class.
 
-    All are of the class that is most probable; `label` gives a class's name. A map that is zero, constant or not finite says so.
-    `look` has the colour map and the opacity.
+    A map that is zero, constant or not finite is marked so.
+
+    Args:
+        backend: the model, surveyed.
+        rows: the layers.
+        shot: the picture.
+        picked: name of the default layer, which is marked.
+        label: returns the name of a class index.
+        style: its colour map and opacity are taken.
+
+    Returns:
+        The sheet, RGB `[H, W, 3]`.
     """
-    seen, placed = _seen(shot)
-    height, width = seen.shape[:2]
+    view, placed = _crop(shot)
+    height, width = view.shape[:2]
     target, probability = _top(backend, shot.tensor)
     top = height + 2 * GAP
     size = NAMES + len(METHODS) * (width + GAP), top + HEAD + len(rows) * (height + GAP)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    sheet.paste(Image.fromarray(seen), (GAP, GAP))
+    sheet.paste(Image.fromarray(view), (GAP, GAP))
     title = f"{shot.name}: {' '.join(label(target).split())}, probability {probability:.3f}"
     _write(draw, (width + 3 * GAP, GAP + 14), [(title, INK, 20), *((text, FAINT, 15) for text in ABOUT)], 28)
     for column, method in enumerate(METHODS):
@@ -78,7 +91,7 @@ def contact_sheet(
         _write(draw, (GAP, at + 14), _lines(info, picked=info.name == picked), 20)
         for column, (heatmap, warnings) in enumerate(_maps(backend, info.name, shot.tensor)):
             left = NAMES + column * (width + GAP)
-            sheet.paste(Image.fromarray(render.draw_overlay(seen, heatmap, placed, look.colormap, look.opacity)), (left, at))
+            sheet.paste(Image.fromarray(render.draw_overlay(view, heatmap, placed, style.colormap, style.opacity)), (left, at))
             centre = left + width / 2
             draw.text((centre, at + height / 2), " ".join(warnings), fill=INK, font=load_font(16), anchor="mm")
     return np.asarray(sheet)
@@ -89,7 +102,7 @@ Line = tuple[str, tuple[int, int, int], int]
 
 
 def _lines(info: LayerInfo, *, picked: bool) -> list[Line]:
-    """What stands beside a layer's heatmaps."""
+    """Writes the lines beside a layer's heatmaps."""
     layout = info.site.layout
     lines = [
         (shorten(info.name, load_font(16), _COLUMN, middle=True), MARKED if picked else INK, 16),
@@ -104,38 +117,38 @@ def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], lines: Sequence[L
         draw.text((at[0], at[1] + step * place), text, fill=ink, font=load_font(size), anchor="lm")
 
 
-def _seen(shot: Shot) -> tuple[NDArray[np.uint8], Rect]:
-    """The part of the picture that the model sees, at the sheet's size, and where the heatmap lies on it."""
+def _crop(shot: Shot) -> tuple[NDArray[np.uint8], Rect]:
+    """Crops the picture to what the model sees, at the sheet's size; also returns where the heatmap lies on it."""
     height, width = shot.pixels.shape[:2]
     left, top = max(0, int(shot.view.left)), max(0, int(shot.view.top))
     right, bottom = min(width, round(shot.view.right)), min(height, round(shot.view.bottom))
-    cut = shot.pixels[top : max(bottom, top + 1), left : max(right, left + 1)]
-    scale = CELL / max(cut.shape[:2])
-    size = max(1, round(cut.shape[1] * scale)), max(1, round(cut.shape[0] * scale))
-    drawn = cv2.resize(cut, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    crop = shot.pixels[top : max(bottom, top + 1), left : max(right, left + 1)]
+    scale = CELL / max(crop.shape[:2])
+    size = max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale))
+    scaled = cv2.resize(crop, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     edges = (shot.view.left - left, shot.view.top - top, shot.view.right - left, shot.view.bottom - top)
-    return np.asarray(drawn, np.uint8), Rect(*(edge * scale for edge in edges))
+    return np.asarray(scaled, np.uint8), Rect(*(edge * scale for edge in edges))
 
 
 def _top(backend: Backend, tensor: Tensor) -> tuple[int, float]:
-    """The most probable class, and its probability."""
+    """Returns the most probable class of an input `[3, h, w]`, and its probability."""
     probability, target = backend.capture.forward(tensor[None], ()).logits.softmax(1).max(1)
     return int(target), float(probability)
 
 
 def _maps(backend: Backend, layer: str, tensor: Tensor) -> list[tuple[NDArray[np.float32], tuple[str, ...]]]:
-    """Each method's heatmap of the most probable class at one layer, and its warnings, from one pass."""
+    """Computes each method's heatmap `[h, w]` of the most probable class at one layer, and its warnings, from one pass."""
     captured = backend.capture.forward(tensor[None], [layer])
     order = captured.logits[0].argsort(descending=True)[: CONTRAST_CLASSES + 1]
     gradients = [_gradient(captured, layer, target) for target in order.unbind()]
     contrasts = torch.stack(gradients[1:], 1) if len(gradients) > 1 else torch.zeros_like(gradients[0])[:, None]
     activation = captured.activation(layer)
-    found = []
+    results = []
     for method in METHODS.values():
-        made = method.function(activation, gradients[0], *([contrasts] if method.contrasts else []))
-        (heatmap,), _, (warnings,) = scale_maps(made)
-        found.append((heatmap, warnings))
-    return found
+        maps = method.function(activation, gradients[0], *([contrasts] if method.contrasts else []))
+        (heatmap,), _, (warnings,) = scale_maps(maps)
+        results.append((heatmap, warnings))
+    return results
 
 
 def _gradient(captured: Captured, layer: str, target: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A page to look through many explanations: one file with everything in it, to be sorted and filtered."""
+"""Writes the gallery: a page to look through many explanations, which sorts and filters them; one file holds everything."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ THUMB = 360
 
 
 def write(rows: Sequence[Row], folder: Path) -> Path:
-    """Writes `gallery.html`, by the files' names, into the folder of the rows' overlays; returns its path."""
-    rows = sorted(rows, key=lambda row: str(row["file"]))  # they come as they were answered
+    """Writes `gallery.html`, sorted by file name, into the folder of the rows' overlays; returns its path."""
+    rows = sorted(rows, key=lambda row: str(row["file"]))  # they come in the order of the answers
     style, script = ((HERE / f"gallery.{kind}").read_text("utf-8") for kind in ("css", "js"))
     parts = {
         "policy": write_policy(style, [script]),
@@ -31,7 +31,7 @@ def write(rows: Sequence[Row], folder: Path) -> Path:
 
 
 def _cards(row: Row, folder: Path) -> list[dict[str, Any]]:
-    """One card for each explanation, or one for the error."""
+    """Makes a card for each explanation, or one for the error."""
     if "error" in row:
         return [{"file": row["file"], "error": f"{row['error']['type']}: {row['error']['message']}"}]
     first = row["classes"][0]
@@ -54,7 +54,7 @@ def _cards(row: Row, folder: Path) -> list[dict[str, Any]]:
 
 
 def _share(region: Sequence[float] | None, image: dict[str, Any] | None) -> float | None:
-    """The region's share of the picture, 0 to 1."""
+    """Computes the region's share of the picture, 0 to 1."""
     if not region or not image:
         return None
     left, top, right, bottom = region
@@ -62,7 +62,7 @@ def _share(region: Sequence[float] | None, image: dict[str, Any] | None) -> floa
 
 
 def _thumb(folder: Path, overlay: str | None) -> str | None:
-    """The overlay, smaller, as a data URL; None where there is none, or its file is gone or is no picture."""
+    """Encodes a small overlay as a data URL; None where there is none, or its file is gone or is no picture."""
     if overlay is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""`explanations.jsonl`: one row a picture, written as the run goes on, so that a run that was cut short can be taken up."""
+"""Keeps `explanations.jsonl`: one row for each picture, written as the run goes on, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 class Journal:
-    """The rows of a folder's `explanations.jsonl`; as a context manager it takes new ones, and leaves one row a file."""
+    """The rows of a folder's `explanations.jsonl`. As a context manager it takes new ones, and leaves one row for each file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -25,7 +25,7 @@ class Journal:
                     self.rows[row["file"]] = row
 
     def done(self, file: str, digest: str, asked: Mapping[str, Any]) -> bool:
-        """Whether the same picture was explained with the same options, and its overlays are still there."""
+        """Tells whether the same picture was explained with the same options, and its overlays are still there."""
         row = self.rows.get(file)
         if row is None or "error" in row or row["sha256"] != digest or row["asked"] != asked:
             return False
@@ -33,13 +33,13 @@ class Journal:
         return all((self.path.parent / overlay).is_file() for overlay in overlays)
 
     def add(self, row: Row) -> None:
-        """Writes a row; it replaces an earlier one of the same file."""
+        """Writes a row, in place of an earlier one of the same file."""
         self.rows[row["file"]] = row
         self._file.write(_line(row))
         self._file.flush()
 
     def __enter__(self) -> Journal:
-        self._compact()  # which also drops a line that was cut short, so that the next one is not appended to it
+        self._compact()  # also drops a truncated last line, to which the next one would be appended
         self._file: TextIO = self.path.open("a", encoding="utf-8", newline="\n")
         return self
 
@@ -54,7 +54,7 @@ class Journal:
 
 
 def _row(line: bytes) -> Row | None:
-    """A row, or None for a line that was cut short."""
+    """Reads a row; None for a truncated line."""
     try:
         row = json.loads(line)
     except ValueError:
