@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
@@ -38,6 +39,8 @@ from camserve.explain.explainer import Task
 from camserve.pictures import render
 from camserve.pictures.decode import open_picture
 from camserve.pictures.preprocess import Preprocess
+
+T = TypeVar("T")
 
 AGREE = {"float32": 1e-2, "bfloat16": 0.15, "float16": 0.05}
 """How far a heatmap may be from the CPU's. TorchServe allows TF32 on Ampere and later, whose products have ten bits."""
@@ -137,7 +140,7 @@ def _plain(ours: Ours, pictures: Tensor, precision: str, device: torch.device) -
 
     def run() -> Tensor:
         with torch.inference_mode(), context():
-            return ours.model(pictures).float().cpu()  # type: ignore[no-any-return]
+            return ours.model(pictures).float().cpu()
 
     return run
 
@@ -158,7 +161,7 @@ class Clock:
     device: torch.device
     seconds: dict[str, list[float]]
 
-    def step(self, name: str, work: Callable[[], object]) -> object:
+    def step(self, name: str, work: Callable[[], T]) -> T:
         """Does one step and waits for the device."""
         torch.cuda.synchronize(self.device)
         begun = time.perf_counter()
@@ -194,7 +197,7 @@ def steps(device: torch.device, batch: int, rounds: int) -> None:
             moved = clock.step("copy to the GPU", lambda: stacked.to(device))  # noqa: B023
             captured = clock.step("forward", lambda: ours.backend.capture.forward(moved, ["layer4"]))  # noqa: B023
             clock.step("backward", lambda: captured.gradients("layer4", rows, targets))  # noqa: B023
-            arrays = [np.asarray(picture) for picture in pictures]  # type: ignore[attr-defined]
+            arrays = [np.asarray(picture) for picture in pictures]
             clock.step("overlay and PNG, threads", lambda: list(threads.map(overlay, arrays)))  # noqa: B023
     print(f"steps of a batch of {batch}, bfloat16, JPEG 640 x 480, {os.cpu_count()} threads:")
     for name, seconds in clock.seconds.items():

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
 import camserve
 
@@ -32,7 +32,7 @@ def main(url: str = URL) -> None:
     with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM.split())
         for scheme in ("light", "dark"):
-            size = {"width": 1280, "height": 946 if scheme == "light" else 776}
+            size: ViewportSize = {"width": 1280, "height": 946 if scheme == "light" else 776}
             page = chromium.new_page(viewport=size, color_scheme=scheme)
             page.goto(url)
             shot = compared(page) if scheme == "dark" else overlaid(page)

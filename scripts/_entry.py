@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(command):
+def run(command: str) -> None:
     """Runs `camserve COMMAND` with this process's arguments, and ends the process with its status."""
     python = ROOT / ".venv" / "bin" / "python"
     if find_spec("torch") is None or find_spec("model_archiver") is None:

@@ -94,7 +94,7 @@ def all_measured(directory: Path, cases: Sequence[tuple[Case, int]]) -> Iterator
         for start in range(0, count, PART)
     ]
     with multiprocessing.get_context("fork").Pool(os.cpu_count(), Worker.start, (directory,)) as pool:
-        done = track(pool.imap(_measure, parts), description="measuring", total=len(parts))
+        done = iter(track(pool.imap(_measure, parts), description="measuring", total=len(parts)))
         for case, count in cases:
             yield case, joined([next(done) for _ in range(-(-count // PART))])
 

@@ -158,7 +158,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(conditions(arguments))
     classifier, made = Classifier(), candidates()
-    baselines = {"a blob in the middle": [games.centre], "a random map": [games.noise(seed) for seed in range(MAPS)]}
+    baselines: dict[str, Sequence[Candidate]] = {
+        "a blob in the middle": [games.centre],
+        "a random map": [games.noise(seed) for seed in range(MAPS)],
+    }
     count, pointed = grid(classifier, made)
     gains = perturbed(classifier, {**{name: [each] for name, each in made.items()}, **baselines}, arguments.steps)
     changed = randomised(classifier, made)

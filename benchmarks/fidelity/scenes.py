@@ -101,8 +101,9 @@ class Classifier:
         """The same network with a random classifier; `top`: the trunk's last convolution and block are random too."""
         network = copy.deepcopy(self.network)
         torch.manual_seed(seed)
-        parts = [network.classifier, *(network.features[-4:] if top else ())]  # type: ignore[index, union-attr]
-        for module in [each for part in parts for each in part.modules()]:  # type: ignore[union-attr]
+        trunk = [*network.get_submodule("features").children()]
+        parts = [network.get_submodule("classifier"), *(trunk[-4:] if top else ())]
+        for module in [each for part in parts for each in part.modules()]:
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.normal_(module.weight, std=float(module.weight.std()))
         return Classifier(network)

@@ -55,9 +55,17 @@ MIRRORED = """
 """
 
 
-def small(store: Path, name: str = "small", fault: str = "", version: str = "1.0", seed: int = 0, **settings: Any) -> Path:
+def small(
+    store: Path,
+    name: str = "small",
+    fault: str = "",
+    settings: Mapping[str, Any] | None = None,
+    *,
+    version: str = "1.0",
+    seed: int = 0,
+) -> Path:
     """The tests' small classifier, in `NAME.mar`, or `NAME-VERSION.mar` for later versions."""
-    given = {**SETTINGS, **settings}
+    given = {**SETTINGS, **(settings or {})}
     folder = store / f".{name}-{version}"
     folder.mkdir()
     made = build.mar(

@@ -197,7 +197,7 @@ class Trial(ExitStack):
     def _made(self, name: str, fault: str = "", **settings: int) -> None:
         """The real archive under this name, or the small classifier where there is none."""
         if self.demo is None:
-            archives.small(self.store, name, fault, **settings)
+            archives.small(self.store, name, fault, settings)
         else:
             archives.variant(self.demo, self.store / f"{name}.mar", settings)
 
@@ -210,7 +210,7 @@ class Trial(ExitStack):
 
     @contextmanager
     def _small(self, name: str, fault: str = "", config: Path = CONFIG, **settings: int) -> Iterator[tuple[Server, Traffic]]:
-        archives.small(self.store, name, fault, **settings)
+        archives.small(self.store, name, fault, settings)
         with _ready(self.store, name, config) as found:
             yield found
 

@@ -71,7 +71,7 @@ def served(
     def ready() -> bool:
         if process.poll() is not None:
             raise RuntimeError(f"serve.py ended with {process.returncode}")
-        models = management.fetch_models()
+        models = management.fetch_models() or []
         return bool(models) and all(each["status"] == "READY" for each in models[0]["workers"])
 
     try:

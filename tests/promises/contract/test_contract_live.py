@@ -357,7 +357,7 @@ def test_nothing_that_a_client_sends_is_a_line_of_the_log(live: Server) -> None:
     post(live, "explanations/hostile", evil.encode(), **{"Content-Type": "text/plain"})
     post(live, "explanations/hostile", f"data=%zz{evil}".encode(), **{"Content-Type": "application/x-www-form-urlencoded"})
     post(live, "explanations/hostile", evil.encode(), **{"Content-Type": "multipart/form-data; boundary=x"})
-    requests.post(url, files={"data": ("a.jpg", evil.encode(), "image/jpeg"), "target": (evil, evil)}, timeout=60)
+    requests.post(url, files={"data": ("a.jpg", evil.encode(), "image/jpeg"), "target": (evil, evil.encode(), "")}, timeout=60)
     requests.post(url, data={"data": evil, "target": evil}, timeout=60)
     requests.get(f"{live.url}/explanations/x%0d%0a{forged.replace(' ', '%20')}", timeout=60)
     assert post(live, "predictions/hostile", CAT).status_code == 200

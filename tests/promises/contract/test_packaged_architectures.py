@@ -54,7 +54,7 @@ def eager(name: str, transform_input: bool) -> tuple[str, list[float], NDArray[n
     """
     model, side = architectures.built(name), architectures.side_of(name)
     if transform_input and hasattr(model, "transform_input"):
-        model.transform_input = True
+        vars(model)["transform_input"] = True
     config = Config(resize=side, crop=side, channels_last=False)
     made = open_backend(model, config, (side, side), CPU)
     picture = Preprocess(config)(open_picture(draw_test_picture(config), config))

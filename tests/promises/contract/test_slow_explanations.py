@@ -24,8 +24,8 @@ QUEUE = 2
 
 def described(server: Server, name: str) -> dict[str, Any]:
     """What the management address tells of a model."""
-    (found,) = requests.get(f"{server.management_url}/models/{name}", timeout=60).json()
-    return found  # type: ignore[no-any-return]
+    (model,) = requests.get(f"{server.management_url}/models/{name}", timeout=60).json()
+    return model
 
 
 def wait_until(happened: Callable[[], bool]) -> None:

@@ -108,7 +108,7 @@ class Stack:
             write_rules(self.rules, window)
             requests.post(f"{self.prometheus}/-/reload", timeout=30).raise_for_status()
             reloaded = time.time()
-            wait(lambda reloaded=reloaded: self.evaluated() > reloaded + 2)
+            wait(lambda: self.evaluated() > reloaded + 2)  # noqa: B023 called at once
             alerts = self.query('ALERTS{alertname=~"Camserve.*Drift", window="1h"}')
             found = Verdict(
                 {(each["metric"]["alertname"], each["metric"]["stat"]) for each in alerts},

@@ -29,6 +29,7 @@ def net() -> nn.Module:
     model = torchvision.models.resnet18(weights=None).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_var is not None
             module.running_var.uniform_(0.5, 1.5)
     return model
 

@@ -34,7 +34,7 @@ LATENCY = 'ts_inference_latency_microseconds{job="camserve",instance="a",model_n
 QUEUE = LATENCY.replace("inference", "queue")
 FULL = {CAME: "0+100x60", ANSWERED: "0+50x60", LATENCY: "0+150000000x60", QUEUE: "0+100000000x60"}
 """Of 100 requests each half minute 50 are answered, each after 3 s, of which it waited 2."""
-QUEUE, REFUSED = 2, 9
+WAITING, REFUSED = 2, 9
 """Requests that wait while the worker has one in hand, and those that then come in vain."""
 Result = tuple[str, Sequence[tuple[str, float]]]
 """An expression, and its values by labels."""
@@ -144,7 +144,7 @@ def test_torchserve_counts_what_no_worker_answers(tmp_path: Path, gate: Path) ->
         tmp_path,
         "tiny",
         explain={**build.PLAIN, "monitor": {"interval": 0.2}},
-        settings={"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 1, "jobQueueSize": QUEUE},
+        settings={"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 1, "jobQueueSize": WAITING},
         fault=wait_at(gate),
     )
     picture = bytes(build.encoded(build.noise()))
@@ -164,11 +164,11 @@ def test_torchserve_counts_what_no_worker_answers(tmp_path: Path, gate: Path) ->
         (victim,) = workers(server)
         told = [ask("predictions/tiny"), ask("predictions/tiny/1.0"), ask("explanations/tiny"), ask("predictions/tiny", b"x")]
         unknown = [ask("predictions/nothing"), ask("predictions/tiny/9.9")]
-        flood = [held("predictions/tiny"), *(threads.submit(ask, "predictions/tiny") for _ in range(QUEUE + REFUSED))]
+        flood = [held("predictions/tiny"), *(threads.submit(ask, "predictions/tiny") for _ in range(WAITING + REFUSED))]
         wait_until(lambda: sum(each.done() for each in flood) == REFUSED, "the others are refused")
         gate.write_text("")
         flooded = [each.result() for each in flood]
-        before = settled(server, (4 + len(flood), 4 + 1 + QUEUE))
+        before = settled(server, (4 + len(flood), 4 + 1 + WAITING))
         lost = held("explanations/tiny")
         victim.send_signal(signal.SIGKILL)
         failed = lost.result()
@@ -178,8 +178,8 @@ def test_torchserve_counts_what_no_worker_answers(tmp_path: Path, gate: Path) ->
 
     assert (told, unknown) == ([200, 200, 200, 400, 200], [404, 404]), "\n".join(server.lines)
     assert failed in (500, 507)  # TorchServe takes a SIGKILL for a lack of memory
-    assert sorted(flooded) == [200] * (1 + QUEUE) + [503] * REFUSED
-    assert before == (4 + len(flood), 4 + 1 + QUEUE)
+    assert sorted(flooded) == [200] * (1 + WAITING) + [503] * REFUSED
+    assert before == (4 + len(flood), 4 + 1 + WAITING)
     assert after == (before[0] + 2, before[1] + 1)
 
 

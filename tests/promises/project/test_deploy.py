@@ -193,9 +193,7 @@ def test_the_image_holds_the_pinned_releases() -> None:
 @needs_tools
 def test_torch_may_come_from_another_index(tmp_path: Path) -> None:
     """deploy/lock.py writes that index's own hashes, here of two empty wheels in a folder."""
-    releases = {
-        name: re.search(rf"^{name}==(\S+)", text("constraints.txt"), re.MULTILINE)[1] for name in ("torch", "torchvision")
-    }  # type: ignore[index]
+    releases = dict(re.findall(r"^(torch|torchvision)==(\S+)", text("constraints.txt"), re.MULTILINE))
     index, hashes = tmp_path / "index", set()
     for name, release in releases.items():
         (index / name).mkdir(parents=True)
@@ -205,7 +203,7 @@ def test_torch_may_come_from_another_index(tmp_path: Path) -> None:
         hashes.add(f"--hash=sha256:{digest}")
         (index / name / "index.html").write_text(f'<a href="{file.name}#sha256={digest}">{file.name}</a>')
     environment = {"PATH": f"{TOOLS}:/usr/bin:/bin", "HOME": str(tmp_path)}
-    command = [TOOLS / "python", DEPLOY / "lock.py", "--torch-index", index.as_uri(), "--output", tmp_path]
+    command = [str(TOOLS / "python"), str(DEPLOY / "lock.py"), "--torch-index", index.as_uri(), "--output", str(tmp_path)]
     subprocess.run(command, check=True, env=environment, capture_output=True)
 
     written = (tmp_path / "requirements-torch-index.txt").read_text()

@@ -70,7 +70,7 @@ def _tensors(response: Response) -> Any:
     for output in answer["outputs"]:
         size = output.get("parameters", {}).get("binary_data_size")
         if size is not None:
-            kinds = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8")}
+            kinds: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8")}
             kind = kinds.get(output["datatype"])
             output["data"] = tail[:size] if kind is None else np.frombuffer(tail[:size], kind).tolist()
             tail = tail[size:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from typing import Any
 
 import torch
 import torchvision
@@ -40,7 +41,7 @@ def side_of(name: str) -> int:
 def built(name: str) -> nn.Module:
     """The architecture with random weights, statistics that fit them, and no head of zeros."""
     torch.manual_seed(0)
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     if name.startswith("vit"):
         options = {"image_size": side_of(name)}
     module: nn.Module = torchvision.models.get_model(name, num_classes=CLASSES, **options)

@@ -11,7 +11,7 @@ from typing import Any
 import kserve.models
 import kubernetes.client.models
 
-PLAIN = {"str": str, "int": int, "bool": bool, "float": (int, float), "object": object}
+PLAIN: dict[str, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float), "object": object}
 
 
 def complaints(value: Any, kind: str, place: str) -> Iterator[str]:
