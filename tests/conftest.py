@@ -24,9 +24,9 @@ BATCHES = ["--batch-size", "8", "--max-batch-delay", "20"]
 __all__ = ["pytest_collection_modifyitems", "pytest_sessionfinish", "pytest_terminal_summary"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
-    """The process off which packaging's checks are forked, where a module's tests ask for it."""
+    """The process off which packaging's checks are forked: one for all tests, since each check has a child of its own."""
     with ForkServer() as server:
         yield server
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -123,3 +125,44 @@ def test_nothing_of_an_unpacked_archive_stays_in_this_process(tmp_path: Path) ->
         assert "model" in sys.modules
     assert "model" not in sys.modules
     assert sys.path == path
+
+
+def tarred(path: Path, *members: tarfile.TarInfo) -> Path:
+    """A tar file of these members, whose content is `x` where they are files."""
+    with tarfile.open(path, "w:gz") as made:
+        for member in members:
+            member.size = 1 if member.isfile() else 0
+            made.addfile(member, io.BytesIO(b"x"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "link"),
+    [
+        ("../out.txt", tarfile.REGTYPE, ""),
+        ("m/../../out.txt", tarfile.REGTYPE, ""),
+        ("m/link", tarfile.SYMTYPE, "/etc"),
+        ("m/hard", tarfile.LNKTYPE, "../out.txt"),
+        ("m/pipe", tarfile.FIFOTYPE, ""),
+        ("m/device", tarfile.CHRTYPE, ""),
+    ],
+)
+def test_a_tar_file_that_would_write_elsewhere_is_refused(tmp_path: Path, name: str, kind: bytes, link: str) -> None:
+    """As a zip file: no path outside, no link, nothing but files and folders."""
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, link
+    with pytest.raises(ToolError, match="is unsafe: it holds"), open_archive(tarred(tmp_path / "m.tar.gz", member)):
+        pass
+    assert not (tmp_path / "out.txt").exists()
+
+
+def test_a_damaged_tar_file_is_refused(tmp_path: Path) -> None:
+    """And it is said what is accepted."""
+    members = [tarfile.TarInfo(f"m/{number}.txt") for number in range(900)]
+    whole = tarred(tmp_path / "m.tar.gz", *members).read_bytes()
+    (tmp_path / "m.tar.gz").write_bytes(whole[: len(whole) // 2])
+    with (
+        pytest.raises(ToolError, match=r"or is damaged: .*; accepted are \.mar \(zip\) and \.tar\.gz"),
+        open_archive(tmp_path / "m.tar.gz"),
+    ):
+        pass

@@ -5,83 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torchvision
-import yaml
 from rich.console import Console
 from tests.support.build import encoded, noise
+from tests.support.models.tiny import LABELS, Tiny, state, write_model
 from tests.support.processes.fork_server import ForkServer
-from torch import nn
 
 import camserve
-from camserve.core.config import KEYS, Config, defaults
+from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 from camserve.tools.archive.archive import Row, ask, load_service, open_archive
-from camserve.tools.archive.fresh.needs import Needs
 from camserve.tools.commands import package
 from camserve.tools.console import Progress, ToolError
-from camserve.tools.packaging.contents.files import copy_extra_files
-from camserve.tools.packaging.contents.modules import find_needed_modules
-from camserve.tools.packaging.contents.settings import merge_settings, write_settings
-from camserve.tools.packaging.models import weights
-from camserve.tools.packaging.models.architectures import load_architecture
 from camserve.tools.packaging.models.demo import load_demo
-from camserve.tools.packaging.models.files import load_model_file
 from camserve.tools.packaging.trial import try_archive
-
-MODEL = '''
-from torch import nn
-{imports}
-
-class Tiny(nn.Module):
-    """Four channels of eight-pixel cells, then three classes."""
-
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.ReLU())
-        self.fc = nn.Linear(4, 3)
-        {start}
-
-    def forward(self, x):
-        {step}
-        return self.fc(self.features(x).mean((2, 3)))
-'''
-LABELS = {"0": "ant", "1": "bee", "2": "cat"}
-SMALL = ["--resize", "64", "--crop", "64", "--channels-last", "false"]
-
-
-class Tiny(nn.Module):
-    """The same network as in `MODEL`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.ReLU())
-        self.fc = nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor) -> Any:
-        """Class scores."""
-        return self.fc(self.features(x).mean((2, 3)))
-
-
-def state(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights for it."""
-    torch.manual_seed(seed)
-    return Tiny().state_dict()
-
-
-def write_model(folder: Path, imports: str = "", start: str = "", step: str = "") -> list[str]:
-    """Writes `tiny.py`, `tiny.pth` and `labels.json`; the flags that package them."""
-    (folder / "tiny.py").write_text(MODEL.format(imports=imports, start=start or "pass", step=step or "pass"))
-    torch.save(state(), folder / "tiny.pth")
-    (folder / "labels.json").write_text(json.dumps(LABELS))
-    model = ["--model-file", str(folder / "tiny.py"), "--weights", str(folder / "tiny.pth")]
-    return [*model, "--labels", str(folder / "labels.json"), "--export-path", str(folder), *SMALL]
 
 
 def made(arguments: list[str]) -> tuple[Path, str]:
@@ -190,6 +132,7 @@ def test_the_demo_computes_what_the_published_network_computes() -> None:
         torch.testing.assert_close(load_demo().model(pictures), published(pictures), rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_check_sees_only_what_a_server_has(demo: Path, tmp_path: Path) -> None:
     """With the bundled package taken out of the archive it fails, although that package is installed here."""
     with open_archive(demo) as opened:
@@ -205,43 +148,11 @@ def test_a_failed_check_leaves_an_earlier_archive_alone(tmp_path: Path) -> None:
     arguments = write_model(tmp_path, imports="import pathlib", start="pathlib.Path(__file__).with_name('data').read_text()")
     (tmp_path / "data").write_text("x")
     (tmp_path / "tiny.mar").write_bytes(b"earlier")
+    before = {path.name for path in tmp_path.iterdir()}
     with pytest.raises(ToolError, match="does not work in a fresh process: FileNotFoundError"):
         made([*arguments, "--force"])
     assert (tmp_path / "tiny.mar").read_bytes() == b"earlier"
-    assert not list(tmp_path.glob("*.part"))
-
-
-def test_modules_beside_the_file_and_pure_ones_are_bundled(tmp_path: Path) -> None:
-    """What torch brings is not; an import that the file can do without is not either, where it cannot be carried."""
-    imports = "import beside, sortedcontainers, yaml, torchvision\ntry:\n    import scipy\nexcept ImportError:\n    pass"
-    write_model(tmp_path, imports=imports)
-    (tmp_path / "beside.py").write_text("import iniconfig\n")
-    assert set(find_needed_modules(tmp_path / "tiny.py", tmp_path / "none")) == {"beside", "sortedcontainers", "iniconfig"}
-
-
-@pytest.mark.usefixtures("forked")
-def test_files_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path that is relative to the user's folder is not looked for in the folder of the process that loads it."""
-    write_model(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    assert find_needed_modules(Path("tiny.py"), Path("none")) == {}
-
-
-def test_only_what_the_model_imports_is_needed() -> None:
-    """A module that torch tries for its own use stays hidden; one that the model's file imports is found, and what that imports."""
-    needs = Needs({"model"}, frozenset({"torch"}), PathFinder.find_spec)
-    for importer, seen in (("torch.utils", False), ("model", True), ("sortedcontainers.sortedlist", True)):
-        asked = "iniconfig" if importer.startswith("sorted") else "sortedcontainers"
-        assert eval(f"visible('{asked}')", {"__name__": importer, "visible": needs.visible}) is seen
-    assert needs.modules == ["sortedcontainers", "iniconfig"]
-
-
-@pytest.mark.usefixtures("forked")
-def test_a_compiled_module_is_refused(tmp_path: Path) -> None:
-    """An archive cannot carry it, and the message says which."""
-    write_model(tmp_path, imports="import scipy")
-    with pytest.raises(ToolError, match="needs scipy, which has compiled parts and cannot be carried"):
-        find_needed_modules(tmp_path / "tiny.py", tmp_path / "none")
+    assert {path.name for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -269,6 +180,31 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path: Path, arguments:
     assert not list(tmp_path.glob("*.mar"))
 
 
+@pytest.mark.usefixtures("forked")
+def test_the_archive_that_was_tried_is_put_into_its_place_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a rename: it is the same file, and what stood there is whole until then."""
+    arguments = write_model(tmp_path)
+    (tmp_path / "tiny.mar").write_bytes(b"earlier")
+    before = {path.name for path in tmp_path.iterdir()}
+    tried = []
+
+    def recording(archive: Path, config: Config) -> dict[str, Any]:
+        tried.append(archive.stat())
+        assert (tmp_path / "tiny.mar").read_bytes() == b"earlier"
+        return try_archive(archive, config)
+
+    monkeypatch.setattr(package, "try_archive", recording)
+    path, _ = made([*arguments, "--force"])
+    assert [(each.st_ino, each.st_size) for each in tried] == [(path.stat().st_ino, path.stat().st_size)]
+    assert {each.name for each in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_nothing_can_be_written_in_is_found_before_anything_is_loaded(tmp_path: Path) -> None:
+    """In words; the kernel's own folder is one even for root."""
+    with pytest.raises(ToolError, match="--export-path: nothing can be written in /proc: "):
+        made([*write_model(tmp_path), "--export-path", "/proc", "--extra-files", "none.txt"])
+
+
 def test_labels_must_match_the_outputs(tmp_path: Path) -> None:
     """Their numbers, and the first that are missing, are named."""
     arguments = write_model(tmp_path)
@@ -289,172 +225,10 @@ def test_an_existing_archive_stays_without_force(tmp_path: Path) -> None:
     assert (tmp_path / "tiny.mar").read_bytes() == b"earlier"
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("x = 1", "exactly one class, got none"),
-        ("class A: pass\nclass B: pass", "exactly one class, got A, B"),
-        ("class A:\n    def __init__(self, size): pass", r"A\(\) failed, .* without arguments \(A\(size\)\): TypeError"),
-        ("class A: pass", r"A\(\) gives a A, not a torch\.nn\.Module"),
-        ("import nosuchmodule", "does not load: ModuleNotFoundError: No module named 'nosuchmodule'"),
-    ],
-)
-def test_a_model_file_that_torchserve_would_not_take_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    """The stock convention is one class that is built without arguments."""
-    write_model(tmp_path)
-    (tmp_path / "tiny.py").write_text(text)
-    with pytest.raises(ToolError, match=message):
-        load_model_file(tmp_path / "tiny.py", tmp_path / "tiny.pth", tmp_path / "none")
-
-
-@pytest.mark.parametrize("name", ["types", "torch", "camserve", "my-model"])
-def test_a_model_file_that_would_hide_another_module_is_refused(tmp_path: Path, name: str) -> None:
-    """An archive's folder comes before the standard library in a worker."""
-    write_model(tmp_path)
-    (tmp_path / "tiny.py").rename(tmp_path / f"{name}.py")
-    with pytest.raises(ToolError, match="rename it"):
-        load_model_file(tmp_path / f"{name}.py", tmp_path / "tiny.pth", tmp_path / "none")
-
-
-def test_weights_that_do_not_fit_are_named_with_their_nearest(tmp_path: Path) -> None:
-    """Missing, unknown and mis-shaped tensors are counted, and the first are named."""
-    other = state()
-    other["features.0.weights"] = other.pop("features.0.weight")
-    other["fc.bias"] = torch.zeros(5)
-    with pytest.raises(ToolError) as caught:
-        weights.load_into(Tiny(), other, "Tiny")
-    assert str(caught.value) == (
-        "the weights do not fit Tiny: 1 of the model's tensors missing (features.0.weight); "
-        "1 unknown to the model (features.0.weights, nearest features.0.weight); 1 of another shape (fc.bias: [5], not [3])"
-    )
-
-
-@pytest.mark.parametrize("key", weights.CHECKPOINT_KEYS)
-def test_a_checkpoint_is_unwrapped_and_that_is_said(tmp_path: Path, key: str) -> None:
-    """The state dict is found, and prefixes of wrappers are taken off."""
-    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in state().items()}
-    torch.save({"epoch": 3, key: wrapped}, tmp_path / "c.pth")
-    found, notes = weights.read_state_dict(tmp_path / "c.pth")
-    assert set(found) == set(state())
-    assert notes == [
-        f"c.pth is a checkpoint: its entry {key} is used",
-        "the prefix module. was taken off every name in c.pth",
-        "the prefix _orig_mod. was taken off every name in c.pth",
-    ]
-
-
-def test_files_that_are_no_state_dicts_are_refused_with_a_way_out(tmp_path: Path) -> None:
-    """A whole pickled model is never executed; each message says what to save instead."""
-    torch.save(Tiny(), tmp_path / "whole.pth")
-    torch.save({"epoch": 3}, tmp_path / "other.pth")
-    (tmp_path / "text.pth").write_text("hello")
-    way_out = r"save torch\.save\(model\.state_dict\(\), 'weights\.pth'\)"
-    for name, message in {
-        "whole": "holds Python objects besides tensors .the first is a .*Tiny., and loading those would run code",
-        "other": "holds no state dict but a dictionary of epoch",
-        "text": "not a file of weights that torch can read",
-    }.items():
-        with pytest.raises(ToolError, match=f"{message}.*{way_out}"):
-            weights.read_state_dict(tmp_path / f"{name}.pth")
-    with pytest.raises(ToolError, match=r"no file .*none\.pth"):
-        weights.read_state_dict(tmp_path / "none.pth")
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, for making the file that is refused
-def test_a_torchscript_file_is_named_as_such(tmp_path: Path) -> None:
-    """It is no state dict."""
-    torch.jit.trace(Tiny().eval(), torch.zeros(1, 3, 16, 16)).save(str(tmp_path / "script.pth"))
-    with pytest.raises(ToolError, match="is a TorchScript archive"):
-        weights.read_state_dict(tmp_path / "script.pth")
-
-
-def test_torchvision_brings_preprocessing_and_labels(tmp_path: Path) -> None:
-    """They are those of the default weights' published metadata, and the model's file builds the architecture."""
-    source = load_architecture("efficientnet_b1", tmp_path, None, random=True)
-    published = torchvision.models.EfficientNet_B1_Weights.DEFAULT
-    assert source.preprocessing == {
-        "resize": 255,
-        "crop": 240,
-        "interpolation": "bilinear",
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-    }
-    assert source.labels == published.meta["categories"]
-    assert source.model_file.read_text().count("class ") == 1
-
-
-def test_a_fine_tuned_file_decides_the_number_of_classes(tmp_path: Path) -> None:
-    """Three outputs instead of a thousand: built into the model's file, and ImageNet's labels are not taken."""
-    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), tmp_path / "r.pth")
-    source = load_architecture("resnet18", tmp_path, tmp_path / "r.pth", random=False)
-    assert source.labels is None
-    assert 'get_model("resnet18", weights=None, num_classes=3)' in source.model_file.read_text()
-    again = load_model_file(source.model_file, tmp_path / "r.pth", tmp_path / "none")
-    assert again.model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
-
-
-def test_another_architectures_weights_do_not_fit(tmp_path: Path) -> None:
-    """The message counts what is missing and unknown."""
-    torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "s.pth")
-    with pytest.raises(ToolError, match="do not fit torchvision's resnet18: 102 of the model's tensors missing"):
-        load_architecture("resnet18", tmp_path, tmp_path / "s.pth", random=False)
-
-
-def test_an_unknown_architecture_names_the_nearest(tmp_path: Path) -> None:
-    """Classifiers only: a detector is none."""
-    for name in ("resnet51", "ResNet-50"):
-        with pytest.raises(ToolError, match=f"no classifier {name}; the nearest are .*resnet50"):
-            load_architecture(name, tmp_path, None, random=True)
-
-
-def test_a_failed_download_says_what_to_give_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here the download goes to a proxy that does not answer."""
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ToolError, match=r"could not be downloaded \(URLError.*; give a file of them with --weights FILE, or"):
-        load_architecture("squeezenet1_1", tmp_path, None, random=False)
-
-
-@pytest.mark.parametrize("name", [name for name in KEYS if name != "layers"])
-def test_every_key_has_a_flag_that_takes_its_default(name: str) -> None:
-    """The flag has the key's name, and what the worker reads is the default again."""
-    default = defaults()[name]
-    words = [
-        word if isinstance(word, str) else json.dumps(word) for word in (default if isinstance(default, tuple) else [default])
-    ]
-    options = package.parse(["--demo", f"--{name.replace('_', '-')}", *words])
-    assert options.keys == {name: default}
-
-
-def test_layers_are_collected_in_order() -> None:
-    """`--layer` comes before `--layers`; a number is a layer's name."""
-    options = package.parse(["--demo", "--layer", "a", "--layer", "1", "--layers", "b", "2"])
-    assert options.keys == {"layers": ("a", "1", "b", "2")}
-
-
-def test_extra_files_may_not_take_a_name_of_packagings_own(tmp_path: Path) -> None:
-    """Nor hide a module of the worker's."""
-    for name, message in {"index_to_name.json": "give labels with --labels", "json.py": "would hide the module json"}.items():
-        folder = tmp_path / name.replace(".", "-")
-        stage = tmp_path / f"stage-{name}"
-        for each in (folder, stage):
-            each.mkdir()
-        (folder / name).write_text("")
-        with pytest.raises(ToolError, match=message):
-            copy_extra_files([str(folder)], stage)
-
-
 def test_a_command_ends_with_a_status_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Errors go to standard error, without a traceback."""
     assert package.main(["--torchvision", "resnet51", "--random-weights", "--name", "no such"]) == 1
     assert capsys.readouterr().err.startswith("error: --name: expected letters")
-
-
-def test_settings_are_plain_yaml(tmp_path: Path) -> None:
-    """TorchServe's Java side and `yaml.safe_load` read the same: no tags of Python's."""
-    path = write_settings(tmp_path, {"batchSize": 2}, {"layers": ("a",), "mean": (0.5, 0.5, 0.5)})
-    assert "!!" not in path.read_text()
-    assert yaml.safe_load(path.read_text()) == {"batchSize": 2, "explain": {"layers": ["a"], "mean": [0.5, 0.5, 0.5]}}
 
 
 SETTINGS = """
@@ -521,15 +295,6 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path: Path, text: str 
     with pytest.raises((ToolError, ConfigError), match=message):
         made([*arguments, "--config", str(tmp_path / "own.yaml")])
     assert not list(tmp_path.glob("*.mar"))
-
-
-def test_flags_for_workers_beat_a_configurations(tmp_path: Path) -> None:
-    """They set both numbers; a maximum is raised to a minimum that stands alone."""
-    options = package.parse(["--demo", "--workers", "2"])
-    assert merge_settings({"maxWorkers": 9}, {"minWorkers": 5}, options.settings)["maxWorkers"] == 2
-    options = package.parse(["--demo"])
-    assert merge_settings({"minWorkers": 4}, {}, options.settings)["maxWorkers"] == 4
-    assert merge_settings({"batchSize": 3}, {"batchSize": 5}, options.settings)["batchSize"] == 5
 
 
 @pytest.mark.parametrize("debug", [False, True])

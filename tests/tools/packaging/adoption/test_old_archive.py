@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -16,19 +14,18 @@ import pytest
 import torch
 import yaml
 from tests.support.build import MODEL, encoded, noise, weights
-from ts.utils.util import list_classes_from_module
+from tests.support.processes.fork_server import ForkServer
 
 from camserve.tools.archive.archive import Response, Row, ask, load_service, open_archive
-from camserve.tools.archive.fresh.modules import Beside
 from camserve.tools.commands import package
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.packaging.adoption.old_archive import choose_name
-from camserve.tools.packaging.adoption.their_handler import AdoptedHandler, adopt_handler
-from camserve.tools.packaging.contents.modules import find_needed_modules
 
 LABELS = {"0": "bright", "1": "dark", "2": "grey"}
 PREPROCESSING = ["--resize", "64", "--crop", "64", "--mean", "0", "0", "0", "--std", "1", "1", "1"]
 PICTURE = encoded(noise(80, 64, 3))
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 def model() -> torch.nn.Module:
@@ -57,7 +54,7 @@ def answers(archive: Path, picture: bytearray = PICTURE) -> tuple[Response, Resp
 
 
 @pytest.fixture(scope="module")
-def eager(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+def eager(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> dict[str, object]:
     """What the eager archive answers."""
     folder = tmp_path_factory.mktemp("eager")
     (folder / "bright.py").write_text(MODEL.replace("CLASSES", "3").replace("FAULT", "pass"))
@@ -71,7 +68,9 @@ def eager(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         "--labels",
         str(folder / "labels.json"),
     ]
-    _, explanation = answers(packaged(folder, *files, *PREPROCESSING))
+    with pytest.MonkeyPatch.context() as patch:
+        fork_server.replace_fresh(patch)
+        _, explanation = answers(packaged(folder, *files, *PREPROCESSING))
     answer: dict[str, object] = json.loads(explanation.body)
     return answer
 
@@ -249,7 +248,6 @@ def packed(tmp_path: Path, text: str, files: dict[str, str] | None = None, *, dr
     return tmp_path / "theirs.mar"
 
 
-@pytest.mark.usefixtures("forked")
 def test_a_handler_finds_the_files_that_it_knows_by_name(tmp_path: Path) -> None:
     """The weights keep their file's name, and extra files theirs, even those that packaging gives to its own; the manifest may
     leave `.py` and the version out."""
@@ -269,7 +267,6 @@ def test_a_handler_finds_the_files_that_it_knows_by_name(tmp_path: Path) -> None
     assert json.loads(explanation.body)["explanations"]
 
 
-@pytest.mark.usefixtures("forked")
 def test_an_archive_that_explains_keeps_its_handler_when_it_is_packaged_again(tmp_path: Path) -> None:
     """That is the file that packaging wrote over theirs."""
     once = packaged(tmp_path, "--from-archive", str(packed(tmp_path, STOCK_SUBCLASS)), *PREPROCESSING)
@@ -295,7 +292,6 @@ def test_an_extra_file_does_not_replace_the_weights(tmp_path: Path) -> None:
         packaged(tmp_path, "--from-archive", str(old), "--extra-files", str(tmp_path / "theirs.pth"), *PREPROCESSING)
 
 
-@pytest.mark.usefixtures("forked")
 def test_an_extra_file_replaces_the_old_archives(tmp_path: Path) -> None:
     """What a flag gives beats what was there."""
     (tmp_path / "word.txt").write_text("new")
@@ -309,7 +305,7 @@ def test_an_extra_file_replaces_the_old_archives(tmp_path: Path) -> None:
     ("entry", "message"),
     [
         ({"serializedFile": "none.pth"}, r"names the file none\.pth \(serializedFile\), and the archive does not hold it"),
-        ({"modelFile": __file__}, r"names the file .*test_existing\.py \(modelFile\), and the archive does not hold it"),
+        ({"modelFile": __file__}, r"names the file .*test_old_archive\.py \(modelFile\), and the archive does not hold it"),
         ({"drop": "serializedFile"}, "holds no weights"),
         ({"drop": "handler"}, "names no handler"),
         ({"drop": "modelName"}, r"gives the model no name \(modelName\)"),
@@ -348,14 +344,6 @@ def test_requirements_that_are_not_installed_are_named(tmp_path: Path) -> None:
     old = packed(tmp_path, "import nosuch" + STOCK_SUBCLASS, {"r.txt": "nosuch>=2\niniconfig\n"}, requirementsFile="r.txt")
     with pytest.raises(ToolError, match=r"r\.txt asks for nosuch>=2, .* not installed here: pip install 'nosuch>=2'"):
         packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING)
-
-
-def test_a_models_file_may_need_what_the_requirements_name(tmp_path: Path) -> None:
-    """Such a module is not bundled; without requirements it is."""
-    (tmp_path / "net.py").write_text("import sortedcontainers\n" + MODEL.replace("CLASSES", "3").replace("FAULT", "pass"))
-    (tmp_path / "r.txt").write_text("sortedcontainers\n")
-    assert set(find_needed_modules(tmp_path / "net.py", tmp_path / "none")) == {"sortedcontainers"}
-    assert find_needed_modules(tmp_path / "net.py", tmp_path / "none", tmp_path / "r.txt") == {}
 
 
 @pytest.mark.parametrize(("old", "new"), [("resnet.pth", "resnet.pth"), ("net.pt", "net.pt"), ("net.safetensors", "net.pth")])
@@ -434,193 +422,6 @@ def test_a_handler_with_an_answer_of_its_own_may_name_classes_as_it_likes(tmp_pa
     assert explanation.status == 200
 
 
-IMPORTS = """
-from ts.torch_handler.image_classifier import ImageClassifier
-from gradcam_handler import GradCAMHandler
-from PIL import Image
-import base_handler, torch
-"""
-BASE = """
-from ts.torch_handler.image_classifier import ImageClassifier
-class Taking(ImageClassifier):
-    def handle(self, data, context): return []
-class Inferring(ImageClassifier):
-    def inference(self, data): return data
-class Explaining:
-    def explain_handle(self, data, raw): return []
-"""
-
-
-def adopted(tmp_path: Path, text: str, name: str = "their_handler.py") -> AdoptedHandler:
-    """What is made of a handler's file with this text."""
-    stage, workdir = tmp_path / "stage", tmp_path / "work"
-    for folder in (stage, workdir):
-        folder.mkdir()
-    (stage / "base_handler.py").write_text(BASE)
-    (stage / "their_handler.py").write_text(IMPORTS + text)
-    return adopt_handler(name, stage, workdir)
-
-
-STOCK, OURS = "class Theirs(ImageClassifier): pass\n", "class Theirs(GradCAMHandler): pass\n"
-
-
-@pytest.mark.parametrize("text", [STOCK, OURS])
-@pytest.mark.parametrize("name", ["their_handler.py", "their_handler", "their_handler:absent", "their_handler.py:absent"])
-def test_a_handler_is_found_as_torchserve_finds_it(tmp_path: Path, text: str, name: str) -> None:
-    """With `.py` or without; what stands behind a colon counts where the file has such a function."""
-    file = adopted(tmp_path, text, name).file
-    assert file is not None
-    assert file.name == ("explained_handler.py" if text == STOCK else "their_handler.py")
-    assert file.parent.name == "work"
-
-
-def test_stock_and_own_handlers_are_replaced_by_camserves(tmp_path: Path) -> None:
-    """But not a file of theirs that has the stock one's name, which a worker would find first."""
-    assert adopted(tmp_path, "", "image_classifier").file is None
-    assert adopt_handler("gradcam_handler.py", tmp_path / "stage", tmp_path / "work").file is None
-    (tmp_path / "stage" / "image_classifier.py").write_text(IMPORTS + STOCK)
-    assert (
-        adopt_handler("image_classifier", tmp_path / "stage", tmp_path / "work").file
-        == tmp_path / "work" / "explained_handler.py"
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "name", "message"),
-    [
-        ("", "object_detector", "object_detector is none of image classification, nor a file of the archive; accepted is a file"),
-        ("class Theirs: pass", "their_handler.py", "defines no image classifier .*; accepted is a file with one class"),
-        (
-            STOCK + "def run(data, context): pass",
-            "their_handler:run",
-            r"is the function run\(\) of their_handler\.py, which takes",
-        ),
-        (STOCK + "def run(data, context): pass", "their_handler.py:run", r"is the function run\(\) of their_handler\.py"),
-        (
-            OURS + "def run(data, context): pass",
-            "their_handler:run",
-            r"function run\(\) .* let its class Theirs answer: accepted",
-        ),
-        (STOCK + "def handle(data, context): pass", "their_handler.py", r"is the function handle\(\) of their_handler\.py"),
-        (
-            STOCK + "class Other(ImageClassifier): pass",
-            "their_handler.py",
-            "defines 2 image classifiers, Other or Theirs; accepted",
-        ),
-        ("import nosuch", "their_handler.py", "does not load: ModuleNotFoundError"),
-    ],
-)
-def test_a_handler_that_cannot_be_taken_is_refused(tmp_path: Path, text: str, name: str, message: str) -> None:
-    """It is said what came and what is accepted."""
-    with pytest.raises(ToolError, match=message):
-        adopted(tmp_path, text, name)
-
-
-@pytest.mark.parametrize(
-    ("bases", "step", "message"),
-    [
-        ("ImageClassifier", "handle", r"has a handle\(\) of its own, which takes the batch"),
-        ("ImageClassifier", "inference", r"has inference\(\) of its own, which would never be called"),
-        ("ImageClassifier", "explain_handle", r"has explain_handle\(\) of its own, which would never be called"),
-        (
-            "GradCAMHandler",
-            "inference",
-            r"has inference\(\) of its own, which would never be called: camserve runs the model itself",
-        ),
-        ("GradCAMHandler", "explain_handle", r"has explain_handle\(\) of its own, which would never be called"),
-        ("base_handler.Taking", "", r"has a handle\(\) of its own, of Taking in base_handler, which takes the batch"),
-        ("base_handler.Inferring", "", r"has inference\(\) of its own, of Inferring in base_handler, which would never"),
-        ("base_handler.Explaining, ImageClassifier", "", r"explain_handle\(\) of its own, of Explaining in base_handler"),
-        ("base_handler.Explaining, GradCAMHandler", "", r"explain_handle\(\) of its own, of Explaining in base_handler"),
-    ],
-)
-def test_a_step_that_would_not_be_called_is_refused(tmp_path: Path, bases: str, step: str, message: str) -> None:
-    """Wherever the handler has it from."""
-    method = f"def {step}(self, data, context=None): return data" if step else "pass"
-    with pytest.raises(ToolError, match=message):
-        adopted(tmp_path, f"class Theirs({bases}):\n    {method}\n")
-
-
-def test_a_handler_over_ours_that_takes_the_batch_is_called_as_before(tmp_path: Path) -> None:
-    """What it does with the steps is its own; packaging's check sees whether it explains."""
-    methods = (
-        "    def handle(self, data, context): return super().handle(data, context)\n    def inference(self, data): return data\n"
-    )
-    assert adopted(tmp_path, f"class Theirs(GradCAMHandler):\n{methods}").file == tmp_path / "work" / "their_handler.py"
-
-
-def test_a_function_over_ours_is_called_as_before(tmp_path: Path) -> None:
-    """TorchServe calls a file's handle() rather than its class."""
-    file = adopted(tmp_path, OURS + "one = Theirs()\ndef handle(data, context): return one.handle(data, context)\n").file
-    assert file == tmp_path / "work" / "their_handler.py"
-
-
-@pytest.mark.parametrize("base", ["ImageClassifier", "GradCAMHandler"])
-def test_the_last_of_several_handlers_that_build_on_each_other_is_taken(tmp_path: Path, base: str) -> None:
-    """TorchServe takes one class a file, so it gets one that holds this class alone."""
-    text = f"class First({base}):\n    def postprocess(self, data): return data\nclass Second(First): pass\nclass Help: pass\n"
-    file = adopted(tmp_path, text).file
-    assert file == tmp_path / "work" / "explained_handler.py"
-    with Beside([tmp_path / "work", tmp_path / "stage"], ()):
-        (found,) = list_classes_from_module(importlib.import_module("explained_handler"))
-    names = [each.__name__ for each in found.__mro__]
-    assert names[:3] == ["ExplainedSecond", "Second", "First"]
-    assert "GradCAMHandler" in names
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("    image_processing = staticmethod(lambda picture: torch.zeros(3, 40, 48))", (40, 48)),
-        ("    def image_processing(self, picture): return torch.zeros(3, 40, 48)", (40, 48)),
-        ("    pass", None),
-    ],
-)
-def test_a_handlers_own_preprocessing_says_what_the_model_sees(tmp_path: Path, text: str, size: tuple[int, int] | None) -> None:
-    """An attribute of the class or a method of it; None: the stock one."""
-    found = adopted(tmp_path, f"class Theirs(ImageClassifier):\n{text}\n")
-    assert (found.size, found.processing is None) == (size, size is None)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "    def __init__(self):\n        super().__init__()\n        self.image_processing = lambda picture: torch.zeros(3, 4, 4)",
-            "__init__",
-        ),
-        ("    image_processing = 3", "takes no picture: TypeError"),
-        (
-            "    def image_processing(self, picture): return torch.zeros(1, 28, 28)",
-            r"makes 1 channel, and camserve takes what makes 3 \(RGB\); keep 3 there, transforms.Grayscale\(3\) .*x.mean\(1, ",
-        ),
-        (
-            "    def image_processing(self, picture): return torch.zeros(4, 28, 28)",
-            "makes 4 channels, .* make those out of the 3",
-        ),
-    ],
-)
-def test_preprocessing_that_would_not_be_found_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    """It says where it stands."""
-    with pytest.raises(ToolError, match=f"image_processing.*{message}"):
-        adopted(tmp_path, f"class Theirs(ImageClassifier):\n{text}\n")
-
-
-@pytest.mark.parametrize(
-    ("text", "prepares"),
-    [
-        ("    image_processing = staticmethod(lambda picture: torch.zeros(3, 40, 48))", "image_processing"),
-        ("    def preprocess(self, data): return torch.zeros(1, 3, 40, 48)", "preprocess"),
-        ("    pass", ""),
-    ],
-)
-def test_a_handler_is_known_by_its_class_and_by_what_prepares_pictures(tmp_path: Path, text: str, prepares: str) -> None:
-    """Which packaging says of it."""
-    found = adopted(tmp_path, f"class Theirs(ImageClassifier):\n{text}\n")
-    assert (found.title, found.prepares) == ("their_handler.py's class Theirs", prepares)
-
-
-@pytest.mark.usefixtures("forked")
 def test_whose_handler_it_is_and_how_it_prepares_pictures_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Theirs, not the file that puts it over camserve's."""
     old = packed(tmp_path, HANDLERS["subclass of the stock handler"] or "", {"words.py": 'WORD = "said"\n'})
@@ -630,7 +431,6 @@ def test_whose_handler_it_is_and_how_it_prepares_pictures_is_printed(tmp_path: P
     assert "Pictures: as image_processing of their_handler.py's class Theirs makes them, 64x64" in lines
 
 
-@pytest.mark.usefixtures("forked")
 def test_an_archive_of_the_other_format_is_taken(tmp_path: Path) -> None:
     """`--archive-format tgz`: a tar file that holds a folder of the model's name."""
     old_archive(tmp_path, STOCK_SUBCLASS)
@@ -642,44 +442,3 @@ def test_an_archive_of_the_other_format_is_taken(tmp_path: Path) -> None:
     with open_archive(archive) as opened:
         assert (opened.name, opened.version, opened.config["batchSize"]) == ("theirs", "3.2", 5)
     assert answers(archive)[1].status == 200
-
-
-def tarred(path: Path, *members: tarfile.TarInfo) -> Path:
-    """A tar file of these members, whose content is `x` where they are files."""
-    with tarfile.open(path, "w:gz") as made:
-        for member in members:
-            member.size = 1 if member.isfile() else 0
-            made.addfile(member, io.BytesIO(b"x"))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "link"),
-    [
-        ("../out.txt", tarfile.REGTYPE, ""),
-        ("m/../../out.txt", tarfile.REGTYPE, ""),
-        ("m/link", tarfile.SYMTYPE, "/etc"),
-        ("m/hard", tarfile.LNKTYPE, "../out.txt"),
-        ("m/pipe", tarfile.FIFOTYPE, ""),
-        ("m/device", tarfile.CHRTYPE, ""),
-    ],
-)
-def test_a_tar_file_that_would_write_elsewhere_is_refused(tmp_path: Path, name: str, kind: bytes, link: str) -> None:
-    """As a zip file: no path outside, no link, nothing but files and folders."""
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = kind, link
-    with pytest.raises(ToolError, match="is unsafe: it holds"), open_archive(tarred(tmp_path / "m.tar.gz", member)):
-        pass
-    assert not (tmp_path / "out.txt").exists()
-
-
-def test_a_damaged_tar_file_is_refused(tmp_path: Path) -> None:
-    """And it is said what is accepted."""
-    members = [tarfile.TarInfo(f"m/{number}.txt") for number in range(900)]
-    whole = tarred(tmp_path / "m.tar.gz", *members).read_bytes()
-    (tmp_path / "m.tar.gz").write_bytes(whole[: len(whole) // 2])
-    with (
-        pytest.raises(ToolError, match=r"or is damaged: .*; accepted are \.mar \(zip\) and \.tar\.gz"),
-        open_archive(tmp_path / "m.tar.gz"),
-    ):
-        pass

@@ -24,10 +24,8 @@ from camserve.tools.commands import inspect_model, package
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.packaging import advice
 from camserve.tools.packaging.adoption.their_handler import AdoptedHandler
-from camserve.tools.packaging.contents.files import copy_extra_files
 from camserve.tools.packaging.contents.names import WEIGHTS
 from camserve.tools.packaging.flags.model import ModelFlags
-from camserve.tools.packaging.models import weights
 from camserve.tools.packaging.models.files import load_program
 
 CPU = torch.device("cpu")
@@ -353,29 +351,6 @@ def test_a_file_of_safetensors_is_read(tmp_path: Path) -> None:
     assert {name: value.tolist() for name, value in again.items()} == {name: value.tolist() for name, value in state.items()}
 
 
-def test_what_torch_wrote_is_read_whatever_its_name(tmp_path: Path) -> None:
-    """Packaging itself keeps an old archive's name for the weights."""
-    for zipped in (True, False):
-        torch.save({"w": torch.ones(2)}, tmp_path / "m.safetensors", _use_new_zipfile_serialization=zipped)
-        state, _ = weights.read_state_dict(tmp_path / "m.safetensors")
-        assert state["w"].tolist() == [1, 1]
-
-
-def test_safetensors_that_cannot_be_read_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A damaged file, and one where the package is not installed: then with the line that converts it."""
-    (tmp_path / "bad.safetensors").write_bytes(b"x")
-    with pytest.raises(ToolError, match=r"bad\.safetensors is not a file of safetensors, or is damaged"):
-        weights.read_state_dict(tmp_path / "bad.safetensors")
-    with pytest.raises(ToolError, match="no file"):
-        weights.read_state_dict(tmp_path / "none.safetensors")
-    save_file({"a": torch.zeros(2)}, tmp_path / "net.safetensors")
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(
-        ToolError, match=r"pip install safetensors; .* torch.save\(safetensors.torch.load_file\('net.safe.*'net.pth'\)"
-    ):
-        weights.read_state_dict(tmp_path / "net.safetensors")
-
-
 @pytest.mark.parametrize("flag", ["--weights", "--labels", "--config", "--model-file", "--torchscript", "--exported"])
 def test_missing_files_are_found_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     """Not when minutes of work are lost; a folder is none either."""
@@ -393,15 +368,6 @@ def test_advice_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
     """A folder with a space in its name."""
     with pytest.raises(ToolError, match=r"mkdir -p 'out store'$"):
         said([*written(tmp_path), "--export-path", "out store"])
-
-
-def test_a_space_behind_a_comma_is_no_part_of_a_files_name(tmp_path: Path) -> None:
-    """And nothing between two commas is not this folder."""
-    for name in ("a.txt", "b.txt"):
-        (tmp_path / name).write_text("x")
-    (tmp_path / "stage").mkdir()
-    copy_extra_files(f"{tmp_path / 'a.txt'}, {tmp_path / 'b.txt'},".split(","), tmp_path / "stage")
-    assert sorted(each.name for each in (tmp_path / "stage").iterdir()) == ["a.txt", "b.txt"]
 
 
 def test_a_mean_for_other_values_is_refused_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

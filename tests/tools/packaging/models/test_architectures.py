@@ -1,4 +1,4 @@
-"""Where a packaged model comes from: vision transformers, whose weights are for pictures of one size."""
+"""torchvision's architectures: preprocessing, labels and classes, and the pictures that vision transformers are built for."""
 
 from __future__ import annotations
 
@@ -15,8 +15,57 @@ from camserve.capture import open_backend
 from camserve.core.config import Config
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.models import architectures
+from camserve.tools.packaging.models.architectures import load_architecture
 from camserve.tools.packaging.models.files import load_model_file
 from camserve.tools.packaging.models.vit import find_image_size
+
+
+def test_torchvision_brings_preprocessing_and_labels(tmp_path: Path) -> None:
+    """They are those of the default weights' published metadata, and the model's file builds the architecture."""
+    source = load_architecture("efficientnet_b1", tmp_path, None, random=True)
+    published = torchvision.models.EfficientNet_B1_Weights.DEFAULT
+    assert source.preprocessing == {
+        "resize": 255,
+        "crop": 240,
+        "interpolation": "bilinear",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
+    assert source.labels == published.meta["categories"]
+    assert source.model_file.read_text().count("class ") == 1
+
+
+def test_a_fine_tuned_file_decides_the_number_of_classes(tmp_path: Path) -> None:
+    """Three outputs instead of a thousand: built into the model's file, and ImageNet's labels are not taken."""
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), tmp_path / "r.pth")
+    source = load_architecture("resnet18", tmp_path, tmp_path / "r.pth", random=False)
+    assert source.labels is None
+    assert 'get_model("resnet18", weights=None, num_classes=3)' in source.model_file.read_text()
+    again = load_model_file(source.model_file, tmp_path / "r.pth", tmp_path / "none")
+    assert again.model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_another_architectures_weights_do_not_fit(tmp_path: Path) -> None:
+    """The message counts what is missing and unknown."""
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "s.pth")
+    with pytest.raises(ToolError, match="do not fit torchvision's resnet18: 102 of the model's tensors missing"):
+        load_architecture("resnet18", tmp_path, tmp_path / "s.pth", random=False)
+
+
+def test_an_unknown_architecture_names_the_nearest(tmp_path: Path) -> None:
+    """Classifiers only: a detector is none."""
+    for name in ("resnet51", "ResNet-50"):
+        with pytest.raises(ToolError, match=f"no classifier {name}; the nearest are .*resnet50"):
+            load_architecture(name, tmp_path, None, random=True)
+
+
+def test_a_failed_download_says_what_to_give_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the download goes to a proxy that does not answer."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ToolError, match=r"could not be downloaded \(URLError.*; give a file of them with --weights FILE, or"):
+        load_architecture("squeezenet1_1", tmp_path, None, random=False)
+
 
 ARCH = "vit_small_8"
 
