@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
-from camserve.core.config import COLORMAPS, FORMATS, INTERPOLATIONS, KEYS, METHODS, defaults
+from camserve.core.config import COLORMAPS, FORMATS, INTERPOLATIONS, KEYS, METHOD_ALIASES, METHODS, defaults
 from camserve.core.errors import ConfigError
 from camserve.tools.commands import inspect_model, package
 from camserve.tools.packaging.flags.keys import GROUPS, LIMITS
@@ -59,7 +60,7 @@ def test_help_shows_choices_and_how_many_words(tool: Any) -> None:
     """Of every key, in one group, the limits last."""
     text = tool.parser().format_help()
     for words in (
-        f"--method {{{','.join(METHODS)}",
+        f"--method {{{','.join([*METHODS, *METHOD_ALIASES])}}}",
         f"--colormap {{{','.join(COLORMAPS)}}}",
         f"--interpolation {{{','.join(INTERPOLATIONS)}}}",
         f"--formats {{{','.join(FORMATS)}}} [...]",
@@ -69,7 +70,7 @@ def test_help_shows_choices_and_how_many_words(tool: Any) -> None:
         "--max-targets N",
         "--layers NAME [NAME ...]",
     ):
-        assert words in text
+        assert re.search(re.escape(words) + "(\n|  )", text)
     assert all(text.count(f"\n  --{name.replace('_', '-')} ") == 1 for name in KEYS)
     places = [text.index(f"\n{title}:") for title in ("the model, one of", "its weights", "its classes", *GROUPS, LIMITS)]
     assert places == sorted(places)
