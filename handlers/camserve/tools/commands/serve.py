@@ -38,24 +38,27 @@ one before the server was ready.
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(prog=command_of("serve"), allow_abbrev=False, description=DESCRIPTION, epilog=EPILOG)
-    add = made.add_argument
+    """Describes the command line."""
+    command = argparse.ArgumentParser(prog=command_of("serve"), allow_abbrev=False, description=DESCRIPTION, epilog=EPILOG)
+    add = command.add_argument_group("what is served").add_argument
     add("--models", nargs="+", default=[], metavar="NAME", help="NAME, NAME.mar or ALIAS=NAME.mar (default: every archive)")
     add("--model-store", type=Path, metavar="DIR", help="folder of the archives (default: the configuration's, or model_store)")
+    add = command.add_argument_group("where").add_argument
     add("--port", type=int, help="port of the inference address; 0 picks free ports (default: the configuration's, or 8080)")
     add("--config", type=Path, metavar="FILE", help=f"TorchServe's configuration (default: {CONFIG}, where there is one)")
+    add("--public-management", action="store_true", help="let the configuration bind management beyond loopback")
+    add = command.add_argument_group("how long it waits").add_argument
     add("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="longest wait for requests when stopping (default: 30)")
     silence = f"while models load, longest time without a usable answer of the management address (default: {MAX_SILENCE:g})"
     add("--max-silence", type=_seconds, default=MAX_SILENCE, metavar="SECONDS", help=silence)
     outage = "then, longest time that a model may be without a ready worker (default: longer than TorchServe tries to start one)"
     add("--max-outage", type=_seconds, metavar="SECONDS", help=outage)
-    add("--public-management", action="store_true", help="let the configuration bind management beyond loopback")
+    add = command.add_argument_group("its log").add_argument
+    add("--verbose", action="store_true", help="TorchServe's log to standard error too")
     add("--log-dir", default="logs", metavar="DIR", help="where TorchServe's log goes; - is standard output (default: logs)")
     add("--log-format", choices=("text", "json"), default="text", help="json: an object a line, all on standard output")
     add("--log-config", type=Path, metavar="FILE", help="a log4j2 configuration in place of the built-in one")
-    add("--verbose", action="store_true", help="TorchServe's log to standard error too")
-    return made
+    return command
 
 
 def _seconds(text: str) -> float:
