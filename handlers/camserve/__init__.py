@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from camserve.core.errors import require
 from camserve.core.version import __version__
 
 if TYPE_CHECKING:
@@ -26,7 +27,13 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a public name when it is first asked for."""
+    """Loads a public name when it is first asked for.
+
+    Raises:
+        MissingPackageError: the name is one of the extra `explain`, which is not installed.
+    """
     if name in _LAZY:
+        if _LAZY[name].startswith("camserve.pipeline."):
+            require(f"camserve.{name}", "explain")
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module camserve has no attribute {name}")

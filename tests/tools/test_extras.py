@@ -63,6 +63,15 @@ def test_packaging_says_that_it_lacks_torch() -> None:
     assert ran.stderr == "error: packaging needs torch, which is not installed: pip install 'camserve[serve]'\n"
 
 
+@pytest.mark.parametrize("name", ["Model", "Explanation"])
+def test_the_model_says_that_it_lacks_torch(name: str) -> None:
+    """When it is asked for; `import camserve` works."""
+    ran = run_client_only(
+        f"import camserve\ntry:\n    from camserve import {name}\nexcept ImportError as error:\n    print(error)"
+    )
+    assert ran.stdout == f"camserve.{name} needs torch, which is not installed: pip install 'camserve[explain]'\n", ran.stderr
+
+
 def test_the_inspector_needs_no_extra(scripted: Callable[..., Scripted]) -> None:  # noqa: F811
     """It asks the server for the page."""
     assert COMMANDS.keys() - NEEDS.keys() == {"inspector"}

@@ -54,11 +54,14 @@ class Handler:
     def handle(self, data, context):
         time.sleep(self.seconds)
         seen = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TMPDIR", "STRANGER")}
-        return [json.dumps(seen | {"path": os.environ.get("PYTHONPATH", "")})] * len(data)
+        seen |= {"path": os.environ.get("PYTHONPATH", ""), "version": context.manifest["model"]["modelVersion"]}
+        return [json.dumps(seen)] * len(data)
 """
 
 
-def write_archive(store: Path, name: str, *, seconds: float = 0, batch: int = 1, delay: int = 100, **more: object) -> None:
+def write_archive(
+    store: Path, name: str, *, version: str = "1.0", seconds: float = 0, batch: int = 1, delay: int = 100, **more: object
+) -> None:
     """Packs the handler above, asleep for `seconds` in each batch, with the archiver that users have."""
     source = store.parent / "source"
     source.mkdir(exist_ok=True)
@@ -67,7 +70,7 @@ def write_archive(store: Path, name: str, *, seconds: float = 0, batch: int = 1,
     (source / "model-config.yaml").write_text(json.dumps(settings))
     config = ModelArchiverConfig(
         model_name=name,
-        version="1.0",
+        version=version,
         handler=str(source / "sleeper.py"),
         config_file=str(source / "model-config.yaml"),
         export_path=str(store),

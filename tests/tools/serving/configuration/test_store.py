@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 import requests
-from tests.support.build import encoded, mar, noise
+from tests.support.processes.serving import CONFIG, write_archive
 
 from camserve.tools.commands.serve import Server, main
 from camserve.tools.serving.configuration.store import StoredArchive, describe, read_archive, select
 from camserve.tools.serving.process.errors import ServeError
-
-ROOT = Path(__file__).resolve().parents[4]
 
 
 def put(store: Path, file: str, name: str, version: str) -> None:
@@ -54,22 +52,19 @@ def test_versions_are_told_with_the_default(tmp_path: Path) -> None:
 @pytest.mark.live
 def test_a_newer_file_in_the_store_waits_to_be_named(tmp_path: Path) -> None:
     """TorchServe's default is the first that it is given: version 1.0, though `cats-2.mar` sorts before `cats.mar`."""
-    store, aside = tmp_path / "store", tmp_path / "aside"
+    store = tmp_path / "store"
     store.mkdir()
-    aside.mkdir()
-    mar(store, "cats", version="1.0")
-    mar(aside, "cats", version="2.0").rename(store / "cats-2.mar")
+    write_archive(store, "cats", version="2.0")
+    (store / "cats.mar").rename(store / "cats-2.mar")
+    write_archive(store, "cats", version="1.0")
 
-    with Server(store, config=ROOT / "config.properties") as server:
+    with Server(store, config=CONFIG) as server:
         (default,) = requests.get(f"{server.management_url}/models/cats", timeout=60).json()
         every = requests.get(f"{server.management_url}/models/cats/all", timeout=60).json()
-        picture = bytes(encoded(noise()))
-        told = [
-            requests.post(f"{server.url}/explanations/cats{version}", data=picture, timeout=60).json() for version in ("", "/2.0")
-        ]
+        answers = [requests.post(f"{server.url}/predictions/cats{version}", data=b"x", timeout=60) for version in ("", "/2.0")]
 
     assert (default["modelVersion"], {each["modelVersion"] for each in every}) == ("1.0", {"1.0", "2.0"})
-    assert [each["version"] for each in told] == ["1.0", "2.0"]
+    assert [answer.json()["version"] for answer in answers] == ["1.0", "2.0"]
 
 
 def test_unknown_model_names_the_nearest(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
