@@ -1,6 +1,8 @@
 """Options: what each accepts, in JSON, in text and as V2 parameters."""
 
+import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -13,10 +15,12 @@ from camserve.core.labels import Labels
 from camserve.core.messages import Options
 from camserve.core.served import Served
 from camserve.core.values import number
+from camserve.pipeline.model import Model
 from camserve.protocol import options
 from camserve.protocol.openapi import schemas
 from camserve.protocol.openapi.document import describe_api
 from camserve.protocol.options import Given, Option, OptionReader, Spelling, write_headers
+from camserve.tools.client.client import Client
 
 NAMES = ("tench, Tinca tinca", "tabby", "Egyptian cat", "crane", "crane", "tête-bêche", "285")
 LABELS = Labels(len(NAMES), {str(index): name for index, name in enumerate(NAMES)})
@@ -236,6 +240,17 @@ def test_a_new_option_is_one_row_and_one_field(monkeypatch: pytest.MonkeyPatch) 
     assert components["schemas"]["smoothing"] == {"type": "number", "minimum": 0, "maximum": 2, **description}
     assert components["parameters"]["smoothing"]["name"] == "X-Explain-Smoothing"
     assert "smoothing" in components["schemas"]["ExplanationRequest"]["anyOf"][0]["properties"]
+
+
+@pytest.mark.parametrize(
+    ("explain", "left_out"), [(Client.explain, {"format"}), (Model.explain, {"format", "overlay"})], ids=["client", "model"]
+)
+def test_each_option_is_an_argument_in_python(explain: Callable[..., Any], left_out: set[str]) -> None:
+    """By its name, and in the table's order. Both return values rather than files; a model's draw themselves when asked to."""
+    arguments = inspect.signature(explain).parameters.values()
+    named = [argument.name for argument in arguments if argument.kind is inspect.Parameter.KEYWORD_ONLY]
+
+    assert named == [option.name for option in options.OPTIONS if option.name not in left_out]
 
 
 @pytest.mark.parametrize("target", ["tabby", "285", "tête-bêche", "tench, Tinca tinca", [1, "285"], np.int64(2), [np.int64(0)]])

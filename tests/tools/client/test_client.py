@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import inspect
 import io
 import json
 import os
@@ -21,7 +20,6 @@ from PIL import Image
 
 import camserve
 from camserve.core.geometry import Rect
-from camserve.protocol.options import OPTIONS
 from camserve.tools.client.client import encode
 from camserve.tools.client.result import Result, read_result
 from camserve.tools.client.sources import ServerSource
@@ -217,14 +215,6 @@ def test_options_and_token_go_into_headers(scripted: Callable[..., Scripted]) ->
     assert explained == {f"x-explain-{name}": value for name, value in wanted.items()}
     assert second["x-explain-target"] == '[3, "caf\\u00e9"]'
     assert "x-explain-overlay" not in second
-
-
-def test_each_option_of_a_request_is_an_argument() -> None:
-    """By its name, and in the table's order; the client itself asks for JSON."""
-    arguments = inspect.signature(camserve.Client.explain).parameters.values()
-    named = [argument.name for argument in arguments if argument.kind is inspect.Parameter.KEYWORD_ONLY]
-
-    assert named == [option.name for option in OPTIONS if option.name != "format"]
 
 
 def test_the_token_may_change_and_a_netrc_never_replaces_it(
