@@ -91,7 +91,7 @@ def test_a_model_that_orders_its_classes_differently_agrees(tmp_path: Path, pict
 
 def shown(page: Path) -> dict[str, Any]:
     """What the report holds."""
-    found = re.search(r'<script type="application/json" id="told">(.*?)</script>', page.read_text(), re.DOTALL)
+    found = re.search(r'<script type="application/json" id="report">(.*?)</script>', page.read_text(), re.DOTALL)
     assert found
     told: dict[str, Any] = json.loads(found[1])
     return told

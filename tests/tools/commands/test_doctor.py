@@ -9,7 +9,7 @@ import pytest
 import requests
 import ts
 from tests.support import build
-from tests.support.checks import DECLARED, answering, one
+from tests.support.monitoring.checks import DECLARED, answering, one
 
 from camserve.tools.commands import doctor
 from camserve.tools.commands.serve import Server

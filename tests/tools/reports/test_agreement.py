@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tests.support.results import GOOD, SILENT, result
+from tests.support.comparison.results import GOOD, SILENT, result
 
 from camserve.core.geometry import Rect
 from camserve.tools.client.result import Result

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.results import GOOD, SILENT, result
+from tests.support.comparison.results import GOOD, SILENT, result
 
 from camserve.tools.client.result import Prediction, Result
 from camserve.tools.commands.compare import limits_of, parser

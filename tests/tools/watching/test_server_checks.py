@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import requests
-from tests.support.checks import DECLARED, answering
+from tests.support.monitoring.checks import DECLARED, answering
 
 from camserve.tools.console import ToolError
 from camserve.tools.watching import server_checks

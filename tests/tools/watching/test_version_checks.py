@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.support import build
-from tests.support.checks import DECLARED, one
+from tests.support.monitoring.checks import DECLARED, one
 from tests.support.processes.worker import load_monitored
 
 from camserve.monitoring.reference import FILE

@@ -1,1 +1,1 @@
-"""Two models on the same pictures: do they predict the same, and look at the same places?"""
+"""Compares two models on the same pictures: what they predict, and where they look."""

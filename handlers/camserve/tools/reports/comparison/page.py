@@ -50,7 +50,7 @@ def write_page(file: Path, summary: Mapping[str, Any], cards: Sequence[Mapping[s
     parts = {
         "policy": write_policy(style, [script]),
         "style": style,
-        "told": write_script_json({**shown, "meanings": meanings, "cards": cards}),
+        "report": write_script_json({**shown, "meanings": meanings, "cards": cards}),
         "script": script,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
