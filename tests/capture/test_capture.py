@@ -218,8 +218,8 @@ def test_nothing_below_the_layer_is_saved_for_backward() -> None:
     """ResNet-18 at layer4, where the closed form is not used: under 2 MiB a picture, and none of it from the trunk."""
     torch.manual_seed(0)
     model = resnet18().eval()
-    own = open_model(model, synthesize_pictures((224, 224)))
-    sites = {"layer4.0": own.survey(synthesize_pictures((224, 224))).site("layer4.0")}
+    classifier = open_model(model, synthesize_pictures((224, 224)))
+    sites = {"layer4.0": classifier.survey(synthesize_pictures((224, 224))).site("layer4.0")}
     saved: list[Tensor] = []
 
     def pack(value: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ def test_nothing_below_the_layer_is_saved_for_backward() -> None:
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        captured = own.capture(sites).forward(synthesize_pictures((224, 224)), ["layer4.0"])
+        captured = classifier.capture(sites).forward(synthesize_pictures((224, 224)), ["layer4.0"])
     trained = {parameter.data_ptr() for parameter in [*model.parameters(), *model.buffers()]}
     kept = {value.data_ptr(): value.nbytes for value in saved if value.data_ptr() not in trained}
     assert kept

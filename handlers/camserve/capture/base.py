@@ -75,7 +75,7 @@ class CaptureSettings:
     """How a capture runs its model.
 
     Attributes:
-        cam_weights: for the layers that meet the CAM condition, what `find_cam_weights` found, `[K, C]`.
+        cam_weights: for the layers that meet the CAM condition, their weights `[K, C]` from `find_cam_weights`.
         size: (height, width) of the pictures that `cam_weights` hold for; None: they hold for none.
         predict: what runs in place of the model in a pass without layers (the compiled model); None: the model itself.
         context: makes the context in which the model runs; None: no context.
@@ -120,7 +120,7 @@ class Classifier(Protocol):
         """
         ...
 
-    def capture(self, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> Capture:
+    def capture(self, sites: Mapping[str, Site], settings: CaptureSettings | None = None) -> Capture:
         """Make a capture at these layers."""
         ...
 

@@ -64,9 +64,9 @@ def test_recognised_by_trial(head: str) -> None:
     """A linear function of the mean is recognised however it is written, and nothing else is."""
     torch.manual_seed(0)
     model = Headed(head).eval()
-    own = open_model(model, PICTURES)
-    found = own.survey(PICTURES)
-    weight = find_cam_weights(own, found.site("trunk"), PICTURES, found.outputs)
+    classifier = open_model(model, PICTURES)
+    found = classifier.survey(PICTURES)
+    weight = find_cam_weights(classifier, found.site("trunk"), PICTURES, found.outputs)
     assert (weight is not None) == HEADS[head][0]
     if weight is not None:
         assert torch.equal(weight, model.fc.weight)
@@ -75,8 +75,8 @@ def test_recognised_by_trial(head: str) -> None:
 def test_a_linear_layer_of_one_by_one_convolution() -> None:
     """A fully convolutional head has a closed form at the layer below it."""
     model = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 5, 1))
-    own = open_model(model, PICTURES)
-    weight = find_cam_weights(own, own.survey(PICTURES).site("1"), PICTURES, 5)
+    classifier = open_model(model, PICTURES)
+    weight = find_cam_weights(classifier, classifier.survey(PICTURES).site("1"), PICTURES, 5)
     assert weight is not None
     assert torch.equal(weight, model[3].weight[:, :, 0, 0])
 
@@ -85,8 +85,8 @@ def test_the_right_one_of_several_matrices_is_taken() -> None:
     """A second parameter of the same shape, used or not, does not mislead the trial."""
     model = Headed("mean, linear")
     model.spare = nn.Parameter(torch.randn(5, 6))
-    own = open_model(model, PICTURES)
-    weight = find_cam_weights(own, own.survey(PICTURES).site("trunk"), PICTURES, 5)
+    classifier = open_model(model, PICTURES)
+    weight = find_cam_weights(classifier, classifier.survey(PICTURES).site("trunk"), PICTURES, 5)
     assert weight is not None
     assert torch.equal(weight, model.fc.weight)
 
@@ -95,8 +95,8 @@ def test_a_head_of_zeros_is_not_recognised() -> None:
     """Where nothing changes the scores the trial says nothing."""
     model = Headed("mean, linear")
     nn.init.zeros_(model.fc.weight)
-    own = open_model(model, PICTURES)
-    assert find_cam_weights(own, own.survey(PICTURES).site("trunk"), PICTURES, 5) is None
+    classifier = open_model(model, PICTURES)
+    assert find_cam_weights(classifier, classifier.survey(PICTURES).site("trunk"), PICTURES, 5) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -104,9 +104,9 @@ def test_recognised_in_half_precision(dtype: torch.dtype) -> None:
     """Rounding is not taken for a bend, nor a bend for rounding."""
     for head in ("mean, linear", "without bias", "ReLU behind the mean", "norm", "two linear layers", "sum"):
         torch.manual_seed(0)
-        own = open_model(Headed(head).to(dtype), PICTURES)
-        found = own.survey(PICTURES)
-        assert (find_cam_weights(own, found.site("trunk"), PICTURES, 5) is not None) == HEADS[head][0]
+        classifier = open_model(Headed(head).to(dtype), PICTURES)
+        found = classifier.survey(PICTURES)
+        assert (find_cam_weights(classifier, found.site("trunk"), PICTURES, 5) is not None) == HEADS[head][0]
 
 
 ARCHITECTURES = ("resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "mnasnet0_5", "efficientnet_b0", "regnet_x_400mf", "googlenet")
@@ -125,9 +125,9 @@ def test_equal_to_autograd(name: str) -> None:
         model(synthesize_pictures((64, 64), 4))
     made = open_backend(model.eval(), Config(channels_last=False), (64, 64), CPU)
     assert made.closed_form == made.layers
-    own = open_model(model, synthesize_pictures((64, 64)))
+    classifier = open_model(model, synthesize_pictures((64, 64)))
     layer = made.layers[0]
-    plain = own.capture({layer: own.survey(synthesize_pictures((64, 64))).site(layer)})
+    plain = classifier.capture({layer: classifier.survey(synthesize_pictures((64, 64))).site(layer)})
     rows, targets = torch.arange(2), torch.tensor([7, 900])
     one = made.capture.forward(synthesize_pictures((64, 64), seed=3), [layer])
     other = plain.forward(synthesize_pictures((64, 64), seed=3), [layer])
@@ -185,10 +185,10 @@ def test_trials_are_made_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> N
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        own = open_model(model, PICTURES)
-        site = own.survey(PICTURES).site("trunk")
+        classifier = open_model(model, PICTURES)
+        site = classifier.survey(PICTURES).site("trunk")
         found.clear()
-        assert find_cam_weights(own, site, PICTURES, 5) is not None
+        assert find_cam_weights(classifier, site, PICTURES, 5) is not None
         assert set(found) == {("highest", False)}
         found.clear()
         fold_norms(model, PICTURES, ["trunk"])

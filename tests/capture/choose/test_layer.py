@@ -61,9 +61,9 @@ def test_no_attention_matrix_is_the_layer(size: int, side: int) -> None:
 def test_a_single_row_or_column_is_no_map(line: Callable[[Any, Tensor], Tensor]) -> None:
     """As where a class token's attention looks like a map; asked for, it is refused."""
     model = Headed(line)
-    own = open_model(model, PICTURES)
-    infos = [own.survey(PICTURES).info("trunk")]
-    assert find_faults(own, PICTURES, infos, 5) == {"trunk": ONE_ROW}
+    classifier = open_model(model, PICTURES)
+    infos = [classifier.survey(PICTURES).info("trunk")]
+    assert find_faults(classifier, PICTURES, infos, 5) == {"trunk": ONE_ROW}
     with pytest.raises(ConfigError, match=r"^layer trunk cannot be explained: .* a single row of its map"):
         opened_at(model, SIZE, "trunk")
 
@@ -129,8 +129,8 @@ def test_a_gradient_that_the_model_takes_away_is_named() -> None:
 def test_a_gradient_whose_values_were_overwritten_is_named() -> None:
     """The sigmoid's derivative needs its output, which is changed in place: that is legal without gradients."""
     model = Headed(lambda m, x: m.fc(torch.sigmoid(x).mul_(2).mean((2, 3)).relu()))
-    own = open_model(model, PICTURES)
-    assert find_faults(own, PICTURES, [own.survey(PICTURES).info("trunk")], 5) == {"trunk": OVERWRITTEN}
+    classifier = open_model(model, PICTURES)
+    assert find_faults(classifier, PICTURES, [classifier.survey(PICTURES).info("trunk")], 5) == {"trunk": OVERWRITTEN}
 
 
 def test_a_layer_that_cannot_be_taken_out_does_not_hide_the_others() -> None:
@@ -150,9 +150,9 @@ def test_a_layer_that_cannot_be_taken_out_does_not_hide_the_others() -> None:
             return self.fc(x.mean((2, 3)))
 
     model = Uneven().eval()
-    own = open_model(model, PICTURES)
-    found = own.survey(PICTURES)
-    faults = find_faults(own, PICTURES, found.maps, 5)
+    classifier = open_model(model, PICTURES)
+    found = classifier.survey(PICTURES)
+    faults = find_faults(classifier, PICTURES, found.maps, 5)
     assert set(faults) == {"act"}
     assert faults["act"].startswith("the model does not run with it taken out (layer act ran 1 times")
     assert default_layer(model, PICTURES)[0] == "trunk"
@@ -165,8 +165,8 @@ def test_a_layer_that_cannot_be_taken_out_does_not_hide_the_others() -> None:
 def test_a_layer_of_class_scores_may_be_asked_for() -> None:
     """The rule would not take it, and that is no fault."""
     model = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    own = open_model(model, PICTURES)
-    assert find_faults(own, PICTURES, [own.survey(PICTURES).info("2")], 5) == {"2": SCORES}
+    classifier = open_model(model, PICTURES)
+    assert find_faults(classifier, PICTURES, [classifier.survey(PICTURES).info("2")], 5) == {"2": SCORES}
     assert opened_at(model, SIZE, "2").layers == ("2",)
 
 
@@ -175,8 +175,8 @@ def test_an_unused_layer_is_still_named_so() -> None:
     model = Headed(lambda m, x: m.fc(x.mean((2, 3)).relu()))
     model.unused = nn.Conv2d(6, 6, 1)
     model.head = lambda m, x: (m.unused(x), m.fc(x.mean((2, 3)).relu()))[1]
-    own = open_model(model, PICTURES)
-    assert find_faults(own, PICTURES, own.survey(PICTURES).maps, 5) == {"unused": INDEPENDENT}
+    classifier = open_model(model, PICTURES)
+    assert find_faults(classifier, PICTURES, classifier.survey(PICTURES).maps, 5) == {"unused": INDEPENDENT}
     with pytest.raises(ConfigError, match=r"^layer unused cannot be explained: the prediction does not depend on it; the rule"):
         opened_at(model, SIZE, "unused")
 

@@ -293,10 +293,10 @@ def test_a_script_that_switches_gradients_off_is_explained(layer: str) -> None:
 def test_only_what_is_written_into_later_is_copied() -> None:
     """Operations in place before the layer, on other values, and on the head's own copy take no copy of the activation."""
     for name, layers in (("deep", ("norm", "relu", "conv")), ("twice", ("act", "squeeze")), ("functional", ("body", "body.0"))):
-        own = open_model(nets.loaded(name, "script"), PICTURES)
-        assert isinstance(own, ScriptClassifier)
+        classifier = open_model(nets.loaded(name, "script"), PICTURES)
+        assert isinstance(classifier, ScriptClassifier)
         for layer in layers:
-            _, writes = outputs.add_leaves(own.program, [own.place(own.survey(PICTURES).site(layer))])
+            _, writes = outputs.add_leaves(classifier.program, [classifier.place(classifier.survey(PICTURES).site(layer))])
             assert not writes
 
 
@@ -316,8 +316,8 @@ class Mixing(nn.Module):
 
 def test_a_program_that_mixes_pictures_is_fed_one_by_one() -> None:
     """Nobody's answer depends on who else asked."""
-    own = open_model(nets.stored(Mixing().eval(), "script", PICTURES), PICTURES)
-    assert own.batch == (1, 1)
+    classifier = open_model(nets.stored(Mixing().eval(), "script", PICTURES), PICTURES)
+    assert classifier.batch == (1, 1)
     assert open_model(nets.loaded("pooled", "script"), PICTURES).batch == (1, None)
 
 
@@ -338,20 +338,22 @@ def test_the_program_itself_is_not_changed(kind: str) -> None:
 def test_the_altered_graphs_are_well_formed() -> None:
     """torch's own check of graphs finds nothing, for every cut that is made."""
     for name in ("deep", "twice", "tokens"):
-        own = open_model(nets.loaded(name, "script"), PICTURES)
-        assert isinstance(own, ScriptClassifier)
-        own.program.graph.lint()
-        places = [mark.place for mark in own.program.marks] + [place for ends in own.program.pools for place in ends]
+        classifier = open_model(nets.loaded(name, "script"), PICTURES)
+        assert isinstance(classifier, ScriptClassifier)
+        classifier.program.graph.lint()
+        places = [mark.place for mark in classifier.program.marks] + [
+            place for ends in classifier.program.pools for place in ends
+        ]
         for cut in (outputs.insert_leaf, outputs.insert_leaf_in_place, outputs.insert_statistics):
-            outputs.add_outputs(own.program, dict.fromkeys(places, cut)).graph.lint()
+            outputs.add_outputs(classifier.program, dict.fromkeys(places, cut)).graph.lint()
 
 
 @pytest.mark.parametrize("kind", ["script", "trace"])
 def test_no_graph_is_left_with_an_insert_point_at_a_destroyed_node(kind: str) -> None:
     """torch's own passes go back to the insert point, and abort the process where its node is gone."""
-    own = ScriptClassifier(nets.loaded("pooled", kind), PICTURES)
-    cut = outputs.add_outputs(own.program, {own.program.marks[-1].place: outputs.insert_leaf})
-    assert own.program.graph.insertPoint().kind() == "prim::Return"
+    classifier = ScriptClassifier(nets.loaded("pooled", kind), PICTURES)
+    cut = outputs.add_outputs(classifier.program, {classifier.program.marks[-1].place: outputs.insert_leaf})
+    assert classifier.program.graph.insertPoint().kind() == "prim::Return"
     assert cut.graph.insertPoint().kind() == "prim::Return"
 
 

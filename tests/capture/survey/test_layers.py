@@ -125,13 +125,13 @@ class Apart(nn.Module):
 
 
 def test_why_a_layer_cannot_be_explained() -> None:
-    """Each objection by its own name."""
+    """Each fault by its own name."""
     model = Apart()
-    own = open_model(model, PICTURES)
-    found = own.survey(PICTURES)
-    assert find_faults(own, PICTURES, found.maps, 5) == {"unused": INDEPENDENT, "scores": SCORES}
+    classifier = open_model(model, PICTURES)
+    found = classifier.survey(PICTURES)
+    assert find_faults(classifier, PICTURES, found.maps, 5) == {"unused": INDEPENDENT, "scores": SCORES}
     model.read_first = True
-    assert find_faults(own, PICTURES, found.maps, 5) == {
+    assert find_faults(classifier, PICTURES, found.maps, 5) == {
         "unused": INDEPENDENT,
         "conv": ONE_CELL,
         "norm": ONE_CELL,

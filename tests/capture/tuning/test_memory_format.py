@@ -25,10 +25,10 @@ EVEN = torch.full((2, 5), 0.2)
 
 def trial(seconds: float, moved: float = 0, alone: float = 0) -> Trial:
     """A trial whose first probability is higher by `moved`, and by `alone` where the picture is alone."""
-    together, lone = EVEN.clone(), EVEN[:1].clone()
+    together, single = EVEN.clone(), EVEN[:1].clone()
     together[:, 0] += moved
-    lone[:, 0] += alone
-    return Trial(together.log(), lone.log(), seconds)
+    single[:, 0] += alone
+    return Trial(together.log(), single.log(), seconds)
 
 
 def laid(model: nn.Module) -> str:
@@ -119,7 +119,7 @@ def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_operator_that_fails_leaves_torchs_own(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wanted: bool | None
 ) -> None:
-    """Weights were arranged, and the convolution that takes them so is not there: the log says that it goes without."""
+    """Weights were reordered, and the operator that takes them is missing: the log says that convolutions run as torch has them."""
     caplog.set_level("INFO")
 
     def missing(*_: object) -> Tensor:

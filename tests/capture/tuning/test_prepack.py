@@ -46,7 +46,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("keys", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 def test_the_convolution_is_the_same(keys: dict[str, object], channels_last: bool) -> None:
-    """For the shape that it was prepared for, and for others: a lone picture, a larger or smaller batch or picture."""
+    """For the shape that it was prepared for, and for others: a single picture, a larger or smaller batch or picture."""
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 16, **keys).eval().requires_grad_(requires_grad=False)  # type: ignore[arg-type]
     plain = copy.deepcopy(conv)
@@ -166,7 +166,7 @@ def test_nothing_is_done_where_torch_cannot(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_gradients_flow_and_other_weights_count() -> None:
-    """Where a gradient is wanted, or the weights are no longer those that were arranged, torch's own convolution runs."""
+    """Where a gradient is wanted, or the weights are no longer those that were reordered, torch's own convolution runs."""
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 3).requires_grad_(requires_grad=False)
     plain = copy.deepcopy(conv)

@@ -1,4 +1,4 @@
-"""Which layer to explain where none is named, and whether a layer that is named can be explained at all."""
+"""The rule that chooses the layer to explain where none is named, and the check of a layer that is named."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class EagerCapture:
     Args:
         model: in eval mode, with frozen parameters (`freeze`): then nothing before the first asked layer has a graph.
         sites: the layers that may be asked for.
-        setting: how to run it.
+        settings: how to run it.
         modules: the paths of the modules of layers that go by another name.
     """
 
@@ -34,12 +34,12 @@ class EagerCapture:
         self,
         model: nn.Module,
         sites: Mapping[str, Site],
-        setting: CaptureSettings | None = None,
+        settings: CaptureSettings | None = None,
         modules: Mapping[str, str] | None = None,
     ) -> None:
         self._model = model
         self._sites = dict(sites)
-        self._setting = setting or CaptureSettings({})
+        self._settings = settings or CaptureSettings({})
         self._modules = modules or {}
         self._dtype = find_dtype(chain(model.parameters(), model.buffers()))
         self._aliased: frozenset[str] = frozenset()
@@ -52,19 +52,19 @@ class EagerCapture:
     def forward(self, pictures: Tensor, layers: Collection[str]) -> Captured:
         """Run the model once over `[N, 3, H, W]`."""
         asked = {layer: self._sites[layer] for layer in layers}
-        cam_weights = self._setting.cam_weights_for(pictures)
-        context = self._setting.context or nullcontext
+        cam_weights = self._settings.cam_weights_for(pictures)
+        context = self._settings.context or nullcontext
         with torch.inference_mode(mode=False), context():
             pictures = pictures.to(self._dtype) if self._dtype else pictures
             if not asked:
                 with torch.no_grad():
-                    answer = self._setting.predict_only(self._model, pictures)
+                    answer = self._settings.predict_only(self._model, pictures)
                     return Pass({}, {}, {}, {}, extract_logits(answer, len(pictures)))
             while True:
                 hook = _OutputHook(cam_weights, self._aliased)
                 scores = self._run(pictures, asked, hook)
                 if hook.overwritten <= self._aliased:
-                    return Pass(asked, cam_weights, hook.activations, hook.leaves, scores, self._setting.scale_of(pictures))
+                    return Pass(asked, cam_weights, hook.activations, hook.leaves, scores, self._settings.scale_of(pictures))
                 self._aliased |= hook.overwritten  # so a model's pass is repeated once in its life
 
     def _run(self, pictures: Tensor, asked: Mapping[str, Site], hook: _OutputHook) -> Tensor:
@@ -184,9 +184,9 @@ class EagerClassifier:
         """Return the name of a module's class."""
         return type(module).__name__
 
-    def capture(self, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> Capture:
+    def capture(self, sites: Mapping[str, Site], settings: CaptureSettings | None = None) -> Capture:
         """Make a capture at these layers."""
-        return EagerCapture(self.module, sites, setting)
+        return EagerCapture(self.module, sites, settings)
 
     def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
         """Run the module with the layer's output replaced by `values`, and return the scores `[N, K]`."""

@@ -146,10 +146,10 @@ class ExportedClassifier(EagerClassifier):
         hint = NO_GRAD if any("wrap_with_set_grad_enabled" in operation for operation in operations) else ""
         return builder.build(scores, hint=hint)
 
-    def capture(self, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> Capture:
+    def capture(self, sites: Mapping[str, Site], settings: CaptureSettings | None = None) -> Capture:
         """Make a capture at these layers."""
         last = {layer: self._at_last_module(site) for layer, site in sites.items()}
-        capture: Capture = EagerCapture(self.module, last, setting, self._modules)
+        capture: Capture = EagerCapture(self.module, last, settings, self._modules)
         if any(type(module).__name__ == DISPATCHER for module in self.module.modules()):
             capture = LockedCapture(capture)
         return SplitCapture(capture, *self.batch)

@@ -38,10 +38,10 @@ class ScriptCapture:
     There is a function for each layer, and one for all layers, which runs whenever more than one is asked for.
     """
 
-    def __init__(self, model: ScriptClassifier, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> None:
+    def __init__(self, model: ScriptClassifier, sites: Mapping[str, Site], settings: CaptureSettings | None = None) -> None:
         self._model = model
         self._sites = dict(sites)
-        self._setting = setting or CaptureSettings({})
+        self._settings = settings or CaptureSettings({})
         self._functions: dict[tuple[str, ...], tuple[Any, bool]] = {}
         self._lock = threading.Lock()
 
@@ -53,13 +53,13 @@ class ScriptCapture:
     def forward(self, pictures: Tensor, layers: Collection[str]) -> Captured:
         """Run the program once over `[N, 3, H, W]`."""
         asked = {layer: self._sites[layer] for layer in layers}
-        cam_weights = self._setting.cam_weights_for(pictures)
-        context = self._setting.context or nullcontext
+        cam_weights = self._settings.cam_weights_for(pictures)
+        context = self._settings.context or nullcontext
         with torch.inference_mode(mode=False), context():
             pictures = self._model.cast_input(pictures)
             if not asked:
                 with torch.no_grad():
-                    answer = self._setting.predict_only(self._model.module, pictures)
+                    answer = self._settings.predict_only(self._model.module, pictures)
                     return Pass({}, {}, {}, {}, extract_logits(answer, len(pictures)))
             names = tuple(asked) if len(asked) == 1 else tuple(self._sites)
             function, overwrites = self._function(names)
@@ -71,7 +71,7 @@ class ScriptCapture:
             activations = dict(zip(names, further[::2], strict=True))
             leaves = dict(zip(names, further[1::2], strict=True))
             return Pass(
-                asked, cam_weights, activations, leaves, extract_logits(answer, len(pictures)), self._setting.scale_of(pictures)
+                asked, cam_weights, activations, leaves, extract_logits(answer, len(pictures)), self._settings.scale_of(pictures)
             )
 
     def _function(self, names: tuple[str, ...]) -> tuple[Any, bool]:
@@ -162,9 +162,9 @@ class ScriptClassifier:
             builder.record_summary(*layers[place], *summaries[place])
         return extract_logits(answer, len(pictures))
 
-    def capture(self, sites: Mapping[str, Site], setting: CaptureSettings | None = None) -> Capture:
+    def capture(self, sites: Mapping[str, Site], settings: CaptureSettings | None = None) -> Capture:
         """Make a capture at these layers."""
-        capture = ScriptCapture(self, sites, setting)
+        capture = ScriptCapture(self, sites, settings)
         return SplitCapture(capture, *self.batch) if self.batch[1] else capture
 
     def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
