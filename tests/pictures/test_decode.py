@@ -369,7 +369,7 @@ def test_a_bomb_is_refused_by_its_header(bomb: str, limit: int | None, monkeypat
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_only_limits_are_checked_for_somebody_else() -> None:
+def test_check_limits_passes_what_is_for_somebody_else_to_refuse() -> None:
     """What is small passes, and what is no picture, damaged, or of a format that is not opened."""
     for data in (encoded(scene(), "PNG"), encoded(scene(), "PNG")[:20], b"BM", b"%PDF-1.4", b"", b"anything"):
         check_limits(data, CONFIG)
@@ -377,7 +377,7 @@ def test_only_limits_are_checked_for_somebody_else() -> None:
 
 
 @pytest.mark.parametrize("kind", MODES)
-def test_the_header_tells_what_decoding_takes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_count_pixels_reads_the_header_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is decoded for it; of another format, of damaged files and of none nothing is decoded later either."""
     data = encoded(scene(50, 30), kind)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
@@ -388,7 +388,7 @@ def test_the_header_tells_what_decoding_takes(kind: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_the_header_tells_of_a_bomb(bomb: str) -> None:
+def test_count_pixels_of_a_bomb_are_those_that_it_claims(bomb: str) -> None:
     """Canvas, or TIFF tile where that is larger."""
     data, claimed = BOMBS[bomb]
     width, height = re.findall(r"\d+", claimed)

@@ -40,6 +40,12 @@ def test_other_files_are_no_pictures(data: bytes) -> None:
     assert not is_picture(data)
 
 
+def test_only_the_first_bytes_decide() -> None:
+    """However much white space stands before `<svg`, it is not looked for beyond them."""
+    assert sniff(b" " * 20 + b"<svg") == "XML or SVG"
+    assert sniff(b" " * 40 + b"<svg") is None
+
+
 def test_bigtiff_is_a_picture() -> None:
     """In either byte order: the same test for whoever reads a body and whoever decodes it."""
     assert is_picture(b"II+\0\x08\0\0\0")
@@ -54,8 +60,9 @@ def test_a_webp_tells_its_size(options: dict[str, object]) -> None:
 
 
 def test_the_scans_of_a_jpeg_are_counted_up_to_the_limit() -> None:
-    """A progressive one has ten."""
+    """A progressive one has ten; bytes like the marker's behind the picture are none."""
     data = encoded("JPEG", progressive=True)
     assert data.count(b"\xff\xda") == 10
     assert has_more_scans(data, 9)
     assert not has_more_scans(data, 10)
+    assert not has_more_scans(data + b"\xff\xda" * 5, 10)
