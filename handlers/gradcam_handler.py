@@ -96,7 +96,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             ConfigError: a subclass has changed, after this class's `initialize`, what was prepared there.
         """
         self.context = context
-        self._check_unchanged()
+        self.check_unchanged()
         started = time.perf_counter()
         if len(data) == 1 and not data[0] and self._is_describe() and from_management(context.get_all_request_header(0)):
             return [self.describe_handle()]
@@ -131,7 +131,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             )
         return Preprocess.from_callable(self._one_at_a_time(self.image_processing))
 
-    def _check_unchanged(self) -> None:
+    def check_unchanged(self) -> None:
         """Refuse to answer with what a subclass meant to replace: it would be ignored without a word.
 
         Raises:

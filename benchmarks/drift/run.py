@@ -35,7 +35,7 @@ from camserve.core.messages import Call
 from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import CLASS, Provenance, Reference
 from camserve.monitoring.statistics import INPUT_STATISTICS, MAP_STATISTICS
-from camserve.tools.archive.archive import load_service, open_archive
+from camserve.tools.archive.archive import handler_of, load_service, open_archive
 from camserve.tools.watching.baseline import Collector, build_reference
 
 MIX = dict.fromkeys(crops.NAMES, 1.0)
@@ -76,7 +76,7 @@ class Worker:
     @classmethod
     def start(cls, directory: Path) -> None:
         torch.set_num_threads(1)
-        cls.handler = load_service(directory)._entry_point.__self__
+        cls.handler = handler_of(load_service(directory))
 
     @classmethod
     def measure(cls, case: Case, seed: Sequence[int], count: int) -> Measurements:

@@ -17,7 +17,7 @@ from camserve.core.messages import Encoded
 from camserve.explain.observer import NullObserver, Observer, sample_rows
 from camserve.pictures.limits import Quota
 from camserve.pipeline.prepare import Job, Pictures
-from camserve.tools.archive.archive import Row, ask
+from camserve.tools.archive.archive import Row, ask, handler_of
 
 
 def test_rows_are_a_copy_of_a_few_rows_of_the_input() -> None:
@@ -38,7 +38,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def asked(service: Any, observer: Observer, rows: list[Row]) -> list[Any]:
     """The answers to a batch, with this observer."""
-    service._entry_point.__self__.face.observe(observer)
+    handler_of(service).face.observe(observer)
     answers = ask(service, rows)
     assert {answer.status for answer in answers} == {200}
     return [json.loads(answer.body) for answer in answers]
@@ -81,7 +81,7 @@ def test_a_prediction_does_not_fail_for_being_watched(service: Any, monkeypatch:
 
     rows = [Row({"body": build.encoded(build.noise(seed=seed))}) for seed in range(3)]
     expected = asked(service, NullObserver(), rows)
-    monkeypatch.setattr(service._entry_point.__self__.face.pipeline.explainer, "_make_round", fail)
+    monkeypatch.setattr(handler_of(service).face.pipeline.explainer, "_make_round", fail)
     output = Output()
     observer = monitor(output)
 
@@ -120,7 +120,7 @@ def test_an_input_of_a_handlers_own_type_is_watched(tmp_path: Path) -> None:
     output = Output()
     service = load_monitored(folder)
     observer = monitor(output)
-    service._entry_point.__self__.face.observe(observer)
+    handler_of(service).face.observe(observer)
 
     assert ask(service, [Row({"body": build.encoded(build.noise())})])[0].status == 200
     observer.flush()
@@ -142,7 +142,7 @@ def test_what_is_tried_again_for_want_of_memory_is_counted_once(service: Any, mo
     monkeypatch.setattr(Pictures, "prepare", once_too_large)
     output = Output()
     observer = monitor(output)
-    service._entry_point.__self__.face.observe(observer)
+    handler_of(service).face.observe(observer)
 
     assert [answer.status for answer in ask(service, rows)] == [200, 200]
     assert not refused
@@ -157,7 +157,7 @@ def test_a_picture_that_the_model_fails_on_is_no_failure_of_watching(tmp_path: P
     service = load_monitored(build.archive(tmp_path / "picky", fault=fault))
     output = Output()
     observer = monitor(output)
-    service._entry_point.__self__.face.observe(observer)
+    handler_of(service).face.observe(observer)
     rows = [Row({"body": build.encoded(white if seed == 5 else build.noise(seed=seed))}) for seed in range(8)]
 
     assert [answer.status for answer in ask(service, rows)] == [200] * 5 + [500] + [200] * 2
@@ -170,7 +170,7 @@ def test_bad_requests_are_not_measured_but_counted(service: Any) -> None:
     """The picture that cannot be read leaves its neighbours measured."""
     output = Output()
     observer = monitor(output)
-    service._entry_point.__self__.face.observe(observer)
+    handler_of(service).face.observe(observer)
     ask(service, [Row({"body": build.encoded(build.noise())}), Row({"body": b"no picture"}), Row({"body": b"none"}, {}, True)])
     observer.close()
     found = output.totals()
@@ -184,7 +184,7 @@ def test_bad_requests_are_not_measured_but_counted(service: Any) -> None:
 
 def test_whoever_observes_a_model_is_told_of_the_passes(service: Any) -> None:
     """Whoever is put in its place, as scripts/reference.py does, is asked what they may cost."""
-    face = service._entry_point.__self__.face
+    face = handler_of(service).face
     face.observe(observer := Seeing())
     assert face.pipeline.explainer.observer is face.observer is observer
     face.observe(None)

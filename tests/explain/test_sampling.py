@@ -21,6 +21,7 @@ from camserve.explain.explainer import Explainer, Prediction, Task
 from camserve.explain.sampling import MAX_SAVINGS, NOTHING, Budget, Plan
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.pipeline import Pipeline
+from camserve.tools.archive.archive import handler_of
 
 
 def test_a_budget_allows_what_has_taken_no_more_than_its_share() -> None:
@@ -61,7 +62,7 @@ class Recording(Explainer):
 @pytest.fixture
 def dear(service: Any) -> Pipeline:
     """The small model, taken as one whose maps take backward passes."""
-    face = service._entry_point.__self__.face
+    face = handler_of(service).face
     explainer = Recording(replace(face.backend, closed_form=()), torch.device("cpu"))
     return Pipeline(face.served, explainer, Preprocess(face.served.config))
 

@@ -26,7 +26,7 @@ from ts.torch_handler.image_classifier import ImageClassifier
 from camserve.core.errors import ConfigError
 from camserve.pictures.decode import open_picture
 from camserve.pictures.preprocess import is_stateless
-from camserve.tools.archive.archive import Row, ask, load_service
+from camserve.tools.archive.archive import Row, ask, handler_of, load_service
 from gradcam_handler import GradCAMHandler
 
 LABELS = {"0": "bright", "1": 'dark, "quoted"\r\n<script>', "2": "Weiß"}
@@ -560,11 +560,8 @@ def test_a_step_of_its_own_may_keep_something(folder: Path, body: str) -> None:
 
 def test_transforms_of_torchvision_run_in_threads(folder: Path) -> None:
     """They keep nothing, and resizing takes as long as decoding."""
-    handler = subclassed(
-        folder,
-        "    image_processing = transforms.Compose([transforms.Resize(64), transforms.ToTensor()])",
-        {"layers": ["features"]},
-    )._entry_point.__self__
+    text = "    image_processing = transforms.Compose([transforms.Resize(64), transforms.ToTensor()])"
+    handler = handler_of(subclassed(folder, text, {"layers": ["features"]}))
 
     assert handler._one_at_a_time(handler.image_processing) is handler.image_processing
     mixed = transforms.Compose([transforms.ToTensor(), lambda tensor: tensor])
@@ -616,7 +613,7 @@ def test_describe_shows_the_metadata(service: Any) -> None:
 
 def test_explain_handle_explains_a_whole_batch(service: Any) -> None:
     """TorchServe's own interface: rows in, a list of answers out, whatever their headers say."""
-    handler = service._entry_point.__self__
+    handler = handler_of(service)
     rows: Sequence[dict[str, Any]] = [{"body": PICTURES[0]}, {"body": PICTURES[1]}]
     ask(service, [Row(row) for row in rows])
 

@@ -32,7 +32,7 @@ from camserve.pictures.overlays import Canvas
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import guarded
 from camserve.pipeline.prepare import Job, Pictures
-from camserve.tools.archive.archive import Response, Row, ask, load_service
+from camserve.tools.archive.archive import Response, Row, ask, handler_of, load_service
 
 SIDE = 100
 LIMITS = {
@@ -57,7 +57,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def pipeline(service: Any) -> Any:
     """What answers its batches."""
-    return service._entry_point.__self__.face.pipeline
+    return handler_of(service).face.pipeline
 
 
 def v1(*instances: Any, explain: bool = True) -> Row:
@@ -295,7 +295,7 @@ def test_an_error_does_not_hold_the_picture_that_it_is_about() -> None:
 def test_a_size_that_is_only_not_explained_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens may lie nobody knows how: predictions of such pictures go on, and their neighbours' explanations."""
     service = load_service(archive(tmp_path / "own", {**PLAIN, "crop": None}))
-    capture = service._entry_point.__self__.face.backend.capture
+    capture = handler_of(service).face.backend.capture
     forward = type(capture).forward
 
     def failing(self: Any, pictures: torch.Tensor, layers: Any) -> Any:
@@ -307,7 +307,7 @@ def test_a_size_that_is_only_not_explained_is_told_so(tmp_path: Path, monkeypatc
     wide = encoded(noise(200, 100))
     rows = [Row({"body": wide}, explain=True), Row({"body": PICTURES[0]}, explain=True)]
     refused, good = ask(service, rows)
-    service._entry_point.__self__.face.observe(NullObserver())
+    handler_of(service).face.observe(NullObserver())
     (predicted,) = ask(service, [Row({"body": wide})])
 
     came = "a picture of 200 x 100, which makes an input of 64 x 128"

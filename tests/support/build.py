@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from camserve.tools.archive.archive import handler_of
 from camserve.tools.packaging.contents.files import copy_package
 
 HANDLERS = Path(__file__).resolve().parents[2] / "handlers"
@@ -126,5 +127,5 @@ def square(width: int, height: int, left: int, top: int, side: int) -> NDArray[n
 
 def module_of(service: Any) -> nn.Module:
     """The model that a loaded service runs."""
-    model: nn.Module = service._entry_point.__self__.model
+    model: nn.Module = handler_of(service).model
     return model

@@ -35,7 +35,7 @@ def load_module(archive: Archive, device: torch.device) -> Any:
         ArchiveError: the archive brings a handler of its own, has no model, or its model does not load.
         ConfigError: the model was to be compiled, and cannot be.
     """
-    _check_handler(archive)
+    check_handler(archive)
     weights, source = archive.file("serializedFile"), archive.file("modelFile")
     try:
         if source is not None:
@@ -143,8 +143,12 @@ def _find_class(source: Path) -> Any:
     return classes[0]
 
 
-def _check_handler(archive: Archive) -> None:
-    """Refuse a handler with steps of its own: without TorchServe they would be left out without a word."""
+def check_handler(archive: Archive) -> None:
+    """Refuse a handler with steps of its own: without TorchServe they would be left out without a word.
+
+    Raises:
+        ArchiveError: it is neither ours, nor TorchServe's image classifier.
+    """
     name = str(archive.manifest["model"].get("handler", "")).partition(":")[0]
     if name == STOCK:
         return

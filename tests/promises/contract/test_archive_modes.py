@@ -12,7 +12,7 @@ from tests.support.build import PLAIN, archive, encoded, noise
 from tests.support.processes.worker import load_monitored
 
 from camserve.core.errors import ConfigError
-from camserve.tools.archive.archive import Row, ask, load_service
+from camserve.tools.archive.archive import Row, ask, handler_of, load_service
 
 PICTURE = encoded(noise(80, 64, 3))
 
@@ -47,7 +47,7 @@ def test_precision_and_memory_format(
     """Half precision moves probabilities and heatmaps by what it rounds, the memory format by nothing."""
     explain = {**PLAIN, "precision": precision, "channels_last": channels_last}
     service = load_service(archive(tmp_path / "own", explain))
-    handler = service._entry_point.__self__
+    handler = handler_of(service)
     assert handler.face.backend.channels_last is channels_last
     found = answer(service)
     close(found, plain, tolerance)
@@ -58,7 +58,7 @@ def test_a_model_that_torchserve_compiles(tmp_path: Path, plain: dict[str, Any])
     """`pt2: {compile: ...}`: the archive loads, predictions run compiled, and explanations are the plain model's."""
     settings = {"pt2": {"compile": {"enable": True, "backend": "eager"}}}
     service = load_service(archive(tmp_path / "own", {**PLAIN, "channels_last": False}, settings=settings))
-    handler = service._entry_point.__self__
+    handler = handler_of(service)
     assert handler.face.backend.compiled
     close(answer(service), plain, 1e-6)
     (response,) = ask(service, [Row({"body": PICTURE})])
@@ -78,7 +78,7 @@ def test_a_compilation_that_torchserve_gives_up_stops_the_load(tmp_path: Path, p
 def test_what_does_not_ask_for_a_compilation(tmp_path: Path, pt2: object) -> None:
     """Switched off, or about something else."""
     service = load_service(archive(tmp_path / "own", settings={"pt2": pt2}))
-    assert not service._entry_point.__self__.face.backend.compiled
+    assert not handler_of(service).face.backend.compiled
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -86,7 +86,7 @@ def test_a_compiled_model_is_watched_only_where_that_is_asked_for(tmp_path: Path
     """A watched prediction needs the layer, and runs what was compiled instead of what the compiler made of it."""
     settings = {"pt2": {"compile": {"enable": True, "backend": "eager"}}}
     explain = {key: value for key, value in PLAIN.items() if key != "monitor"} | ({"monitor": True} if asked else {})
-    handler = load_monitored(archive(tmp_path / "own", explain, settings=settings))._entry_point.__self__
+    handler = handler_of(load_monitored(archive(tmp_path / "own", explain, settings=settings)))
     assert handler.face.metadata["compiled"]
     assert (handler.face.metadata["monitor"] is not None) is asked
     if asked:

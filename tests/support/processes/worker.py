@@ -13,7 +13,7 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.model_loader import ModelLoaderFactory
 
 from camserve.monitoring.monitor import Monitor
-from camserve.tools.archive.archive import SHARED
+from camserve.tools.archive.archive import SHARED, handler_of
 from camserve.tools.archive.fresh.modules import drop, top_modules
 
 METRICS_YAML = build.HANDLERS / "camserve" / "metrics.yaml"
@@ -31,7 +31,7 @@ def load_monitored(directory: Path) -> Any:
     loader = ModelLoaderFactory.get_model_loader()
     service = loader.load(model["modelName"], str(directory), model["handler"], None, 1, metrics_cache=metrics)
     service.set_cl_socket(None)
-    observer = service._entry_point.__self__.face.observer
+    observer = handler_of(service).face.observer
     if isinstance(observer, Monitor):
         observer._exporter._write = len
     return service

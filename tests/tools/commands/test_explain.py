@@ -23,7 +23,7 @@ from camserve.tools.client.client import CamserveError
 from camserve.tools.client.sources import ServerSource
 from camserve.tools.client.token import open_token_file
 from camserve.tools.commands import compare, explain
-from camserve.tools.commands.explain import Run, found
+from camserve.tools.commands.explain import Run, find_pictures
 from camserve.tools.commands.serve import Server
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.reports import gallery
@@ -94,10 +94,10 @@ def test_files_folders_and_globs_are_found_once_each(tmp_path: Path) -> None:
         str(tmp_path / "a" / "notes.txt"),
     ]
 
-    assert [path.name for path in found(names, out)] == ["two.png", "three.png", "one.png", "notes.txt"]
+    assert [path.name for path in find_pictures(names, out)] == ["two.png", "three.png", "one.png", "notes.txt"]
     for name in ("missing.png", "no*.png"):
         with pytest.raises(ToolError, match="there is no such file"):
-            found([str(tmp_path / name)], out)
+            find_pictures([str(tmp_path / name)], out)
 
 
 # ------------------------------------------------------------------ what is written
@@ -141,7 +141,7 @@ def test_each_kind_of_failure_names_its_first_file(tmp_path: Path, capsys: pytes
     (tmp_path / "out").mkdir()
     run = Run(Told(), tmp_path / "out", {"model": "told"})
     counts = run.explain(pictures, jobs=1)
-    explain._report(counts, run, tmp_path / "page", Progress())
+    explain.report(counts, run, tmp_path / "page", Progress())
 
     said = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
     assert said == [
@@ -274,14 +274,14 @@ def test_a_file_without_a_token_is_told_without_repeating_it(tmp_path: Path, con
 # ------------------------------------------------------------------ for real
 
 
-def test_each_option_of_a_request_has_a_flag(tmp_path: Path) -> None:
+def test_each_option_of_a_request_has_a_flag() -> None:
     """Read as the table of options says, and sent only where it was given."""
     words = ["--target", "2", "--target", "tabby", "--top-k", "3", "--method", "finercam", "--layer", "features.8"]
     words += ["--colormap", "jet", "--opacity", ".25", "--no-overlays"]
     given = {"target": [2, "tabby"], "top_k": 3, "method": "finercam", "layer": "features.8", "colormap": "jet", "opacity": 0.25}
 
-    assert explain._asked(explain.parser().parse_args(["cat.jpg", *words]), Told()) == {"model": "told", **given}
-    assert explain._asked(explain.parser().parse_args(["cat.jpg"]), Told()) == {"model": "told", "overlay": True}
+    assert explain.parse(["cat.jpg", *words]).request == given
+    assert explain.parse(["cat.jpg"]).request == {"overlay": True}
     assert set(given) == {option.name for option in OPTIONS} - {"format", "overlay"}
 
 
@@ -388,7 +388,7 @@ def test_what_no_tool_foresaw_is_one_line(
 ) -> None:
     """By `camserve explain` and by scripts/explain.py; the traceback is for who asks for it."""
     monkeypatch.setenv("CAMSERVE_DEBUG", "1" if debug else "")
-    monkeypatch.setattr(explain, "found", raising(OddError("one\ntwo")))
+    monkeypatch.setattr(explain, "find_pictures", raising(OddError("one\ntwo")))
     monkeypatch.setattr(sys, "argv", ["explain", "x.png"])
     monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
     if way == "command":
@@ -412,9 +412,9 @@ def test_what_compare_did_not_foresee_is_no_verdict(monkeypatch: pytest.MonkeyPa
 
 def test_ctrl_c_and_exits_keep_their_meaning(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """130, and whatever status a tool ends with."""
-    monkeypatch.setattr(explain, "found", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(explain, "find_pictures", raising(KeyboardInterrupt()))
     assert cli.main(["explain", "x.png"]) == 130
-    monkeypatch.setattr(explain, "found", raising(SystemExit(7)))
+    monkeypatch.setattr(explain, "find_pictures", raising(SystemExit(7)))
     with pytest.raises(SystemExit) as ended:
         cli.main(["explain", "x.png"])
     assert ended.value.code == 7

@@ -168,6 +168,18 @@ def test_an_archives_weights_are_the_files(tmp_path: Path, compiled: bool) -> No
         assert "_conv_forward" not in vars(model.model.conv)
 
 
+def test_an_archives_model_may_import_what_lies_beside_it_when_it_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a worker, whose path begins with the archive's folder."""
+    directory = of_archive(tmp_path)
+    text = SETTLED.replace("    def forward(self, x):\n", "    def forward(self, x):\n        import lying_beside\n")
+    (directory / "model.py").write_text(text)
+    (directory / "lying_beside.py").write_text("")
+    rows, _ = said(capsys, [str(directory), "--rounds", "1"])
+    assert "conv" in {row[0] for row in rows}
+
+
 def test_flags_beat_an_archives_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Here pictures of half the size, and a layer that is listed because it is asked for."""
     rows, _ = said(

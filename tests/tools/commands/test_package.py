@@ -19,7 +19,7 @@ from tests.support.processes.fork_server import ForkServer
 import camserve
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
-from camserve.tools.archive.archive import Row, ask, load_service, open_archive
+from camserve.tools.archive.archive import Row, ask, handler_of, load_service, open_archive
 from camserve.tools.commands import package
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.packaging.models.demo import load_demo
@@ -251,7 +251,7 @@ def test_a_configuration_is_merged_and_flags_beat_it(tmp_path: Path) -> None:
     with open_archive(path) as opened:
         config = dict(opened.config)
         service = load_service(opened.directory)
-        handler = service._entry_point.__self__
+        handler = handler_of(service)
         assert handler.face.backend.compiled
         (response,) = ask(service, [Row({"body": encoded(noise(64, 64))}, explain=True)])
         assert response.status == 200

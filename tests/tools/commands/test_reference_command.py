@@ -27,6 +27,7 @@ from camserve.monitoring.reference import (
 from camserve.monitoring.statistics import STATISTICS
 from camserve.tools.archive import archive as archives
 from camserve.tools.archive import rewriting
+from camserve.tools.archive.archive import handler_of
 from camserve.tools.archive.fresh.worker import Row, ask
 from camserve.tools.archive.rewriting import put_file
 from camserve.tools.commands import reference
@@ -105,7 +106,7 @@ def test_a_worker_bins_the_reference_pictures_into_the_references_counts(made: t
     lines: list[bytes] = []
     with archives.open_archive(path) as opened:
         service = load_monitored(opened.directory)
-        handler = service._entry_point.__self__
+        handler = handler_of(service)
         handler.face.observer._exporter._write = lines.append
         rows = [Row({"body": each.read_bytes()}) for each in list_pictures([folder])]
         for start in range(0, len(rows), 8):
@@ -146,7 +147,7 @@ def test_an_archive_whose_preprocessing_was_edited_has_no_reference_any_more(mad
 def monitored_reference(path: Path) -> Any:
     """What a worker of an archive tells of its reference, or why it has none."""
     with archives.open_archive(path) as opened:
-        told = load_monitored(opened.directory)._entry_point.__self__.face.metadata["monitor"]
+        told = handler_of(load_monitored(opened.directory)).face.metadata["monitor"]
     return told["reference"] or told["why"]
 
 
@@ -157,14 +158,14 @@ def test_every_picture_is_measured_where_maps_take_backward_passes(tmp_path: Pat
     assert reference.main(["--archive", str(path), str(folder)]) == 0
     found = Reference.from_json((path / FILE).read_text())
 
-    assert load_monitored(path)._entry_point.__self__.face.backend.closed_form == ()
+    assert handler_of(load_monitored(path)).face.backend.closed_form == ()
     assert {name: table.sum() for name, table in found.counts.items()} == dict.fromkeys(STATISTICS, 130)
 
 
 def test_a_server_that_does_not_declare_the_metrics_is_told_nothing(made: tuple[Path, str]) -> None:
     """Without metrics.yaml every line would be dropped; the handler does not measure in vain, and its metadata say so."""
     with archives.open_archive(made[0]) as opened:
-        handler = archives.load_service(opened.directory)._entry_point.__self__
+        handler = handler_of(archives.load_service(opened.directory))
 
     assert handler.face.metadata["monitor"] is None
 

@@ -12,6 +12,7 @@ from tests.support.monitoring.checks import DECLARED, one
 from tests.support.processes.worker import load_monitored
 
 from camserve.monitoring.reference import FILE
+from camserve.tools.archive.archive import handler_of
 from camserve.tools.watching import version_checks
 from camserve.tools.watching.finding import Finding
 
@@ -20,7 +21,7 @@ from camserve.tools.watching.finding import Finding
 def metadata(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a real worker's handler says of itself."""
     service = load_monitored(build.archive(tmp_path_factory.mktemp("doctor") / "m"))
-    described: dict[str, Any] = service._entry_point.__self__.describe_handle()
+    described: dict[str, Any] = handler_of(service).describe_handle()
     return described
 
 
@@ -83,7 +84,7 @@ def test_a_reference_of_other_weights_is_told(tmp_path: Path) -> None:
     """The worker runs without bins, and its metadata say why."""
     directory = build.archive(tmp_path / "stale")
     (directory / FILE).write_text("{}")
-    handler = load_monitored(directory)._entry_point.__self__
+    handler = handler_of(load_monitored(directory))
 
     assert f"{FILE} cannot be read" in one(told(handler.describe_handle()), "no reference").message
 

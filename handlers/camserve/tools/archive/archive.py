@@ -12,10 +12,10 @@ from camserve.core.errors import ArchiveError
 from camserve.pipeline.archive import Archive, unpack
 from camserve.tools.archive.fresh import worker
 from camserve.tools.archive.fresh.modules import drop, place, top_modules
-from camserve.tools.archive.fresh.worker import Response, Row, ask
+from camserve.tools.archive.fresh.worker import Response, Row, ask, handler_of
 from camserve.tools.console import ToolError
 
-__all__ = ["Archive", "Response", "Row", "ask", "face_of", "load_service", "open_archive"]
+__all__ = ["Archive", "Response", "Row", "ask", "face_of", "handler_of", "load_service", "open_archive"]
 
 if TYPE_CHECKING:
     from camserve.pipeline.model import Model
@@ -57,7 +57,7 @@ def load_service(directory: Path | str) -> Any:
 
 def face_of(service: Any) -> Model | None:
     """Return the model behind a loaded handler of ours; None where the handler is another, or of an older release."""
-    face: Model | None = getattr(getattr(service._entry_point, "__self__", None), "face", None)
+    face: Model | None = getattr(handler_of(service), "face", None)
     return face
 
 

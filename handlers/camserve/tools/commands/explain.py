@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,43 +40,91 @@ _ASKED = tuple(option for option in OPTIONS if option.name not in ("format", "ov
 """Options that have a flag by their name. Answers are JSON, and hold overlays unless `--no-overlays` is given."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for.
+
+    Attributes:
+        pictures: names of files and folders, and globs.
+        archive: explained in this process; None: a server is asked.
+        url, model, token_file, timeout: of the server.
+        jobs: how many pictures are in flight at a time.
+        request: the request's options, by the contract's names.
+        out: the folder that is written to.
+        again: explain again what is done already.
+    """
+
+    pictures: Sequence[str]
+    archive: Path | None
+    url: str | None
+    model: str | None
+    token_file: Path | None
+    timeout: float
+    jobs: int
+    request: Mapping[str, Any]
+    out: Path
+    again: bool
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Explains what `argv` names; 0 where every picture was explained, 1 where one failed or nothing could be asked."""
-    options = parser().parse_args(argv)
+    options = parse(argv)
     steps = Steps()
     try:
         _check_flags(options)
-        pictures = found(options.pictures, options.out)
+        pictures = find_pictures(options.pictures, options.out)
         options.out.mkdir(parents=True, exist_ok=True)
-        with _source(options, steps) as source:
-            run = Run(source, options.out, _asked(options, source))
+        with _open_source(options, steps) as source:
+            run = Run(source, options.out, {"model": source.name, **options.request})
             counts = run.explain(pictures, options.jobs, again=options.again)
         page = gallery.write(list(run.journal.rows.values()), options.out)
     except (ToolError, OSError) as error:
         return fail(error)
-    _report(counts, run, page, steps)
+    report(counts, run, page, steps)
     return 1 if counts["failed"] else 0
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(prog=command_of("explain"), description=__doc__, allow_abbrev=False)
-    made.add_argument("pictures", nargs="+", metavar="PICTURE", help="pictures, folders (with all below them), or globs")
-    who = made.add_argument_group("who is asked")
-    who.add_argument("--url", help=f"the server's root, or .../explanations/MODEL ({URL})")
+    """The command line: who is asked first, limits last."""
+    parser = argparse.ArgumentParser(prog=command_of("explain"), description=__doc__, allow_abbrev=False)
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="pictures, folders (with all below them), or globs")
+    who = parser.add_argument_group("who is asked")
+    who.add_argument("--archive", type=Path, metavar="FILE", help="an archive (.mar), explained in this process")
+    who.add_argument("--url", help=f"or a server's root, or .../explanations/MODEL ({URL})")
     who.add_argument("--model", metavar="NAME", help="the model, or NAME/VERSION, where the URL does not name it")
     who.add_argument("--token-file", type=Path, metavar="FILE", help="holds the server's token, or is its key_file.json")
-    who.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="longest wait for an answer (%(default)g)")
-    who.add_argument("--jobs", type=_count, default=4, metavar="N", help="pictures in flight at a time (%(default)s)")
-    who.add_argument("--archive", type=Path, metavar="FILE", help="an archive (.mar), explained in this process instead")
-    what = made.add_argument_group("what is asked")
+    what = parser.add_argument_group("what is asked")
     for option in _ASKED:
         what.add_argument(f"--{option.name.replace('_', '-')}", **_flag(option))
-    where = made.add_argument_group("what is written")
+    where = parser.add_argument_group("what is written")
     where.add_argument("--out", type=Path, default=Path("out/explanations"), metavar="DIR", help="where (%(default)s)")
     where.add_argument("--no-overlays", action="store_true", help="no pictures, neither as files nor in the gallery")
     where.add_argument("--again", action="store_true", help="explain again what is done already")
-    return made
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--jobs", type=_count, default=4, metavar="N", help="pictures in flight at a time (%(default)s)")
+    limits.add_argument(
+        "--timeout", type=float, default=60, metavar="SECONDS", help="longest wait for a server's answer (%(default)g)"
+    )
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> Options:
+    """Reads the command line."""
+    given = parser().parse_args(argv)
+    request = {option.name: getattr(given, option.name) for option in _ASKED}
+    request["overlay"] = None if given.no_overlays else True
+    return Options(
+        pictures=given.pictures,
+        archive=given.archive,
+        url=given.url,
+        model=given.model,
+        token_file=given.token_file,
+        timeout=given.timeout,
+        jobs=given.jobs,
+        request={name: value for name, value in request.items() if value is not None},
+        out=given.out,
+        again=given.again,
+    )
 
 
 def _flag(option: Option) -> dict[str, Any]:
@@ -101,7 +150,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _check_flags(options: argparse.Namespace) -> None:
+def _check_flags(options: Options) -> None:
     """Refuses what asks a server beside an archive, where it would mean nothing."""
     for name in ("url", "model", "token_file"):
         if options.archive is not None and getattr(options, name) is not None:
@@ -109,7 +158,7 @@ def _check_flags(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _source(options: argparse.Namespace, steps: Steps) -> Iterator[AnswerSource]:
+def _open_source(options: Options, steps: Steps) -> Iterator[AnswerSource]:
     if options.archive is None:
         yield ServerSource(options.url or URL, options.model, open_token_file(options.token_file), options.timeout)
         return
@@ -119,15 +168,8 @@ def _source(options: argparse.Namespace, steps: Steps) -> Iterator[AnswerSource]
         yield source
 
 
-def _asked(options: argparse.Namespace, source: AnswerSource) -> dict[str, Any]:
-    """The request's options by the contract's names, and who is asked: a row is done only if all of it is the same."""
-    given = {option.name: getattr(options, option.name) for option in _ASKED}
-    given["overlay"] = None if options.no_overlays else True
-    return {"model": source.name, **{name: value for name, value in given.items() if value is not None}}
-
-
-def found(names: Iterable[str], out: Path) -> list[Path]:
-    """The pictures that names, folders and globs stand for, each once, without those in `out`.
+def find_pictures(names: Iterable[str], out: Path) -> list[Path]:
+    """Finds the pictures that names, folders and globs stand for, each once, without those in `out`.
 
     Raises:
         ToolError: a name stands for nothing.
@@ -166,12 +208,15 @@ class Run:
         self._options = {name: value for name, value in asked.items() if name != "model"}
 
     def explain(self, pictures: Sequence[Path], jobs: int, again: bool = False) -> Counter[str]:
-        """How many were `explained`, `done` before, and `failed`. Ctrl-C leaves what is finished."""
+        """Explains the pictures, `jobs` at a time, and counts those `explained`, `done` before, and `failed`.
+
+        What is finished stays after Ctrl-C. `again`: explain also what was done before.
+        """
         counts: Counter[str] = Counter(explained=0, done=0, failed=0)
         (self._out / "overlays").mkdir(exist_ok=True)
         with self.journal, ThreadPoolExecutor(jobs) as threads, _bar() as bar:
             task = bar.add_task("Explain", total=len(pictures), asked=0)
-            turns = _in_flight(threads, (lambda path=path: self._turn(path, again) for path in pictures), 2 * jobs)
+            turns = _in_flight(threads, (lambda path=path: self._explain_one(path, again) for path in pictures), 2 * jobs)
             for row in turns:
                 counts[self._keep(row)] += 1
                 bar.update(task, advance=1, asked=counts["explained"] + counts["failed"])
@@ -189,8 +234,8 @@ class Run:
         self.faults.setdefault((row["error"]["status"], row["error"]["type"]), []).append(row)
         return "failed"
 
-    def _turn(self, path: Path, again: bool) -> Row | None:
-        """One picture's row; None where it was done before."""
+    def _explain_one(self, path: Path, again: bool) -> Row | None:
+        """Explains one picture; its row, or None where it was done before."""
         row: Row = {"file": _name(path), "sha256": None, "asked": self._asked}
         try:
             picture = path.read_bytes()
@@ -204,10 +249,10 @@ class Run:
             answer = self._source.ask(picture, self._options)
         except CamserveError as error:
             return {**row, "error": _fault(error.status, error.type, error.message)}
-        return {**row, "seconds": round(time.perf_counter() - started, 4), **self._kept(path, row["sha256"], answer)}
+        return {**row, "seconds": round(time.perf_counter() - started, 4), **self._write_overlays(path, row["sha256"], answer)}
 
-    def _kept(self, path: Path, digest: str, answer: dict[str, Any]) -> dict[str, Any]:
-        """The answer, with its overlays written to files and named in it."""
+    def _write_overlays(self, path: Path, digest: str, answer: dict[str, Any]) -> dict[str, Any]:
+        """Writes the answer's overlays to files; the answer, which names them."""
         explanations = []
         for explanation in answer["explanations"]:
             picture = read_overlay(explanation)
@@ -264,7 +309,8 @@ def _bar() -> Progress:
     return progress
 
 
-def _report(counts: Counter[str], run: Run, page: Path, steps: Steps) -> None:
+def report(counts: Counter[str], run: Run, page: Path, steps: Steps) -> None:
+    """Says how many were explained, why others failed, and where the results are."""
     steps.note(f"{counts['explained']} explained, {counts['done']} done before, {counts['failed']} failed")
     for rows in sorted(run.faults.values(), key=len, reverse=True):
         error, times = rows[0]["error"], f", {len(rows)} times, first" if len(rows) > 1 else ":"

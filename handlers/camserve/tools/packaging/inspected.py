@@ -9,14 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from ts.torch_handler.image_classifier import ImageClassifier
 
 from camserve.core.config import Config
+from camserve.core.errors import ArchiveError
 from camserve.core.text import in_one_line
 from camserve.pictures.preprocess import Preprocess
+from camserve.pipeline.loading import check_handler, isolate_modules, load_module
+from camserve.pipeline.loading import read_labels as read_archive_labels
 from camserve.pipeline.model import PROBE
-from camserve.tools.archive.archive import Archive, face_of, load_service, open_archive
+from camserve.tools.archive.archive import Archive, face_of, handler_of, load_service, open_archive
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.packaging.adoption.old_archive import read_old_archive
 from camserve.tools.packaging.contents.labels import read_labels
@@ -52,7 +56,10 @@ def open_inspected(flags: ModelFlags, keys: Mapping[str, Any], progress: Progres
     with tempfile.TemporaryDirectory(prefix="camserve-") as folder:
         workdir = Path(folder)
         if flags.archive:
-            with open_archive(flags.archive) as opened:
+            with (
+                open_archive(flags.archive) as opened,
+                isolate_modules(opened.directory),
+            ):  # its model may import more when it runs
                 inspected = _load_archive(opened, keys, workdir)
                 yield replace(inspected, labels=labels or inspected.labels)
             return
@@ -65,15 +72,27 @@ def open_inspected(flags: ModelFlags, keys: Mapping[str, Any], progress: Progres
 
 
 def _load_archive(opened: Archive, keys: Mapping[str, Any], workdir: Path) -> InspectedModel:
-    """The model of an archive that explains; of another as packaging would take it from there."""
+    """Loads the model of an archive, before camserve folds and rearranges its weights, or compiles it."""
+    explain = {**(opened.config.get("explain") or {}), **keys}
+    try:
+        check_handler(opened)
+    except ArchiveError:  # it has steps of its own
+        return _load_handler(opened, explain, workdir)
+    config = Config.from_mapping(explain)
+    as_it_is = replace(opened, config={key: value for key, value in opened.config.items() if key != "pt2"})
+    model = load_module(as_it_is, torch.device("cpu"))
+    return InspectedModel(model, config, Preprocess(config), read_archive_labels(opened.directory))
+
+
+def _load_handler(opened: Archive, explain: Mapping[str, Any], workdir: Path) -> InspectedModel:
+    """Loads the model with the archive's own handler; where that does not explain, as packaging would take it from there."""
     try:
         service = load_service(opened.directory)
     except Exception as error:
         raise ToolError(f"the archive does not load: {in_one_line(error)}") from error
-    handler: Any = getattr(service._entry_point, "__self__", None)
-    explain = {**(opened.config.get("explain") or {}), **keys}
     if face_of(service) is None:
         return _load_other(opened, explain, workdir)
+    handler = handler_of(service)
     config = Config.from_mapping(explain)
     preprocess = handler.preprocess_of(config)
     handler.model = handler.face = handler.ig = None  # tuned, and as large as the one that is to come
@@ -81,7 +100,7 @@ def _load_archive(opened: Archive, keys: Mapping[str, Any], workdir: Path) -> In
 
 
 def _load_untuned(handler: Any, context: Any) -> Any:
-    """The model as the handler's class loads it, before camserve folds and rearranges its weights, and TorchServe compiles it."""
+    """Loads the model as the handler's class does, before it is tuned, and before TorchServe compiles it."""
     context.model_yaml_config = {key: value for key, value in (context.model_yaml_config or {}).items() if key != "pt2"}
     again = type(handler)()
     ImageClassifier.initialize(again, context)

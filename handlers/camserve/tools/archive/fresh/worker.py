@@ -51,9 +51,14 @@ def load_service(directory: Path) -> Any:
     return service
 
 
+def handler_of(service: Any) -> Any:
+    """The handler that a loaded service calls; None where it calls a function. TorchServe has no public name for it."""
+    return getattr(service._entry_point, "__self__", None)
+
+
 def check_prepared(service: Any) -> None:
     """Raises what every request would fail with; TorchServe would answer it with "Prediction failed" only."""
-    check = getattr(getattr(service._entry_point, "__self__", None), "_check_unchanged", None)
+    check = getattr(handler_of(service), "check_unchanged", None)
     if check:
         check()
 
