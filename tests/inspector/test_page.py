@@ -21,7 +21,7 @@ from camserve.inspector.page import write_page
 INFO = ModelInfo('m<"&', "1.0", "sha256:00")
 
 
-def made(labels: Labels, **settings: Any) -> Reply:
+def write(labels: Labels, **settings: Any) -> Reply:
     """The page of a model with two layers."""
     return write_page(Served(Config(**settings), labels, ("layer4", "layer3"), INFO))
 
@@ -36,7 +36,7 @@ def facts_of(reply: Reply) -> dict[str, Any]:
 
 def test_the_page_knows_the_model_and_what_may_be_asked() -> None:
     """Names, layers, methods, defaults and limits are the archive's; colour tables are the renderer's."""
-    facts = facts_of(made(Labels(3, {"0": "a", "1": "b", "2": "c"}), method="layercam", opacity=0.25, exif=True, max_targets=7))
+    facts = facts_of(write(Labels(3, {"0": "a", "1": "b", "2": "c"}), method="layercam", opacity=0.25, exif=True, max_targets=7))
 
     assert (facts["model"], facts["version"], facts["weights"], facts["classes"]) == ('m<"&', "1.0", "sha256:00", 3)
     assert (facts["layers"], facts["layer"]) == (["layer4", "layer3"], "layer4")
@@ -52,14 +52,14 @@ def test_the_page_knows_the_model_and_what_may_be_asked() -> None:
 @pytest.mark.parametrize("labels", [Labels(3), Labels(2, {"0": "x" * 60_000, "1": "y" * 60_000})])
 def test_labels_that_do_not_help_are_left_out(labels: Labels) -> None:
     """Where indices are the names, and where the list would outweigh the page."""
-    reply = made(labels)
+    reply = write(labels)
     assert facts_of(reply)["labels"] is None
     assert len(reply.body) < 300_000
 
 
 def test_nothing_hostile_ends_an_element() -> None:
     """Labels and the model's name stay inside the data and the title; what looks like a placeholder is not filled."""
-    reply = made(Labels(3, HOSTILE))
+    reply = write(Labels(3, HOSTILE))
     text = reply.body.decode()
 
     assert facts_of(reply)["labels"] == list(HOSTILE.values())
@@ -71,7 +71,7 @@ def test_nothing_hostile_ends_an_element() -> None:
 
 def test_the_policy_names_exactly_what_is_in_the_page() -> None:
     """Each inline script and the style sheet by its hash; no handler in an attribute, no style attribute, nothing from elsewhere."""
-    reply = made(Labels(2))
+    reply = write(Labels(2))
     text = reply.body.decode()
     inline = re.findall(r"<(?:script|style)>(.*?)</(?:script|style)>", text, re.DOTALL)
     wanted = {base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in inline}

@@ -420,17 +420,17 @@ def test_v2_infer_reply() -> None:
 def test_v2_explain_reply() -> None:
     """`explain` adds heatmap, target, range and view; what is not finite is null, never NaN."""
     reply = RESPONDER.reply(parse(v2([TEXT] * 2)), [answer(), answer(1)])
-    found = outputs(reply)
-    assert list(found) == ["label", "index", "probability", "heatmap", "target", "range", "view"]
-    shapes = {name: (output["datatype"], output["shape"]) for name, output in found.items()}
+    tensors = outputs(reply)
+    assert list(tensors) == ["label", "index", "probability", "heatmap", "target", "range", "view"]
+    shapes = {name: (output["datatype"], output["shape"]) for name, output in tensors.items()}
     assert shapes["heatmap"] == ("FP32", [2, 2, 2, 3])
     assert shapes["target"] == ("INT64", [2, 2])
     assert shapes["range"] == ("FP32", [2, 2, 2])
     assert shapes["view"] == ("FP32", [2, 4])
-    assert found["heatmap"]["data"] == [0, 0.1, 1, 0.5, 0.25, 0, *[0] * 6, 0, 0.1, 1, 0.5, 0.25, 1, *[0] * 6]
-    assert found["target"]["data"] == [3, 1, 3, 1]
-    assert found["range"]["data"] == [0, 0.1, None, None] * 2
-    assert found["view"]["data"] == [1.0, 0, 7, 6] * 2
+    assert tensors["heatmap"]["data"] == [0, 0.1, 1, 0.5, 0.25, 0, *[0] * 6, 0, 0.1, 1, 0.5, 0.25, 1, *[0] * 6]
+    assert tensors["target"]["data"] == [3, 1, 3, 1]
+    assert tensors["range"]["data"] == [0, 0.1, None, None] * 2
+    assert tensors["view"]["data"] == [1.0, 0, 7, 6] * 2
     assert b"0.1," in reply.body
     assert b"NaN" not in reply.body
 

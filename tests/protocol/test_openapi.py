@@ -47,7 +47,7 @@ BOUNDED = settings(
 )
 
 
-def made(config: Config = CONFIG, listed: int | None = 3) -> dict[str, Any]:
+def describe(config: Config = CONFIG, listed: int | None = 3) -> dict[str, Any]:
     """The document of a model of three classes."""
     return describe_api(Served(config, Labels(3), LAYERS, MODEL, listed))
 
@@ -59,11 +59,11 @@ def made(config: Config = CONFIG, listed: int | None = 3) -> dict[str, Any]:
 @pytest.mark.parametrize("config", [Config(), CONFIG], ids=["defaults", "own"])
 def test_the_document_is_valid(config: Config, listed: int | None) -> None:
     """By the OpenAPI 3.1 specification; it is JSON, and every operation has a name of its own."""
-    found = made(config, listed)
+    document = describe(config, listed)
 
-    validate(found)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    names = [part["operationId"] for path in found["paths"].values() for method, part in path.items() if method in METHODS]
+    validate(document)
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    names = [part["operationId"] for path in document["paths"].values() for method, part in path.items() if method in METHODS]
     assert len(names) == len(set(names)) == 14
 
 
@@ -72,20 +72,20 @@ METHODS = ("get", "post", "put")
 
 def test_the_options_are_those_that_are_read() -> None:
     """The same names in the same order, as JSON keys, form fields, headers and V2 parameters."""
-    found = made()["components"]
+    document = describe()["components"]
     names = list(OptionReader(Served(CONFIG, Labels(3), LAYERS)).table)
     spelt = [f"X-Explain-{name.replace('_', '-').title()}" for name in names]
 
-    assert list(found["schemas"]["ExplanationRequest"]["anyOf"][0]["properties"]) == ["data", *names]
-    assert list(found["schemas"]["ExplanationForm"]["properties"]) == ["data", *names]
-    assert list(found["schemas"]["V2Parameters"]["properties"])[: len(names)] == names
-    assert [found["parameters"][name]["name"] for name in names] == spelt
+    assert list(document["schemas"]["ExplanationRequest"]["anyOf"][0]["properties"]) == ["data", *names]
+    assert list(document["schemas"]["ExplanationForm"]["properties"]) == ["data", *names]
+    assert list(document["schemas"]["V2Parameters"]["properties"])[: len(names)] == names
+    assert [document["parameters"][name]["name"] for name in names] == spelt
 
 
 def test_ranges_and_choices_are_the_configurations() -> None:
     """Limits, layers, defaults, labels and formats of this archive, not of some other."""
-    found = made()
-    schemas = found["components"]["schemas"]
+    document = describe()
+    schemas = document["components"]["schemas"]
 
     assert schemas["top_k"] | {"minimum": 1, "maximum": 4, "default": 1} == schemas["top_k"]
     assert schemas["layer"] | {"enum": ["layer4", "layer3"], "default": "layer4"} == schemas["layer"]
@@ -95,21 +95,21 @@ def test_ranges_and_choices_are_the_configurations() -> None:
     assert schemas["target"]["anyOf"][0] == {"type": "integer", "minimum": 0, "maximum": 2}
     assert schemas["target"]["anyOf"][2]["maxItems"] == 4
     assert schemas["V1Request"]["properties"]["instances"]["maxItems"] == 3
-    assert {kind for kind in found["components"]["requestBodies"]["Explanation"]["content"] if kind.startswith("image/")} == {
+    assert {kind for kind in document["components"]["requestBodies"]["Explanation"]["content"] if kind.startswith("image/")} == {
         "image/jpeg",
         "image/png",
     }
-    assert {path["parameters"][0]["$ref"] for path in found["paths"].values()} == {"#/components/parameters/model"}
-    assert found["components"]["parameters"]["model"]["schema"]["enum"] == ["cats"]
+    assert {path["parameters"][0]["$ref"] for path in document["paths"].values()} == {"#/components/parameters/model"}
+    assert document["components"]["parameters"]["model"]["schema"]["enum"] == ["cats"]
 
 
 def test_every_error_is_listed() -> None:
     """Each status with its types, and for explanations every status that can come."""
-    found = made()
-    responses = found["paths"]["/explanations/{model}"]["post"]["responses"]
+    document = describe()
+    responses = document["paths"]["/explanations/{model}"]["post"]["responses"]
 
     for status, kinds in KINDS.items():
-        assert found["components"]["schemas"][f"Error{status}"]["properties"]["type"]["enum"] == list(kinds)
+        assert document["components"]["schemas"][f"Error{status}"]["properties"]["type"]["enum"] == list(kinds)
         assert str(status) in responses
     assert {"404", "503"} < set(responses)
 
@@ -124,26 +124,26 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @cache
-def described(service: Any) -> dict[str, Any]:
+def ask_for_document(service: Any) -> dict[str, Any]:
     """The document as the service ships it."""
     (response,) = ask(service, [Row({}, {"describe": "True"}, explain=None)])
-    found: dict[str, Any] = json.loads(response.body)["openapi"]
-    return found
+    document: dict[str, Any] = json.loads(response.body)["openapi"]
+    return document
 
 
-def resolved(node: Any, found: Mapping[str, Any]) -> Any:
+def resolve(node: Any, document: Mapping[str, Any]) -> Any:
     """What a reference stands for."""
     while "$ref" in node:
-        target: Any = found
+        target: Any = document
         for part in node["$ref"].removeprefix("#/").split("/"):
             target = target[part]
         node = target
     return node
 
 
-def fits(value: object, schema: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def check_schema(value: object, schema: Mapping[str, Any], document: Mapping[str, Any]) -> None:
     """Raises unless the value has the schema."""
-    jsonschema.Draft202012Validator({**schema, "components": found["components"]}).validate(value)
+    jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(value)
 
 
 def path_of(row: Row) -> str:
@@ -158,21 +158,21 @@ def path_of(row: Row) -> str:
     return ("/explanations" if row.explain else "/predictions") + "/{model}"
 
 
-def check(response: Response, row: Row, found: Mapping[str, Any]) -> None:
+def check(response: Response, row: Row, document: Mapping[str, Any]) -> None:
     """Status, content type, headers and body are what the document says of this route."""
-    operation = found["paths"][path_of(row)]["post"]
-    documented = resolved(operation["responses"][str(response.status)], found)
+    operation = document["paths"][path_of(row)]["post"]
+    documented = resolve(operation["responses"][str(response.status)], document)
     media = documented["content"][response.content_type]
-    names = resolved(documented.get("headers", {}), found)
+    names = resolve(documented.get("headers", {}), document)
     for name, value in response.headers.items():
         if name.startswith("x-explain") or name.startswith("inference"):
-            header = resolved(names[name], found)
-            fits(json.loads(value), header.get("schema") or header["content"][JSON]["schema"], found)
+            header = resolve(names[name], document)
+            check_schema(json.loads(value), header.get("schema") or header["content"][JSON]["schema"], document)
     if response.content_type == JSON:
-        fits(json.loads(response.body), media["schema"], found)
+        check_schema(json.loads(response.body), media["schema"], document)
     elif response.content_type == "application/octet-stream":
         length = int(response.headers["inference-header-content-length"])
-        fits(json.loads(response.body[:length]), documented["content"][JSON]["schema"], found)
+        check_schema(json.loads(response.body[:length]), documented["content"][JSON]["schema"], document)
 
 
 @BOUNDED
@@ -181,7 +181,7 @@ def test_answers_are_those_of_the_document(service: Any, row: Row) -> None:
     """Whatever is asked, good or bad: a documented status and content type, with the body and headers it describes."""
     (response,) = ask(service, [row])
 
-    check(response, row, described(service))
+    check(response, row, ask_for_document(service))
 
 
 @BOUNDED
@@ -192,24 +192,24 @@ def test_what_is_answered_is_documented(service: Any, row: Row) -> None:
     if isinstance(body, bytearray) and body[:1] in (b"{", b"["):
         body = json.loads(body)
     if isinstance(body, (dict, list)) and ask(service, [row])[0].status == 200:
-        found = described(service)
-        request = resolved(found["paths"][path_of(row)]["post"]["requestBody"], found)
-        fits(body, request["content"][JSON]["schema"], found)
+        document = ask_for_document(service)
+        request = resolve(document["paths"][path_of(row)]["post"]["requestBody"], document)
+        check_schema(body, request["content"][JSON]["schema"], document)
 
 
 def test_every_example_is_answered(service: Any) -> None:
     """Each body that the document shows gets a 200."""
-    found = described(service)
+    document = ask_for_document(service)
     shown = 0
-    for path, item in found["paths"].items():
-        body = resolved(item.get("post", {}).get("requestBody", {}), found)
+    for path, item in document["paths"].items():
+        body = resolve(item.get("post", {}).get("requestBody", {}), document)
         for example in body.get("content", {}).get(JSON, {}).get("examples", {}).values():
             explain = "expla" in path
             row = Row({"body": example["value"]}, explain=explain)
             (response,) = ask(service, [row])
             assert response.status == 200, response.body
             assert path_of(row) == path.replace("/{version}", "")
-            check(response, row, found)
+            check(response, row, document)
             shown += 1
     assert shown == 8
 
@@ -230,7 +230,7 @@ def test_a_map_that_is_zero_and_a_tensor_fit_too(service: Any) -> None:
     ]
     for row, response in zip(rows, ask(service, rows), strict=True):
         assert response.status == 200
-        check(response, row, described(service))
+        check(response, row, ask_for_document(service))
 
 
 # ------------------------------------------------------------------ a live server
@@ -248,10 +248,10 @@ def schema(live: Server, model: str) -> Any:
     """A model's document, from the management port, as schemathesis reads it; picture files and labels are real ones."""
     import schemathesis
 
-    (found,) = requests.get(f"{live.management_url}/models/{model}?customized=true", timeout=60).json()
-    given_document = copy.deepcopy(found["customizedMetadata"]["openapi"])
+    (description,) = requests.get(f"{live.management_url}/models/{model}?customized=true", timeout=60).json()
+    document = copy.deepcopy(description["customizedMetadata"]["openapi"])
     for name in ("V2Infer", "V2Explain"):  # their binary bodies are no picture files; test_kserve_live sends them
-        del given_document["components"]["requestBodies"][name]["content"]["application/octet-stream"]
+        del document["components"]["requestBodies"][name]["content"]["application/octet-stream"]
     files = [each for each in strategies.PICTURES if len(each) < 10_000]
     text = [base64.b64encode(each).decode() for each in files]
     schemathesis.openapi.format("picture", st.sampled_from(text))
@@ -261,7 +261,7 @@ def schema(live: Server, model: str) -> Any:
     for kind in ("png", "jpeg", "webp", "gif", "tiff", "bmp"):
         schemathesis.openapi.media_type(f"image/{kind}", st.sampled_from(files))
     schemathesis.openapi.media_type("application/octet-stream", st.sampled_from(files))
-    return schemathesis.openapi.from_dict(given_document)
+    return schemathesis.openapi.from_dict(document)
 
 
 OPERATIONS = (
@@ -314,5 +314,5 @@ def test_live_answers_are_those_of_the_document(live: Server, model: str, path: 
 
 def _examples(operation: Any) -> list[Any]:
     """The bodies that the document shows of this operation."""
-    content = resolved(operation.definition.raw.get("requestBody", {}), operation.schema.raw_schema).get("content", {})
+    content = resolve(operation.definition.raw.get("requestBody", {}), operation.schema.raw_schema).get("content", {})
     return [example["value"] for example in content.get(JSON, {}).get("examples", {}).values()]

@@ -64,9 +64,9 @@ def test_predictions_are_the_stock_handlers() -> None:
     """The body is what the stock handler's dict is as JSON, compact: float32 widened, order kept, repeated labels merged."""
     scores = [("crane", 0.5), ("tench, Tinca tinca", 0.25), ("crane", 0.125), ("tête", 0.1)]
     answer = replace(ANSWER, classes=tuple(Score(i, name, float(np.float32(p))) for i, (name, p) in enumerate(scores)))
-    found = reply(answer, explain=False)
-    assert (found.status, found.content_type, dict(found.headers)) == (200, "application/json", {})
-    assert found.body == b'{"crane":0.125,"tench, Tinca tinca":0.25,"t\\u00eate":0.10000000149011612}'
+    written = reply(answer, explain=False)
+    assert (written.status, written.content_type, dict(written.headers)) == (200, "application/json", {})
+    assert written.body == b'{"crane":0.125,"tench, Tinca tinca":0.25,"t\\u00eate":0.10000000149011612}'
 
 
 def test_a_handlers_own_predictions() -> None:
@@ -88,9 +88,9 @@ def test_explanation_key_for_key() -> None:
         '"image":{"width":451,"height":300,"view":[93.96,18.75,357.04,281.25]},'
         '"method":"gradcam++","layer":"features","model":"cats","version":"1.0","weights":"sha256:9f86d081884c"}'
     )
-    found = reply(ANSWER)
-    assert found.body.decode() == expected
-    assert (found.status, found.content_type, dict(found.headers)) == (200, "application/json", {})
+    written = reply(ANSWER)
+    assert written.body.decode() == expected
+    assert (written.status, written.content_type, dict(written.headers)) == (200, "application/json", {})
 
 
 def test_overlay_tensor_and_failed_map() -> None:
@@ -109,13 +109,13 @@ def test_overlay_tensor_and_failed_map() -> None:
 def test_array() -> None:
     """`x-npy` is NumPy's format 1.0, float32 `[targets, h, w]` in row-major order; headers say the rest."""
     transposed = replace(CAT, heatmap=np.arange(6, dtype=np.float32).reshape(3, 2).T)
-    found = reply(replace(ANSWER, explanations=(transposed, replace(transposed, target=281))), "npy")
-    assert found.content_type == "application/x-npy"
-    assert found.body[:8] == b"\x93NUMPY\x01\x00"
-    array = np.load(io.BytesIO(found.body), allow_pickle=False)
+    written = reply(replace(ANSWER, explanations=(transposed, replace(transposed, target=281))), "npy")
+    assert written.content_type == "application/x-npy"
+    assert written.body[:8] == b"\x93NUMPY\x01\x00"
+    array = np.load(io.BytesIO(written.body), allow_pickle=False)
     assert (array.dtype, array.shape, array.flags.c_contiguous) == (np.dtype("<f4"), (2, 2, 3), True)
     np.testing.assert_array_equal(array[1], transposed.heatmap)
-    assert dict(found.headers) == {
+    assert dict(written.headers) == {
         "x-explain-target": "[285,281]",
         "x-explain-range": "[[0.0,0.00031],[0.0,0.00031]]",
         "x-explain-view": "[93.96,18.75,357.04,281.25]",
@@ -125,9 +125,9 @@ def test_array() -> None:
 @pytest.mark.parametrize("media", ["png", "jpeg", "webp"])
 def test_picture(media: Media) -> None:
     """A picture is sent as it was rendered; the headers say target, range, view and scale."""
-    found = reply(replace(ANSWER, picture=b"picture", scale=0.25), media)
-    assert (found.status, found.content_type, found.body) == (200, f"image/{media}", b"picture")
-    assert dict(found.headers) == {
+    written = reply(replace(ANSWER, picture=b"picture", scale=0.25), media)
+    assert (written.status, written.content_type, written.body) == (200, f"image/{media}", b"picture")
+    assert dict(written.headers) == {
         "x-explain-target": "285",
         "x-explain-range": "[0.0,0.00031]",
         "x-explain-view": "[93.96,18.75,357.04,281.25]",
@@ -137,10 +137,10 @@ def test_picture(media: Media) -> None:
 
 def test_headers_of_a_failed_map_and_a_tensor() -> None:
     """What there is not is null."""
-    found = reply(replace(ANSWER, image=None, explanations=(FAILED,)), "npy")
-    assert (found.headers["x-explain-range"], found.headers["x-explain-view"]) == ("null", "null")
-    found = reply(replace(ANSWER, explanations=(CAT, FAILED)), "npy")
-    assert found.headers["x-explain-range"] == "[[0.0,0.00031],null]"
+    written = reply(replace(ANSWER, image=None, explanations=(FAILED,)), "npy")
+    assert (written.headers["x-explain-range"], written.headers["x-explain-view"]) == ("null", "null")
+    written = reply(replace(ANSWER, explanations=(CAT, FAILED)), "npy")
+    assert written.headers["x-explain-range"] == "[[0.0,0.00031],null]"
 
 
 def test_a_picture_that_nobody_rendered_is_our_fault() -> None:
@@ -174,21 +174,21 @@ def test_response_too_large(asked: Request, way_out: str) -> None:
 
 def test_failure() -> None:
     """An error has TorchServe's own shape, in ASCII on one line, whatever its message holds."""
-    found = write_error(RequestError(406, "NotAcceptable", 'é "x"\r\n<script>\ud800'))
-    assert (found.status, found.content_type, dict(found.headers)) == (406, "application/json", {})
-    assert found.body == b'{"code":406,"type":"NotAcceptable","message":"\\u00e9 \\"x\\"\\r\\n<script>\\ud800"}'
+    written = write_error(RequestError(406, "NotAcceptable", 'é "x"\r\n<script>\ud800'))
+    assert (written.status, written.content_type, dict(written.headers)) == (406, "application/json", {})
+    assert written.body == b'{"code":406,"type":"NotAcceptable","message":"\\u00e9 \\"x\\"\\r\\n<script>\\ud800"}'
 
 
 @given(st.text() | st.sampled_from(["\ud800", "a\r\nb: c", "<script>", 'x","y"']), st.sampled_from(["json", "npy", "png"]))
 def test_any_label(label: str, media: Media) -> None:
     """No label breaks a body or a header: JSON parses back to it, headers stay ASCII on one line."""
     answer = replace(ANSWER, classes=(Score(0, label, 1.0),), explanations=(replace(CAT, label=label),), picture=b"x")
-    found = reply(answer, media)
-    assert all(value.isascii() and value.isprintable() for value in found.headers.values())
-    assert found.content_type.isascii()
+    written = reply(answer, media)
+    assert all(value.isascii() and value.isprintable() for value in written.headers.values())
+    assert written.content_type.isascii()
     if media == "json":
-        body: dict[str, Any] = json.loads(found.body)
-        assert found.body.isascii()
+        body: dict[str, Any] = json.loads(written.body)
+        assert written.body.isascii()
         assert body["predictions"] == {label: 1.0}
         assert body["explanations"][0]["label"] == body["classes"][0]["label"] == label
 

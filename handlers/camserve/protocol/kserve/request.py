@@ -20,7 +20,7 @@ from camserve.protocol.tensors import read_numbers, read_tensor, shape_of_lists
 
 _V1_KEYS = frozenset(("instances", "signature_name"))
 _V2_KEYS = frozenset(("id", "model_name", "model_version", "parameters", "inputs", "outputs"))
-FOREIGN = frozenset(
+FOREIGN_PARAMETERS = frozenset(
     (
         *("binary_data", "binary_data_output", "binary_data_size", "classification", "content_type", "headers"),
         *("priority", "sequence_end", "sequence_id", "sequence_start", "timeout"),
@@ -95,7 +95,7 @@ def parse_v2(body: Mapping[str, Any], tail: bytes, call: Call, config: Config, r
     images = _read_images(inputs[0], own, shape, tail, config)
     given = reader.from_headers(call.headers)
     for values in (parameters, own):
-        options = {name: value for name, value in values.items() if name not in FOREIGN}
+        options = {name: value for name, value in values.items() if name not in FOREIGN_PARAMETERS}
         given = reader.merge(given, reader.from_values(options, "parameter"))
     asked = _read_options(given, reader, not isinstance(images[0], Encoded))
     if asked.overlay:

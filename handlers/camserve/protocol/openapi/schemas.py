@@ -10,7 +10,7 @@ from camserve.core.errors import KINDS
 from camserve.core.labels import Labels
 from camserve.core.served import Served
 from camserve.protocol.kserve.outputs import EXPLANATION_OUTPUTS, OUTPUTS, PREDICTION_OUTPUTS
-from camserve.protocol.kserve.request import FOREIGN
+from camserve.protocol.kserve.request import FOREIGN_PARAMETERS
 from camserve.protocol.options import OPTIONS
 
 Schema = dict[str, Any]
@@ -163,7 +163,7 @@ def _answers(labels: Labels, listed: int | None) -> dict[str, Schema]:
 def _kserve_requests(config: Config) -> dict[str, Schema]:
     count = {**_SIZE, "maximum": config.max_instances}
     size = {**_SIZE, "maximum": 4096}
-    foreign: Mapping[str, Schema] = {name: {} for name in sorted(FOREIGN - {"binary_data_output"})}
+    foreign: Mapping[str, Schema] = {name: {} for name in sorted(FOREIGN_PARAMETERS - {"binary_data_output"})}
     options = {**refer_to_options(text=True), "format": {"const": "json"}, "overlay": {"const": False}}
     parameters = _object((), **options, binary_data_output={"type": "boolean"}, **foreign)
     shape = {"type": "array", "prefixItems": [count, {"const": 1}], "items": False, "minItems": 1}
