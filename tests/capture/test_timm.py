@@ -24,6 +24,7 @@ from camserve.explain import methods
 from camserve.tools.archive.archive import open_archive
 from camserve.tools.commands import package
 from camserve.tools.console import Progress
+from camserve.tools.packaging import packager
 
 SIZE = (160, 160)
 TOLERANCE = 1e-5
@@ -126,7 +127,7 @@ def test_an_archive_carries_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     torch.save(built("test_vit").state_dict(), tmp_path / "net.pth")
     monkeypatch.chdir(tmp_path)
     flags = ["--model-file", "net.py", "--weights", "net.pth", "--resize", "160", "--crop", "160", "--export-path", "."]
-    archive = package.package(package.parse(flags), Progress())
+    archive = packager.package(package.parse(flags), Progress())
     answer = json.loads(fork_server.result["body"])
     assert answer["layer"] == LAYERS["test_vit"]
     assert np.array(answer["explanations"][0]["heatmap"]).shape == (10, 10)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from camserve.tools import console
 from camserve.tools.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -17,3 +22,18 @@ def test_commands_call_themselves_as_they_are_called(command: str, monkeypatch: 
     assert parser().prog == f"scripts/{command}.py"
     monkeypatch.setattr(console, "__file__", "/usr/lib/python3/site-packages/camserve/tools/console.py")
     assert parser().prog == f"camserve {command}"
+
+
+def test_help_is_quick() -> None:
+    """No command imports what takes seconds before its command line is read."""
+    code = """
+import sys
+from importlib import import_module
+for name in ("torch", "torchvision", "cv2", "ts", "captum"):
+    sys.modules[name] = None
+from camserve.tools.cli import COMMANDS, usage
+print(len(usage()) and min(len(import_module(f"camserve.tools.commands.{name}").parser().format_help()) for name in COMMANDS))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT / "handlers")
+    assert ran.stderr == ""
+    assert int(ran.stdout) > 200

@@ -20,6 +20,7 @@ from camserve.pictures.decode import open_picture
 from camserve.pictures.preprocess import Preprocess
 from camserve.tools.commands import package
 from camserve.tools.console import Progress
+from camserve.tools.packaging import packager
 from camserve.tools.packaging.trial import draw_test_picture
 
 CPU = torch.device("cpu")
@@ -102,7 +103,7 @@ def test_an_archive_explains_as_the_model(
     side = str(architectures.side_of(name))
     flags = [*source(name, kind, tmp_path), "--name", "packaged", "--resize", side, "--crop", side, "--channels-last", "false"]
     flags += ["--interpolation", "bilinear"]  # some architectures' own weights want another
-    archive = package.package(package.parse([*flags, "--export-path", str(tmp_path)]), Progress())
+    archive = packager.package(package.parse([*flags, "--export-path", str(tmp_path)]), Progress())
     assert archive.is_file()
     answer = json.loads(fork_server.result["body"])
     layer, probabilities, heatmap = eager(name, transform_input=kind == "eager")

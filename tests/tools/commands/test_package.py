@@ -22,6 +22,7 @@ from camserve.core.errors import ConfigError
 from camserve.tools.archive.archive import Row, ask, handler_of, load_service, open_archive
 from camserve.tools.commands import package
 from camserve.tools.console import Progress, ToolError
+from camserve.tools.packaging import packager
 from camserve.tools.packaging.models.demo import load_demo
 from camserve.tools.packaging.trial import try_archive
 
@@ -30,7 +31,7 @@ def made(arguments: list[str]) -> tuple[Path, str]:
     """Packages; the archive, and what was printed."""
     console = Console(record=True, quiet=False, file=open("/dev/null", "w"), width=400)  # noqa: PTH123, SIM115
     with console.file:
-        path = package.package(package.parse(arguments), Progress(console))
+        path = packager.package(package.parse(arguments), Progress(console))
         return path, console.export_text()
 
 
@@ -193,7 +194,7 @@ def test_the_archive_that_was_tried_is_put_into_its_place_whole(tmp_path: Path, 
         assert (tmp_path / "tiny.mar").read_bytes() == b"earlier"
         return try_archive(archive, config)
 
-    monkeypatch.setattr(package, "try_archive", recording)
+    monkeypatch.setattr(packager, "try_archive", recording)
     path, _ = made([*arguments, "--force"])
     assert [(each.st_ino, each.st_size) for each in tried] == [(path.stat().st_ino, path.stat().st_size)]
     assert {each.name for each in tmp_path.iterdir()} == before

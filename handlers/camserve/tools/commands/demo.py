@@ -15,9 +15,9 @@ from rich.table import Table
 
 import camserve
 from camserve.core.errors import ConfigError
-from camserve.tools.commands import package
 from camserve.tools.commands.serve import Server
 from camserve.tools.console import Progress, ToolError, command_of, fail
+from camserve.tools.packaging.flags.package import STORE, parse
 from camserve.tools.packaging.models.demo import DEMO, examples_folder
 
 DRAIN = 10.0
@@ -25,7 +25,7 @@ DRAIN = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demo until Ctrl-C; the exit status."""
+    """Runs the demo until Ctrl-C; returns the exit status."""
     options = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -36,16 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(prog=command_of("demo"), description=__doc__, allow_abbrev=False)
-    made.add_argument("--once", action="store_true", help="stop after the picture")
-    made.add_argument("--port", type=int, default=8080, help="port of the server; 0 picks a free one (%(default)s)")
-    made.add_argument("--picture", type=Path, default=examples_folder() / "cat.jpg", metavar="FILE", help="what to explain")
-    made.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where the overlay goes (%(default)s)")
-    made.add_argument(
-        "--model-store", type=Path, default=package.STORE, metavar="DIR", help="where the archive goes (%(default)s)"
-    )
-    return made
+    """Describes the command line."""
+    command = argparse.ArgumentParser(prog=command_of("demo"), description=__doc__, allow_abbrev=False)
+    command.add_argument("--once", action="store_true", help="stop after the picture")
+    command.add_argument("--port", type=int, default=8080, help="port of the server; 0 picks a free one (%(default)s)")
+    command.add_argument("--picture", type=Path, default=examples_folder() / "cat.jpg", metavar="FILE", help="what to explain")
+    command.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where the overlay goes (%(default)s)")
+    command.add_argument("--model-store", type=Path, default=STORE, metavar="DIR", help="where the archive goes (%(default)s)")
+    return command
 
 
 def run(options: argparse.Namespace, progress: Progress) -> None:
@@ -83,11 +81,13 @@ def _package(store: Path, progress: Progress) -> None:
         progress.note(f"   {archive} is there already, and up to date")
         return
     store.mkdir(parents=True, exist_ok=True)
-    package.package(package.parse(["--demo", "--force", "--export-path", str(store)]), progress)
+    from camserve.tools.packaging.packager import package  # noqa: PLC0415 torch takes seconds, and help does without it
+
+    package(parse(["--demo", "--force", "--export-path", str(store)]), progress)
 
 
 def _newest_source() -> float:
-    """When the newest file that the archive is made from was changed."""
+    """Returns when the newest file that the archive is made from was changed."""
     folder = Path(camserve.__file__).parent
     kinds = ("py", "yaml", "html", "css", "js", "jpg")
     files = [file for kind in kinds for file in folder.rglob(f"*.{kind}")]
@@ -98,7 +98,7 @@ def _newest_source() -> float:
 def _show(url: str, options: argparse.Namespace, progress: Progress) -> None:
     address = f"{url}/explanations/{DEMO}"
     picture = options.picture.read_bytes()
-    answer = _asked(address, picture, "application/json").json()
+    answer = _ask(address, picture, "application/json").json()
     explained = answer["explanations"][0]
     progress.console.print(_table(answer["classes"], explained["target"]))
     left, top, right, bottom = answer["image"]["view"]
@@ -108,7 +108,7 @@ def _show(url: str, options: argparse.Namespace, progress: Progress) -> None:
     )
     overlay = options.out / f"{options.picture.stem}-heatmap.png"
     overlay.parent.mkdir(parents=True, exist_ok=True)
-    overlay.write_bytes(_asked(address, picture, "image/png").content)
+    overlay.write_bytes(_ask(address, picture, "image/png").content)
     progress.note(f"   The picture with its heatmap: {overlay}")
     if not options.once:
         progress.note(f"Open {address} in a browser: the inspector, for pictures of your own.")
@@ -121,7 +121,7 @@ def _show(url: str, options: argparse.Namespace, progress: Progress) -> None:
         progress.note(f"   {command}")
 
 
-def _asked(address: str, picture: bytes, accept: str) -> requests.Response:
+def _ask(address: str, picture: bytes, accept: str) -> requests.Response:
     try:
         response = requests.put(address, data=picture, headers={"Accept": accept}, timeout=120)
     except requests.RequestException as error:

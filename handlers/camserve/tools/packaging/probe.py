@@ -11,9 +11,9 @@ import torch
 from camserve.capture.backend import Backend, open_backend
 from camserve.core.config import Config
 from camserve.core.geometry import input_size
-from camserve.tools.packaging import advice
 from camserve.tools.packaging.adoption.old_archive import OldArchive
 from camserve.tools.packaging.adoption.their_handler import AdoptedHandler
+from camserve.tools.packaging.models import advice
 from camserve.tools.packaging.models.source import ModelSource
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -20,11 +21,13 @@ from camserve.core.text import in_one_line
 from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import UNSEEN, Reference
 from camserve.monitoring.statistics import STATISTICS
-from camserve.pipeline.model import Model
 from camserve.tools.archive.archive import face_of, load_service, open_archive
 from camserve.tools.archive.rewriting import name_fault
 from camserve.tools.console import Progress, ToolError, command_of
 from camserve.tools.watching.baseline import Collector, build_reference
+
+if TYPE_CHECKING:  # torch takes seconds, and the command's help does without it
+    from camserve.pipeline.model import Model
 
 LEAST = 100
 """Least pictures of a reference."""

@@ -19,6 +19,7 @@ from tests.support.processes.fork_server import ForkServer
 from camserve.tools.archive.archive import Response, Row, ask, load_service, open_archive
 from camserve.tools.commands import package
 from camserve.tools.console import Progress, ToolError
+from camserve.tools.packaging import packager
 from camserve.tools.packaging.adoption.old_archive import choose_name
 
 LABELS = {"0": "bright", "1": "dark", "2": "grey"}
@@ -41,7 +42,7 @@ def packaged(tmp_path: Path, *arguments: str) -> Path:
     """The archive that these flags make."""
     (tmp_path / "store").mkdir(exist_ok=True)
     words = [*arguments, "--export-path", str(tmp_path / "store")]
-    return package.package(package.parse(words), Progress())
+    return packager.package(package.parse(words), Progress())
 
 
 def answers(archive: Path, picture: bytearray = PICTURE) -> tuple[Response, Response]:

@@ -1,1 +1,1 @@
-"""The command-line flags that packaging and `inspect_model` share: which model, and the configuration's keys."""
+"""The command lines of packaging and `inspect_model`, read without torch, so that their help is quick."""

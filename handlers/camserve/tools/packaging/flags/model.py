@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from camserve.tools.console import ToolError
-from camserve.tools.packaging.models.architectures import load_architecture
 from camserve.tools.packaging.models.demo import DEMO, load_demo
-from camserve.tools.packaging.models.files import load_model_file, load_program
 from camserve.tools.packaging.models.source import ModelSource
 
 
@@ -89,6 +87,10 @@ class ModelFlags:
             ToolError: it cannot be loaded.
             ConfigError: a program of torch.export that this torch cannot read.
         """
+        # torch takes seconds, and a command's help does without it
+        from camserve.tools.packaging.models.architectures import load_architecture  # noqa: PLC0415
+        from camserve.tools.packaging.models.files import load_model_file, load_program  # noqa: PLC0415
+
         if self.demo:
             return load_demo()
         if self.torchvision:

@@ -22,10 +22,11 @@ from camserve.core.errors import ConfigError
 from camserve.tools.archive.archive import open_archive
 from camserve.tools.commands import inspect_model, package
 from camserve.tools.console import Progress, ToolError
-from camserve.tools.packaging import advice
+from camserve.tools.packaging import packager
 from camserve.tools.packaging.adoption.their_handler import AdoptedHandler
 from camserve.tools.packaging.contents.names import WEIGHTS
 from camserve.tools.packaging.flags.model import ModelFlags
+from camserve.tools.packaging.models import advice
 from camserve.tools.packaging.models.files import load_program
 
 CPU = torch.device("cpu")
@@ -78,15 +79,15 @@ def warned(model: nn.Module, size: tuple[int, int] = SIZE) -> list[str]:
 @pytest.fixture
 def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The archive that was built is not asked for an explanation: other tests do."""
-    monkeypatch.setattr(package, "try_archive", lambda *_: {"explanations": [{"warnings": []}]})
-    monkeypatch.setattr(package, "find_needed_modules", lambda *_: {})
+    monkeypatch.setattr(packager, "try_archive", lambda *_: {"explanations": [{"warnings": []}]})
+    monkeypatch.setattr(packager, "find_needed_modules", lambda *_: {})
 
 
 def said(arguments: list[str]) -> str:
     """What packaging prints."""
     console = Console(record=True, file=open("/dev/null", "w"), width=400)  # noqa: PTH123, SIM115
     with console.file:
-        package.package(package.parse(arguments), Progress(console))
+        packager.package(package.parse(arguments), Progress(console))
         return console.export_text()
 
 

@@ -1,0 +1,127 @@
+"""The command line of `camserve package`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from camserve.tools.console import ToolError, command_of
+from camserve.tools.packaging.flags.keys import add_key_flags, read_keys
+from camserve.tools.packaging.flags.model import ModelFlags, add_labels_flag, add_model_flags, add_weights_flag, read_model_flags
+
+DESCRIPTION = """
+Makes an archive (.mar) of a model: weights, handler and configuration in one file that any TorchServe 0.12 serves.
+"""
+STORE = Path("model_store")
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for.
+
+    Attributes:
+        model: which model.
+        keys: keys of the configuration.
+        settings: TorchServe's settings, by their names in model-config.yaml.
+        name: the model's name; None: its own.
+        version: None: the old archive's, or 1.0.
+        extra_files: names of files and folders, and wildcards.
+        requirements: a file for pip.
+        config: a model-config.yaml.
+        export_path: the folder that the archive is written to.
+        force: replace an archive that exists.
+    """
+
+    model: ModelFlags
+    keys: Mapping[str, Any]
+    settings: Mapping[str, int]
+    name: str | None
+    version: str | None
+    extra_files: Sequence[str]
+    requirements: Path | None
+    config: Path | None
+    export_path: Path
+    force: bool
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: the model, its weights and labels first, TorchServe's settings last."""
+    parser = argparse.ArgumentParser(prog=command_of("package"), description=DESCRIPTION, allow_abbrev=False)
+    parser.usage = "%(prog)s MODEL [--weights FILE] [--labels FILE] [--name NAME] [...]"
+    model = parser.add_argument_group("the model, one of").add_mutually_exclusive_group(required=True)
+    add_model_flags(model)
+    old = "an archive that is served already (.mar, .tar.gz)"
+    model.add_argument("--from-archive", dest="archive", metavar="OLD", type=Path, help=old)
+    weights = parser.add_argument_group("its weights").add_mutually_exclusive_group()
+    add_weights_flag(weights)
+    weights.add_argument("--random-weights", action="store_true", help="for trials; without either, the published ones")
+    add_labels_flag(parser.add_argument_group("its classes"))
+    _add_archive_flags(parser.add_argument_group("the archive"))
+    add_key_flags(parser)
+    _add_server_flags(parser.add_argument_group("how TorchServe runs it"))
+    return parser
+
+
+def _add_archive_flags(archive: Any) -> None:
+    archive.add_argument("--name", help="the model's name (the architecture's or the file's)")
+    archive.add_argument("--version", help="the model's version (1.0, or the old archive's)")
+    archive.add_argument("--export-path", metavar="DIR", type=Path, default=STORE, help="where it is written (%(default)s)")
+    archive.add_argument("--force", action="store_true", help="replace an archive that exists")
+    archive.add_argument("--extra-files", metavar="FILES", action="append", default=[], help="comma-separated, repeatable")
+    wanted = "what TorchServe is to install for the archive (pip's format); what it names is not bundled"
+    archive.add_argument("--requirements", metavar="FILE", type=Path, help=wanted)
+    settings = "a model-config.yaml: TorchServe's settings (pt2, deviceType, ...) and a section `explain:`; flags beat it"
+    archive.add_argument("--config", metavar="FILE", type=Path, help=settings)
+
+
+def _add_server_flags(server: Any) -> None:
+    server.add_argument("--batch-size", metavar="N", type=_count, help="most requests in a batch (8)")
+    delay = "how long a batch waits for more, in milliseconds (1: under load batches fill by themselves)"
+    server.add_argument("--max-batch-delay", metavar="MS", type=_count, help=delay)
+    server.add_argument("--workers", metavar="N", type=_count, help="worker processes (1)")
+    queue = "most waiting requests, which lie in Java's memory; beyond, the answer is 503 (the server's job_queue_size)"
+    server.add_argument("--job-queue-size", metavar="N", type=_count, help=queue)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 100000, got {text!r}")
+    return int(text)
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Reads the command line, and refuses flags that do not fit together.
+
+    Raises:
+        ToolError: weights that do not go with the model, or a version that TorchServe does not take.
+        ConfigError: a key of the configuration does not fit.
+    """
+    given = parser().parse_args(argv)
+    settings = {
+        "minWorkers": given.workers,
+        "maxWorkers": given.workers,
+        "batchSize": given.batch_size,
+        "maxBatchDelay": given.max_batch_delay,
+        "jobQueueSize": given.job_queue_size,
+    }
+    options = Options(
+        model=read_model_flags(given, random_weights=given.random_weights),
+        keys=read_keys(given),
+        settings={name: value for name, value in settings.items() if value is not None},
+        name=given.name,
+        version=given.version,
+        extra_files=[name for text in given.extra_files for name in text.split(",")],
+        requirements=given.requirements,
+        config=given.config,
+        export_path=given.export_path,
+        force=given.force,
+    )
+    options.model.check()
+    if options.version is not None and not re.fullmatch(NAME, options.version):
+        raise ToolError(f"--version: expected letters, digits, '.', '_' and '-', got {options.version!r}")
+    return options

@@ -1,0 +1,176 @@
+"""Packages a model: loads it, finds its layers, builds the archive, and tries it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from camserve.core.labels import Labels
+from camserve.tools.archive.archive import Archive, open_archive
+from camserve.tools.console import Progress, ToolError
+from camserve.tools.packaging.adoption.old_archive import OldArchive, read_old_archive
+from camserve.tools.packaging.archiver import Parts, build_archive
+from camserve.tools.packaging.contents.files import copy_extra_files, copy_package
+from camserve.tools.packaging.contents.labels import read_labels, write_labels
+from camserve.tools.packaging.contents.modules import copy_licences, copy_modules, find_needed_modules
+from camserve.tools.packaging.contents.requirements import check_requirements, copy_requirements
+from camserve.tools.packaging.contents.settings import ModelConfig, merge_settings, read_settings, write_settings
+from camserve.tools.packaging.flags.package import NAME, STORE, Options
+from camserve.tools.packaging.models.source import ModelSource
+from camserve.tools.packaging.probe import Probed, probe_model
+from camserve.tools.packaging.trial import try_archive
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Folders of one run: files that the archive will hold, others on the way, and beside its place the archive itself."""
+
+    stage: Path
+    workdir: Path
+    built: Path
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model, the archive that it comes from, if any, and the file of requirements in the stage."""
+
+    source: ModelSource
+    old: OldArchive | None
+    requirements: Path | None
+
+
+def package(options: Options, progress: Progress) -> Path:
+    """Makes the archive and returns its path; on a failure nothing is left behind, and an earlier archive stays.
+
+    Raises:
+        ToolError: what was asked for cannot be done.
+        ConfigError: a key of the configuration, a layer or the labels do not fit.
+    """
+    config = read_settings(options.config) if options.config else ModelConfig()
+    with ExitStack() as stack:
+        archive = stack.enter_context(open_archive(options.model.archive)) if options.model.archive else None
+        target = _choose_target(options, archive)
+        options.model.check_files()
+        space = _open_workspace(target, stack)
+        loaded = _load(options, archive, space, progress)
+        settings = merge_settings(loaded.old.settings if loaded.old else {}, config.server, options.settings)
+        with progress.step("Run the model once to find its layers"):
+            probed = probe_model(loaded.source, loaded.old, {**config.explain, **options.keys})
+        _say_all(probed.notes, progress)
+        _put_labels(options.model.labels, loaded, probed.outputs, space.stage, progress)
+        _put_modules(loaded, space.stage, progress)
+        handler = _put_handler(loaded.old, space.stage, progress)
+        written = write_settings(space.workdir, settings, {**probed.explain, "layers": probed.layers})
+        with progress.step("Build the archive with torch-model-archiver"):
+            parts = Parts(space.stage, handler, written, loaded.requirements)
+            version = options.version or (loaded.old.version if loaded.old else "") or "1.0"
+            built = build_archive(loaded.source, parts, space.built, name=target.stem, version=version)
+        _try(built, probed, progress)
+        built.replace(target)
+    progress.note(f"Packaged {target} ({target.stat().st_size / 1e6:.1f} MB); it explains a picture in a fresh process")
+    return target
+
+
+def _choose_target(options: Options, old: Archive | None) -> Path:
+    """The archive's path: a name that TorchServe takes, in a folder that exists, where nothing stands unless --force."""
+    name = options.name or (old.name if old else options.model.default_name)
+    if not re.fullmatch(NAME, name):
+        raise ToolError(f"--name: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, got {name!r}")
+    store = options.export_path
+    if store == STORE:
+        store.mkdir(exist_ok=True)
+    if not store.is_dir():
+        raise ToolError(f"--export-path: there is no folder {store}; make it first, mkdir -p {shlex.quote(str(store))}")
+    target = store / f"{name}.mar"
+    if target.exists() and not options.force:
+        raise ToolError(f"{target} exists; replace it with --force, or choose another --name")
+    return target
+
+
+def _open_workspace(target: Path, stack: ExitStack) -> Workspace:
+    """Makes folders that are removed when `stack` closes.
+
+    The archive is built beside its place, so that a rename puts it there in one step. No server takes the hidden folder, or
+    what is in it, for a model.
+    """
+    try:
+        beside = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent.resolve())
+    except OSError as error:
+        raise ToolError(f"--export-path: nothing can be written in {target.parent}: {error.strerror}") from error
+    built = Path(stack.enter_context(beside))
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="camserve-")))
+    space = Workspace(folder / "staging", folder / "work", built)
+    space.stage.mkdir()
+    space.workdir.mkdir()
+    return space
+
+
+def _load(options: Options, archive: Archive | None, space: Workspace, progress: Progress) -> Loaded:
+    """Loads the model, after extra files and requirements, which its file may need, lie in the stage."""
+    copy_extra_files(options.extra_files, space.stage)
+    requirements = copy_requirements(options.requirements, space.stage) if options.requirements else None
+    notes = check_requirements(requirements) if requirements else ()
+    with progress.step("Load the model and its weights"):
+        if archive:
+            old = read_old_archive(archive, space.workdir, space.stage, requirements)
+            loaded = Loaded(old.source, old, old.requirements)
+            notes = (*notes, *old.notes)
+        else:
+            source = options.model.load(space.workdir, space.stage, progress.console.is_terminal)
+            loaded = Loaded(source, None, requirements)
+    _say_all([*loaded.source.notes, *notes], progress)
+    return loaded
+
+
+def _say_all(notes: Sequence[str], progress: Progress) -> None:
+    for note in notes:
+        progress.note(note)
+
+
+def _put_labels(file: Path | None, loaded: Loaded, outputs: int, stage: Path, progress: Progress) -> None:
+    """Writes the labels of a file, of the old archive, or of the model, where they are as many as its outputs."""
+    own = loaded.source.label_mapping
+    known = loaded.old.labels if loaded.old else own if own is None or len(own) == outputs else None
+    mapping = read_labels(file) if file else known
+    labels = Labels(outputs, mapping)
+    if mapping is None:
+        progress.note(f"No labels: the {outputs} classes are named by their index; --labels gives them names")
+    else:
+        progress.note(f"Labels: {outputs} classes, from {labels[0]} to {labels[outputs - 1]}")
+        write_labels(stage, mapping)
+
+
+def _put_modules(loaded: Loaded, stage: Path, progress: Progress) -> None:
+    """Copies the modules that the model's file needs and a server does not bring, and all licences."""
+    source, licensed = loaded.source, list(loaded.source.licensed)
+    if source.model_file and not source.generated:
+        with progress.step("Find the modules that the model's file needs"):
+            modules = find_needed_modules(source.model_file, stage, loaded.requirements)
+        licensed += copy_modules(modules, stage)
+        if modules:
+            progress.note(f"Bundled, since TorchServe does not bring them: {', '.join(modules)}")
+    copy_licences(licensed, stage)
+
+
+def _put_handler(old: OldArchive | None, stage: Path, progress: Progress) -> Path:
+    """The handler's file, beside the package and, where it is the old archive's, camserve's own handler in `stage`."""
+    ours = copy_package(stage)
+    if old is None or old.handler.file is None:
+        return ours
+    shutil.copyfile(ours, stage / ours.name)
+    progress.note(f"Handler: {old.handler.title}, over camserve's")
+    return old.handler.file
+
+
+def _try(archive: Path, probed: Probed, progress: Progress) -> None:
+    """Explains a picture with the archive in a fresh process, and passes on what is odd about its heatmap."""
+    with progress.step("Explain a picture from the archive in a fresh process"):
+        answer = try_archive(archive, probed.config)
+    for warning in answer["explanations"][0]["warnings"]:
+        progress.note(f"Warning: the test picture's heatmap is {warning}; another --layer may show more")

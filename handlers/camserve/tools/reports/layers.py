@@ -1,0 +1,190 @@
+"""Lists the layers of a model that have a map, with what each costs, and draws a picture's heatmaps at each."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from rich.table import Table
+
+from camserve.capture import LayerInfo, open_model, synthesize_pictures
+from camserve.capture.backend import Backend, open_backend
+from camserve.capture.choose.layer import find_faults
+from camserve.capture.models.kinds import survey_model
+from camserve.core.config import Config
+from camserve.core.errors import ConfigError
+from camserve.core.geometry import Rect
+from camserve.core.labels import Labels
+from camserve.explain.explainer import Explainer, Task
+from camserve.pictures import render
+from camserve.pictures.decode import open_picture, silence_decoders
+from camserve.pipeline.model import PROBE
+from camserve.tools.console import Progress
+from camserve.tools.packaging.flags.inspect_model import Options
+from camserve.tools.packaging.inspected import InspectedModel
+from camserve.tools.packaging.models import advice
+from camserve.tools.reports.contact_sheet import Shot, draw_sheet
+
+TABLE_WIDTH = 120
+"""Characters that the table may take where there is no terminal to say."""
+
+ABOUT_COSTS = (
+    "x prediction: the time of an explanation over that of a prediction, one picture on {threads} of this CPU's threads, in "
+    "{precision}, both by the model as it is; a worker also folds normalisations and arranges weights, or compiles"
+)
+
+
+def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> None:
+    """Prints the table, and draws the sheet where a picture is given."""
+    device = torch.device("cpu")
+    config = replace(inspected.config, layers=(), channels_last=False)
+    with progress.step("Run the model once to find its layers"):
+        try:
+            with advice.suggest_size(inspected.model, inspected.size, own=inspected.preprocess.view(*PROBE) is None):
+                picked = open_backend(inspected.model, config, inspected.size, device)
+        except ConfigError:
+            with suppress(ConfigError):  # it does not even run, as the error says already
+                _print_none(inspected, options.depth, progress)
+            raise
+    shown = _shown(picked, inspected.config.layers, options.depth)
+    backend, refused = _usable(inspected, config, shown, device)
+    costs = _costs(backend, inspected.size, options.rounds)
+    listed = [info for info in shown if info.name in backend.layers]
+    _print(listed, picked.layers[0], backend.closed_form, costs, inspected.size, progress=progress)
+    progress.note(ABOUT_COSTS.format(precision=config.precision, threads=torch.get_num_threads()))
+    for name, why in refused.items():
+        progress.note(f"  {name}: {why}")
+    progress.note(f"The rule picks {picked.layers[0]}: {picked.why}")
+    if len(picked.maps) > len(shown):
+        progress.note(f"{len(picked.maps) - len(shown)} deeper layers are not listed; --depth {options.depth + 1} lists more")
+    if options.image:
+        asked = {*inspected.config.layers, *picked.layers}
+        rows = listed
+        rows = rows if options.every_layer else _few(rows, asked)
+        with progress.step(f"Explain {options.image.name} at {len(rows)} layers"):
+            sheet = _sheet(inspected, backend, rows, picked.layers[0], options.image)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_bytes(render.encode(sheet, "png"))
+        progress.note(f"Heatmaps by layer and method: {options.out}")
+
+
+def _shown(picked: Backend, asked: Sequence[str], depth: int) -> list[LayerInfo]:
+    """The layers to list: those of few levels that compute something, the rule's choice, and those that were asked for."""
+    always = {*picked.layers, *asked}
+    return [
+        info
+        for info in picked.maps
+        if info.name in always or (info.name.count(".") < depth and not info.passes_through)
+    ]  # fmt: skip
+
+
+def _usable(
+    inspected: InspectedModel, config: Config, shown: Sequence[LayerInfo], device: torch.device
+) -> tuple[Backend, dict[str, str]]:
+    """A backend for all of these layers that can be explained, and why the others cannot."""
+    names = tuple(info.name for info in shown)
+    try:
+        return open_backend(inspected.model, replace(config, layers=names), inspected.size, device), {}
+    except ConfigError:  # one of them cannot be explained: which?
+        refused = {name: why for name in names if (why := _refusal(inspected, replace(config, layers=(name,)), device))}
+    usable = tuple(name for name in names if name not in refused)
+    return open_backend(inspected.model, replace(config, layers=usable), inspected.size, device), refused
+
+
+def _refusal(inspected: InspectedModel, config: Config, device: torch.device) -> str:
+    try:
+        open_backend(inspected.model, config, inspected.size, device)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _costs(backend: Backend, size: tuple[int, int], rounds: int) -> dict[str, float]:
+    """For each layer the time of an explanation over that of a prediction, one picture, alternating; the median of `rounds`."""
+    picture = synthesize_pictures(size, 1)
+    explainer = Explainer(backend, torch.device("cpu"))
+    costs = {}
+    for layer in track(backend.layers, description="timing", transient=True):
+        want = Task(layer, "gradcam++")
+        ratios = []
+        for turn in range(rounds + 1):
+            plain = _seconds(lambda: explainer.explain([picture[0]], [None]))
+            explained = _seconds(lambda want=want: explainer.explain([picture[0]], [want]))  # type: ignore[misc]
+            ratios += [explained / plain] if turn else []
+        costs[layer] = statistics.median(ratios)
+    return costs
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _print(
+    shown: Sequence[LayerInfo],
+    picked: str,
+    closed_form: Collection[str],
+    costs: dict[str, float],
+    size: tuple[int, int],
+    *,
+    progress: Progress,
+) -> None:
+    table = Table("layer", "kind", "map", "stride", "signed", "gradients", "x prediction", "", box=None, padding=(0, 2, 0, 0))
+    for info in shown:
+        layout = info.site.layout
+        stride = f"{size[0] / layout.height:g}x{size[1] / layout.width:g}"
+        closed = "closed form" if info.name in closed_form else "autograd"
+        mark = "the rule's choice" if info.name == picked else ""
+        shape = f"{layout.channels} x {layout.height}x{layout.width}"
+        signed = "yes" if info.signed else "no"
+        table.add_row(info.name, info.kind, shape, stride, signed, closed, f"{costs[info.name]:.2f}", mark)
+    progress.console.width = max(progress.console.width, TABLE_WIDTH)
+    progress.console.print(table)
+
+
+def _print_none(inspected: InspectedModel, depth: int, progress: Progress) -> None:
+    """Lists the layers of a model of which none can be explained, with what speaks against each.
+
+    Raises:
+        ConfigError: it does not even run.
+    """
+    pictures = synthesize_pictures(inspected.size)
+    own = open_model(inspected.model, pictures)
+    found = survey_model(own, pictures, inspected.config.token_grid)
+    shown = [info for info in found.layers if info.name.count(".") < depth]
+    maps = [info for info in shown if info.cells > 1]
+    faults = find_faults(own, pictures, maps, found.outputs) if maps else {}
+    table = Table("layer", "kind", "output", "why it is not taken", box=None, padding=(0, 2, 0, 0))
+    for info in shown:
+        alone = "its map has a single cell" if info.layout else info.fault or "it has no spatial map"
+        passed = "it only pools, or passes on" if info.passes_through else ""
+        table.add_row(
+            info.name, info.kind, "x".join(map(str, info.shape)), faults.get(info.name, passed) if info.cells > 1 else alone
+        )
+    progress.console.width = max(progress.console.width, TABLE_WIDTH)
+    progress.console.print(table)
+
+
+def _few(rows: Sequence[LayerInfo], always: set[str]) -> list[LayerInfo]:
+    """The last layer of each size of map, and those that are always drawn."""
+    last = {(info.site.layout.height, info.site.layout.width): info.name for info in rows}
+    return [info for info in rows if info.name in always or info.name in last.values()]
+
+
+def _sheet(inspected: InspectedModel, backend: Backend, rows: Sequence[LayerInfo], picked: str, path: Path) -> NDArray[np.uint8]:
+    """The contact sheet of a picture's file."""
+    silence_decoders()
+    picture = open_picture(path.read_bytes(), inspected.config)
+    view = inspected.preprocess.view(*picture.size) or Rect(0, 0, *picture.size)
+    shot = Shot(np.asarray(picture), view, inspected.preprocess(picture), path.name)
+    label = Labels(backend.outputs, inspected.labels).__getitem__
+    return draw_sheet(backend, rows, shot, picked=picked, label=label, style=inspected.config)
