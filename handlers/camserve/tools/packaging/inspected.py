@@ -56,10 +56,8 @@ def open_inspected(flags: ModelFlags, keys: Mapping[str, Any], progress: Progres
     with tempfile.TemporaryDirectory(prefix="camserve-") as folder:
         workdir = Path(folder)
         if flags.archive:
-            with (
-                open_archive(flags.archive) as opened,
-                isolate_modules(opened.directory),
-            ):  # its model may import more when it runs
+            # its model may import more when it runs
+            with open_archive(flags.archive) as opened, isolate_modules(opened.directory):
                 inspected = _load_archive(opened, keys, workdir)
                 yield replace(inspected, labels=labels or inspected.labels)
             return
