@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 from tests.support.build import PLAIN, archive, encoded, module_of, noise, square, weights
+from tests.support.comparison.closeness import error_of_sum
+from tests.support.comparison.equality import assert_close as close
 from tests.support.comparison.equality import assert_same
 from torchvision import transforms
 from torchvision.models import ResNet18_Weights
@@ -28,6 +30,8 @@ from camserve.pictures.decode import open_picture
 from camserve.pictures.preprocess import is_stateless
 from camserve.tools.archive.archive import Row, ask, handler_of, load_service
 from gradcam_handler import GradCAMHandler
+
+pytestmark = pytest.mark.numeric
 
 LABELS = {"0": "bright", "1": 'dark, "quoted"\r\n<script>', "2": "Weiß"}
 
@@ -551,11 +555,12 @@ def test_a_step_of_its_own_may_keep_something(folder: Path, body: str) -> None:
     pictures = [encoded(noise(600, 600, seed)) for seed in range(8)]
     service = subclassed(folder, body, {"layers": ["features"]})
     alone = [json.loads(ask(service, [Row({"body": each})])[0].body) for each in pictures]
+    error = error_of_sum(3 * 8 * 8)  # a batch may take another kernel than a lone picture
 
-    assert len({tuple(each.values()) for each in alone}) == 8
+    assert np.diff(sorted(each["0"] for each in alone)).min() > 2 * error
     for _ in range(3):
-        together = [json.loads(answer.body) for answer in ask(service, [Row({"body": each}) for each in pictures])]
-        assert together == [pytest.approx(each, abs=1e-5) for each in alone]
+        together = ask(service, [Row({"body": each}) for each in pictures])
+        close([json.loads(each.body) for each in together], alone, error)
 
 
 def test_transforms_of_torchvision_run_in_threads(folder: Path) -> None:

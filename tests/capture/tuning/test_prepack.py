@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from tests.support.comparison.closeness import assert_close, exact, unscaled
 from tests.support.models import nets
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -23,7 +24,10 @@ from camserve.explain.explainer import Explainer, Task
 CPU = torch.device("cpu")
 PICTURES = synthesize_pictures((32, 32), 4)
 
-pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"),
+]
 
 
 def close(one: Tensor, other: Tensor) -> bool:
@@ -194,6 +198,7 @@ def test_a_tuned_model_explains_as_the_model_does(monkeypatch: pytest.MonkeyPatc
     model = torchvision.models.resnet18().eval()
     pictures = synthesize_pictures((64, 64), 3)
     plain = open_backend(copy.deepcopy(model), Config(layers=layers, channels_last=False), (64, 64), CPU)
+    errors = {layer: 2 * exact(model, layer, pictures[0], 3).map_error for layer in layers}
     tuned = open_backend(model, Config(layers=layers), (64, 64), CPU, tune=True)
     assert tuned.memory_format == "prepacked"
     assert len(packed(model)) == 20
@@ -201,10 +206,10 @@ def test_a_tuned_model_explains_as_the_model_does(monkeypatch: pytest.MonkeyPatc
         wants = [Task(layer, "gradcam++", (3, 5)) for layer in layers for _ in range(count)]
         given = list(pictures[:count]) * len(layers)
         found, expected = (Explainer(backend, CPU).explain(given, wants) for backend in (tuned, plain))
-        for one, other in zip(found, expected, strict=True):
+        for want, one, other in zip(wants, found, expected, strict=True):
             assert close(one.logits, other.logits)  # type: ignore[union-attr]
             for first, second in zip(one.explanations, other.explanations, strict=True):  # type: ignore[union-attr]
-                assert abs(first.heatmap - second.heatmap).max() < 1e-3
+                assert_close(*(unscaled(each.heatmap, each.range) for each in (first, second)), errors[want.layer])
                 assert first.target == second.target
 
 

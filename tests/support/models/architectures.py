@@ -11,6 +11,10 @@ import torchvision
 from torch import Tensor, nn
 
 from camserve.capture import synthesize_pictures
+from camserve.core.config import Config
+from camserve.pictures.decode import open_picture
+from camserve.pictures.preprocess import Preprocess
+from camserve.tools.packaging.trial import draw_test_picture
 
 CLASSES = 10
 NAMES = torchvision.models.list_models(module=torchvision.models)
@@ -48,12 +52,17 @@ def built(name: str) -> nn.Module:
     for part in module.modules():
         if isinstance(part, nn.Linear) and not part.weight.any():
             nn.init.normal_(part.weight, std=0.02)
-    settle(module.eval(), batch(name))
+    side = side_of(name)
+    settle(module.eval(), torch.cat([synthesize_pictures((side, side), 8, seed=5), tried(name)[None]]))
     return module
 
 
 def settle(module: nn.Module, pictures: Tensor) -> None:
-    """Gives each batch normalisation the statistics of what reaches it, so that activations neither vanish nor explode."""
+    """Gives each batch normalisation the statistics of what reaches it, so that activations neither vanish nor explode.
+
+    Of pictures that are unlike these, they may: a channel that hardly varied is divided by its small deviation, and so is its
+    rounding.
+    """
 
     def learn(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         norm.running_mean, norm.running_var = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3)) + 1e-3
@@ -63,6 +72,17 @@ def settle(module: nn.Module, pictures: Tensor) -> None:
         module(pictures)
     for handle in handles:
         handle.remove()
+
+
+def prepared(name: str) -> Config:
+    """How its pictures are prepared."""
+    return Config(resize=side_of(name), crop=side_of(name), channels_last=False)
+
+
+def tried(name: str) -> Tensor:
+    """The picture that packaging tries an archive with, prepared: `[3, side, side]`."""
+    config = prepared(name)
+    return Preprocess(config)(open_picture(draw_test_picture(config), config))
 
 
 def batch(name: str) -> Tensor:

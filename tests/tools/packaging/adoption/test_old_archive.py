@@ -9,11 +9,11 @@ import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from tests.support.build import MODEL, encoded, noise, weights
+from tests.support.comparison.closeness import assert_close, error_of_sum, unscaled
 from tests.support.processes.fork_server import ForkServer
 
 from camserve.tools.archive.archive import Response, Row, ask, load_service, open_archive
@@ -25,6 +25,7 @@ from camserve.tools.packaging.adoption.old_archive import choose_name
 LABELS = {"0": "bright", "1": "dark", "2": "grey"}
 PREPROCESSING = ["--resize", "64", "--crop", "64", "--mean", "0", "0", "0", "--std", "1", "1", "1"]
 PICTURE = encoded(noise(80, 64, 3))
+ERROR = error_of_sum(3 * 8 * 8)
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -77,15 +78,16 @@ def eager(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> 
 
 
 def same_explanation(response: Response, wanted: dict[str, object]) -> None:
-    """The same scores and heatmap as the eager archive's."""
+    """The same scores and map as the eager archive's; a cell of it is one convolution's sum."""
     assert response.status == 200, response.body
     answer = json.loads(response.body)
     probabilities = [[each["probability"] for each in told["classes"]] for told in (answer, wanted)]  # type: ignore[index, attr-defined]
-    assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-6)
-    heatmaps = [np.array(told["explanations"][0]["heatmap"]) for told in (answer, wanted)]  # type: ignore[index]
-    np.testing.assert_allclose(*heatmaps, atol=1e-5)
+    assert probabilities[0] == pytest.approx(probabilities[1], abs=ERROR)
+    told = [each["explanations"][0] for each in (answer, wanted)]  # type: ignore[index]
+    assert_close(*(unscaled(each["heatmap"], each["range"]) for each in told), ERROR)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("kind", ["scripted", "traced"])
 def test_a_torchscript_file_is_explained_as_the_eager_model(tmp_path: Path, eager: dict[str, object], kind: str) -> None:
     """No other library explains one at all."""
@@ -118,6 +120,7 @@ def test_a_torchscript_file_is_explained_as_the_eager_model(tmp_path: Path, eage
     same_explanation(answers(archive)[1], eager)
 
 
+@pytest.mark.numeric
 def test_an_exported_program_is_explained_as_the_eager_model(tmp_path: Path, eager: dict[str, object]) -> None:
     """Exported for any number of pictures."""
     file = tmp_path / "bright.pt2"
@@ -183,6 +186,7 @@ def old_archive(tmp_path: Path, handler: str | None) -> Path:
     return tmp_path / "theirs.mar"
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("kind", ["image_classifier", "subclass of the stock handler", "subclass of ours"])
 def test_an_archive_that_is_served_already_explains(tmp_path: Path, eager: dict[str, object], kind: str) -> None:
     """Its version, settings, labels, extra files and its handler's own steps stay."""
