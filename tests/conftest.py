@@ -24,6 +24,15 @@ BATCHES = ["--batch-size", "8", "--max-batch-delay", "20"]
 __all__ = ["pytest_collection_modifyitems", "pytest_sessionfinish", "pytest_terminal_summary"]
 
 
+@pytest.fixture(autouse=True)
+def threads() -> None:
+    """As many of torch's threads as CAMSERVE_THREADS says, whatever another test, or what it tests, has set."""
+    if os.environ.get("CAMSERVE_THREADS"):
+        import torch  # seconds, which the usual run of a test without it need not wait for
+
+        torch.set_num_threads(int(os.environ["CAMSERVE_THREADS"]))
+
+
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
     """The process off which packaging's checks are forked: one for all tests, since each check has a child of its own."""

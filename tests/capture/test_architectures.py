@@ -16,6 +16,8 @@ from camserve.capture import Backend, open_backend
 from camserve.core.config import Config
 from camserve.explain import methods
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
 QUICK = 60e6

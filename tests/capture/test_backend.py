@@ -13,6 +13,8 @@ from camserve.capture import open_backend, synthesize_pictures
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 SIZE = (nets.SIDE, nets.SIDE)
 PICTURES = synthesize_pictures(SIZE)

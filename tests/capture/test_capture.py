@@ -22,6 +22,8 @@ from camserve.capture import Backend, Capture, Captured, open_backend, open_mode
 from camserve.core.config import Config
 from camserve.explain import methods
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 SIZE = (nets.SIDE, nets.SIDE)
 ROWS = torch.tensor([2, 0, 1])

@@ -26,6 +26,8 @@ from camserve.tools.commands import package
 from camserve.tools.console import Progress
 from camserve.tools.packaging import packager
 
+pytestmark = pytest.mark.numeric
+
 SIZE = (160, 160)
 TOLERANCE = 1e-5
 

@@ -13,6 +13,8 @@ from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.explain.explainer import Explainer, Prediction, Task
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 LAYER = "features"
 

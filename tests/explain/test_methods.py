@@ -19,6 +19,8 @@ from camserve.core import config
 from camserve.explain import methods
 from camserve.explain.methods import CONTRAST_CLASSES, METHODS, scale_maps
 
+pytestmark = pytest.mark.numeric
+
 NAMES = pytest.mark.parametrize("name", list(METHODS))
 NONE: Mapping[str, bool] = MappingProxyType({})
 SEEDS = pytest.mark.parametrize("seed", range(5))

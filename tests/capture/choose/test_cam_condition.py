@@ -14,6 +14,8 @@ from camserve.capture.tuning.fold import fold_norms
 from camserve.capture.tuning.memory_format import run_trial
 from camserve.core.config import Config
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 PICTURES = synthesize_pictures((nets.SIDE, nets.SIDE))
 

@@ -17,6 +17,8 @@ from camserve.capture.models.hooks import hook_parents
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 SIZE = (nets.SIDE, nets.SIDE)
 PICTURES = nets.pictures(3)

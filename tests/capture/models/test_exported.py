@@ -15,6 +15,8 @@ from camserve.capture import load_exported, open_backend, open_model, synthesize
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 SIZE = (nets.SIDE, nets.SIDE)
 PICTURES = synthesize_pictures(SIZE)

@@ -17,6 +17,8 @@ from camserve.capture.models.torchscript.script import ScriptClassifier
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 SIZE = (nets.SIDE, nets.SIDE)
 PICTURES = synthesize_pictures(SIZE)

@@ -16,6 +16,8 @@ from camserve.capture import open_backend, synthesize_pictures
 from camserve.capture.tuning.fold import fold_norms
 from camserve.core.config import Config
 
+pytestmark = pytest.mark.numeric
+
 SIZE = (32, 32)
 PICTURES = synthesize_pictures(SIZE, 4)
 

@@ -14,6 +14,8 @@ from camserve.capture.tuning.prepack import PrepackedConv
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 SIZE = (nets.SIDE, nets.SIDE)
 PICTURES = synthesize_pictures(SIZE)

@@ -17,6 +17,8 @@ from tests.support.strategies import LABELS, PICTURES, encoded, rows
 from camserve.core.errors import KINDS
 from camserve.tools.archive.archive import Response, Row, ask, load_service
 
+pytestmark = pytest.mark.numeric
+
 BOUNDED = settings(
     max_examples=40,
     deadline=None,

@@ -15,6 +15,8 @@ from tests.support.comparison import oracle
 from camserve.capture import open_model
 from camserve.explain.methods import METHODS
 
+pytestmark = pytest.mark.numeric
+
 STEPS = 6
 """Of insertion and deletion; the benchmark takes twice as many."""
 

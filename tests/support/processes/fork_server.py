@@ -22,7 +22,7 @@ import json, os, runpy, sys
 sys.path[:] = filter(None, sys.path)
 import captum.attr, cv2, torch, torchvision, yaml
 import ts.model_loader, ts.torch_handler.image_classifier
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("CAMSERVE_THREADS", "1")))
 program = runpy.run_path(sys.argv[1], run_name="forked")
 import camserve_fresh.explain, camserve_fresh.modules, camserve_fresh.needs
 camserve_fresh.modules.server_modules()
