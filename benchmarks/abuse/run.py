@@ -46,6 +46,7 @@ from benchmarks.abuse import bad_pictures, bad_requests, bad_text
 from benchmarks.abuse.case import Case
 from benchmarks.abuse.check import complain, watch_log
 from benchmarks.abuse.live import live
+from benchmarks.speed.conditions import processor
 from camserve.tools.archive.archive import Response, Row, ask, load_service, open_archive
 
 CATEGORIES = bad_pictures.CATEGORIES | bad_text.CATEGORIES | bad_requests.CATEGORIES
@@ -177,7 +178,7 @@ def conditions(options: argparse.Namespace) -> str:
     versions = f"torch {torch.__version__}, Pillow {PIL.__version__}, NumPy {np.__version__}"
     way = "over HTTP" if options.live else "in process"
     given = f"seed {options.seed}, batches of {options.batch}, {way}, {options.archive or 'a small classifier'}"
-    return f"{date.today()}, Python {platform.python_version()}, {versions}, {psutil.cpu_count()} cores, {given}"
+    return f"{date.today()}, Python {platform.python_version()}, {versions}, {psutil.cpu_count()} cores of {processor()}, {given}"
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ from rich.progress import track
 
 from benchmarks.drift import crops
 from benchmarks.drift.psi import CHI_SQUARE, LEAST_PSI, drift
+from benchmarks.speed.conditions import processor
 from camserve.core.messages import Call
 from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import CLASS, Provenance, Reference
@@ -191,7 +192,7 @@ def main() -> None:
         with open_archive(options.archive) as opened:
             rows = table(opened.directory, options)
         conditions = {name: getattr(options, name) for name in sizes} | {"archive": options.archive.stem}
-        conditions |= {"torch": torch.__version__, "machine": platform.machine(), "python": platform.python_version()}
+        conditions |= {"torch": torch.__version__, "processor": processor(), "python": platform.python_version()}
         (options.out / "drift.json").write_text(json.dumps({"conditions": conditions, "rows": rows}))
     told = json.loads((options.out / "drift.json").read_text())
     (options.out / "drift.md").write_text(as_markdown(told["rows"], told["conditions"]))
@@ -202,7 +203,7 @@ def main() -> None:
 def as_markdown(rows: Sequence[Row], what: Mapping[str, Any]) -> str:
     """The rows as tables; `what` was measured."""
     lines = [
-        f"{what['archive']}, crops of five photographs; Python {what['python']}, torch {what['torch']}, {what['machine']}.",
+        f"{what['archive']}, crops of five photographs; Python {what['python']}, torch {what['torch']}, {what['processor']}.",
         f"{what['references']} references of {what['reference']} pictures, none of which is in two of them;",
         f"{what['clean']} other clean ones and {what['spoiled']} of each other kind, divided into windows that share no picture,",
         "each judged against each reference. In brackets the 95 % interval: Wilson's, for as many independent windows.",

@@ -32,6 +32,7 @@ from rich.progress import track
 from benchmarks.fidelity import games, peers
 from benchmarks.fidelity.games import Candidate
 from benchmarks.fidelity.scenes import FURTHER, SHIPPED, SIDE, Classifier, mosaic, picture
+from benchmarks.speed.conditions import processor
 from camserve.explain.methods import METHODS
 
 CLASSES = {**SHIPPED, **FURTHER}
@@ -138,7 +139,7 @@ def conditions(arguments: argparse.Namespace) -> str:
     packages = ("torch", "numpy", "opencv-python-headless", "grad-cam", "torchcam", "captum")
     lines = {
         "date": f"{date.today()}",
-        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}, CPU, float32",
+        "python": f"{platform.python_version()} on {platform.system()}, {processor()}, float32",
         "packages": ", ".join(f"{name} {version(name)}" for name in packages),
         "model": "EfficientNet-Lite0 with its ImageNet weights, input (x - 127) / 128",
         "layer": "features, behind a ReLU6: 1280 x 14 x 14 for a mosaic, 1280 x 7 x 7 for a picture",

@@ -25,7 +25,7 @@ def conditions(**more: object) -> dict[str, str]:
     """What the figures depend on, in words; `more` are the measurement's own."""
     found = {
         "date": date.today().isoformat(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": f"{count_cores()} of {os.cpu_count()}",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}, {' '.join(platform.libc_ver())}",
@@ -42,20 +42,21 @@ def java_version() -> str:
     return str(find_java().release)
 
 
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _processor() -> str:
+def processor() -> str:
+    """Its name, family and model, as Linux tells them."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         values = dict(part.split(":", 1) for part in (line.replace("\t", "") for line in lines) if ":" in part)
         return f"{values['model name'].strip()} (family {values['cpu family'].strip()}, model {values['model'].strip()})"
     except (OSError, KeyError):
         return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ import torchvision
 from torch import nn
 
 from benchmarks.drift import crops
+from benchmarks.speed.conditions import processor
 from camserve.core.config import Config, Monitoring
 from camserve.core.messages import Call
 from camserve.explain.observer import NullObserver
@@ -118,7 +119,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     load = os.getloadavg()[0]
-    print(f"torch {torch.__version__}, NumPy {np.__version__}, Python {platform.python_version()}, {platform.machine()},")
+    print(f"torch {torch.__version__}, NumPy {np.__version__}, Python {platform.python_version()}, {processor()},")
     print(f"{os.cpu_count()} cores, {options.threads} thread(s), load {load:.1f} when it began")
     print("monitored at rate 1.0; what the monitor's thread does is done after a batch here, and counts as that batch's")
     print(f"{'':34}{'batch':>6}{'':>5} {'without':>8} {'with':>8} {'more':>7}{'':22}{'measured':>8} {'pairs':>6} {'left out':>8}")

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from tests.support.build import encoded
 
+from benchmarks.speed.conditions import processor
 from benchmarks.survival import archives, bad_clients, hardships, overload, soak, stopping
 from benchmarks.survival.hardships import Row
 from benchmarks.survival.traffic import FAILED, LOST, REFUSED, RIGHT, WRONG, Ask, Traffic, mixed, tally
@@ -281,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def conditions(options: argparse.Namespace) -> str:
     """What the figures depend on."""
     model = options.demo.name if options.demo else "the tests' small classifier"
-    machine = f"{psutil.cpu_count()} cores, load {os.getloadavg()[0]:.1f} when it began"
+    machine = f"{psutil.cpu_count()} cores of {processor()}, load {os.getloadavg()[0]:.1f} when it began"
     return f"{date.today()}, Python {platform.python_version()}, torch {torch.__version__}, TorchServe 0.12.0, {machine}, {model}"
 
 
