@@ -6,19 +6,20 @@ import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-QUICK = "(archive_modes or closeness or fold or prepacked or pooled) or (eager and (mobilenet_v3_small or resnet18)) or keep_something"
+QUICK = (
+    "(archive_modes or closeness or fold or prepacked or pooled or keep_something)"
+    " or (tuned_model and closed) or (eager and mobilenet_v3_small)"
+)
 """By parts of tests' names: those in which results of different kernels meet. scripts/test_processors.sh runs all."""
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other kernels are a matter of x86 processors")
-def test_the_numbers_hold_with_the_kernels_of_another_processor() -> None:
+def test_the_numbers_hold_with_the_kernels_of_another_processor(pytestconfig: pytest.Config) -> None:
     """In a process of its own: torch chooses its kernels once."""
-    program = ["bash", str(ROOT / "scripts" / "test_processors.sh"), "--only", "avx2", "1", "-x", "-k", QUICK]
+    program = ["bash", str(pytestconfig.rootpath / "scripts" / "test_processors.sh"), "--only", "avx2", "1", "-x", "-k", QUICK]
     environment = {name: value for name, value in os.environ.items() if name not in ("CAMSERVE_SLOW", "CI")}
     done = subprocess.run(
         program, env=environment | {"PYTHON": sys.executable}, capture_output=True, text=True, timeout=600, check=False
