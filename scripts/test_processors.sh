@@ -29,6 +29,8 @@ files=()
 for each in "$@"; do [ ! -e "${each%%::*}" ] || named=1; done
 [ -n "${named:-}" ] || mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.numeric' tests)
 
+export OMP_WAIT_POLICY=PASSIVE # threads that wait for each other must not keep a busy machine's cores
+
 last=$(mktemp)
 trap 'rm -f "$last"' EXIT
 table=() status=0
