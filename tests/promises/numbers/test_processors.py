@@ -10,7 +10,7 @@ import sys
 import pytest
 
 QUICK = (
-    "(archive_modes or closeness or fold or prepacked or pooled or keep_something)"
+    "(archive_modes or closeness or fold or prepacked or cam_condition or keep_something)"
     " or (tuned_model and closed) or (eager and mobilenet_v3_small)"
 )
 """By parts of tests' names: those in which results of different kernels meet. scripts/test_processors.sh runs all."""
