@@ -9,7 +9,7 @@ from tests.support.comparison.closeness import assert_close, error_of_sum, exact
 from tests.support.models import nets
 from torch import nn
 
-from camserve import cam
+from camserve.explain import methods
 
 pytestmark = pytest.mark.numeric
 
@@ -66,7 +66,7 @@ def test_an_ill_conditioned_network_is_allowed_what_its_norms_multiply() -> None
         wanted = exact(model, "features", picture, 2)
         gradient = model.fc.weight[2, :, None, None] / 64
         activation = model.features(model.stem(picture[None])).detach()
-        found = cam.gradcam_plus_plus(activation, gradient[None].detach())[0]
+        found = methods.gradcam_plus_plus(activation, gradient[None].detach())[0]
         assert_close(found, wanted.map, wanted.map_error)
         assert abs(model(picture[None]).softmax(1).detach().numpy() - wanted.probabilities).max() <= wanted.probability_error
         errors.append(wanted.map_error)
