@@ -2,9 +2,10 @@
 """Readiness of the server in this container: exit status 0 when every worker of every model has loaded it, 1 otherwise.
 
 `/ping` does not tell that: it answers 200 while a model that has never loaded is tried again. The management address does,
-and it is on loopback, so this runs beside the server, as the image's health check and as Kubernetes' probe: no network, no
-package, some 50 ms. Where the server wants tokens they are read from key_file.json, which lies in the folder where it was
-started. With models' names as arguments only those count.
+and it is on loopback, so this runs beside the server, as the image's health check and as Kubernetes' probe. It needs no package
+but Python's own, because every probe starts it anew: with `requests` and the tools' own code a probe takes twice as long. Where
+the server wants tokens they are read from key_file.json, which lies in the folder where it was started. With models' names as
+arguments only those count.
 
 With `--any` one ready worker of each version is enough: when one of several dies, the others go on answering while TorchServe
 starts it anew. Kubernetes' readiness probe asks so; its startup probe and the image's health check want all.
@@ -27,25 +28,25 @@ MANAGEMENT = os.environ.get("CAMSERVE_MANAGEMENT", "http://127.0.0.1:8081")
 KEYS = Path("key_file.json")
 TRIES, PAUSE = 10, 0.1
 """How often, and with how many seconds in between, the file of tokens is read while TorchServe writes it."""
-OPEN = build_opener(ProxyHandler({})).open  # no proxy stands between this and its own container
+OPEN = build_opener(ProxyHandler({})).open  # there is no proxy between this and its own container
 
 
 def main(argv: list[str]) -> int:
-    """Prints why not, where it is not ready; the exit status."""
+    """Prints `ready` or why it is not; returns the exit status."""
     parser = argparse.ArgumentParser(description="Whether the server in this container is ready.", allow_abbrev=False)
     parser.add_argument("names", nargs="*", metavar="MODEL", help="only these models count")
     parser.add_argument("--any", action="store_true", help="one ready worker of each version is enough")
     options = parser.parse_args(argv)
     try:
-        why = not_ready(options.names, enough=1 if options.any else None)
+        why = find_unready(options.names, enough=1 if options.any else None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"{MANAGEMENT} does not tell: {type(error).__name__}"
     print(why or "ready")
     return 1 if why else 0
 
 
-def not_ready(names: list[str], enough: int | None = None) -> str:
-    """Why the models `names` (all for none) are not ready, by `enough` workers or all; empty when they are."""
+def find_unready(names: list[str], enough: int | None = None) -> str:
+    """Says which of the models `names` (all for none) has not `enough` ready workers, or all; empty where none lacks any."""
     names = names or [each["modelName"] for each in get("/models?limit=1000")["models"]]
     if not names:
         return "no model"
@@ -59,23 +60,23 @@ def not_ready(names: list[str], enough: int | None = None) -> str:
 
 
 def get(path: str) -> Any:
-    """What the management address answers, with a fresh token where the old one has expired."""
+    """Asks the management address, with a fresh token where the old one has expired."""
     try:
-        return asked(path, "management")
+        return ask(path, "management")
     except HTTPError as error:
         if error.code != 400 or not KEYS.is_file():
             raise
-    asked("/token?type=management", "API")
+    ask("/token?type=management", "API")
     for _ in range(TRIES):
         try:
-            return asked(path, "management")
+            return ask(path, "management")
         except HTTPError:  # the new token is not in the file yet
             time.sleep(PAUSE)
-    return asked(path, "management")
+    return ask(path, "management")
 
 
-def token(key: str) -> str:
-    """One of the tokens. TorchServe writes their file anew in place: who reads it meanwhile gets a part of it."""
+def read_token(key: str) -> str:
+    """Reads one of the tokens. TorchServe rewrites their file in place, so a reader may get a part of it, and reads again."""
     for _ in range(TRIES):
         try:
             return str(json.loads(KEYS.read_text("utf-8"))[key]["key"])
@@ -84,11 +85,11 @@ def token(key: str) -> str:
     return str(json.loads(KEYS.read_text("utf-8"))[key]["key"])
 
 
-def asked(path: str, key: str) -> Any:
-    """One question, with the token `key` where the server has tokens."""
+def ask(path: str, key: str) -> Any:
+    """Asks once, with the token `key` where the server has tokens."""
     request = Request(MANAGEMENT + path)  # noqa: S310 the address is the container's own
     if KEYS.is_file():
-        request.add_header("Authorization", f"Bearer {token(key)}")
+        request.add_header("Authorization", f"Bearer {read_token(key)}")
     with OPEN(request, timeout=5) as answer:
         text = answer.read()
     return json.loads(text) if text.strip() else None  # an empty line, where a token was asked for

@@ -16,7 +16,7 @@ from camserve.tools.serving.configuration.addresses import Addresses, Settings
 from camserve.tools.serving.configuration.store import select
 
 
-class Told:
+class ScriptedManagement:
     """A management address that gives these answers, one after the other and the last again and again."""
 
     last_error = "ValueError: nobody knows"
@@ -46,7 +46,7 @@ def versions(status: str) -> list[dict[str, Any]]:
     return [{"modelName": "quick", "modelVersion": "1.0", "minWorkers": 1, "workers": [worker]}]
 
 
-def told(store: Path, management: Told, **limits: float) -> Server:
+def server_hearing(store: Path, management: ScriptedManagement, **limits: float) -> Server:
     """A server that hears this of its management address, without one that runs."""
     server = Server(store, ["quick"], config=CONFIG, **limits)  # type: ignore[arg-type]
     server._archives = select(store, ["quick"])

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import requests
 from tests.support.processes.serving import CONFIG, HANG, estrange
-from tests.tools.serving.doubles import Told, told, versions
+from tests.tools.serving.doubles import ScriptedManagement, server_hearing, versions
 
 from camserve.tools.commands.serve import Server
 from camserve.tools.serving.configuration import cores
@@ -76,7 +76,7 @@ def test_a_management_address_that_stays_silent(store: Path) -> None:
 def test_a_model_that_loads_for_long_is_waited_for(store: Path) -> None:
     """As long as the management address answers, that no worker is ready yet is no silence."""
     loads = [versions("UNLOADING")] * 12
-    server = told(store, Told(*loads, versions("READY")), max_silence=0.3)
+    server = server_hearing(store, ScriptedManagement(*loads, versions("READY")), max_silence=0.3)
     began = time.monotonic()
     server.wait_ready()
     assert time.monotonic() - began > 1
@@ -85,15 +85,15 @@ def test_a_model_that_loads_for_long_is_waited_for(store: Path) -> None:
 def test_silence_is_told_as_it_is(store: Path) -> None:
     """The limit is the one that was given, in plain figures, and what came in place of an answer is said, not called silence."""
     with pytest.raises(ServeError, match=r"^http://127\.0\.0\.1:2 gave no usable answer for 0\.2 s: ValueError: nobody knows$"):
-        told(store, Told(None), max_silence=0.2).wait_ready()
+        server_hearing(store, ScriptedManagement(None), max_silence=0.2).wait_ready()
     with pytest.raises(ServeError, match="no usable answer for 1 s: "):
-        told(store, Told(None), max_silence=1.0).wait_ready()
+        server_hearing(store, ScriptedManagement(None), max_silence=1.0).wait_ready()
 
 
 def test_an_outage_ends_the_wait(store: Path) -> None:
     """Once it is longer than the limit, and if the worker ends as soon as it is ready; a worker that is ready again, a management
     address that is silent, and a model that has not been ready yet are none."""
-    server = told(store, Told(versions("READY"), versions("UNLOADING")), max_outage=0.5)
+    server = server_hearing(store, ScriptedManagement(versions("READY"), versions("UNLOADING")), max_outage=0.5)
     server.wait_ready()
     with (
         asked(server, 30),
@@ -101,6 +101,6 @@ def test_an_outage_ends_the_wait(store: Path) -> None:
     ):
         server.wait_stop()
     for answers in ([versions("READY")], [versions("READY"), None], [versions("UNLOADING")]):
-        server = told(store, Told(*answers), max_outage=0.1)
+        server = server_hearing(store, ScriptedManagement(*answers), max_outage=0.1)
         with asked(server, 1.5):
             server.wait_stop()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.processes.serving import CONFIG, HANG, LINUX, ask
-from tests.tools.serving.doubles import Told, versions
+from tests.tools.serving.doubles import ScriptedManagement, versions
 
 from camserve.tools.commands.serve import Server
 from camserve.tools.serving.health import drain
@@ -44,7 +44,7 @@ def test_the_first_and_the_last_look_count(seen: list[bool], monkeypatch: pytest
     monkeypatch.setattr(drain, "SLACK", 0.0)
     idle = versions("READY")
     idle[0] |= {"jobQueueStatus": {"pendingRequests": 0}, "maxBatchDelay": 1, "workers": [{"pid": 1}]}
-    watch = drain.Drain(Told(idle), 1, 1, lambda: False)  # type: ignore[arg-type]
+    watch = drain.Drain(ScriptedManagement(idle), 1, 1, lambda: False)  # type: ignore[arg-type]
     assert watch.wait(HANG, SignalFlag())
     assert list(looks) == []
 
