@@ -1,4 +1,4 @@
-"""What the tests share: a live server, and the hooks of `skips`."""
+"""What the tests share: a live server, archives, and the hooks and fixtures of `tests.support`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.support import build
-from tests.support.browser import chromium, visit  # noqa: F401 fixtures
 from tests.support.processes.external_server import external_server
 from tests.support.processes.fork_server import ForkServer
-from tests.support.processes.gate import gate  # noqa: F401 a fixture
-from tests.support.skip_report import pytest_collection_modifyitems, pytest_sessionfinish, pytest_terminal_summary
 
 from camserve.tools.commands import package
 from camserve.tools.commands.serve import Server
 
+if TYPE_CHECKING:
+    from tests.support.processes.parallel import SharedFolder  # a plugin, which pytest imports itself
+
+pytest_plugins = (
+    "tests.support.browser",
+    "tests.support.processes.gate",
+    "tests.support.processes.parallel",
+    "tests.support.skip_report",
+)
+
 ROOT = Path(__file__).resolve().parent.parent
 BATCHES = ["--batch-size", "8", "--max-batch-delay", "20"]
-
-__all__ = ["pytest_collection_modifyitems", "pytest_sessionfinish", "pytest_terminal_summary"]
 
 
 @pytest.fixture(autouse=True)
@@ -47,23 +53,26 @@ def forked(fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(shared_folder: SharedFolder) -> Path:
     """The archive of the demo's classifier, packaged as users do it: tried in fresh processes."""
-    folder = tmp_path_factory.mktemp("demo")
-    assert package.main(["--demo", "--export-path", str(folder), *BATCHES]) == 0
+    with shared_folder("demo") as folder:
+        if not folder.exists():
+            assert package.main(["--demo", "--export-path", str(folder), *BATCHES]) == 0
     (archive,) = folder.glob("*.mar")
     return archive
 
 
 @pytest.fixture(scope="session")
-def demo_store(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_store(demo: Path, fork_server: ForkServer, shared_folder: SharedFolder) -> Path:
     """A model store with the demo's classifier, a ResNet-50 of random weights that may be explained at two layers, and a small
     model with hostile labels."""
-    store = tmp_path_factory.mktemp("store")
-    shutil.copy(demo, store)
-    resnet = ["--torchvision", "resnet50", "--random-weights", "--layer", "layer4", "--layer", "layer3"]
-    assert package.main([*resnet, "--export-path", str(store), *BATCHES]) == 0
-    build.mar(store, "hostile", labels=build.HOSTILE)
+    resnet = ["--torchvision", "resnet50", "--random-weights", "--layer", "layer4", "--layer", "layer3", *BATCHES]
+    with shared_folder("store") as store, pytest.MonkeyPatch.context() as patch:
+        if not store.exists():
+            fork_server.replace_fresh(patch)
+            assert package.main([*resnet, "--export-path", str(store)]) == 0
+            shutil.copy(demo, store)
+            build.mar(store, "hostile", labels=build.HOSTILE)
     return store
 
 
