@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
-from camserve.core.config import KEYS, METHOD_ALIASES, Config, Monitoring, defaults
+from camserve.core.config import KEYS, Config, Monitoring, defaults
 from camserve.core.config import METHODS as METHOD_NAMES
 from camserve.core.errors import KINDS
 from camserve.core.labels import Labels
@@ -64,7 +68,7 @@ def test_every_option_has_a_row() -> None:
     assert set(names([row[0] for row in rows])) == set(options)
     text = {name: " ".join(row[1:]) for row in rows for name in names(row[:1])}
     for name in ("method", "format", "colormap"):
-        assert set(SCHEMAS[name]["enum"]) - set(METHOD_ALIASES) <= set(CODE.findall(text[name])), name
+        assert set(SCHEMAS[name]["enum"]) <= set(CODE.findall(text[name])), name
 
 
 def test_every_method_has_a_row() -> None:
@@ -160,3 +164,17 @@ def test_every_alert_has_a_row() -> None:
 def test_every_statistic_is_named() -> None:
     """By the name that the label `stat` has."""
     assert {*STATISTICS, CLASS} == set(names([row[0] for row in table("Watch it")]))
+
+
+def test_the_lines_of_python_run(demo: Path, tmp_path: Path) -> None:
+    """README's first program, word for word, where the demo's archive is: it says what the server says, and saves the picture."""
+    (program,) = re.findall(r"```python\n(import camserve\n\nmodel = .*?)```", README, re.DOTALL)
+    (tmp_path / "model_store").mkdir()
+    (tmp_path / "model_store" / demo.name).symlink_to(demo)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "handlers")}
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    assert ran.stdout.startswith("tiger cat 0.37")
+    with Image.open(tmp_path / "heat.png") as picture:
+        assert picture.size == (451, 300)
