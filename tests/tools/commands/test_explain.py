@@ -23,11 +23,12 @@ from camserve.tools.client.client import CamserveError
 from camserve.tools.client.sources import ServerSource
 from camserve.tools.client.token import open_token_file
 from camserve.tools.commands import compare, explain
-from camserve.tools.commands.explain import Run, find_pictures
+from camserve.tools.commands.explain import find_pictures
 from camserve.tools.commands.serve import Server
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.reports import gallery
 from camserve.tools.reports.journal import Journal
+from camserve.tools.reports.run import Run
 
 ROOT = Path(__file__).resolve().parents[3]
 DEMO = "efficientnet_lite0"
