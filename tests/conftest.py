@@ -57,6 +57,7 @@ def demo(shared_folder: SharedFolder) -> Path:
     """The archive of the demo's classifier, packaged as users do it: tried in fresh processes."""
     with shared_folder("demo") as folder:
         if not folder.exists():
+            folder.mkdir()
             assert package.main(["--demo", "--export-path", str(folder), *BATCHES]) == 0
     (archive,) = folder.glob("*.mar")
     return archive
@@ -69,6 +70,7 @@ def demo_store(demo: Path, fork_server: ForkServer, shared_folder: SharedFolder)
     resnet = ["--torchvision", "resnet50", "--random-weights", "--layer", "layer4", "--layer", "layer3", *BATCHES]
     with shared_folder("store") as store, pytest.MonkeyPatch.context() as patch:
         if not store.exists():
+            store.mkdir()
             fork_server.replace_fresh(patch)
             assert package.main([*resnet, "--export-path", str(store)]) == 0
             shutil.copy(demo, store)
