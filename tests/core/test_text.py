@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from camserve.core.text import listed, nearest, shown
+from camserve.core.text import find_nearest, join_names, show
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from camserve.core.text import listed, nearest, shown
 )
 def test_what_came_is_shown_on_one_short_line_in_ascii(value: Any, text: str) -> None:
     """Never a line of its own, never longer than asked for, never an address."""
-    assert shown(value) == text
+    assert show(value) == text
     assert text.isascii()
     assert text.isprintable()
     assert len(text) <= 60
@@ -35,17 +35,17 @@ def test_what_came_is_shown_on_one_short_line_in_ascii(value: Any, text: str) ->
 
 def test_names_are_listed_with_or() -> None:
     """The rest is counted."""
-    assert listed([]) == ""
-    assert listed(["a"]) == "a"
-    assert listed("abc") == "a, b or c"
-    assert listed(range(20), 3) == "0, 1, 2 or 17 more"
+    assert join_names([]) == ""
+    assert join_names(["a"]) == "a"
+    assert join_names("abc") == "a, b or c"
+    assert join_names(range(20), 3) == "0, 1, 2 or 17 more"
 
 
 def test_the_nearest_names_come_best_first_whatever_their_case() -> None:
     """As they are spelt in the list; nothing at all where nothing is like it."""
-    assert nearest("TABBI", ["tabby", "Tabby cat", "dog"]) == ["tabby", "Tabby cat"]
-    assert nearest("taby", ["dog", "crane"]) == []
-    assert nearest("x", []) == []
+    assert find_nearest("TABBI", ["tabby", "Tabby cat", "dog"]) == ["tabby", "Tabby cat"]
+    assert find_nearest("taby", ["dog", "crane"]) == []
+    assert find_nearest("x", []) == []
 
 
 class Counting(difflib.SequenceMatcher[str]):
@@ -68,7 +68,7 @@ def test_a_name_is_compared_with_few_of_very_many(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(difflib, "SequenceMatcher", Counting)
     Counting.names = Counting.letters = 0
 
-    nearest(asked, names)
+    find_nearest(asked, names)
 
     assert 0 < Counting.names <= 100
     assert Counting.letters <= 100 * 80
@@ -78,9 +78,9 @@ def test_the_right_name_is_among_the_few() -> None:
     """In a list of 22,000 a slip of the pen still finds its name."""
     names = tuple(f"{colour} {bird} {number}" for number in range(440) for colour in COLOURS for bird in BIRDS)
 
-    assert nearest("gren sandpiper 217", names, 1) == ["green sandpiper 217"]
-    assert nearest("BLACK TERN42", names, 1) == ["black tern 42"]
-    assert nearest("whtie storck 7", names, 1) == ["white stork 7"]
+    assert find_nearest("gren sandpiper 217", names, 1) == ["green sandpiper 217"]
+    assert find_nearest("BLACK TERN42", names, 1) == ["black tern 42"]
+    assert find_nearest("whtie storck 7", names, 1) == ["white stork 7"]
 
 
 COLOURS = ("green", "black", "white", "grey", "red", "blue", "little", "great", "common", "northern")

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from camserve.core.errors import RequestError
-from camserve.pipeline.chunks import chunks, is_out_of_memory, run_halving
+from camserve.pipeline.chunks import is_out_of_memory, run_bisecting, split_into_chunks
 
 
 def test_chunks_keep_sizes_together_and_within_the_limit() -> None:
     """Every position once, one size a chunk, none larger than the limit."""
-    assert chunks(["a", "b", "a", "a", "b"], 2) == [[0, 2], [3], [1, 4]]
-    assert chunks([], 4) == []
+    assert split_into_chunks(["a", "b", "a", "a", "b"], 2) == [[0, 2], [3], [1, 4]]
+    assert split_into_chunks([], 4) == []
 
 
 def test_a_chunk_that_succeeds_is_tried_once() -> None:
@@ -27,7 +27,7 @@ def test_a_chunk_that_succeeds_is_tried_once() -> None:
         tried.append(list(items))
         return [item * 10 for item in items]
 
-    assert run_halving([1, 2, 3], attempt) == [10, 20, 30]
+    assert run_bisecting([1, 2, 3], attempt) == [10, 20, 30]
     assert tried == [[1, 2, 3]]
 
 
@@ -41,7 +41,7 @@ def test_out_of_memory_halves_until_it_fits() -> None:
             raise MemoryError
         return list(items)
 
-    outcome = run_halving([1, 2, 3, 4, 5, 6, 7, 8], attempt)
+    outcome = run_bisecting([1, 2, 3, 4, 5, 6, 7, 8], attempt)
 
     assert outcome[:6] == [1, 2, 3, 4, 5, 6]
     assert outcome[7] == 8
@@ -67,7 +67,7 @@ def test_torchs_own_errors_count_as_out_of_memory(text: str) -> None:
     def attempt(_items: Sequence[int]) -> list[int]:
         raise RuntimeError(text)
 
-    (lone,) = run_halving([1], attempt)
+    (lone,) = run_bisecting([1], attempt)
 
     assert isinstance(lone, RequestError)
     assert lone.status == 507
@@ -82,7 +82,7 @@ def test_one_picture_that_breaks_the_model_fails_alone_and_is_logged(caplog: pyt
         return list(items)
 
     with caplog.at_level(logging.WARNING):
-        outcome = run_halving([1, 2, 3, 4], attempt)
+        outcome = run_bisecting([1, 2, 3, 4], attempt)
 
     assert [outcome[0], outcome[1], outcome[3]] == [1, 2, 4]
     assert isinstance(outcome[2], RequestError)
@@ -120,7 +120,7 @@ def test_whoever_is_to_blame_harms_no_neighbour(caplog: pytest.LogCaptureFixture
     def blamed(_: int) -> RequestError | None:
         raise ValueError("the second fault")
 
-    outcome = run_halving([1, 2, 3], attempt, blamed)
+    outcome = run_bisecting([1, 2, 3], attempt, blamed)
 
     assert outcome[:2] == [1, 2]
     assert isinstance(outcome[2], RequestError)

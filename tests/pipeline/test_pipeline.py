@@ -30,7 +30,7 @@ from camserve.pictures.decode import open_picture
 from camserve.pictures.limits import Semaphore
 from camserve.pictures.overlays import Canvas
 from camserve.pictures.preprocess import Preprocess
-from camserve.pipeline.chunks import guarded
+from camserve.pipeline.chunks import guard
 from camserve.pipeline.prepare import Job, Pictures
 from camserve.tools.archive.archive import Response, Row, ask, handler_of, load_service
 
@@ -284,7 +284,7 @@ def test_an_error_does_not_hold_the_picture_that_it_is_about() -> None:
 
     gc.disable()
     try:
-        found = guarded(fail, 0)
+        found = guard(fail, 0)
         assert made[0]() is None
     finally:
         gc.enable()
@@ -330,7 +330,7 @@ def test_a_picture_that_failed_is_let_go_of() -> None:
 
     gc.disable()
     try:
-        error = guarded(draw, 0)
+        error = guard(draw, 0)
         assert picture() is None
     finally:
         gc.enable()

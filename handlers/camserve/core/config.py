@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from camserve.core.errors import ConfigError
-from camserve.core.text import listed, nearest, shown
+from camserve.core.text import find_nearest, join_names, show
 from camserve.core.values import FLAG, Values, choice, choices, integer, number, read_list
 
 METHODS = ("gradcam++", "gradcam", "hirescam", "layercam", "xgradcam", "contrast")
@@ -186,7 +186,7 @@ class Config:
         if section is None:
             section = {}
         if not isinstance(section, Mapping):
-            raise ConfigError(f"explain: expected a mapping of keys, got {shown(section)}")
+            raise ConfigError(f"explain: expected a mapping of keys, got {show(section)}")
         values: dict[str, Any] = {}
         faults: list[str] = []
         for name, value in section.items():
@@ -214,9 +214,9 @@ def read_value(name: object, value: object) -> Any:
     """
     key = KEYS.get(name) if isinstance(name, str) else None
     if key is None:
-        near = nearest(str(name), KEYS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"the keys are {listed(KEYS, 99)}"
-        raise ConfigError(f"explain: unknown key {shown(name)}; {hint}")
+        near = find_nearest(str(name), KEYS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the keys are {join_names(KEYS, 99)}"
+        raise ConfigError(f"explain: unknown key {show(name)}; {hint}")
     try:
         return key.values.read(value)
     except (TypeError, ValueError, OverflowError) as error:
@@ -227,7 +227,7 @@ def read_value(name: object, value: object) -> Any:
 def _repeated(value: object) -> str:
     """A configuration is its author's own, so a short list is repeated as it stands."""
     text = " ".join(str(value).split())
-    return text if isinstance(value, (list, tuple, dict)) and len(text) <= 60 else shown(value)
+    return text if isinstance(value, (list, tuple, dict)) and len(text) <= 60 else show(value)
 
 
 def defaults() -> dict[str, Any]:

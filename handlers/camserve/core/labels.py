@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from camserve.core.errors import ConfigError, RequestError
-from camserve.core.text import listed, nearest, shown
+from camserve.core.text import find_nearest, join_names, show
 
 
 class Labels:
@@ -50,25 +50,25 @@ class Labels:
         if isinstance(target, int):
             if not 0 <= target < len(self):
                 raise RequestError(
-                    400, "InvalidOption", f"target: expected a class index from 0 to {len(self) - 1}, got {shown(target)}"
+                    400, "InvalidOption", f"target: expected a class index from 0 to {len(self) - 1}, got {show(target)}"
                 )
             return target
         indices = self._exact.get(target) or self._folded.get(target.casefold())
         if not indices:
-            near = nearest(target, self.names)
-            some = f"; give a class index from 0 to {len(self) - 1}, or a label such as {shown(self.names[0])}"
-            hint = f"; the nearest are {listed(shown(name) for name in near)}" if near else some
+            near = find_nearest(target, self.names)
+            some = f"; give a class index from 0 to {len(self) - 1}, or a label such as {show(self.names[0])}"
+            hint = f"; the nearest are {join_names(show(name) for name in near)}" if near else some
             if target.lstrip().startswith("[") or self._are_several(target):
-                several = ", ".join(shown(name) for name in self.names[:2])
+                several = ", ".join(show(name) for name in self.names[:2])
                 hint = f"; give several as a list: [{several}] (in headers and form fields too, as JSON){hint}"
             if _is_index(target, len(self)):
                 hint += f"; for the class of this index send the number {int(target)}, not a string"
-            raise RequestError(400, "UnknownLabel", f"target: no class has the label {shown(target)}{hint}")
+            raise RequestError(400, "UnknownLabel", f"target: no class has the label {show(target)}{hint}")
         if len(indices) > 1:
             raise RequestError(
                 400,
                 "UnknownLabel",
-                f"target: the label {shown(target)} is ambiguous; give its index: {listed(indices)}",
+                f"target: the label {show(target)} is ambiguous; give its index: {join_names(indices)}",
             )
         return indices[0]
 
@@ -85,7 +85,7 @@ def _is_index(text: str, count: int) -> bool:
 def _mismatch(count: int, given: int, missing: list[str], surplus: list[str]) -> str:
     parts = [f"labels: the model has {count} outputs and the labels file {given} entries"]
     if missing:
-        parts.append(f"no label for {listed(missing, 5)}")
+        parts.append(f"no label for {join_names(missing, 5)}")
     if surplus:
-        parts.append(f"no output for {listed((shown(key) for key in surplus), 5)}")
+        parts.append(f"no output for {join_names((show(key) for key in surplus), 5)}")
     return "; ".join(parts)

@@ -16,7 +16,7 @@ _LONGEST = 80
 """Characters of a name that are compared."""
 
 
-def shown(value: object, limit: int = 60) -> str:
+def show(value: object, limit: int = 60) -> str:
     """Return `value` as a message may repeat it: ASCII, on one line, at most `limit` characters; JSON for a scalar."""
     if isinstance(value, (list, tuple)):
         return f"a list of {len(value)}"
@@ -35,7 +35,7 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def listed(names: Iterable[object], limit: int = 12) -> str:
+def join_names(names: Iterable[object], limit: int = 12) -> str:
     """Join names to `a, b or c`; beyond `limit` names the rest is counted."""
     words = [str(name) for name in names]
     if len(words) > limit:
@@ -43,7 +43,7 @@ def listed(names: Iterable[object], limit: int = 12) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
-def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+def find_nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """Return the `count` names most like `name`, best first, whatever their case.
 
     Comparing 21,843 labels in full takes 281 ms, in which no other request is answered. So only the `_COMPARED` names that

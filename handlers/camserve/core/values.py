@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from camserve.core.text import listed
+from camserve.core.text import join_names
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -65,7 +65,7 @@ def choice(names: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({
             raise ValueError
         return str(name)
 
-    return Values(listed(names), read, {"type": "string", "enum": [*names, *aliases]})
+    return Values(join_names(names), read, {"type": "string", "enum": [*names, *aliases]})
 
 
 def choices(names: Sequence[str]) -> Values:
@@ -77,7 +77,7 @@ def choices(names: Sequence[str]) -> Values:
             raise ValueError
         return tuple(dict.fromkeys(chosen))
 
-    return Values(f"a list of {listed(names)}", read)
+    return Values(f"a list of {join_names(names)}", read)
 
 
 def _read_flag(value: Any) -> bool:

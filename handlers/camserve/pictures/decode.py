@@ -17,7 +17,7 @@ from PIL import Image, TiffImagePlugin, WebPImagePlugin, _imaging  # noqa: F401 
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
-from camserve.core.text import listed, shown
+from camserve.core.text import join_names, show
 from camserve.pictures.formats import NAMES, has_more_scans, read_webp_size, sniff
 
 _FAULTS = (
@@ -203,11 +203,11 @@ def _check_format(data: bytes | bytearray, config: Config, origin: str = "") -> 
     came = name
     if came is None:
         start = bytes(data[:12])
-        text = shown(start) if start.isascii() and start.decode().isprintable() else start.hex(" ")
+        text = show(start) if start.isascii() and start.decode().isprintable() else start.hex(" ")
         came = f"{len(data)} {'byte' if len(data) == 1 else 'bytes'} of no known format, which start with {text}"
         if origin:
             came += f", {origin}"
-    raise RequestError(400, "UnsupportedFormat", f"data: expected a picture in {listed(accepted)}, got {came}")
+    raise RequestError(400, "UnsupportedFormat", f"data: expected a picture in {join_names(accepted)}, got {came}")
 
 
 def _check_header(data: bytes | bytearray, name: str, config: Config) -> Image.Image:

@@ -22,7 +22,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def chunks(sizes: Sequence[Hashable], limit: int) -> list[list[int]]:
+def split_into_chunks(sizes: Sequence[Hashable], limit: int) -> list[list[int]]:
     """The positions of `sizes`, grouped by equal size in order of appearance, at most `limit` in a chunk."""
     groups: dict[Hashable, list[int]] = {}
     for position, size in enumerate(sizes):
@@ -30,7 +30,7 @@ def chunks(sizes: Sequence[Hashable], limit: int) -> list[list[int]]:
     return [group[start : start + limit] for group in groups.values() for start in range(0, len(group), limit)]
 
 
-def run_halving(
+def run_bisecting(
     items: Sequence[S],
     attempt: Callable[[Sequence[S]], Sequence[T]],
     blamed: Callable[[S], RequestError | None] = lambda _: None,
@@ -47,7 +47,7 @@ def run_halving(
         return list(attempt(items))
     except Exception as error:
         out_of_memory = is_out_of_memory(error)
-        fault = guarded(blamed, items[0]) if len(items) == 1 and not out_of_memory else None
+        fault = guard(blamed, items[0]) if len(items) == 1 and not out_of_memory else None
         if len(items) == 1 and not out_of_memory and fault is None:
             logger.exception("one picture failed")
         if is_poisoned(error):
@@ -60,10 +60,10 @@ def run_halving(
         return [fault or _lone_failure(out_of_memory)]
     logger.warning("a chunk of %d pictures failed (%s): trying its halves", len(items), kind)
     middle = len(items) // 2
-    return run_halving(items[:middle], attempt, blamed) + run_halving(items[middle:], attempt, blamed)
+    return run_bisecting(items[:middle], attempt, blamed) + run_bisecting(items[middle:], attempt, blamed)
 
 
-def guarded(work: Callable[[S], T], entry: S) -> T | RequestError:
+def guard(work: Callable[[S], T], entry: S) -> T | RequestError:
     """`work(entry)`, or the request's own error; anything unforeseen is logged and becomes a 500 for this request alone.
 
     The error is a new one: through its traceback the one that was raised holds the picture that it was raised about.

@@ -14,7 +14,7 @@ from PIL import Image
 from camserve.core.geometry import Rect
 from camserve.core.messages import Answer, Media, Options, Score
 from camserve.core.messages import Explanation as Target
-from camserve.core.text import listed
+from camserve.core.text import join_names
 from camserve.pictures.limits import Quota
 from camserve.pictures.overlays import draw_explanations, prepare_canvas
 
@@ -120,7 +120,7 @@ class Explanation:
         path = Path(path)
         media = MEDIA.get(path.suffix.lower())
         if media is None:
-            raise ValueError(f"save: expected a name that ends in {listed(MEDIA)}, got {path.name!r}")
+            raise ValueError(f"save: expected a name that ends in {join_names(MEDIA)}, got {path.name!r}")
         if media == "npy":
             np.save(path, np.stack([each.heatmap for each in self.targets]))
         else:

@@ -116,6 +116,9 @@ class Model:
     def from_archive(cls, path: Path | str, *, device: torch.device | str | None = None) -> Model:
         """Open an archive (`.mar`, `.tar.gz`, or an unpacked one) without TorchServe. This runs the archive's own code.
 
+        Its modules are imported while it loads, and then set aside, so that two archives may have modules of one name: a
+        model that imports its neighbours only when it runs is refused.
+
         Args:
             device: None: the GPU where there is one, else the CPU.
 

@@ -23,7 +23,7 @@ from camserve.explain.sampling import SamplingPolicy
 from camserve.inspector.page import write_page
 from camserve.pictures.limits import Quota, Semaphore
 from camserve.pictures.preprocess import Preprocess
-from camserve.pipeline.chunks import chunks, guarded, run_halving
+from camserve.pipeline.chunks import guard, run_bisecting, split_into_chunks
 from camserve.pipeline.glibc import give_back
 from camserve.pipeline.prepare import Hooks, Job, Pictures
 from camserve.protocol.parser import Parser
@@ -126,9 +126,9 @@ class Pipeline:
         requests: list[Request | Page | RequestError] = []
         jobs: list[Job] = []
         for position, call in enumerate(calls):
-            request: Request | Page | RequestError = guarded(self._parser.parse, call)
+            request: Request | Page | RequestError = guard(self._parser.parse, call)
             if isinstance(request, Request):
-                counts = guarded(self._pictures.count_pixels, request.items)
+                counts = guard(self._pictures.count_pixels, request.items)
                 if isinstance(counts, RequestError):
                     request = counts
                 else:
@@ -158,7 +158,7 @@ class Pipeline:
         """
 
         def run(job: Job) -> None:
-            job.error = guarded(step, job)
+            job.error = guard(step, job)
             if job.error:
                 job.canvas = None  # memory that its neighbours may wait for
 
@@ -180,9 +180,9 @@ class Pipeline:
     def _predict(self, jobs: Sequence[Job]) -> None:
         """Run what could be prepared through the model, in chunks of one size."""
         ready = [job for job in jobs if job.error is None]
-        for places in chunks([tuple(job.input.shape) for job in ready], self._served.config.max_batch):
+        for places in split_into_chunks([tuple(job.input.shape) for job in ready], self._served.config.max_batch):
             part = [ready[place] for place in places]
-            for job, outcome in zip(part, run_halving(part, self._explain_chunk, self._blame), strict=True):
+            for job, outcome in zip(part, run_bisecting(part, self._explain_chunk, self._blame), strict=True):
                 if isinstance(outcome, RequestError):
                     job.error = outcome
                 else:
@@ -259,7 +259,7 @@ class Pipeline:
                 whole = request.protocol == "plain" or job.error.kind == "ResponseTooLarge"
                 return write_error(job.error if whole else job.error.inside(f"instance {place}"))
         answers = [job.answer for job in jobs if job.answer]
-        reply = guarded(lambda several: self._responder.reply(request, several), answers)
+        reply = guard(lambda several: self._responder.reply(request, several), answers)
         return write_error(reply) if isinstance(reply, RequestError) else reply
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from camserve.core.errors import RequestError
 from camserve.core.messages import CONTENT_TYPES, PICTURES, Media
-from camserve.core.text import listed, shown
+from camserve.core.text import join_names, show
 
 _LONGEST = 4096
 _NAME = r"[!#$%&'*+.^_`|~0-9a-z-]+"
@@ -63,14 +63,14 @@ def negotiate(text: str | None, tensor: bool = False) -> Media:
     try:
         ranges = parse_accept(text)
     except ValueError:
-        raise _refusal(f"accept: cannot be parsed: {shown(text)}", offers) from None
+        raise _refusal(f"accept: cannot be parsed: {show(text)}", offers) from None
     weights = {media: _weigh(content_type, ranges) for media, content_type in CONTENT_TYPES.items()}
     best = max(offers, key=weights.__getitem__)
     if weights[best] > 0:
         return best
     if any(weights.values()):
-        raise no_picture(f"accept: {shown(text)}")
-    raise _refusal(f"accept: nothing on offer matches {shown(text)}", offers)
+        raise no_picture(f"accept: {show(text)}")
+    raise _refusal(f"accept: nothing on offer matches {show(text)}", offers)
 
 
 def no_picture(asked: str) -> RequestError:
@@ -92,4 +92,4 @@ def wants_page(text: str | None) -> bool:
 
 
 def _refusal(message: str, offers: Iterable[Media]) -> RequestError:
-    return RequestError(406, "NotAcceptable", f"{message}; on offer are {listed(CONTENT_TYPES[media] for media in offers)}")
+    return RequestError(406, "NotAcceptable", f"{message}; on offer are {join_names(CONTENT_TYPES[media] for media in offers)}")

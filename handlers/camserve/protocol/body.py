@@ -10,7 +10,7 @@ from typing import Any
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.messages import Encoded, Image
-from camserve.core.text import shown
+from camserve.core.text import show
 from camserve.pictures.formats import is_picture
 from camserve.protocol.tensors import read_tensor
 
@@ -83,7 +83,7 @@ def _stock_base64(text: bytes) -> bytes | None:
 def _read_text(text: bytes, place: str, stock: bool) -> Encoded:
     start = text[:256].lstrip(_WHITESPACE)
     if start.startswith(b"@"):
-        message = f"{place}: {shown(start)} is a file's name; curl sends the file itself with -F data=@cat.jpg"
+        message = f"{place}: {show(start)} is a file's name; curl sends the file itself with -F data=@cat.jpg"
         raise RequestError(400, "NoImage", message)
     encoded: bytes | None = text
     if start[:5].lower() == b"data:":
@@ -94,7 +94,7 @@ def _read_text(text: bytes, place: str, stock: bool) -> Encoded:
     if decoded is None and stock:
         decoded = _stock_base64(text)
     if decoded is None:
-        message = f"{place}: expected base64 or a data: URL of base64, got {shown(start)}"
+        message = f"{place}: expected base64 or a data: URL of base64, got {show(start)}"
         raise RequestError(400, "InvalidBase64", message)
     return Encoded(_check_filled(decoded, place), f"after base64 decoding of {len(encoded or text)} characters")
 
@@ -123,7 +123,7 @@ def read_image(value: object, config: Config, place: str = "data", stock: bool =
     if isinstance(value, list):
         return read_tensor(value, config)
     if not isinstance(value, (bytes, bytearray, str)):
-        message = f"{place}: expected base64, a data: URL or a tensor [3][H][W], got {shown(value)}; {HOW_TO_SEND}"
+        message = f"{place}: expected base64, a data: URL or a tensor [3][H][W], got {show(value)}; {HOW_TO_SEND}"
         raise RequestError(400, "NoImage", message)
     raw = _check_filled(as_bytes(value), place)
     if starts_json(raw):

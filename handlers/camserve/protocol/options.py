@@ -11,7 +11,7 @@ from camserve.core.config import KEYS
 from camserve.core.errors import RequestError
 from camserve.core.messages import CONTENT_TYPES, PICTURES, Options
 from camserve.core.served import Served
-from camserve.core.text import listed, nearest, shown
+from camserve.core.text import find_nearest, join_names, show
 from camserve.core.values import FLAG, Values, choice, integer, parse_integer
 from camserve.protocol.accept import negotiate, no_picture
 
@@ -206,9 +206,9 @@ class OptionReader:
     def _check_name(self, name: str, came: str) -> None:
         if name in self.table:
             return
-        near = nearest(name, self.table, 1)
+        near = find_nearest(name, self.table, 1)
         hint = f"did you mean {near[0]}? The" if near else "the"
-        raise RequestError(400, "UnknownOption", f"unknown option {shown(came)}; {hint} options are {listed(self.table)}")
+        raise RequestError(400, "UnknownOption", f"unknown option {show(came)}; {hint} options are {join_names(self.table)}")
 
     def read(self, given: Mapping[str, Given], accept: str | None, tensor: bool) -> Options:
         """Reads all options of one picture.
@@ -227,7 +227,7 @@ class OptionReader:
         media = values["media"] = values["media"] if "media" in values else negotiate(accept, tensor)
         overlay = values.pop("overlay", False)
         if tensor and media in PICTURES:
-            raise no_picture(f"format: got {shown(media)}")
+            raise no_picture(f"format: got {show(media)}")
         if tensor and overlay and media == "json":
             raise no_picture("overlay: got true")
         return replace(self.defaults, overlay=overlay and media == "json", **values)
@@ -237,7 +237,7 @@ class OptionReader:
         try:
             return option.values.read(_as_json(option, given))
         except (TypeError, ValueError, RecursionError):
-            message = f"{name}: expected {option.values.accepts}, got {shown(given.value)}"
+            message = f"{name}: expected {option.values.accepts}, got {show(given.value)}"
             raise RequestError(400, "InvalidOption", message) from None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from camserve.core.errors import RequestError
 from camserve.core.messages import Call, Encoded, Image, Item, Page, Request
 from camserve.core.served import Served
-from camserve.core.text import listed, shown
+from camserve.core.text import join_names, show
 from camserve.pictures.formats import is_picture
 from camserve.protocol.accept import wants_page
 from camserve.protocol.body import HOW_TO_SEND, as_bytes, read_image, read_json, starts_json
@@ -105,12 +105,12 @@ def _is_empty(body: object) -> bool:
 
 
 def _names(options: dict[str, object]) -> str:
-    return listed((shown(name) for name in options), 5) or "{}"
+    return join_names((show(name) for name in options), 5) or "{}"
 
 
 def _split(raw: bytes, length: str) -> tuple[bytes, bytes]:
     """Splits a body of KServe's binary extension into its JSON and what follows."""
     if not (length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= len(raw)):
-        message = f"{JSON_LENGTH}: expected the JSON part's length, a whole number up to {len(raw)}, got {shown(length)}"
+        message = f"{JSON_LENGTH}: expected the JSON part's length, a whole number up to {len(raw)}, got {show(length)}"
         raise RequestError(400, "InvalidJSON", message)
     return raw[: int(length)], raw[int(length) :]

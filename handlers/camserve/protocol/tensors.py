@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
-from camserve.core.text import shown
+from camserve.core.text import show
 
 _MAX_SIDE = 4096
 _NOT_FINITE = "a number that is not finite in float32"
@@ -28,7 +28,7 @@ def read_tensor(value: object, config: Config) -> NDArray[np.float32]:
     """
     shape = list(value.shape) if isinstance(value, np.ndarray) else shape_of_lists(value)
     if len(shape) != 3 or shape[0] != 3 or not all(1 <= side <= _MAX_SIDE for side in shape[1:]):
-        raise _bad_tensor(f"shape {shape}" if shape else shown(value))
+        raise _bad_tensor(f"shape {shape}" if shape else show(value))
     if shape[1] * shape[2] > config.max_pixels:
         message = f"data: expected at most {config.max_pixels} pixels, got a tensor of shape {shape}"
         raise RequestError(413, "ImageTooLarge", message)

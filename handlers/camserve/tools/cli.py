@@ -9,7 +9,7 @@ from importlib import import_module
 
 import camserve
 from camserve.core.errors import EXTRAS, require
-from camserve.core.text import listed, nearest
+from camserve.core.text import find_nearest, join_names
 from camserve.tools.console import report_unforeseen
 
 COMMANDS = {
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command, *rest = arguments
     if command not in COMMANDS:
-        near = nearest(command, COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"the commands are {listed(COMMANDS)}"
+        near = find_nearest(command, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {join_names(COMMANDS)}"
         print(f"error: no command {command}; {hint}", file=sys.stderr)
         return 2
     logging.getLogger("ts").setLevel(logging.ERROR)  # TorchServe warns of each optional accelerator that is not installed

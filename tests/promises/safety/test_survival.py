@@ -107,13 +107,13 @@ def test_a_poisoned_cuda_context_ends_the_process() -> None:
     program = """
         import sys
         import torch
-        from camserve.pipeline.chunks import run_halving
+        from camserve.pipeline.chunks import run_bisecting
 
         def attempt(items):
             return (torch.ones(4, device="cuda")[torch.tensor(items, device="cuda")]).tolist()
 
-        print(run_halving([1, 2], attempt), flush=True)
-        run_halving([1, 99], attempt)
+        print(run_bisecting([1, 2], attempt), flush=True)
+        run_bisecting([1, 99], attempt)
         print("still alive", flush=True)
     """
     ran = subprocess.run(

@@ -12,7 +12,7 @@ from torch import Tensor
 from camserve.capture.survey.layout import Layout, Order, find_layouts
 from camserve.capture.survey.readings import UNKNOWN_GRID, Moments, Output, Readings, infer_orders
 from camserve.core.errors import ConfigError
-from camserve.core.text import listed, nearest
+from camserve.core.text import find_nearest, join_names
 
 POOL_INPUT = "pool_input"
 """The name of the input of the pooling layer, for a TorchScript archive that has no names of its own."""
@@ -123,8 +123,8 @@ class Survey:
         if name in by_name and by_name[name].cells > 1:
             return by_name[name]
         maps = [info.name for info in self.maps]
-        near = nearest(name, maps) or maps[-3:]
-        hint = f"; layers with a map: {listed(near)}" if near else "; this model has no layer with a map"
+        near = find_nearest(name, maps) or maps[-3:]
+        hint = f"; layers with a map: {join_names(near)}" if near else "; this model has no layer with a map"
         if name in self.hidden:
             raise ConfigError(f"layer {name} cannot be reached: {self.hint}{hint}")
         if name in by_name:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from camserve.capture.survey.layout import MAX_EXTRA_TOKENS, Grid, Layout, Order, find_layouts, find_tokens, guess_grid
 from camserve.core.errors import ConfigError
-from camserve.core.text import listed
+from camserve.core.text import join_names
 
 MAX_EXTRA_GIVEN = 64
 """Most extra tokens where the configuration gives the grid, and nothing else tells it."""
@@ -198,7 +198,7 @@ class Readings:
         grids = {
             tokens[1]: reading.layout for tokens, reading in zip(self._tokens, self.all, strict=True) if tokens and tokens[1] > 1
         }
-        numbers = listed((f"{count} ({_describe(layout)})" for count, layout in grids.items()), limit=6)
+        numbers = join_names((f"{count} ({_describe(layout)})" for count, layout in grids.items()), limit=6)
         present = f"the numbers of tokens are {numbers}" if numbers else "no layer gives tokens"
         raise ConfigError(f"token_grid: {height}x{width} = {height * width} tokens fit no layer of this model: {present}")
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.messages import Call, Encoded, Image, Item, Options, Output, Request
-from camserve.core.text import listed, shown
+from camserve.core.text import join_names, show
 from camserve.protocol.body import read_image
 from camserve.protocol.kserve.outputs import EXPLANATION_OUTPUTS, PREDICTION_OUTPUTS
 from camserve.protocol.options import Given, OptionReader
@@ -41,7 +41,7 @@ def parse_v1(body: Mapping[str, Any], call: Call, config: Config, reader: Option
     _refuse_others(body, _V1_KEYS, "in V1 the options stand inside each instance, beside data")
     instances = body["instances"]
     if not isinstance(instances, list) or not instances:
-        raise RequestError(400, "NoImage", f"instances: expected a list of at least one, got {shown(instances)}")
+        raise RequestError(400, "NoImage", f"instances: expected a list of at least one, got {show(instances)}")
     _check_count(len(instances), config)
     headers = reader.from_headers(call.headers)
     items: list[Item] = []
@@ -60,7 +60,7 @@ def _read_instance(instance: object, headers: Mapping[str, Given], config: Confi
         options = dict(instance)
         place = "data" if "data" in options else "b64"
         if place not in options:
-            names = listed((shown(name) for name in options), 5) or "{}"
+            names = join_names((show(name) for name in options), 5) or "{}"
             raise RequestError(400, "NoImage", f"expected an object with data or b64, got only {names}")
         instance = options.pop(place)
     image = read_image(instance, config, place)
@@ -87,7 +87,7 @@ def parse_v2(body: Mapping[str, Any], tail: bytes, call: Call, config: Config, r
     _refuse_others(body, _V2_KEYS, "in V2 the options stand under parameters")
     inputs = body["inputs"]
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise RequestError(400, "NoImage", f"inputs: expected a list of one input, BYTES or FP32, got {shown(inputs)}")
+        raise RequestError(400, "NoImage", f"inputs: expected a list of one input, BYTES or FP32, got {show(inputs)}")
     parameters = _read_parameters(body, "parameters")
     own = _read_parameters(inputs[0], "the input's parameters")
     shape = _read_shape(inputs[0].get("shape"))
@@ -113,12 +113,12 @@ def parse_v2(body: Mapping[str, Any], tail: bytes, call: Call, config: Config, r
 def _refuse_others(body: Mapping[str, Any], known: frozenset[str], hint: str) -> None:
     others = [name for name in body if name not in known]
     if others:
-        raise RequestError(400, "UnknownOption", f"unknown key {shown(others[0])}; {hint}")
+        raise RequestError(400, "UnknownOption", f"unknown key {show(others[0])}; {hint}")
 
 
 def _check_count(count: int, config: Config) -> None:
     if count > config.max_instances:
-        message = f"expected at most {config.max_instances} images in one request, got {shown(count)}"
+        message = f"expected at most {config.max_instances} images in one request, got {show(count)}"
         raise RequestError(413, "TooManyInstances", message)
 
 
@@ -126,7 +126,7 @@ def _read_options(given: Mapping[str, Given], reader: OptionReader, tensor: bool
     if "format" in given:
         value = given["format"].value
         if value != "json":
-            message = f"format: answers on KServe's routes are JSON; expected json, got {shown(value)}"
+            message = f"format: answers on KServe's routes are JSON; expected json, got {show(value)}"
             raise RequestError(400, "InvalidOption", message)
     return reader.read(given, None, tensor)
 
@@ -136,20 +136,20 @@ def _read_parameters(holder: Mapping[str, Any], place: str) -> dict[str, Any]:
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
-        raise RequestError(400, "InvalidOption", f"{place}: expected an object, got {shown(parameters)}")
+        raise RequestError(400, "InvalidOption", f"{place}: expected an object, got {show(parameters)}")
     return parameters
 
 
 def _read_flag(parameters: Mapping[str, Any], name: str) -> bool | None:
     value = parameters.get(name)
     if value is not None and not isinstance(value, bool):
-        raise RequestError(400, "InvalidOption", f"{name}: expected true or false, got {shown(value)}")
+        raise RequestError(400, "InvalidOption", f"{name}: expected true or false, got {show(value)}")
     return value
 
 
 def _read_id(value: object) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise RequestError(400, "InvalidOption", f"id: expected a string, got {shown(value)}")
+        raise RequestError(400, "InvalidOption", f"id: expected a string, got {show(value)}")
     return value
 
 
@@ -157,12 +157,12 @@ def _read_outputs(value: object, names: tuple[str, ...]) -> tuple[Output, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(output, dict) for output in value):
-        raise RequestError(400, "InvalidOption", f"outputs: expected a list of objects with a name, got {shown(value)}")
+        raise RequestError(400, "InvalidOption", f"outputs: expected a list of objects with a name, got {show(value)}")
     outputs: dict[str, Output] = {}
     for output in value:
         name = output.get("name")
         if name not in names:
-            raise RequestError(400, "InvalidOption", f"outputs: expected {listed(names)}, got {shown(name)}")
+            raise RequestError(400, "InvalidOption", f"outputs: expected {join_names(names)}, got {show(name)}")
         binary = _read_flag(_read_parameters(output, "the output's parameters"), "binary_data")
         outputs[name] = Output(name, binary)
     return tuple(outputs.values())
@@ -185,14 +185,14 @@ def _read_images(
     if size is None and tail:
         raise _invalid(f"binary_data_size: expected {len(tail)}, the bytes after the JSON, got none")
     if size is not None and (isinstance(size, bool) or size != len(tail) or data is not None):
-        raise _invalid(f"binary_data_size: expected {len(tail)}, the bytes after the JSON, and no data, got {shown(size)}")
+        raise _invalid(f"binary_data_size: expected {len(tail)}, the bytes after the JSON, and no data, got {show(size)}")
     if datatype == "BYTES" and (len(shape) == 1 or shape[1:] == (1,)):
         elements = _read_elements(data, shape[0]) if size is None else _decode_elements(tail, shape[0])
         return list(_each(elements, lambda element: read_image(element, config, "data")))
     if datatype == "FP32" and len(shape) == 4 and shape[1] == 3:
         array = _read_numbers(data, shape) if size is None else _decode_numbers(tail, shape)
         return list(_each(array, lambda image: read_tensor(image, config)))
-    raise _invalid(f"expected BYTES [n] or FP32 [n, 3, H, W], got {shown(datatype)} {_repeated(list(shape))}")
+    raise _invalid(f"expected BYTES [n] or FP32 [n, 3, H, W], got {show(datatype)} {_repeated(list(shape))}")
 
 
 def _each(elements: Iterable[Any], read: Callable[[Any], Image]) -> Iterator[Image]:
@@ -208,10 +208,10 @@ def _read_elements(data: object, count: int) -> list[object]:
     if all(isinstance(row, list) and len(row) == 1 for row in elements):
         elements = [row[0] for row in elements]
     if len(elements) != count:
-        raise _invalid(f"data: expected a list of {count} base64 strings, as the shape says, got {shown(data)}")
+        raise _invalid(f"data: expected a list of {count} base64 strings, as the shape says, got {show(data)}")
     for index, element in enumerate(elements):
         if not isinstance(element, str):
-            message = f"instance {index}: data: expected base64 or a data: URL, got {shown(element)}"
+            message = f"instance {index}: data: expected base64 or a data: URL, got {show(element)}"
             raise RequestError(400, "InvalidBase64", message)
     return elements
 
@@ -234,7 +234,7 @@ def _read_numbers(data: object, shape: tuple[int, ...]) -> NDArray[np.float32]:
     came = shape_of_lists(data)
     try:
         if tuple(came) not in (shape, (math.prod(shape),)):
-            raise ValueError(f"shape {_repeated(came)}" if came else shown(data))
+            raise ValueError(f"shape {_repeated(came)}" if came else show(data))
         return read_numbers(data, came, ["ragged lists"] * len(came)).reshape(shape)
     except ValueError as error:
         raise _invalid(f"data: expected numbers of shape {_repeated(list(shape))}, flat or nested, got {error}") from None
@@ -250,7 +250,7 @@ def _repeated(value: object) -> str:
     """Repeats a short list of sizes as it stands, and shortens everything else."""
     if isinstance(value, list) and len(value) <= 8 and all(type(size) is int and abs(size) < 10**9 for size in value):
         return str(value)
-    return shown(value)
+    return show(value)
 
 
 def _invalid(message: str) -> RequestError:

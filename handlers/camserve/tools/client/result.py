@@ -15,7 +15,7 @@ from PIL import Image
 
 from camserve.core import messages
 from camserve.core.geometry import Rect
-from camserve.core.text import listed, shown
+from camserve.core.text import join_names, show
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """The pictures that can be written, by the ending of their name."""
@@ -142,7 +142,7 @@ def _write(path: Path, picture: bytes | None) -> None:
         raise ValueError("there is no overlay: explain(..., overlay=False) was asked for, or the input was a tensor")
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
-        raise ValueError(f"path: expected a name that ends in {listed(FORMATS)}, got {shown(path.name)}")
+        raise ValueError(f"path: expected a name that ends in {join_names(FORMATS)}, got {show(path.name)}")
     if kind != "PNG":
         file = io.BytesIO()
         with Image.open(io.BytesIO(picture)) as opened:

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import requests
 
-from camserve.core.text import shown
+from camserve.core.text import show
 from camserve.tools.client.client import TokenAuth, read_error
 from camserve.tools.client.token import explain_refusal, open_token_file
 from camserve.tools.console import ToolError, command_of, fail
@@ -114,7 +114,7 @@ def proxy(url: str, token: Callable[[], str] | None = None, port: int = 0, timeo
     """
     target = urlsplit(url)
     if target.scheme not in ("http", "https") or not target.hostname or "/explanations/" not in target.path or target.query:
-        raise ToolError(f"expected http://HOST:PORT/explanations/MODEL, got {shown(url, 200)}")
+        raise ToolError(f"expected http://HOST:PORT/explanations/MODEL, got {show(url, 200)}")
     return Proxy(target, token, port, timeout)
 
 
@@ -131,7 +131,7 @@ def check(server: Proxy) -> None:
         raise ToolError(f"{url} does not answer ({_cause(error)}); is the server running?") from None
     kind = response.headers.get("content-type", "")
     if response.status_code == 200 and not kind.startswith("text/html"):
-        raise ToolError(f"{url} answers with {shown(kind)}, not with a page; its handler is not camserve's")
+        raise ToolError(f"{url} answers with {show(kind)}, not with a page; its handler is not camserve's")
     if response.status_code != 200:
         answer = read_error(response.status_code, response.content)
         raise ToolError(explain_refusal(answer.status, answer.type, server.token is not None) or f"{url} has no page: {answer}")
@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._allowed():
             return
         if not length.isdecimal() or int(length) > LARGEST:
-            self._refuse(413, "TooLarge", f"expected a content-length of up to {LARGEST} bytes, got {shown(length)}")
+            self._refuse(413, "TooLarge", f"expected a content-length of up to {LARGEST} bytes, got {show(length)}")
             return
         self._pass_on("POST", self.rfile.read(int(length)))
 
@@ -201,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, status: int, kind: str, message: str) -> None:
         self.close_connection = True  # what the client still sends is not read
-        text = f'{{"code":{status},"type":"{kind}","message":{shown(message, 1000)}}}'
+        text = f'{{"code":{status},"type":"{kind}","message":{show(message, 1000)}}}'
         self._answer(status, text.encode(), {"content-type": "application/json"})
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from camserve.core.text import listed, shown
+from camserve.core.text import join_names, show
 from camserve.tools.serving.configuration import advice
 from camserve.tools.serving.configuration.addresses import Addresses, Settings, find_metrics_config
 from camserve.tools.serving.configuration.environment import compose_environment
@@ -156,7 +156,7 @@ class Server:
     @property
     def models(self) -> str:
         """The models, in words."""
-        return listed(describe(self._archives)).replace(" or ", " and ")
+        return join_names(describe(self._archives)).replace(" or ", " and ")
 
     def request_stop(self, at_once: bool = False) -> None:
         """Ends `wait_ready` and `wait_stop`, and with `at_once` also a drain; may be called by a signal handler."""
@@ -248,7 +248,7 @@ class Server:
         if outage:
             name, seconds = outage
             why = faults.find_reason(self.lines, name) or self._last(4)
-            raise OutageError(f"the model {shown(name)} has had no ready worker for {seconds:.0f} s, and requests wait: {why}")
+            raise OutageError(f"the model {show(name)} has had no ready worker for {seconds:.0f} s, and requests wait: {why}")
 
     def _check_workers(self, models: list[dict[str, Any]] | None) -> None:
         """Raises where a worker has ended before it was ready: its model does not load, but TorchServe would try for minutes."""
@@ -260,8 +260,8 @@ class Server:
         names = waiting or [archive.name for archive in self._archives]
         reason = self._wait_reason(names)
         if reason:
-            raise ServeError(f"the model {shown(reason[0])} does not load: {reason[1]}")
-        raise ServeError(f"the model {shown(names[0])} does not load: its worker ended and gave no reason: {self._last(4)}")
+            raise ServeError(f"the model {show(reason[0])} does not load: {reason[1]}")
+        raise ServeError(f"the model {show(names[0])} does not load: its worker ended and gave no reason: {self._last(4)}")
 
     def _wait_reason(self, names: Sequence[str]) -> tuple[str, str] | None:
         """Returns the first of these models whose worker said why it ended, and why.

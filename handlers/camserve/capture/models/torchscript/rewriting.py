@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from camserve.core.errors import ConfigError
-from camserve.core.text import listed
+from camserve.core.text import join_names
 
 NEEDED: Mapping[str, Sequence[str]] = {
     "torch._C": ("_create_function_from_graph", "_jit_pass_inline", "Graph", "Node", "Value"),
@@ -53,7 +53,7 @@ def check_torch() -> None:
     missing = [f"{owner}.{name}" for owner, names in NEEDED.items() for name in names if not hasattr(_resolve(owner), name)]
     if missing:
         raise ConfigError(
-            f"TorchScript archives cannot be explained with torch {torch.__version__}: it has no {listed(missing)}; "
+            f"TorchScript archives cannot be explained with torch {torch.__version__}: it has no {join_names(missing)}; "
             "take another version of torch, or the model as eager weights or as an exported program"
         )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ts.torch_handler.image_classifier import ImageClassifier
 from ts.utils.util import list_classes_from_module
 
-from camserve.core.text import in_one_line, listed
+from camserve.core.text import in_one_line, join_names
 from camserve.pictures.preprocess import Preprocess
 from camserve.tools.archive.fresh.modules import Beside, server_modules
 from camserve.tools.console import ToolError
@@ -130,7 +130,7 @@ def _find_class(loaded: ModuleType, name: str) -> type:
             f"{ACCEPTED}"
         )
     if len(last) > 1:
-        names = listed(each.__name__ for each in last)
+        names = join_names(each.__name__ for each in last)
         raise ToolError(f"the archive's handler {name} defines {len(last)} image classifiers, {names}; {ACCEPTED}")
     theirs: type = last[0]
     return theirs

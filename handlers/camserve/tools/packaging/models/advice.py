@@ -19,7 +19,7 @@ from camserve.capture.survey.layers import MODEL_ERRORS
 from camserve.capture.survey.layout import OUTPUT_FAULTS, extract_logits, synthesize_pictures
 from camserve.core.config import Config, Size
 from camserve.core.errors import ConfigError
-from camserve.core.text import listed
+from camserve.core.text import join_names
 from camserve.tools.packaging.adoption.their_handler import AdoptedHandler
 
 PREPARED = ("resize", "crop", "interpolation", "mean", "std")
@@ -183,7 +183,7 @@ def suggest_size(model: object, size: tuple[int, int], *, own: bool = False) -> 
         sizes = find_fitting_sizes(model, size) if of_size else []
         if not sizes:
             raise
-        sides = listed(_sides(each) for each in sizes)
+        sides = join_names(_sides(each) for each in sizes)
         flag = _flag(sizes[0])
         remedy = "the handler's own code must make those" if own else f"add --resize {flag} --crop {flag}"
         raise ConfigError(f"{error}; this model takes pictures of {sides}: {remedy}") from error

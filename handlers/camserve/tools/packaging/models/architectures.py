@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torchvision
 
-from camserve.core.text import listed, nearest
+from camserve.core.text import find_nearest, join_names
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.models.files import keep_plain
 from camserve.tools.packaging.models.source import ModelSource
@@ -69,8 +69,8 @@ def _find_published(arch: str) -> Any:
     """The default ones of the weights that torchvision publishes for an architecture."""
     names = torchvision.models.list_models(module=torchvision.models)
     if arch not in names:
-        near = nearest(arch, names)
-        hint = f"the nearest are {listed(near)}" if near else f"there are {listed(names)}"
+        near = find_nearest(arch, names)
+        hint = f"the nearest are {join_names(near)}" if near else f"there are {join_names(names)}"
         raise ToolError(f"torchvision has no classifier {arch}; {hint}")
     return torchvision.models.get_model_weights(arch).DEFAULT
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camserve.core.text import listed, nearest
+from camserve.core.text import find_nearest, join_names
 from camserve.tools.console import ToolError
 
 StateDict = Mapping[str, Tensor]
@@ -47,7 +47,7 @@ def read_state_dict(path: Path) -> tuple[StateDict, list[str]]:
                 notes.append(f"{path.name} is a checkpoint: its entry {key} is used")
                 break
     if not _is_state_dict(state):
-        held = f"a dictionary of {listed(map(str, state), 5)}" if isinstance(state, Mapping) else type(state).__name__
+        held = f"a dictionary of {join_names(map(str, state), 5)}" if isinstance(state, Mapping) else type(state).__name__
         raise ToolError(f"{path} holds no state dict but {held}; {WAY_OUT}")
     while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -142,7 +142,7 @@ def _part(names: list[str], text: str, show: Callable[[str], str]) -> str:
 
 
 def _with_nearest(name: str, names: list[str]) -> str:
-    near = nearest(name, names, 1)
+    near = find_nearest(name, names, 1)
     return f"{name}, nearest {near[0]}" if near else name
 
 

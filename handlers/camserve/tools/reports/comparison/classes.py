@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from camserve.core.labels import Labels
-from camserve.core.text import listed
+from camserve.core.text import join_names
 from camserve.tools.client.client import CamserveError
 from camserve.tools.console import ToolError
 
@@ -62,5 +62,5 @@ class Classes:
             except CamserveError:
                 lacking.append(label)
         words = f"Classes are compared by their label; {moved} of {len(self._first)} have another index in the second"
-        without = f"; pictures of these are not compared, and count as failed: {listed(lacking)}" if lacking else ""
+        without = f"; pictures of these are not compared, and count as failed: {join_names(lacking)}" if lacking else ""
         return f"{words}, {len(lacking)} no counterpart{without}"

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import camserve
-from camserve.core.text import shown
+from camserve.core.text import show
 from camserve.tools.serving.process.errors import ServeError
 
 LOOPBACK = "127.0.0.1"
@@ -48,7 +48,7 @@ class Settings:
         try:
             text = DEFAULTS if path is None else path.read_text(encoding="latin-1")  # as Java reads it
         except OSError as error:
-            raise ServeError(f"cannot read the configuration {shown(str(path))}: {error.strerror}") from error
+            raise ServeError(f"cannot read the configuration {show(str(path))}: {error.strerror}") from error
         lines = (line.strip() for line in text.splitlines())
         pairs = (line.partition("=") for line in lines if not line.startswith(("#", "!")))
         values = {key.strip(): value.strip() for key, equals, value in pairs if equals}
@@ -128,7 +128,7 @@ def is_loopback(host: str) -> bool:
 def _refuse_public(key: str, host: str) -> None:
     if not is_loopback(host):
         raise ServeError(
-            f"{key} is {shown(host)}, which is not loopback: whoever reaches management takes models out of service, even with "
+            f"{key} is {show(host)}, which is not loopback: whoever reaches management takes models out of service, even with "
             "the model API off. Bind it to 127.0.0.1; where something else keeps others from it, say --public-management"
         )
 
@@ -146,7 +146,7 @@ def _split(settings: Settings, key: str, default: int) -> tuple[str, str, int]:
         scheme, host, port = "", None, 0
     accepted = ("http", "https") if key == "inference_address" else ("http",)
     if scheme not in accepted or not host:
-        raise ServeError(f"{key}={shown(address)} cannot be used: {' or '.join(accepted)}://HOST:PORT is accepted")
+        raise ServeError(f"{key}={show(address)} cannot be used: {' or '.join(accepted)}://HOST:PORT is accepted")
     return scheme, host, port
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from camserve.core.text import shown
+from camserve.core.text import show
 from camserve.tools.serving.configuration.addresses import OURS, Addresses, Settings, is_loopback
 
 PROXY = f"{OURS}proxy_authenticates"
@@ -42,7 +42,7 @@ def warn_of_memory(models: Iterable[Mapping[str, Any]], heap: int) -> list[str]:
         return []
     longest, name = max(queues)
     return [
-        f"{together} requests may wait, {longest} of them for {shown(name)}. As photographs of {UPLOAD / 1e6:g} MB they "
+        f"{together} requests may wait, {longest} of them for {show(name)}. As photographs of {UPLOAD / 1e6:g} MB they "
         f"need {required_heap(together) / 1e9:.1f} GB of Java's heap, which ends at {heap / 1e9:.1f} GB, and the server with it: "
         "lower job_queue_size, or the archives' jobQueueSize, or give Java more (vmargs=-Xmx...)"
     ]

