@@ -1,4 +1,4 @@
-"""Pictures of one size go through the model together, in chunks, halved when a chunk fails."""
+"""Pictures of one size go through the model together, in chunks that are bisected when they fail."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def split_into_chunks(sizes: Sequence[Hashable], limit: int) -> list[list[int]]:
-    """The positions of `sizes`, grouped by equal size in order of appearance, at most `limit` in a chunk."""
+    """Group the positions of `sizes` by equal size, in order of appearance, at most `limit` in a chunk."""
     groups: dict[Hashable, list[int]] = {}
     for position, size in enumerate(sizes):
         groups.setdefault(size, []).append(position)
@@ -33,11 +33,11 @@ def split_into_chunks(sizes: Sequence[Hashable], limit: int) -> list[list[int]]:
 def run_bisecting(
     items: Sequence[S],
     attempt: Callable[[Sequence[S]], Sequence[T]],
-    blamed: Callable[[S], RequestError | None] = lambda _: None,
+    blame: Callable[[S], RequestError | None] = lambda _: None,
 ) -> list[T | RequestError]:
-    """`attempt(items)`, or, when that raises, both halves by themselves, down to single items.
+    """Attempt all items at once; where that raises, each half by itself, down to single items (bisection).
 
-    A single item that fails is a 507 `OutOfMemory` if memory ran out, else the error that it is `blamed` with, else a 500
+    A single item that fails is a 507 `OutOfMemory` if memory ran out, else the error that it is `blame` with, else a 500
     `InternalError`, logged with its traceback.
 
     Raises:
@@ -47,7 +47,7 @@ def run_bisecting(
         return list(attempt(items))
     except Exception as error:
         out_of_memory = is_out_of_memory(error)
-        fault = guard(blamed, items[0]) if len(items) == 1 and not out_of_memory else None
+        fault = guard(blame, items[0]) if len(items) == 1 and not out_of_memory else None
         if len(items) == 1 and not out_of_memory and fault is None:
             logger.exception("one picture failed")
         if is_poisoned(error):
@@ -60,13 +60,13 @@ def run_bisecting(
         return [fault or _lone_failure(out_of_memory)]
     logger.warning("a chunk of %d pictures failed (%s): trying its halves", len(items), kind)
     middle = len(items) // 2
-    return run_bisecting(items[:middle], attempt, blamed) + run_bisecting(items[middle:], attempt, blamed)
+    return run_bisecting(items[:middle], attempt, blame) + run_bisecting(items[middle:], attempt, blame)
 
 
 def guard(work: Callable[[S], T], entry: S) -> T | RequestError:
-    """`work(entry)`, or the request's own error; anything unforeseen is logged and becomes a 500 for this request alone.
+    """Return `work(entry)`, or the request's own error; anything unforeseen is logged and becomes a 500 for this request alone.
 
-    The error is a new one: through its traceback the one that was raised holds the picture that it was raised about.
+    The error is a fresh one: the traceback of the raised one would keep the decoded picture alive.
     """
     try:
         return work(entry)
@@ -86,7 +86,7 @@ def _lone_failure(out_of_memory: bool) -> RequestError:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, the CPU allocator's, OpenCV's, or a GPU's."""
+    """Return True if memory ran out: Python's, the CPU allocator's, OpenCV's, or a GPU's."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     if isinstance(error, SystemError) and error.__cause__ is not None:  # a C function of OpenCV's, of NumPy's own error
@@ -97,13 +97,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Gives what torch caches on a GPU back before the next, smaller attempt."""
+    """Give back what torch caches on a GPU, before the next, smaller attempt."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def is_poisoned(error: BaseException) -> bool:
-    """Whether a CUDA context is broken for good: after an illegal access every later call fails as well."""
+    """Return True if the CUDA context is broken for good: after an illegal access every later call fails as well."""
     if is_out_of_memory(error) or not torch.cuda.is_available():
         return False
     try:
