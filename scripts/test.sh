@@ -36,7 +36,7 @@ programs & jobs=($!)
 { beside kserve "KServe's client"; beside deploy "what checks manifests"; } & jobs+=($!)
 echo "ruff check" && $bin/ruff check .
 echo "ruff format" && $bin/ruff format --check .
-echo "mypy" && $bin/mypy handlers
+echo "mypy" && $bin/mypy handlers tests scripts benchmarks deploy examples
 for job in "${jobs[@]}"; do wait "$job"; done
 [ $# -gt 0 ] || set -- -n 2 --cov --cov-report=
 export COVERAGE_CORE=sysmon # costs next to nothing, from Python 3.12 on

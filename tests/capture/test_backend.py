@@ -39,7 +39,12 @@ def test_a_compiled_model_predicts_compiled_and_is_explained_as_it_was(compiler:
     ran: list[str] = []
     compiled: Any = torch.compile(model, backend=compiler)
     forward = compiled.forward
-    compiled.forward = lambda *given: ran.append("compiled") or forward(*given)
+
+    def recorded(*given: Any) -> Any:
+        ran.append("compiled")
+        return forward(*given)
+
+    compiled.forward = recorded
     made = open_backend(compiled, Config(layers=("norm",)), SIZE, CPU)
     assert made.compiled
     assert ran == ["compiled"]  # once at load, so that a compiler that fails does so there
@@ -122,7 +127,7 @@ def test_the_memory_format_that_was_asked_for(wanted: bool) -> None:
     expected = model(PICTURES)
     made = open_backend(model, Config(channels_last=wanted), SIZE, CPU)
     assert made.channels_last is wanted
-    assert model.stem[0].weight.is_contiguous(memory_format=torch.channels_last) is wanted
+    assert model.get_parameter("stem.0.weight").is_contiguous(memory_format=torch.channels_last) is wanted
     assert torch.allclose(made.capture.forward(PICTURES, ()).logits, expected, atol=1e-6)
 
 
@@ -138,6 +143,9 @@ def test_a_model_whose_weights_are_buffers_is_tuned() -> None:
     """Quantised or frozen weights may be no parameters."""
 
     class Fixed(nn.Module):
+        kernel: Tensor
+        head: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.act = nn.ReLU()

@@ -200,7 +200,8 @@ def test_hooks_of_one_thread_leave_a_prediction_of_another_alone() -> None:
                 assert done.wait(60)
             return x
 
-    model.relu, relu = nn.Sequential(Waiting(), model.relu), model.relu
+    relu = model.get_submodule("relu")
+    model.relu = nn.Sequential(Waiting(), relu)
     try:
         found: list[Captured] = []
         thread = threading.Thread(target=lambda: found.append(made.capture.forward(nets.pictures(1), ["norm"])), name="explains")
@@ -293,8 +294,8 @@ def test_channels_may_be_rescaled() -> None:
     factors = torch.tensor([0.01, 0.1, 0.5, 1, 2, 10, 100, 1000.0])
     scaled.load_state_dict(model.state_dict())
     with torch.no_grad():
-        scaled.features[0].weight *= factors[:, None, None, None]
-        scaled.features[0].bias *= factors
+        scaled.get_parameter("features.0.weight").mul_(factors[:, None, None, None])
+        scaled.get_parameter("features.0.bias").mul_(factors)
         scaled.fc.weight /= factors
     targets = torch.tensor([0, 1, 2])
     for method in ("gradcam++", "gradcam", "layercam", "hirescam", "xgradcam"):
@@ -306,11 +307,12 @@ def test_a_flipped_picture_has_a_flipped_map() -> None:
     """Horizontally, where the network's kernels are flipped with it."""
     model, flipped = nets.Pooled(), nets.Pooled()
     for each in (model, flipped):  # a stride of 2 over an even side is not symmetrical
-        each.stem[0].stride = each.features[0].stride = (1, 1)
+        for conv in (each.get_submodule("stem.0"), each.get_submodule("features.0")):
+            vars(conv)["stride"] = (1, 1)
     flipped.load_state_dict(model.state_dict())
     with torch.no_grad():
-        for conv in (flipped.stem[0], flipped.features[0]):
-            conv.weight.copy_(conv.weight.flip(3))
+        for weight in map(flipped.get_parameter, ("stem.0.weight", "features.0.weight")):
+            weight.copy_(weight.flip(3))
     targets = torch.tensor([0, 1])
     plain = maps(model, "features", nets.pictures(2), targets)
     assert close(maps(flipped, "features", nets.pictures(2).flip(3), targets).flip(2), plain)
@@ -386,6 +388,6 @@ def test_degenerate_maps_are_said_to_be() -> None:
     assert (heat == 0).all()
     assert (ranges, warnings) == ([(0.0, 0.0)], [("zero",)])
     with torch.no_grad():
-        model.features[0].bias.fill_(-1e3)
+        model.get_parameter("features.0.bias").fill_(-1e3)
     _, _, warnings = methods.scale_maps(maps(model, "features", nets.pictures(1), torch.tensor([1])))
     assert warnings == [("zero",)]

@@ -53,8 +53,8 @@ def built(name: str) -> nn.Module:
     for part in model.modules():
         if isinstance(part, nn.Linear) and not part.weight.any():
             nn.init.normal_(part.weight, std=0.02)
-        if isinstance(getattr(part, "gamma", None), nn.Parameter):
-            nn.init.ones_(part.gamma)
+        if isinstance(gamma := getattr(part, "gamma", None), nn.Parameter):
+            nn.init.ones_(gamma)
     architectures.settle(model.eval(), synthesize_pictures(SIZE))
     return model
 
@@ -87,8 +87,8 @@ def test_a_layer_by_rule_and_its_map(name: str) -> None:
         torch.testing.assert_close(found, exact, rtol=0, atol=TOLERANCE * float(exact.abs().max()))
     maps = methods.gradcam_plus_plus(activation, gradients)
     for row in range(2):
-        exact = oracle.gradcam_plus_plus(activation[row], as_grid(slope, activation.shape[1])[row], rectify_sum=True)
-        np.testing.assert_allclose(maps[row].numpy(), exact, rtol=0, atol=TOLERANCE * exact.max())
+        plain = oracle.gradcam_plus_plus(activation[row], as_grid(slope, activation.shape[1])[row], rectify_sum=True)
+        np.testing.assert_allclose(maps[row].numpy(), plain, rtol=0, atol=TOLERANCE * plain.max())
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_patches_that_do_not_divide_the_picture(
 ) -> None:
     """The tokens lie as the patch embedding's map, with the class token and registers before them; parts of heads are no maps."""
     torch.manual_seed(0)
-    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": architectures.CLASSES}
+    sizes: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": architectures.CLASSES}
     model = timm.models.VisionTransformer(img_size=size, **sizes, **options).eval()
     pictures = synthesize_pictures(size, seed=5)
     made = open_backend(model, Config(channels_last=False), size, torch.device("cpu"))

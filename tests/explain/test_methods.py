@@ -393,7 +393,7 @@ def test_a_degenerate_map_leaves_its_neighbours_alone() -> None:
     scaled, ranges, warnings = scale_maps(maps)
     assert warnings == [(), ("zero",), ("constant",), ("not_finite",), ()]
     assert ranges == [(1, 5), (0, 0), (7, 7), None, (0, pytest.approx(4e-20))]
-    np.testing.assert_allclose(scaled[:, 0], [[0, 0.25, 1], [0] * 3, [0] * 3, [0] * 3, [0, 0.25, 1]], rtol=1e-6)
+    np.testing.assert_allclose(scaled[:, 0], np.array([[0, 0.25, 1], [0] * 3, [0] * 3, [0] * 3, [0, 0.25, 1]]), rtol=1e-6)
 
 
 @SEEDS
@@ -408,7 +408,8 @@ def test_heatmap_equals_the_oracle(seed: int) -> None:
 def test_heatmaps_of_other_types(dtype: torch.dtype) -> None:
     """Maps of another floating type scale alike, to float32."""
     scaled = scale_maps(torch.tensor([[[1.0, 2.0, 5.0]]], dtype=dtype))[0]
-    assert (scaled.dtype, scaled.tolist()) == (np.float32, [[[0, 0.25, 1]]])
+    assert scaled.dtype == np.float32
+    assert scaled.tolist() == [[[0, 0.25, 1]]]
 
 
 def test_heatmaps_of_none() -> None:

@@ -108,10 +108,11 @@ def test_a_chunk_that_fails_leaves_nothing_out(dear: Pipeline) -> None:
 def test_the_passes_of_watching_are_charged(dear: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the clock: the work is what a prediction takes anyway, with the maps that are asked for, and the rest is watching's."""
     times = iter([10.0, 13.0, 13.5])
-    monkeypatch.setattr("camserve.explain.explainer.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("camserve.explain.explainer.time", SimpleNamespace(perf_counter=lambda: next(times)))
     charged: list[tuple[int, float, float]] = []
     dear.explainer.observer = Seeing()
-    dear.explainer.observer.budget = SimpleNamespace(add=lambda *each: charged.append(each), allows=lambda: True, limited=True)
+    budget: Any = SimpleNamespace(add=lambda *each: charged.append(each), allows=lambda: True, limited=True)
+    dear.explainer.observer.budget = budget
     maps_made(dear, 1, pictures=2)
 
     assert charged == [(2, 3.0, 0.5)]

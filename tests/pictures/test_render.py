@@ -200,7 +200,7 @@ def test_png_keeps_every_pixel(size: tuple[int, int]) -> None:
     """PNG is lossless, red first; Pillow and OpenCV check its sums."""
     picture = photograph(*size)
     encoded = np.frombuffer(render.encode(picture, "png"), np.uint8)
-    np.testing.assert_array_equal(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1], picture)
+    np.testing.assert_array_equal(np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))[..., ::-1], picture)
     with Image.open(io.BytesIO(render.encode(picture, "png"))) as decoded:
         assert (decoded.format, decoded.mode) == ("PNG", "RGB")
         np.testing.assert_array_equal(np.asarray(decoded), picture)

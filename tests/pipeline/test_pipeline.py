@@ -8,6 +8,7 @@ import json
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -250,15 +251,23 @@ DRAWN = [
 ]  # fmt: skip
 
 
+def record(step: Callable[..., Any], given: list[Any]) -> Callable[..., Any]:
+    """Wraps a step so that what it is given first is kept."""
+
+    def recorded(first: Any, *more: Any) -> Any:
+        given.append(first)
+        return step(first, *more)
+
+    return recorded
+
+
 @pytest.mark.parametrize("room", [0, 80 * 80, 3 * 80 * 80])
 def test_what_is_not_kept_is_opened_again(service: Any, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for no picture, for one and for some, answers are what they are with room for all, byte by byte."""
     wanted = ask(service, DRAWN)
     opened: list[bytes] = []
     monkeypatch.setattr("camserve.pipeline.pipeline.CANVAS_PIXELS", room)
-    monkeypatch.setattr(
-        "camserve.pictures.inputs.open_picture", lambda data, *more: opened.append(data) or open_picture(data, *more)
-    )
+    monkeypatch.setattr("camserve.pictures.inputs.open_picture", record(open_picture, opened))
 
     for answer, right in zip(ask(service, DRAWN), wanted, strict=True):
         assert (answer.status, answer.headers) == (right.status, right.headers) == (200, right.headers)
@@ -424,9 +433,7 @@ def test_a_picture_that_is_opened_again_for_nothing_is_not(service: Any, monkeyp
     """Once the answer is too long, pictures that were not kept stay closed."""
     opened: list[bytes] = []
     monkeypatch.setattr("camserve.pipeline.pipeline.CANVAS_PIXELS", 0)
-    monkeypatch.setattr(
-        "camserve.pictures.inputs.open_picture", lambda data, *more: opened.append(data) or open_picture(data, *more)
-    )
+    monkeypatch.setattr("camserve.pictures.inputs.open_picture", record(open_picture, opened))
     monkeypatch.setattr(pipeline(service), "_semaphore", Semaphore(1))
     served = pipeline(service)._served
     monkeypatch.setattr(pipeline(service), "_served", replace(served, config=replace(served.config, max_response_bytes=1_000)))

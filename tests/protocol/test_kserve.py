@@ -191,7 +191,7 @@ def test_v2_fp32(nested: bool) -> None:
     numbers = np.arange(2 * 3 * 2 * 4, dtype=np.float32).reshape(2, 3, 2, 4) / 8
     data = (numbers if nested else numbers.ravel()).tolist()
     request = parse(v2(input_={"shape": [2, 3, 2, 4], "datatype": "FP32", "data": data}))
-    np.testing.assert_array_equal(np.stack([item.image for item in request.items]), numbers)
+    np.testing.assert_array_equal(np.stack([np.asarray(item.image) for item in request.items]), numbers)
 
 
 def test_v2_binary_inputs() -> None:

@@ -80,7 +80,7 @@ def test_a_linear_layer_of_one_by_one_convolution() -> None:
     classifier = open_model(model, PICTURES)
     weight = find_cam_weights(classifier, classifier.survey(PICTURES).site("1"), PICTURES, 5)
     assert weight is not None
-    assert torch.equal(weight, model[3].weight[:, :, 0, 0])
+    assert torch.equal(weight, model.get_parameter("3.weight")[:, :, 0, 0])
 
 
 def test_the_right_one_of_several_matrices_is_taken() -> None:

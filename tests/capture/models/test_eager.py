@@ -297,6 +297,9 @@ def test_scores_that_are_no_row_for_each_picture_are_refused() -> None:
 class Buffered(nn.Module):
     """Weights that are no parameters."""
 
+    kernel: Tensor
+    matrix: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("count", torch.tensor(1))

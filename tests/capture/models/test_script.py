@@ -12,6 +12,7 @@ from tests.support.models import nets
 from torch import Tensor, nn
 
 from camserve.capture import open_backend, open_model, synthesize_pictures
+from camserve.capture.backend import Backend
 from camserve.capture.models.torchscript import outputs, rewriting
 from camserve.capture.models.torchscript.script import ScriptClassifier
 from camserve.core.config import Config
@@ -24,7 +25,7 @@ SIZE = (nets.SIDE, nets.SIDE)
 PICTURES = synthesize_pictures(SIZE)
 
 
-def open_(model: object, *layers: str):
+def open_(model: object, *layers: str) -> Backend:
     """A backend for pictures of the nets' size."""
     return open_backend(model, Config(layers=layers, channels_last=False), SIZE, CPU)
 

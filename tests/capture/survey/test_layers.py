@@ -100,7 +100,7 @@ def test_as_many_channels_as_classes_is_no_map_of_class_scores() -> None:
 def test_an_untrained_head_of_zeros_hides_nothing() -> None:
     """The rule looks at what the scores are computed from, not at how large its effect is."""
     head = nn.Sequential(Mean(), nn.Linear(6, 5))
-    nn.init.zeros_(head[1].weight)
+    nn.init.zeros_(head.get_parameter("1.weight"))
     assert default_layer(Net(head), PICTURES)[0] == "trunk"
 
 

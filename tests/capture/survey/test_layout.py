@@ -118,9 +118,9 @@ def test_outputs_of_any_form() -> None:
 
     for output in (scores, (scores, 1), [scores], {"logits": scores}, {"a": scores}, Output(), scores[:, :, None, None]):
         assert torch.equal(extract_logits(output), scores)
-    for output in (None, 3, (), torch.ones(2, 5, 3), {"logits": 1}):
+    for wrong in (None, 3, (), torch.ones(2, 5, 3), {"logits": 1}):
         with pytest.raises(ValueError, match=r"class scores of shape \[N, classes\]"):
-            extract_logits(output)
+            extract_logits(wrong)
 
 
 def test_there_is_a_row_of_scores_for_each_picture() -> None:

@@ -27,9 +27,10 @@ def settled(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(3)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for values in filter(lambda each: each is not None, (module.running_mean, module.weight, module.bias)):
-                values.data = torch.randn(values.shape, generator=generator)
-            module.running_var = 0.2 + torch.rand(module.running_var.shape, generator=generator)
+            for values in (module.running_mean, module.weight, module.bias):
+                if values is not None:
+                    values.data = torch.randn(values.shape, generator=generator)
+            module.running_var = 0.2 + torch.rand(module.num_features, generator=generator)
     return model.eval().requires_grad_(requires_grad=False)
 
 
@@ -106,7 +107,7 @@ def test_an_asked_layer_keeps_its_output(layer: str, count: int) -> None:
 def test_norms_in_training_are_left_alone() -> None:
     """Their statistics are the batch's."""
     model = settled(Net())
-    model.norm.train()
+    model.get_submodule("norm").train()
     assert fold_norms(model, PICTURES, ()) == 1
     assert isinstance(model.norm, nn.BatchNorm2d)
 
@@ -145,4 +146,4 @@ def test_the_handler_folds(tmp_path: Path) -> None:
 
     model = build.module_of(load_monitored(directory))
 
-    assert isinstance(model.features[1], nn.Identity)
+    assert isinstance(model.get_submodule("features.1"), nn.Identity)

@@ -35,9 +35,9 @@ def trial(seconds: float, moved: float = 0, alone: float = 0) -> Trial:
 
 def laid(model: nn.Module) -> str:
     """The format in which the model really is."""
-    if "_conv_forward" in vars(model.stem[0]):  # type: ignore[index, union-attr]
+    if "_conv_forward" in vars(model.get_submodule("stem.0")):
         return "prepacked"
-    last = model.stem[0].weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[index, union-attr]
+    last = model.get_parameter("stem.0.weight").is_contiguous(memory_format=torch.channels_last)
     return "channels_last" if last else "contiguous"
 
 

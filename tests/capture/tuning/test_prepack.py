@@ -56,7 +56,7 @@ def test_the_convolution_is_the_same(keys: dict[str, object], channels_last: boo
     plain = copy.deepcopy(conv)
     if channels_last:
         conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    conv._conv_forward = PrepackedConv(conv, (4, 8, 20, 20))  # type: ignore[assignment, arg-type]
+    conv._conv_forward = PrepackedConv(conv, (4, 8, 20, 20))  # type: ignore[assignment]
     for shape in ((4, 8, 20, 20), (1, 8, 20, 20), (7, 8, 20, 20), (2, 8, 33, 41), (1, 8, 9, 12), (8, 20, 20)):
         given = torch.randn(shape)
         assert close(conv(given), plain(given)), shape
@@ -133,8 +133,8 @@ def test_copies_run_as_torch_has_it(tmp_path: Path) -> None:
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(tmp_path / "whole.pt", weights_only=False)):
         assert torch.equal(other(PICTURES), expected)
         with torch.no_grad():
-            other[0].weight.zero_()
-            other[0].bias.zero_()
+            other.get_parameter("0.weight").zero_()
+            other.get_parameter("0.bias").zero_()
         assert torch.equal(other[0](PICTURES), torch.zeros(4, 4, 30, 30))
     assert close(model(PICTURES), expected)
     assert packed(model) == {"0", "1"}
@@ -174,7 +174,7 @@ def test_gradients_flow_and_other_weights_count() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 3).requires_grad_(requires_grad=False)
     plain = copy.deepcopy(conv)
-    conv._conv_forward = PrepackedConv(conv, tuple(PICTURES.shape))  # type: ignore[assignment, arg-type]
+    conv._conv_forward = PrepackedConv(conv, tuple(PICTURES.shape))  # type: ignore[assignment]
     one, other = (PICTURES.clone().requires_grad_() for _ in range(2))
     conv(one).square().sum().backward()
     plain(other).square().sum().backward()
@@ -209,7 +209,8 @@ def test_a_tuned_model_explains_as_the_model_does(monkeypatch: pytest.MonkeyPatc
         for want, one, other in zip(wants, found, expected, strict=True):
             assert close(one.logits, other.logits)  # type: ignore[union-attr]
             for first, second in zip(one.explanations, other.explanations, strict=True):  # type: ignore[union-attr]
-                assert_close(*(unscaled(each.heatmap, each.range) for each in (first, second)), errors[want.layer])
+                map_, wanted = (unscaled(each.heatmap, each.range) for each in (first, second))
+                assert_close(map_, wanted, errors[want.layer])
                 assert first.target == second.target
 
 
@@ -218,7 +219,7 @@ def test_what_is_no_longer_as_it_was_runs_as_torch_has_it(change: str) -> None:
     """Weights that were given other memory, that want a gradient, or that are cast for each pass."""
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 3).requires_grad_(requires_grad=False)
-    conv._conv_forward = PrepackedConv(conv, tuple(PICTURES.shape))  # type: ignore[assignment, arg-type]
+    conv._conv_forward = PrepackedConv(conv, tuple(PICTURES.shape))  # type: ignore[assignment]
     if change == "other memory":
         conv.weight.data = torch.ones_like(conv.weight)
     elif change == "trained":

@@ -40,7 +40,8 @@ def close(found: dict[str, Any], wanted: dict[str, Any], error: float) -> None:
     (one,), (other,) = found["explanations"], wanted["explanations"]
     assert one["target"] == other["target"]
     assert one["probability"] == pytest.approx(other["probability"], abs=error)
-    assert_close(*(unscaled(each["heatmap"], each["range"]) for each in (one, other)), error)
+    map_, wanted_map = (unscaled(each["heatmap"], each["range"]) for each in (one, other))
+    assert_close(map_, wanted_map, error)
 
 
 @pytest.mark.parametrize("precision", ERRORS)

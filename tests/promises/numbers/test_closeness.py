@@ -50,11 +50,11 @@ def narrow(spread: float) -> nn.Module:
     torch.manual_seed(0)
     model = nets.Pooled().eval()
     with torch.no_grad():
-        model.stem[0].weight.mul_(spread)
-        model.stem[0].bias.fill_(1)
-        model.stem[1].running_mean.fill_(1)
-        model.stem[1].running_var.fill_(spread**2)
-        model.stem[1].eps = 0
+        model.get_parameter("stem.0.weight").mul_(spread)
+        model.get_parameter("stem.0.bias").fill_(1)
+        model.get_buffer("stem.1.running_mean").fill_(1)
+        model.get_buffer("stem.1.running_var").fill_(spread**2)
+    vars(model.get_submodule("stem.1"))["eps"] = 0
     return model
 
 
@@ -64,8 +64,8 @@ def test_an_ill_conditioned_network_is_allowed_what_its_norms_multiply() -> None
     for spread in (1.0, 1e-3):
         model, picture = narrow(spread), nets.pictures(1)[0]
         wanted = exact(model, "features", picture, 2)
-        gradient = model.fc.weight[2, :, None, None] / 64
-        activation = model.features(model.stem(picture[None])).detach()
+        gradient = model.get_parameter("fc.weight")[2, :, None, None] / 64
+        activation = model.get_submodule("features")(model.get_submodule("stem")(picture[None])).detach()
         found = methods.gradcam_plus_plus(activation, gradient[None].detach())[0]
         assert_close(found, wanted.map, wanted.map_error)
         assert abs(model(picture[None]).softmax(1).detach().numpy() - wanted.probabilities).max() <= wanted.probability_error

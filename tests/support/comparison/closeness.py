@@ -93,7 +93,7 @@ def exact(model: nn.Module, layer: str, picture: Tensor, target: int) -> Exact:
 
     def shake(part: nn.Module, _given: object, output: Tensor) -> Tensor:
         """Leaves the first picture's output, and moves the others' by `sqrt(terms)` roundings of a usual value."""
-        terms = part.weight[0].numel()  # type: ignore[index, union-attr]
+        terms = part.weight[0].numel()  # type: ignore[index]
         size = ROUNDING["float32"] * terms**0.5 * output.detach().square().mean().sqrt()
         errors = torch.randn(output.shape, generator=generator, dtype=output.dtype) * size
         errors[:1] = 0

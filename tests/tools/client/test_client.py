@@ -204,7 +204,8 @@ def test_options_and_token_go_into_headers(scripted: Callable[..., Scripted]) ->
     server = scripted(GOOD, GOOD)
     with camserve.Client(f"{server.url}/explanations/m", token="secret") as client:
         client.explain(b"picture", target="281", method="gradcam++", opacity=0.25)
-        client.explain(bytearray(b"picture"), target=[np.int64(3), "café"], layer="layer4", overlay=False)
+        numpys: Any = np.int64(3)
+        client.explain(bytearray(b"picture"), target=[numpys, "café"], layer="layer4", overlay=False)
         assert "secret" not in repr(client)
 
     (_, first, body), (_, second, _) = server.asked

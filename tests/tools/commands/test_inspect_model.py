@@ -50,7 +50,7 @@ def settled() -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = space["Settled"]().eval()
     with torch.no_grad():
-        model.conv.weight.copy_(model.conv.weight.abs())
+        model.get_parameter("conv.weight").abs_()
     architectures.settle(model, synthesize_pictures((64, 64)))
     return model
 
@@ -104,7 +104,7 @@ def test_an_archive_is_listed_and_drawn(archive: Path, tmp_path: Path, capsys: p
     assert "closed form" in said
     assert said.count("the rule's choice") == 1
     assert "The rule picks features: the last of 3 layers with a map" in said
-    drawn = cv2.imread(str(sheet))
+    drawn = np.asarray(cv2.imread(str(sheet)))
     assert drawn.shape == (CELL + 2 * GAP + HEAD + CELL + GAP, NAMES + len(METHODS) * (CELL + GAP), 3)
     lower = drawn[CELL + 2 * GAP + HEAD :]
     cells = [lower[:CELL, NAMES + at * (CELL + GAP) :][:, :CELL] for at in range(len(METHODS))]
@@ -152,7 +152,8 @@ def test_an_archives_model_is_shown_as_it_is(tmp_path: Path, capsys: pytest.Capt
     signs = {row[0]: row[5] for row in shown}
     assert [row[:2] for row in shown if row[0] in ("norm", "stem.1")] == [["stem.1", "BatchNorm2d"], ["norm", "BatchNorm2d"]]
     assert (signs["conv"], signs["norm"]) == ("no", "yes")
-    assert np.array_equal(*(cv2.imread(str(sheet)) for sheet in sheets))
+    first, second = (np.asarray(cv2.imread(str(sheet))) for sheet in sheets)
+    assert np.array_equal(first, second)
     assert "one picture on 1 of this CPU's threads, in float32, both by the model as it is; a worker also folds" in text
 
 

@@ -225,10 +225,14 @@ def test_an_archive_that_cannot_be_rewritten_is_told_before_anything_is_measured
     path = Path(shutil.copy(mar, tmp_path))
     monkeypatch.setattr(measuring, "open_archive", refuse(AssertionError("it went on")))
     with monkeypatch.context() as read_only:
-        read_only.setattr(rewriting.tempfile, "NamedTemporaryFile", refuse(OSError(errno.EROFS, "Read-only file system")))
+        read_only.setattr(
+            "camserve.tools.archive.rewriting.tempfile.NamedTemporaryFile", refuse(OSError(errno.EROFS, "Read-only file system"))
+        )
         assert f"{path} cannot be rewritten: in {tmp_path}: Read-only file system" in said(path, folder, capsys)
     with monkeypatch.context() as full:
-        full.setattr(rewriting.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, path.stat().st_size))
+        full.setattr(
+            "camserve.tools.archive.rewriting.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, path.stat().st_size)
+        )
         assert f"are needed in {tmp_path}, and {path.stat().st_size} are free" in said(path, folder, capsys)
     assert "it went on" in said(path, folder, capsys)
     assert [each.name for each in tmp_path.iterdir()] == ["small.mar"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,18 +74,19 @@ def eager(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> 
     with pytest.MonkeyPatch.context() as patch:
         fork_server.replace_fresh(patch)
         _, explanation = answers(packaged(folder, *files, *PREPROCESSING))
-    answer: dict[str, object] = json.loads(explanation.body)
+    answer: dict[str, Any] = json.loads(explanation.body)
     return answer
 
 
-def same_explanation(response: Response, wanted: dict[str, object]) -> None:
+def same_explanation(response: Response, wanted: dict[str, Any]) -> None:
     """The same scores and map as the eager archive's; a cell of it is one convolution's sum."""
     assert response.status == 200, response.body
     answer = json.loads(response.body)
-    probabilities = [[each["probability"] for each in told["classes"]] for told in (answer, wanted)]  # type: ignore[index, attr-defined]
+    probabilities = [[each["probability"] for each in told["classes"]] for told in (answer, wanted)]
     assert probabilities[0] == pytest.approx(probabilities[1], abs=ERROR)
-    told = [each["explanations"][0] for each in (answer, wanted)]  # type: ignore[index]
-    assert_close(*(unscaled(each["heatmap"], each["range"]) for each in told), ERROR)
+    told = [each["explanations"][0] for each in (answer, wanted)]
+    map_, wanted_map = (unscaled(each["heatmap"], each["range"]) for each in told)
+    assert_close(map_, wanted_map, ERROR)
 
 
 @pytest.mark.numeric
@@ -92,7 +94,7 @@ def same_explanation(response: Response, wanted: dict[str, object]) -> None:
 def test_a_torchscript_file_is_explained_as_the_eager_model(tmp_path: Path, eager: dict[str, object], kind: str) -> None:
     """No other library explains one at all."""
     own, file = model(), tmp_path / "bright.pt"
-    own.passes = 0
+    vars(own)["passes"] = 0
     if kind == "scripted":
         del own.passes
         source = (
@@ -316,7 +318,7 @@ def test_an_extra_file_replaces_the_old_archives(tmp_path: Path) -> None:
         ({"drop": "modelName"}, r"gives the model no name \(modelName\)"),
     ],
 )
-def test_a_manifest_that_lacks_something_is_refused(tmp_path: Path, entry: dict[str, str], message: str) -> None:
+def test_a_manifest_that_lacks_something_is_refused(tmp_path: Path, entry: dict[str, Any], message: str) -> None:
     """In words, not with a KeyError."""
     with pytest.raises(ToolError, match=message):
         packaged(tmp_path, "--from-archive", str(packed(tmp_path, STOCK_SUBCLASS, **entry)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,8 @@ def test_a_model_is_called_by_its_architecture_or_its_file(flags: ModelFlags, na
 def test_each_file_must_be_there(tmp_path: Path, name: str) -> None:
     """A folder is none."""
     flag = f"--{name.replace('_', '-')}"
+    cases: list[dict[str, Any]] = [{name: path} for path in (tmp_path / "none", tmp_path)]
     with pytest.raises(ToolError, match=f"{flag}: there is no file "):
-        ModelFlags(**{name: tmp_path / "none"}).check_files()
+        ModelFlags(**cases[0]).check_files()
     with pytest.raises(ToolError, match=f"{flag}: {tmp_path} is a folder, not a file"):
-        ModelFlags(**{name: tmp_path}).check_files()
+        ModelFlags(**cases[1]).check_files()

@@ -207,7 +207,7 @@ def program(model: nn.Module, kind: str, channels: int, folder: Path) -> Any:
     """The model as it is, or of a file of another kind, for 32 x 32 pictures."""
     pictures, file = torch.zeros(2, channels, 32, 32), folder / f"{kind}.pt"
     if kind == "traced":
-        torch.jit.trace(model, pictures).save(str(file))  # type: ignore[no-untyped-call]
+        torch.jit.trace(model, pictures).save(str(file))
     elif kind == "exported":
         batch = torch.export.Dim("batch", min=1, max=64)
         torch.export.save(torch.export.export(model, (pictures,), dynamic_shapes=({0: batch},)), file)

@@ -25,7 +25,8 @@ def test_a_limit_that_is_given_counts() -> None:
 
 def test_without_a_limit_torchserve_has_tried_all() -> None:
     """Its own settings count: the last start comes after six tenths of `maxRetryTimeoutInSec` at the latest, and then it may load."""
-    for retry, startup, settings in ((300, 120, {}), (10, 900, {"maxRetryTimeoutInSec": 10, "startupTimeout": 900})):
+    slow: dict[str, Any] = {"maxRetryTimeoutInSec": 10, "startupTimeout": 900}
+    for retry, startup, settings in ((300, 120, {}), (10, 900, slow)):
         latest = 1.62 * retry + BEGIN + startup
         outages = OutageDetector()
         outages.find_outage([version("READY", **settings)], 0)
