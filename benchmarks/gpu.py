@@ -6,7 +6,8 @@ Checks first that maps on the GPU are those of the CPU. Then ResNet-50 in float3
 forward pass (`inference_mode`, the same precision and memory format, pictures on the GPU already), and the peak memory of the one
 over that of the other; the time of each step from JPEG files to overlays; and JPEG decoding on the GPU (torchvision's
 nvJPEG path) beside Pillow's in threads. `--live` serves it too (needs wrk): pictures a second with 1, 2 and 4 workers.
-Prints everything and writes nothing. Without a CUDA device it says so and ends with status 1.
+Prints everything and writes nothing. Without a CUDA device it says so and ends with status 1. It has not run on a card yet: only
+its parts were tried, on a CPU that stood in for one.
 """
 
 from __future__ import annotations
