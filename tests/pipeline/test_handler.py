@@ -287,7 +287,7 @@ def test_a_describe_header_from_a_client_harms_nobody(service: Any, explain: boo
 
 @pytest.mark.parametrize("explain", [False, True, None])
 @pytest.mark.parametrize("form", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
-def test_nor_does_one_without_anything_else(service: Any, explain: bool | None, form: str) -> None:
+def test_a_form_without_fields_is_a_request_without_a_picture(service: Any, explain: bool | None, form: str) -> None:
     """A form without fields looks like the management address's own question, on `/invocations` and its like above all."""
     (answer,) = ask(service, [Row({}, {"describe": "True", "Content-Type": form}, explain=explain)])
 

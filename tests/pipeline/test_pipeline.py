@@ -216,7 +216,7 @@ def test_large_pictures_are_drawn_one_after_another(service: Any, living: list[i
         (None, False, "png", 0),
     ],
 )
-def test_drawing_is_as_large_as_what_it_draws(size: Any, kept: bool, media: Media, pixels: int) -> None:
+def test_the_pixels_that_drawing_takes_are_counted(size: Any, kept: bool, media: Media, pixels: int) -> None:
     """So many maps at the size at which they are drawn, or the picture, where it has to be opened again."""
     pictures = Pictures(Config(), Preprocess(Config()))
     item = Item(Encoded(b""), Options((), "gradcam", "top", "jet", 0.4, media=media))

@@ -56,9 +56,7 @@ def test_the_token_grid_may_be_given() -> None:
     ("tokens", "picture", "grid"),
     [(18, (100, 60), None), (19, (100, 60), None), (15, (100, 60), (5, 3, 0)), (16, (100, 60), (5, 3, 1)), (4, (32, 64), None)],
 )
-def test_a_grid_is_not_guessed_where_patches_with_a_border_would_fit_better(
-    tokens: int, picture: tuple[int, int], grid: tuple[int, int, int] | None
-) -> None:
+def test_an_ambiguous_token_grid_is_not_guessed(tokens: int, picture: tuple[int, int], grid: tuple[int, int, int] | None) -> None:
     """18 tokens of 100x60 pixels are 6x3 patches of 16 and a border sooner than 5x3 patches of 20 and three tokens of others."""
     assert guess_grid(tokens, picture) == grid
 

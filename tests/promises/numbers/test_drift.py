@@ -66,7 +66,7 @@ def test_pictures_of_unseen_classes_are_no_drift_of_attention() -> None:
     assert told.images["width"] == 1000
 
 
-def test_pictures_of_unseen_classes_are_expected_to_be_like_those_of_classes_that_came_up_once() -> None:
+def test_unseen_classes_are_expected_to_look_like_rare_ones() -> None:
     """Of the scores and of the pictures themselves all count: that rare things are darker, and less certain, is no drift."""
     random = np.random.default_rng(7)
     several = [traffic([0] * 500 + list(range(start, start + 100)), random) for start in (1, 101)]

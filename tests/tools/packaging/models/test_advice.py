@@ -184,7 +184,7 @@ def test_a_model_that_does_not_end_in_logits_is_told(tmp_path: Path, step: str, 
 @pytest.mark.parametrize(
     ("arch", "seed"), [("resnet18", 2), ("mobilenet_v3_small", 1), ("shufflenet_v2_x0_5", 0), ("squeezenet1_0", 0)]
 )
-def test_scores_between_0_and_1_by_chance_are_not_taken_for_probabilities(arch: str, seed: int) -> None:
+def test_random_logits_between_0_and_1_bring_no_warning(arch: str, seed: int) -> None:
     """As those of two classes may be, of random weights; these are."""
     torch.manual_seed(seed)
     model = torchvision.models.get_model(arch, weights=None, num_classes=2).eval()
