@@ -318,14 +318,14 @@ def test_the_health_check_waits_for_tokens_that_are_being_written(tmp_path: Path
     program = runpy.run_path(str(ROOT / "deploy" / "ready.py"))
     keys = tmp_path / "key_file.json"
     keys.write_text('{"management": {"key"')
-    monkeypatch.setitem(program["token"].__globals__, "KEYS", keys)
+    monkeypatch.setitem(program["read_token"].__globals__, "KEYS", keys)
     writer = threading.Timer(0.3, keys.write_text, ['{"management": {"key": "abc"}}'])
     writer.start()
-    assert program["token"]("management") == "abc"
+    assert program["read_token"]("management") == "abc"
     writer.join()
     keys.write_text("{")
     with pytest.raises(ValueError, match="Expecting"):
-        program["token"]("management")
+        program["read_token"]("management")
 
 
 def wait_until_expired(server: Server, folder: Path) -> None:
