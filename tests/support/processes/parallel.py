@@ -38,6 +38,10 @@ FIRST = (
     "tests/promises/safety/test_survival.py",
     "tests/tools/commands/test_serve.py",
     "tests/capture/test_architectures.py",
+    "tests/promises/project/test_alerts.py",
+    "tests/promises/numbers/test_processors.py",
+    "tests/tools/packaging/adoption/test_old_archive.py",
+    "tests/tools/commands/test_package.py",
 )
 """The groups that take longest; one that began last would end last."""
 
