@@ -256,11 +256,26 @@ def test_a_stock_archive_is_opened_with_the_stock_preprocessing(folder: Path, tm
     assert (model.served.config.resize, model.served.config.crop) == (256, 224)
 
 
-def test_a_handler_with_steps_of_its_own_is_refused(tmp_path: Path) -> None:
-    """Without TorchServe they would be left out without a word."""
-    source = "from gradcam_handler import GradCAMHandler\nclass Mine(GradCAMHandler):\n    pass\n"
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("Mine", "from gradcam_handler import GradCAMHandler\nclass Mine(GradCAMHandler):\n    pass\n"),
+        ("GradCAMHandler", "import gradcam_handler\nclass GradCAMHandler(gradcam_handler.GradCAMHandler):\n    topk = 1\n"),
+        (
+            "GradCAMHandler",
+            "from x import ImageClassifier\nclass GradCAMHandler(ImageClassifier):\n    image_processing = None\n",
+        ),
+        (
+            "GradCAMHandler",
+            (build.HANDLERS / "gradcam_handler.py").read_text().replace("    face: Model\n", "    image_processing = None\n"),
+        ),
+    ],
+    ids=["subclass", "same name", "stock's", "ours changed"],
+)
+def test_a_handler_with_steps_of_its_own_is_refused(tmp_path: Path, name: str, source: str) -> None:
+    """Without TorchServe they would be left out without a word, also where the class has the name of ours."""
     directory = build.archive(tmp_path / "own", handler=source)
-    with pytest.raises(ArchiveError, match=r"brings steps of its own \(Mine\)"):
+    with pytest.raises(ArchiveError, match=rf"brings steps of its own \({name}\)"):
         camserve.Model.from_archive(directory)
 
 

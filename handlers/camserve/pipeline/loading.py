@@ -23,6 +23,8 @@ from camserve.pipeline.archive import Archive
 LABELS = "index_to_name.json"
 HANDLER = "GradCAMHandler"
 STOCK = "image_classifier"
+STEPS = frozenset({"image_processing", "preprocess", "inference", "postprocess"})
+"""The stock steps, which our handler leaves as they are."""
 
 SHARED = ("camserve", "gradcam_handler")
 """Modules that stay this process's own: the archive holds the same ones."""
@@ -157,9 +159,18 @@ def check_handler(archive: Archive) -> None:
         raise ArchiveError(
             f"the archive's handler {name!r} is TorchServe's own and no image classifier; only {STOCK} can be opened"
         )
-    classes = [node.name for node in ast.parse(source.read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
-    if classes != [HANDLER]:
+    classes = [node for node in ast.parse(source.read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
+    if len(classes) != 1 or not _is_ours(classes[0]):
+        names = ", ".join(node.name for node in classes) or "no class"
         raise ArchiveError(
-            f"the archive's handler {name} brings steps of its own ({', '.join(classes) or 'no class'}), which need TorchServe: "
+            f"the archive's handler {name} brings steps of its own ({names}), which need TorchServe: "
             "serve the archive, or give its module to camserve.Model with preprocess=..."
         )
+
+
+def _is_ours(node: ast.ClassDef) -> bool:
+    """Return True for our handler of any release: its name alone says nothing, for a user's class may have the same."""
+    bases = [ast.unparse(base) for base in node.bases]
+    defined = {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+    defined |= {ast.unparse(target) for each in node.body if isinstance(each, ast.Assign) for target in each.targets}
+    return node.name == HANDLER and bases == ["ImageClassifier"] and "describe_handle" in defined and not defined & STEPS
