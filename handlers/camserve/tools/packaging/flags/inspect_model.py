@@ -10,7 +10,14 @@ from typing import Any
 
 from camserve.tools.console import command_of
 from camserve.tools.packaging.flags.keys import add_key_flags, read_keys
-from camserve.tools.packaging.flags.model import ModelFlags, add_labels_flag, add_model_flags, add_weights_flag, read_model_flags
+from camserve.tools.packaging.flags.model import (
+    ModelFlags,
+    add_labels_flag,
+    add_model_flags,
+    add_weights_flag,
+    add_weights_key_flag,
+    read_model_flags,
+)
 
 DESCRIPTION = """What can be explained here? Lists the layers of a model or an archive that have a map, and what each costs.
 
@@ -48,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
     model = parser.add_argument_group("the model, one of")
     model.add_argument("archive", nargs="?", type=Path, metavar="ARCHIVE", help="an archive, camserve's or another")
     add_model_flags(model)
-    add_weights_flag(parser.add_argument_group("its weights", "without them torchvision's architectures have random ones"))
+    weights = parser.add_argument_group("its weights", "without them torchvision's architectures have random ones")
+    add_weights_flag(weights)
+    add_weights_key_flag(weights)
     add_labels_flag(parser.add_argument_group("its classes"))
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--image", type=Path, metavar="FILE", help="a picture for the contact sheet")

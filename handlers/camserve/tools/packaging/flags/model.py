@@ -26,6 +26,7 @@ class ModelFlags:
         weights: a state dict, or a checkpoint that holds one.
         random_weights: torchvision's architecture stays untrained.
         labels: index_to_name.json.
+        weights_key: which entry of a checkpoint, or which prefix of its names.
     """
 
     torchvision: str | None = None
@@ -37,6 +38,7 @@ class ModelFlags:
     weights: Path | None = None
     random_weights: bool = False
     labels: Path | None = None
+    weights_key: str | None = None
 
     @property
     def default_name(self) -> str:
@@ -60,6 +62,8 @@ class ModelFlags:
         if (self.weights or self.random_weights) and not (self.torchvision or self.model_file):
             flag = "--weights" if self.weights else "--random-weights"
             raise ToolError(f"{flag} goes with --torchvision or --model-file; others bring their own")
+        if self.weights_key is not None and not self.weights:
+            raise ToolError("--weights-key says which entry of a checkpoint is used, so it goes with --weights FILE")
 
     def check_files(self) -> None:
         """Refuses files that are not there before the work begins; what is in them is looked at when they are read.
@@ -94,9 +98,11 @@ class ModelFlags:
         if self.demo:
             return load_demo()
         if self.torchvision:
-            return load_architecture(self.torchvision, workdir, self.weights, self.random_weights, progress)
+            return load_architecture(
+                self.torchvision, workdir, self.weights, self.random_weights, progress=progress, weights_key=self.weights_key
+            )
         if self.model_file and self.weights:
-            return load_model_file(self.model_file, self.weights, stage)
+            return load_model_file(self.model_file, self.weights, stage, self.weights_key)
         program = self.torchscript or self.exported
         if program is None:
             raise ToolError("no flag names a model to load")
@@ -117,6 +123,12 @@ def add_weights_flag(group: Any) -> None:
     group.add_argument("--weights", metavar="FILE", type=Path, help="a state dict, or a checkpoint that holds one")
 
 
+def add_weights_key_flag(group: Any) -> None:
+    """Adds `--weights-key` to a parser or a group."""
+    wanted = "the entry of a checkpoint that is used (the usual one, or the only one), or a prefix of names, with its dot"
+    group.add_argument("--weights-key", metavar="KEY", help=wanted)
+
+
 def add_labels_flag(group: Any) -> None:
     """Adds `--labels` to a parser or a group."""
     group.add_argument("--labels", metavar="FILE", type=Path, help='index_to_name.json: {"0": "tench", ...}')
@@ -134,4 +146,5 @@ def read_model_flags(options: argparse.Namespace, *, random_weights: bool) -> Mo
         weights=options.weights,
         random_weights=random_weights,
         labels=options.labels,
+        weights_key=options.weights_key,
     )

@@ -11,7 +11,14 @@ from typing import Any
 
 from camserve.tools.console import ToolError, command_of
 from camserve.tools.packaging.flags.keys import add_key_flags, read_keys
-from camserve.tools.packaging.flags.model import ModelFlags, add_labels_flag, add_model_flags, add_weights_flag, read_model_flags
+from camserve.tools.packaging.flags.model import (
+    ModelFlags,
+    add_labels_flag,
+    add_model_flags,
+    add_weights_flag,
+    add_weights_key_flag,
+    read_model_flags,
+)
 
 DESCRIPTION = """
 Makes an archive (.mar) of a model: weights, handler and configuration in one file that any TorchServe 0.12 serves.
@@ -57,8 +64,10 @@ def parser() -> argparse.ArgumentParser:
     add_model_flags(model)
     old = "an archive that is served already (.mar, .tar.gz)"
     model.add_argument("--from-archive", dest="archive", metavar="OLD", type=Path, help=old)
-    weights = parser.add_argument_group("its weights").add_mutually_exclusive_group()
+    group = parser.add_argument_group("its weights")
+    weights = group.add_mutually_exclusive_group()
     add_weights_flag(weights)
+    add_weights_key_flag(group)
     weights.add_argument("--random-weights", action="store_true", help="for trials; without either, the published ones")
     add_labels_flag(parser.add_argument_group("its classes"))
     _add_archive_flags(parser.add_argument_group("the archive"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import torchvision
 
 from camserve.core.text import find_nearest, join_names
 from camserve.tools.console import ToolError
+from camserve.tools.packaging.models.checkpoints import StateDict, read_state_dict
 from camserve.tools.packaging.models.files import keep_plain
 from camserve.tools.packaging.models.source import ModelSource
 from camserve.tools.packaging.models.vit import find_image_size, find_weights_of_size
-from camserve.tools.packaging.models.weights import StateDict, count_classes, load_into, read_state_dict
+from camserve.tools.packaging.models.weights import count_classes, load_into, match_names
 
 TEMPLATE = '''\
 """torchvision's {arch}, without weights."""
@@ -31,7 +32,9 @@ class {name}:
 '''
 
 
-def load_architecture(arch: str, workdir: Path, weights: Path | None, random: bool, progress: bool = False) -> ModelSource:
+def load_architecture(
+    arch: str, workdir: Path, weights: Path | None, random: bool, *, progress: bool = False, weights_key: str | None = None
+) -> ModelSource:
     """Builds an architecture of torchvision's, with a file's weights, random ones, or the published default ones (downloaded).
 
     Preprocessing and labels are those of the default weights' metadata; labels only where the number of classes matches. A
@@ -40,13 +43,17 @@ def load_architecture(arch: str, workdir: Path, weights: Path | None, random: bo
     Args:
         workdir: where the file that builds the model is written.
         progress: show a bar while weights are downloaded.
+        weights_key: which entry of a checkpoint is used.
 
     Raises:
         ToolError: no such architecture, weights that do not fit it, or a download that failed.
     """
     published = _find_published(arch)
     categories = published.meta["categories"]
-    state, notes = read_state_dict(weights) if weights is not None else (None, [])
+    state, notes = read_state_dict(weights, weights_key) if weights is not None else (None, [])
+    if state is not None:
+        state, renamed = match_names(state, _build_default(arch, _auxiliary(arch, state)))
+        notes += renamed
     side = find_image_size(arch, published, state)
     options = _choose_options(arch, state, side, len(categories))
     model_file = workdir / f"torchvision_{arch}.py"
@@ -54,7 +61,7 @@ def load_architecture(arch: str, workdir: Path, weights: Path | None, random: bo
     torch.manual_seed(0)
     model = torchvision.models.get_model(arch, weights=None, **options)
     if state is not None:
-        load_into(model, state, f"torchvision's {arch}")
+        notes += load_into(model, state, f"torchvision's {arch}")
     elif not random:
         model.load_state_dict(_download(arch, published, progress))
     labels = categories if options.get("num_classes", len(categories)) == len(categories) else None
@@ -81,20 +88,31 @@ def _choose_options(arch: str, state: StateDict | None, side: int | None, classe
     `state`: a file's weights; None: the published ones, for `classes` classes.
     """
     options: dict[str, Any] = {} if side is None else {"image_size": side}
-    auxiliary = arch in ("googlenet", "inception_v3")
-    if auxiliary:  # as their builders set it for published weights
-        options = {"transform_input": True, "init_weights": False}
     if state is None:
+        options |= _auxiliary(arch, ())
         return {**options, "aux_logits": False} if arch == "googlenet" else options
-    if auxiliary:
-        options["aux_logits"] = any(name.lower().startswith("aux") for name in state)
+    options |= _auxiliary(arch, state)
+    outputs = count_classes(state, _build_default(arch, options), classes)
+    return options if outputs == classes else {**options, "num_classes": outputs}
+
+
+def _auxiliary(arch: str, state: Collection[str]) -> dict[str, Any]:
+    """Options of architectures with auxiliary classifiers, as their builders set them for published weights."""
+    if arch not in ("googlenet", "inception_v3"):
+        return {}
+    options: dict[str, Any] = {"transform_input": True, "init_weights": False}
+    if state:
+        options["aux_logits"] = any(part.lower().startswith("aux") for name in state for part in name.split("."))
+    return options
+
+
+def _build_default(arch: str, options: Mapping[str, Any]) -> StateDict:
+    """The architecture's own state dict, on the meta device where it can be built there."""
     try:
         with torch.device("meta"):
-            default = torchvision.models.get_model(arch, weights=None, **options).state_dict()
+            return torchvision.models.get_model(arch, weights=None, **options).state_dict()  # type: ignore[no-any-return]
     except NotImplementedError:  # RegNet computes its widths with tensors
-        default = torchvision.models.get_model(arch, weights=None, **options).state_dict()
-    outputs = count_classes(state, default, classes)
-    return options if outputs == classes else {**options, "num_classes": outputs}
+        return torchvision.models.get_model(arch, weights=None, **options).state_dict()  # type: ignore[no-any-return]
 
 
 def _as_arguments(options: Mapping[str, Any]) -> str:

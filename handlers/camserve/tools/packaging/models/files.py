@@ -15,14 +15,15 @@ from camserve.tools.archive.fresh.modules import Beside, server_modules
 from camserve.tools.archive.fresh.worker import model_class
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.contents.names import check_module_name
+from camserve.tools.packaging.models.checkpoints import read_state_dict
 from camserve.tools.packaging.models.source import ModelSource
-from camserve.tools.packaging.models.weights import load_into, read_state_dict
+from camserve.tools.packaging.models.weights import load_into
 
 
-def load_model_file(model_file: Path, weights: Path, staging: Path) -> ModelSource:
+def load_model_file(model_file: Path, weights: Path, staging: Path, weights_key: str | None = None) -> ModelSource:
     """Loads a file of the user's that defines one class without arguments, as TorchServe's stock handlers take it.
 
-    `staging` holds further files that it may import.
+    `staging` holds further files that it may import; `weights_key` says which entry of a checkpoint is used.
 
     Raises:
         ToolError: the file, its class or the weights cannot be used.
@@ -36,8 +37,8 @@ def load_model_file(model_file: Path, weights: Path, staging: Path) -> ModelSour
         except Exception as error:
             raise ToolError(f"{model_file} does not load: {in_one_line(error)}") from error
         model = _build(network, model_file)
-    state, notes = read_state_dict(weights)
-    load_into(model, state, network.__name__)
+    state, notes = read_state_dict(weights, weights_key)
+    notes += load_into(model, state, network.__name__)
     return ModelSource(model_file, model.eval(), weights=keep_plain(weights, notes), notes=tuple(notes))
 
 

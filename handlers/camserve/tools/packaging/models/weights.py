@@ -1,128 +1,114 @@
-"""Reads a file of weights, and says in a user's terms why weights do not fit a model."""
+"""Puts weights into a model: finds the prefix with which their names fit, and says in a user's terms why they do not."""
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from camserve.core.text import find_nearest, join_names
+from camserve.core.text import find_nearest
 from camserve.tools.console import ToolError
+from camserve.tools.packaging.models.checkpoints import StateDict, is_averaged, is_counter
 
-StateDict = Mapping[str, Tensor]
+LOSS = re.compile(r"loss|criteri|metric", re.IGNORECASE)
+"""A module of a training script's that is no part of the network: what it keeps are numbers and lists of them."""
 
-CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model", "net")
-"""Where training scripts keep the state dict in a checkpoint."""
-
-PREFIXES = ("module.", "_orig_mod.")
-"""What `DataParallel` and `torch.compile` put before every name."""
-
-WAY_OUT = "where the model was trained, save torch.save(model.state_dict(), 'weights.pth') and give that file"
+UNUSED = "num_batches_tracked"
+"""The last part of names of numbers that only training needs, and old files do not have."""
 
 
-def read_state_dict(path: Path) -> tuple[StateDict, list[str]]:
-    """Reads a file's state dict; nothing in the file is executed. Also returns what was taken off to get at it.
+def match_names(state: StateDict, own: StateDict) -> tuple[StateDict, list[str]]:
+    """Takes off, or puts before every name, the one prefix with which all of a model's names are there.
+
+    Where the names fit as they are, nothing is changed; where no prefix makes all fit, the one that makes most. `own` is the
+    model's state dict, and may be on the meta device. Also returns what was done.
 
     Raises:
-        ToolError: no such file, a damaged one, or one that holds anything but a state dict or a checkpoint of one.
+        ToolError: several networks in `state` fit, by different prefixes.
     """
-    notes: list[str] = []
-    state: Any
-    if _is_safetensors(path):
-        state = _load_safetensors(path)
-        notes.append(f"{path.name} is in the format safetensors, and goes into the archive as a state dict")
-    else:
-        state = _load(path)
-    if isinstance(state, Mapping) and not _is_state_dict(state):
-        for key in CHECKPOINT_KEYS:
-            if _is_state_dict(state.get(key)):
-                state = state[key]
-                notes.append(f"{path.name} is a checkpoint: its entry {key} is used")
-                break
-    if not _is_state_dict(state):
-        held = f"a dictionary of {join_names(map(str, state), 5)}" if isinstance(state, Mapping) else type(state).__name__
-        raise ToolError(f"{path} holds no state dict but {held}; {WAY_OUT}")
-    while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in state)), None):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-        notes.append(f"the prefix {prefix} was taken off every name in {path.name}")
-    return state, notes
-
-
-def _load(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as opened:
-            if any(name.endswith("/constants.pkl") for name in opened.namelist()):
-                raise ToolError(f"{path} is a TorchScript archive; {WAY_OUT}")
-    try:
-        with path.open("rb") as file:  # by its path, torch 2.15 would go by the name's ending
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ToolError(f"no file {path}") from None
-    except IsADirectoryError:
-        raise ToolError(f"{path} is a folder, not a file of weights") from None
-    except pickle.UnpicklingError as error:
-        kind = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if kind is None:
-            raise ToolError(f"{path} is not a file of weights that torch can read, or is damaged; {WAY_OUT}") from error
+    if _count(state, own) == len(_wanted(own)):
+        return state, []
+    renamed = {label: _rename(state, label) for label in _find_prefixes(state, own)}
+    full = [label for label, each in renamed.items() if _count(each, own) == len(_wanted(own))]
+    exact = [label for label in full if not _find_misshapen(renamed[label], own)] or full
+    chosen = [label for label in exact if not is_averaged(label[1])] if len(exact) > 1 else exact
+    if len(exact) > 1 and len(chosen) != 1:
+        prefixes = [prefix for _, prefix in exact]
         raise ToolError(
-            f"{path} holds Python objects besides tensors (the first is a {kind[1]}), and loading those would run code from "
-            f"the file; {WAY_OUT}"
-        ) from error
-    except Exception as error:  # a damaged file makes torch raise anything
-        raise ToolError(f"{path} is not a file of weights that torch can read; {WAY_OUT}") from error
+            f"the weights hold several networks that fit, under {', '.join(prefixes)}; --weights-key {prefixes[0]} chooses one"
+        )
+    if not chosen:
+        best = max(renamed, key=lambda label: _count(renamed[label], own), default=None)
+        if best is None or _count(renamed[best], own) <= max(_count(state, own), len(own) // 2):
+            return state, []
+        chosen = [best]
+    way, prefix = chosen[0]
+    others = [each for _, each in exact if each != prefix]
+    done = "taken off the weights' names" if way == "off" else "put before each of the weights' names"
+    notes = [f"the prefix {prefix} was {done}"]
+    if others:
+        notes.append(f"the weights also hold averaged ones, under {', '.join(others)}; --weights-key {others[0]} takes those")
+        state = {name: each for name, each in state.items() if not name.startswith(tuple(others))}
+    return _rename(state, chosen[0]), notes
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as that format does: the length of a header, and the header, which is JSON."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        start = file.read(9)
-    torchs = start.startswith((b"PK", b"\x80"))  # a zip file or a pickle, whatever its name
-    return (path.suffix == ".safetensors" and not torchs) or (
-        start[4:] == b"\0\0\0\0{" and path.stat().st_size >= int.from_bytes(start[:8], "little")
-    )
+def _wanted(own: Mapping[str, object]) -> list[str]:
+    return [name for name in own if name.rpartition(".")[2] != UNUSED]
 
 
-def _load_safetensors(path: Path) -> Any:
-    try:
-        from safetensors.torch import load_file  # noqa: PLC0415 not one of camserve's own requirements
-    except ImportError:
-        line = f"torch.save(safetensors.torch.load_file({path.name!r}), {path.stem + '.pth'!r})"
-        raise ToolError(
-            f"{path} is in the format safetensors, which takes the package of that name: pip install safetensors; or, where it "
-            f'is installed, write a state dict and give that file: python -c "import torch, safetensors.torch; {line}"'
-        ) from None
-    try:
-        return load_file(path)
-    except Exception as error:  # a damaged file makes it raise exceptions of its own
-        raise ToolError(f"{path} is not a file of safetensors, or is damaged ({error}); {WAY_OUT}") from error
+def _count(state: Mapping[str, object], own: Mapping[str, object]) -> int:
+    """How many of the model's names are there."""
+    return sum(name in state for name in _wanted(own))
 
 
-def _is_state_dict(value: object) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
+def _find_misshapen(state: StateDict, own: StateDict) -> list[str]:
+    return [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
 
 
-def load_into(model: nn.Module, state: StateDict, kind: str) -> None:
-    """Loads `state` into `model`, which its user knows as `kind`.
+def _find_prefixes(state: Collection[str], own: Collection[str]) -> list[tuple[str, str]]:
+    """The prefixes that make some name fit: `("off", prefix)` of the weights' names, `("before", prefix)` of the model's."""
+    found: dict[tuple[str, str], None] = {}
+    for way, longer, shorter in (("off", state, own), ("before", own, state)):
+        for end in list(shorter)[:3]:
+            for name in longer:
+                if name.endswith(f".{end}"):
+                    found[way, name.removesuffix(end)] = None
+    return list(found)
+
+
+def _rename(state: StateDict, label: tuple[str, str]) -> StateDict:
+    way, prefix = label
+    if way == "before":
+        return {name if is_counter(name) else prefix + name: tensor for name, tensor in state.items()}
+    inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    outer = {name: tensor for name, tensor in state.items() if not name.startswith(prefix) and name not in inner}
+    return {**inner, **outer}
+
+
+def load_into(model: nn.Module, state: StateDict, kind: str) -> list[str]:
+    """Loads `state` into `model`, which its user knows as `kind`, and returns what was done to make it fit.
+
+    One prefix is taken off or added where that makes every name fit. What is left over is left out where it is no weights:
+    counters, and the numbers of a loss. A tensor that the model has under two names may be there under one.
 
     Raises:
         ToolError: tensors are missing, unknown or of another shape; all are counted and the first are named, unknown ones
             with the nearest name of the model's.
     """
     own = model.state_dict()
-    shapes = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
-    fitting = OrderedDict((name, state[name]) for name in state if name not in shapes)
+    state, notes = match_names(state, own)
+    left = [name for name in state if name not in own and _is_no_weight(name, state[name])]
+    if left:
+        notes.append(f"left out, since they are no weights of the model's: {_name_some(left)}")
+    state_kept = OrderedDict((name, tensor) for name, tensor in state.items() if name not in left)
+    shapes = _find_misshapen(state_kept, own)
+    fitting = OrderedDict((name, tensor) for name, tensor in state_kept.items() if name not in shapes)
     fitting._metadata = getattr(state, "_metadata", None) or own._metadata  # type: ignore[attr-defined]  # modules' versions
     result = model.load_state_dict(fitting, strict=False)
-    missing = [name for name in result.missing_keys if name not in shapes]
+    missing = _find_missing([name for name in result.missing_keys if name not in shapes], fitting, own)
     unknown = list(result.unexpected_keys)
     parts = [
         _part(missing, "{} the model's tensors missing", str),
@@ -130,7 +116,28 @@ def load_into(model: nn.Module, state: StateDict, kind: str) -> None:
         _part(shapes, "{} of another shape", lambda name: f"{name}: {list(state[name].shape)}, not {list(own[name].shape)}"),
     ]
     if any(parts):
-        raise ToolError(f"the weights do not fit {kind}: " + "; ".join(part for part in parts if part))
+        after = f" ({'; '.join(notes)})" if notes else ""
+        raise ToolError(f"the weights do not fit {kind}{after}: " + "; ".join(part for part in parts if part))
+    return notes
+
+
+def _is_no_weight(name: str, tensor: Tensor) -> bool:
+    """Says whether a name that the model does not know is a counter, or a number or list that a loss keeps.
+
+    A matrix in a loss may be the head that the model lacks, so it is none of these.
+    """
+    return is_counter(name) or (tensor.ndim < 2 and LOSS.search(name.partition(".")[0]) is not None)
+
+
+def _find_missing(names: list[str], state: StateDict, own: Mapping[str, Any]) -> list[str]:
+    """Those of the missing names that matter: neither unused, nor the second name of a tensor that is there."""
+    there = {own[name].data_ptr() for name in state if name in own and own[name].numel()}
+    return [name for name in names if name.rpartition(".")[2] != UNUSED and own[name].data_ptr() not in there]
+
+
+def _name_some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
 
 
 def _part(names: list[str], text: str, show: Callable[[str], str]) -> str:
