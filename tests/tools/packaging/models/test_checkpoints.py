@@ -174,8 +174,7 @@ def test_nothing_but_tensors_is_built(tmp_path: Path) -> None:
     assert list(found) == ["w", "b"]
     assert notes == ["left out, since they are no tensors: args"]
     assert vars(Ignored(1, a=2)) == {}
-    assert torch.serialization.get_safe_globals() == before
-    torch.serialization.clear_safe_globals()
+    assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
 def test_what_only_training_needs_may_be_missing() -> None:
