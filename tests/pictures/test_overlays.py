@@ -11,7 +11,7 @@ from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
 from camserve.core.messages import Answer, Explanation, Media, Options
 from camserve.pictures import captions, overlays, render
-from camserve.pictures.limits import Quota
+from camserve.pictures.bounds.limits import Quota
 
 VIEWS = [None, Rect(20.4, 0.0, 79.6, 64.0), Rect(-3.7, 1.25, 111.1, 62.5)]
 

@@ -27,8 +27,8 @@ from camserve.core.messages import Encoded, Explanation, Item, Media, Options
 from camserve.explain.explainer import Prediction
 from camserve.explain.observer import NullObserver
 from camserve.pictures import render
+from camserve.pictures.bounds.limits import Semaphore
 from camserve.pictures.decode import open_picture
-from camserve.pictures.limits import Semaphore
 from camserve.pictures.overlays import Canvas
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import guard

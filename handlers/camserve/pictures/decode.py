@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import logging
 import math
 import struct
-import threading
-import warnings
 import zlib
-from io import BytesIO
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, WebPImagePlugin, _imaging  # noqa: F401 - else Pillow imports every decoder it has
+from PIL import Image, JpegImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401 - else Pillow imports every decoder
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.text import join_names, show
-from camserve.pictures.formats import NAMES, has_more_scans, read_webp_size, sniff
+from camserve.pictures.bounds import bmp, gif, jpeg, png, tiff
+from camserve.pictures.bounds.reading import LENIENT, BoundedFile
+from camserve.pictures.bounds.work import Effort, RefusedError, Weight, price_header
+from camserve.pictures.formats import NAMES, read_webp_size, sniff
 
 _FAULTS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
@@ -26,11 +24,7 @@ _FAULTS = (
 )
 """What Pillow's decoders raise on damaged files. MemoryError is not the file's fault, and passes."""
 
-_MAX_READS, _MAX_EXIF_BLOCKS = 200_000, 100
-_MAX_RUNS = 1_000_000
-"""Runs of a run-length encoded BMP, which Pillow decodes in Python with two reads for each: about half a second."""
-
-_MAX_SCANS = 100
+_CHECKS = {"JPEG": jpeg.check, "PNG": png.check, "GIF": gif.check, "TIFF": tiff.check, "BMP": bmp.check}
 _TILE_WIDTH, _TILE_LENGTH, _BITS_PER_SAMPLE = 322, 323, 258
 _ORIENTATION = 0x0112
 _TRANSPOSITIONS = {
@@ -45,73 +39,7 @@ _TRANSPOSITIONS = {
 """Those that undo each EXIF orientation; 1 needs none."""
 
 
-def silence_decoders() -> None:
-    """Keep what decoders say about damaged pictures out of the log and off stderr, in the whole process.
-
-    For a worker, whose log a client must not fill. Pillow logs some faults of TIFF tags as errors; libtiff, which Pillow is
-    linked with, prints what Pillow raises anyway. Where libtiff's functions cannot be found it goes on printing.
-    """
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    with contextlib.suppress(AttributeError, OSError):
-        libtiff = ctypes.CDLL(_imaging.__file__)
-        libtiff.TIFFSetErrorHandler(None)
-        libtiff.TIFFSetWarningHandler(None)
-
-
-class _Lenient:
-    """Context manager: Pillow neither warns about a picture's size nor limits it, because `max_pixels` does that.
-
-    Both are state of the process. It is restored when the last of the threads that are inside leaves.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._filters = warnings.catch_warnings()
-        self._limit: int | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\b")
-                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                Image.MAX_IMAGE_PIXELS = self._limit
-                self._filters.__exit__(None, None, None)
-
-
-_LENIENT = _Lenient()
-
-
-class _File(BytesIO):
-    """`BytesIO` that bounds how much of a header Pillow parses.
-
-    Pillow parses headers in Python loops, and its JPEG plugin copies all EXIF data again for each further block, so a small
-    crafted file could hold the interpreter lock for seconds.
-    """
-
-    reads = exif_blocks = 0
-    max_reads = _MAX_READS
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read as `BytesIO` does; raises 400 `InvalidImage` after too many reads or EXIF blocks."""
-        part = super().read(size)
-        self.reads += 1
-        self.exif_blocks += part.startswith(b"Exif\0\0")
-        if self.reads > self.max_reads or self.exif_blocks > _MAX_EXIF_BLOCKS:
-            most = f"{self.max_reads} parts and {_MAX_EXIF_BLOCKS} EXIF blocks"
-            raise RequestError(400, "InvalidImage", f"data: expected a picture of at most {most}, got more")
-        return part
-
-
-def open_picture(data: bytes | bytearray, config: Config, origin: str = "") -> Image.Image:
+def open_picture(data: bytes | bytearray, config: Config, origin: str = "", *, weighed: bool = False) -> Image.Image:
     """Decode the first frame of a picture file, in mode RGB.
 
     Red, green and blue of 8 bits come through as Pillow decodes them. 16-bit grey is scaled by 1/257 and rounded, 12-bit
@@ -124,6 +52,7 @@ def open_picture(data: bytes | bytearray, config: Config, origin: str = "") -> I
         data: the file's bytes.
         config: `formats`, `max_pixels`, `exif`.
         origin: how the bytes were received, which an error about them says (`after base64 decoding of 812 characters`).
+        weighed: `weigh` has passed the file, and need not look at it again.
 
     Raises:
         RequestError: 400 `NoImage` for no bytes; 400 `UnsupportedFormat` for a format that is not one of
@@ -134,8 +63,8 @@ def open_picture(data: bytes | bytearray, config: Config, origin: str = "") -> I
         raise RequestError(400, "NoImage", "data: expected a picture, got 0 bytes")
     name = _check_format(data, config, origin)
     try:
-        with _LENIENT:
-            picture = _check_header(data, name, config)
+        with LENIENT:
+            picture = _check_header(data, name, config, weighed=weighed)
             picture.load()
             return convert_picture(picture, config)
     except _FAULTS:
@@ -166,21 +95,36 @@ def check_limits(data: bytes | bytearray, config: Config) -> None:
         name = _check_format(data, config)
     except RequestError:
         return
-    with contextlib.suppress(*_FAULTS), _LENIENT:
+    with contextlib.suppress(*_FAULTS), LENIENT:
         _check_header(data, name, config)
 
 
-def count_pixels(data: bytes | bytearray, config: Config) -> int:
+def weigh(data: bytes | bytearray, config: Config) -> Weight | None:
+    """Say what a file is before Pillow sees it, in time that goes by its bytes; None: it will be refused when it is opened."""
+    try:
+        name = _check_format(data, config)
+        effort = _check_effort(data, name)
+    except RequestError:
+        return None
+    return Weight(name, effort, price_header(name, effort, len(data)))
+
+
+def count_pixels(data: bytes | bytearray, config: Config, weight: Weight | None = None) -> int:
     """Return how many pixels `open_picture` will decode, by the header alone: the picture's, or one TIFF tile's if it has more.
 
     0 for a file that it will not begin to decode.
+
+    Args:
+        weight: of the file, where it is known.
     """
+    weight = weight or weigh(data, config)
+    if weight is None:
+        return 0
+    if weight.name == "WebP":
+        return math.prod(read_webp_size(data))
     try:
-        name = _check_format(data, config)
-        if name == "WebP":
-            return math.prod(read_webp_size(data))
-        with _LENIENT:
-            picture = _read_header(data, name)
+        with LENIENT:
+            picture = _read_header(data, weight.name)
             return max(math.prod(picture.size), math.prod(_tile_size(picture)))
     except (RequestError, *_FAULTS):
         return 0
@@ -210,27 +154,43 @@ def _check_format(data: bytes | bytearray, config: Config, origin: str = "") -> 
     raise RequestError(400, "UnsupportedFormat", f"data: expected a picture in {join_names(accepted)}, got {came}")
 
 
-def _check_header(data: bytes | bytearray, name: str, config: Config) -> Image.Image:
+def _check_effort(data: bytes | bytearray, name: str) -> Effort:
+    """Count what decoding a file of a format takes beyond its pixels, before Pillow sees it.
+
+    Raises:
+        RequestError: 400 `InvalidImage`, no camera and no tool makes such a file, and it is dear to decode.
+    """
+    check = _CHECKS.get(name)
+    try:
+        return check(data) if check else Effort()
+    except RefusedError as error:
+        raise RequestError(400, "InvalidImage", f"data: {error}") from None
+
+
+def _check_header(data: bytes | bytearray, name: str, config: Config, *, weighed: bool = False) -> Image.Image:
     """Return the picture, not decoded yet; raises what `open_picture` does if it is too large, or too much work.
 
     Small files may be much work: TIFFs with huge tiles, and JPEGs that redraw each pixel often.
     """
+    if not weighed:
+        _check_effort(data, name)
     if name == "WebP":
         check_pixels(read_webp_size(data), config)  # Pillow allocates the canvas as soon as it opens the file
     picture = _read_header(data, name)
     check_pixels(picture.size, config)
     check_pixels(_tile_size(picture), config, " in one TIFF tile")
-    if name == "JPEG" and has_more_scans(data, _MAX_SCANS):
-        raise RequestError(400, "InvalidImage", f"data: expected a JPEG picture of at most {_MAX_SCANS} scans, got more")
     return picture
 
 
 def _read_header(data: bytes | bytearray, name: str) -> Image.Image:
     """Return the picture, not decoded yet."""
-    file = _File(data)
+    file = BoundedFile(data)
+    if name == "JPEG":  # by itself: Pillow would look for further pictures in it, and older releases take long over that
+        return JpegImagePlugin.JpegImageFile(file)
+    picture = Image.open(file, formats=[name.upper()])
     if name == "BMP":
-        file.max_reads += 2 * _MAX_RUNS
-    return Image.open(file, formats=[name.upper()])
+        bmp.use_decoder(picture)
+    return picture
 
 
 def _tile_size(picture: Image.Image) -> tuple[int, int]:

@@ -42,9 +42,6 @@ _ANY = re.compile(b"|".join(b"(%s)" % pattern for pattern in _SIGNATURES.values(
 _NAME_OF = tuple(_SIGNATURES)
 _LONGEST = 32
 
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
-_TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
-
 
 def sniff(data: bytes | bytearray) -> str | None:
     """Return the name of a file's format by its first bytes, as messages spell it; None if it is unknown."""
@@ -65,22 +62,3 @@ def read_webp_size(data: bytes | bytearray) -> tuple[int, int]:
     if chunk == b"VP8L":
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
-
-
-def has_more_scans(data: bytes | bytearray, limit: int) -> bool:
-    """Return True if a JPEG has more than `limit` scans (ITU-T T.81, B.1.1 and B.2).
-
-    Counting the bytes of the marker is quick and never too low; only where there are too many are the true ones found.
-    """
-    if data.count(b"\xff\xda") <= limit:
-        return False
-    scans, position = 0, 2
-    while scans <= limit and (match := _JPEG_MARKER.search(data, position)):
-        marker = match[1][0]
-        position = match.end()
-        if marker == _EOI:
-            break
-        if marker not in {_TEM, _SOI}:  # the others are followed by a segment, which begins with its length
-            position += max(2, int.from_bytes(data[position : position + 2], "big"))
-        scans += marker == _SOS
-    return scans > limit

@@ -12,7 +12,7 @@ from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
 from camserve.core.messages import PICTURES, Answer, Explanation, Options
 from camserve.pictures import captions, render
-from camserve.pictures.limits import Quota
+from camserve.pictures.bounds.limits import Quota
 
 _LARGE = 1_000_000
 """Pixels from which on a picture is copied in strips: `np.asarray` has all of them in memory twice more meanwhile."""

@@ -15,7 +15,7 @@ from camserve.core.geometry import Rect
 from camserve.core.messages import Answer, Media, Options, Score
 from camserve.core.messages import Explanation as Target
 from camserve.core.text import join_names
-from camserve.pictures.limits import Quota
+from camserve.pictures.bounds.limits import Quota
 from camserve.pictures.overlays import draw_explanations, prepare_canvas
 
 MEDIA: dict[str, Media] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".npy": "npy"}

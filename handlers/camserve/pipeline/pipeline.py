@@ -21,7 +21,7 @@ from camserve.explain.explainer import Explainer, Prediction, Task
 from camserve.explain.observer import Observation, sample_rows
 from camserve.explain.sampling import SamplingPolicy
 from camserve.inspector.page import write_page
-from camserve.pictures.limits import Quota, Semaphore
+from camserve.pictures.bounds.limits import Quota, Semaphore
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import guard, run_bisecting, split_into_chunks
 from camserve.pipeline.glibc import give_back

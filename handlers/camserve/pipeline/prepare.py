@@ -17,9 +17,9 @@ from camserve.core.geometry import Rect
 from camserve.core.messages import Answer, Item
 from camserve.explain.explainer import Prediction
 from camserve.explain.observer import Observer
+from camserve.pictures.bounds.limits import Quota
 from camserve.pictures.decode import check_limits, count_pixels
 from camserve.pictures.inputs import open_again
-from camserve.pictures.limits import Quota
 from camserve.pictures.overlays import Canvas, check_quota, draw_explanations, prepare_canvas, wants_drawing
 from camserve.pictures.preprocess import Preprocess
 

@@ -25,7 +25,8 @@ from camserve.core.geometry import Rect
 from camserve.core.labels import Labels
 from camserve.explain.explainer import Explainer, Task
 from camserve.pictures import render
-from camserve.pictures.decode import open_picture, silence_decoders
+from camserve.pictures.bounds.reading import silence_decoders
+from camserve.pictures.decode import open_picture
 from camserve.pipeline.model import PROBE
 from camserve.tools.console import Progress
 from camserve.tools.packaging.flags.inspect_model import Options

@@ -1,10 +1,16 @@
-"""Limits on memory that threads share: a weighted semaphore, and a quota."""
+"""Limits that threads share: on memory, a weighted semaphore and a quota; on time, a deadline."""
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from camserve.core.errors import RequestError
+
+SEND_LESS = "send fewer or smaller pictures, or ask for fewer targets, or try again later"
 
 
 class Semaphore:
@@ -54,3 +60,25 @@ class Quota:
                 return False
             self._left -= amount
             return True
+
+
+class Deadline:
+    """When the work on a batch has to end.
+
+    Args:
+        seconds: from now on; infinity: never.
+    """
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def over(self) -> bool:
+        """Whether it has passed."""
+        return time.monotonic() > self._end
+
+    def check(self, what: str) -> None:
+        """Raise 503 `Busy` once it has passed; `what` was left to do."""
+        if self.over:
+            raise RequestError(503, "Busy", f"the time of this batch, {self.seconds:g} s, was over before {what}; {SEND_LESS}")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from camserve.pictures.limits import Quota, Semaphore
+from camserve.pictures.bounds.limits import Quota, Semaphore
 
 
 def test_the_holders_of_a_semaphore_stay_within_its_limit() -> None:

@@ -1,0 +1,72 @@
+"""JPEG (ITU-T T.81): coding, scans, segments, and what is in its application segments."""
+
+from __future__ import annotations
+
+import re
+
+from camserve.pictures.bounds.ifd import check_exif
+from camserve.pictures.bounds.work import Effort, RefusedError, refuse_above
+
+MAX_SCANS = 100
+"""Scans of one picture: cameras and tools write 1 to about 12, and each redraws every pixel."""
+
+MAX_SEGMENTS = 2_000
+"""Segments before the picture ends: a colour profile takes up to 255, extended metadata one for each 64 kB."""
+
+MAX_RESOURCES = 5_000
+"""Photoshop's resources, which Pillow parses in Python; a real picture has some dozen."""
+
+_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
+_TEM, _SOI, _EOI, _SOS, _APP1 = 0x01, 0xD8, 0xD9, 0xDA, 0xE1
+_ARITHMETIC = frozenset((0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
+_EXIF = b"Exif\0\0"
+_FRAME = re.compile(rb"\xff[\xc9-\xcb\xcd-\xcf]\x00[\x0b\x0e\x11\x14]\x08", re.DOTALL)
+"""The header of an arithmetic-coded frame of 8 bits and one to four components, wherever it stands."""
+
+
+def check(data: bytes | bytearray) -> Effort:
+    """Count what decoding takes.
+
+    Raises:
+        RefusedError: arithmetic coding, which only benchmarks write and which takes ten times as long as Huffman's; or more
+            scans, segments or resources than cameras and tools write; or EXIF as none of them writes it.
+    """
+    segments = scans = 0
+    first_scan = len(data)
+    exif = b""
+    position = 2
+    while match := _MARKER.search(data, position):
+        marker = match[1][0]
+        position = match.end()
+        if marker == _EOI:
+            break
+        segments += 1
+        refuse_above(MAX_SEGMENTS, segments, "a JPEG picture of at most {} segments")
+        if marker in _ARITHMETIC:
+            raise RefusedError("expected a JPEG picture in Huffman coding, got one in arithmetic coding")
+        if marker in {_TEM, _SOI}:  # the others are followed by a segment, which begins with its length
+            continue
+        length = max(2, int.from_bytes(data[position : position + 2], "big"))
+        if marker == _SOS:
+            scans += 1
+            first_scan = min(first_scan, position)
+            refuse_above(MAX_SCANS, scans, "a JPEG picture of at most {} scans")
+        elif marker == _APP1 and data[position + 2 : position + 8] == _EXIF:
+            exif += data[position + 8 : position + length]
+        position += length
+    refuse_above(MAX_RESOURCES, data.count(b"8BIM", 0, first_scan), "a JPEG picture of at most {} Photoshop resources")
+    check_exif(exif)
+    return Effort(parts=segments, passes=max(1, scans))
+
+
+def count_passes(data: bytes | bytearray, pieces: int) -> int:
+    """Return how often each pixel of JPEG pictures inside another file (TIFF) is decoded, at most.
+
+    Raises:
+        RefusedError: one is in arithmetic coding, or they have more scans than `MAX_SCANS` for each of the `pieces`.
+    """
+    if _FRAME.search(data):
+        raise RefusedError("expected JPEG data in Huffman coding, got some in arithmetic coding")
+    scans = data.count(b"\xff\xda")
+    refuse_above(MAX_SCANS * pieces, scans, "JPEG data of at most {} scans")
+    return min(MAX_SCANS, scans) if scans > 4 * pieces else 1

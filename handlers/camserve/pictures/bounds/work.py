@@ -1,0 +1,104 @@
+"""How much work a picture's file is, by its header alone: what it holds, and its price.
+
+Prices are units of a millisecond of one core, by what was measured, rounded up; `benchmarks/README.md` ("Work") says on which
+processor. What they leave out ends at the deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+PART = 0.02
+"""Units of a part that Pillow reads in Python; with the interpreter lock held, so that nothing else runs meanwhile."""
+
+SCAN, UNPACKED, PREPARED = 0.5, 2.0, 6.0
+"""Units of a megapixel in each further scan; of a megabyte of text that is unpacked; of a megapixel's way to the model."""
+
+DRAWN: Mapping[str, float] = MappingProxyType({"json": 60.0, "png": 60.0, "jpeg": 60.0, "webp": 150.0})
+"""Units of a megapixel that is drawn on and encoded, by the answer's medium; overlays in JSON are PNGs."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """Units of decoding a megapixel, and of a megabyte of the file."""
+
+    pixels: float
+    size: float
+
+
+PRICES: Mapping[str, Price] = MappingProxyType(
+    {
+        "JPEG": Price(12, 20),
+        "PNG": Price(16, 22),
+        "WebP": Price(16, 90),
+        "GIF": Price(12, 12),
+        "TIFF": Price(14, 20),
+        "BMP": Price(8, 4),
+    }
+)
+"""By the format's name."""
+
+_OTHER = Price(16, 90)
+
+
+class RefusedError(ValueError):
+    """A file as no camera and no tool makes it, and dear to decode: the message says what is accepted, and what came."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What decoding a file takes.
+
+    Attributes:
+        parts: that Pillow reads one by one in Python (chunks, segments, tags, strips, runs).
+        passes: how often each pixel is decoded (a progressive JPEG's scans); 1 for most.
+        unpacked: bytes of compressed text and profiles, at most.
+    """
+
+    parts: int = 0
+    passes: int = 1
+    unpacked: int = 0
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What a file is before Pillow has seen it.
+
+    Attributes:
+        name: of its format, as in messages.
+        effort: what its header says.
+        header: units of reading it, without its pixels.
+    """
+
+    name: str
+    effort: Effort
+    header: float
+
+
+def refuse_above(limit: int, count: int, what: str) -> None:
+    """Raise `RefusedError` for more than `limit` of something; `what` names it, with its format (`a PNG picture`, `chunks`)."""
+    if count > limit:
+        raise RefusedError(f"expected {what.format(f'{limit:,}')}, got {'more' if count == limit + 1 else f'{count:,}'}")
+
+
+def price_header(name: str, effort: Effort, size: int) -> float:
+    """Return the units of reading a file of `size` bytes twice, to measure it and to decode it, without its pixels."""
+    return effort.parts * PART + effort.unpacked / 1e6 * UNPACKED + size / 1e6 * PRICES.get(name, _OTHER).size
+
+
+def price_pixels(name: str, effort: Effort, pixels: int) -> float:
+    """Return the units of decoding a picture's pixels once, and of making the model's input of them."""
+    return pixels / 1e6 * (PRICES.get(name, _OTHER).pixels + (effort.passes - 1) * SCAN + PREPARED)
+
+
+def share_out(total: float, demands: Sequence[float]) -> list[bool]:
+    """Say which demands are met: the smallest first, until the total is used up. No large one costs a small one its own."""
+    met = [False] * len(demands)
+    left = total
+    for position in sorted(range(len(demands)), key=lambda each: demands[each]):
+        if demands[position] <= left:
+            met[position] = True
+            left -= demands[position]
+    return met
