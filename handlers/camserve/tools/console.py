@@ -50,8 +50,8 @@ class Progress:
         self.console.print(f"[green]✓[/] {text} [dim]({time.perf_counter() - start:.1f} s)[/]")
 
     def note(self, text: str) -> None:
-        """Prints what was decided or found, `text` as it is."""
-        self.console.print(text, markup=False)
+        """Prints what was decided or found, `text` as it is, except what is no text to a terminal."""
+        self.console.print(make_printable(text), markup=False)
 
 
 class _Unfailing:
@@ -89,6 +89,12 @@ def unfailing(stream: TextIO) -> IO[str]:
     return cast(IO[str], _Unfailing(stream))
 
 
+def make_printable(text: str) -> str:
+    """Escapes what a terminal would obey or could not show: a server's message and a file's name may hold anything."""
+    kept = (each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode() for each in text)
+    return "".join(kept)
+
+
 def command_of(name: str) -> str:
     """Returns how a command is called here: `scripts/serve.py` in the repository, else `camserve serve`."""
     script = Path(__file__).resolve().parents[3] / "scripts" / f"{name}.py"
@@ -97,10 +103,11 @@ def command_of(name: str) -> str:
 
 def fail(message: object) -> int:
     """Prints an error to standard error; returns the exit status."""
+    text = make_printable(str(message))
     try:
-        _console(stderr=True).print(f"error: {message}", style="red", markup=False)
+        _console(stderr=True).print(f"error: {text}", style="red", markup=False)
     except ModuleNotFoundError:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {text}", file=sys.stderr)
     return 1
 
 

@@ -6,11 +6,15 @@ import base64
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,7 @@ class Scripted(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Scripted)
         self.answers = list(answers)
         self.asked: list[tuple[str, dict[str, str], bytes]] = []
+        self.retry_after: Iterator[str] = iter(())
 
     @property
     def url(self) -> str:
@@ -73,6 +78,8 @@ class _Scripted(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("content-length", str(len(content)))
         self.send_header("location", "/elsewhere")
+        for wait in islice(self.server.retry_after, 1):
+            self.send_header("retry-after", wait)
         self.end_headers()
         self.wfile.write(content)
 
@@ -307,6 +314,102 @@ def test_a_server_that_does_not_answer_in_time_is_an_error(scripted: Callable[..
             assert (raised.value.status, raised.value.type) == (None, "Timeout")
     finally:
         server.server_close()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+LATER = b"HTTP/1.1 503 Full\r\nretry-after: 35\r\ncontent-length: 2\r\n\r\n{}"
+
+
+@contextmanager
+def dripping(first: bytes, drop: bytes) -> Iterator[str]:
+    """A server that sends `first` to each connection, and then `drop` each 50 ms without end; its URL."""
+    stop = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(first)
+            while drop and not stop.wait(0.05):
+                connection.sendall(drop)
+            stop.wait()
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listening.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/explanations/m"
+        finally:
+            stop.set()
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("first", "drop", "picture"),
+    [
+        (b"", b"", b"picture"),
+        (b"", b"", bytes(64 << 20)),
+        (b"HTTP/1.1 ", b"2", b"picture"),
+        (HEAD, b"a: b\r\n", b"picture"),
+        (HEAD + b"content-length: 1000000\r\n\r\n", b" ", b"picture"),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n", b"1\r\n \r\n", b"picture"),
+        (HEAD + b"connection: close\r\n\r\n{}", b" ", b"picture"),
+    ],
+    ids=["silent", "does not read", "status", "headers", "body", "chunks", "until the end"],
+)
+def test_a_call_ends_in_its_time_however_slowly_the_answer_comes(first: bytes, drop: bytes, picture: bytes) -> None:
+    """A socket's own timeout would begin again with every byte."""
+    with dripping(first, drop) as url, camserve.Client(url, timeout=0.4) as client:
+        started = time.monotonic()
+        with pytest.raises(camserve.CamserveError) as raised:
+            client.explain(picture)
+        assert (raised.value.status, raised.value.type) == (None, "Timeout")
+        assert time.monotonic() - started < 2
+
+
+def test_a_full_server_is_not_waited_for_longer_than_the_call_may_take() -> None:
+    """It asked for 35 s; the answer is the one that it gave."""
+    with dripping(LATER, b"") as url, camserve.Client(url, timeout=2) as client:
+        started = time.monotonic()
+        with pytest.raises(camserve.CamserveError) as raised:
+            client.predict(b"picture")
+        assert raised.value.status == 503
+        assert time.monotonic() - started < 1
+
+
+def test_a_wait_that_the_server_asks_for_is_kept(scripted: Callable[..., Scripted]) -> None:
+    """Where the call's time allows it; what is no time is not obeyed."""
+    server = scripted(FULL, FULL, GOOD)
+    server.retry_after = iter(["1", "soon"])
+    started = time.monotonic()
+    with camserve.Client(f"{server.url}/explanations/m", timeout=None) as client:
+        assert client.explain(b"picture").predictions[0].label == "cat"
+    assert 1.5 <= time.monotonic() - started < 4
+
+
+def test_a_call_after_a_late_one_is_answered(scripted: Callable[..., Scripted]) -> None:
+    """What was cut is not used again."""
+    server = scripted(GOOD, GOOD)
+    with camserve.Client(f"{server.url}/explanations/m", timeout=5) as client:
+        client.explain(b"picture")
+        client._wire._shut_down()  # as a deadline does
+        assert client.explain(b"picture").predictions[0].label == "cat"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"classes": []}, {"explanations": [{}]}, {"method": 3}, {"image": {"width": 0, "height": 2}}, {"explanations": 3}],
+)
+def test_an_answer_that_breaks_the_contract_is_an_error(scripted: Callable[..., Scripted], change: dict[str, Any]) -> None:
+    """Of one kind, and not whatever reading it happens to raise."""
+    server = scripted((200, json.dumps({**ANSWER, **change}).encode()))
+    with camserve.Client(f"{server.url}/explanations/m") as client, pytest.raises(camserve.CamserveError, match="BadAnswer"):
+        client.explain(b"picture")
 
 
 def test_pictures_come_in_many_forms() -> None:

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class Told:
     """An source that answers by itself: the label is the picture's bytes; `bad` ones fail."""
 
     name = "told"
+    identity: Mapping[str, str] | None = MappingProxyType({"weights": ""})
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
@@ -142,7 +144,7 @@ def test_each_kind_of_failure_names_its_first_file(tmp_path: Path, capsys: pytes
     (tmp_path / "out").mkdir()
     run = Run(Told(), tmp_path / "out", {"model": "told"})
     counts = run.explain(pictures, jobs=1)
-    explain.report(counts, run, tmp_path / "page", Progress())
+    explain.report(counts, run, Progress())
 
     said = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
     assert said == [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +17,16 @@ from camserve.tools.archive.fresh.modules import drop, place, top_modules
 from camserve.tools.archive.fresh.worker import Response, Row, ask, handler_of
 from camserve.tools.console import ToolError
 
-__all__ = ["Archive", "Response", "Row", "ask", "face_of", "handler_of", "load_service", "open_archive"]
+__all__ = ["Archive", "Response", "Row", "ask", "digest_archive", "face_of", "handler_of", "load_service", "open_archive"]
 
 if TYPE_CHECKING:
     from camserve.pipeline.model import Model
 
 SHARED = ("camserve", "gradcam_handler")
 """Modules that this process keeps, where it has them already: the archive holds the same ones."""
+
+
+MANIFEST = "MAR-INF/MANIFEST.json"
 
 
 @contextmanager
@@ -41,6 +46,21 @@ def open_archive(path: Path | str) -> Iterator[Archive]:
     finally:
         _forget(archive.directory)
         unpacking.__exit__(None, None, None)
+
+
+def digest_archive(archive: Archive) -> str:
+    """Return `sha256:...` of an unpacked archive's files, their names and its manifest, but not of when it was made."""
+    from camserve.pipeline.loading import digest_file  # noqa: PLC0415 brings torch, which clients do without
+
+    digest = hashlib.sha256()
+    for path in sorted(archive.directory.rglob("*")):
+        name = path.relative_to(archive.directory)
+        if not path.is_file() or "__pycache__" in name.parts or name.as_posix() == MANIFEST:
+            continue
+        digest.update(f"{name.as_posix()}\n{digest_file(path)}\n".encode("utf-8", "surrogateescape"))
+    kept = {key: value for key, value in archive.manifest.items() if key != "createdOn"}
+    digest.update(json.dumps(kept, sort_keys=True).encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def load_service(directory: Path | str) -> Any:

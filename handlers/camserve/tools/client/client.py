@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -21,17 +23,23 @@ import numpy as np
 import requests
 from numpy.typing import NDArray
 from PIL import Image
-from requests.adapters import HTTPAdapter
+from urllib3.exceptions import InvalidHeader
 from urllib3.util.retry import Retry
 
 from camserve.protocol.options import write_headers
+from camserve.tools.client.answers import find_fault, read_json
+from camserve.tools.client.deadline import Deadline, Wire
 from camserve.tools.client.result import Result, read_result
 
 Picture = str | Path | bytes | bytearray | Image.Image | NDArray[Any]
 """A file's path, an encoded picture, a Pillow image, or an array: see `encode`."""
 
 TRIES = 5
-"""How often a request is sent again while the server's queue is full (503), after 0.25, 0.5, 1, ... seconds."""
+"""How often a request is sent again while the server's queue is full (503), after 0.25, 0.5, 1, ... seconds or what its
+`Retry-After` says, as far as the call's time allows."""
+
+LONGEST = 2000
+"""Characters of a server's message that are kept."""
 
 
 class CamserveError(Exception):
@@ -61,7 +69,8 @@ class _Address:
     def parse(cls, url: str) -> _Address:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"url: expected http://HOST:PORT or .../explanations/MODEL, got {url!r}")
+            shown = url.rpartition("@")[2]
+            raise ValueError(f"url: expected http://HOST:PORT or .../explanations/MODEL, got {shown!r}")
         root, model = parts.path.rstrip("/"), None
         for route in ("/explanations/", "/predictions/"):
             before, _, after = root.partition(route)
@@ -82,22 +91,19 @@ class Client:
     Args:
         url: the server's root, or its `.../explanations/MODEL[/VERSION]`.
         token: for a server that wants one, or a function that gives the present one (they may expire).
-        timeout: seconds to wait for the server to accept a connection, and then between two parts of its answer.
+        timeout: seconds that a whole call may take: connecting, sending, waiting while the server's queue is full, and reading
+            the answer. None: no limit.
     """
 
-    def __init__(self, url: str, token: str | Callable[[], str] | None = None, timeout: float = 60) -> None:
+    def __init__(self, url: str, token: str | Callable[[], str] | None = None, timeout: float | None = 60) -> None:
         self._address = _Address.parse(url)
         self._timeout = timeout
         self._session = requests.Session()
         self._session.auth = TokenAuth(token)
         self._session.headers["user-agent"] = f"camserve/{_version()}"
-        # A full queue answers at once, and the request has not begun, so it is safe to send it again a little later.
-        tries = Retry(
-            total=None, connect=0, read=False, redirect=0, other=0, status=TRIES, status_forcelist=[503],
-            allowed_methods=None, backoff_factor=0.25, backoff_jitter=0.25, raise_on_status=False,
-        )  # fmt: skip
+        self._wire = Wire()
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(max_retries=tries))
+            self._session.mount(scheme, self._wire)
 
     def __repr__(self) -> str:
         return f"Client({self._address.root!r}, model={self._address.model!r})"
@@ -161,24 +167,43 @@ class Client:
         answer: dict[str, Any] = self._post("explanations", model, image, options)
         if not isinstance(answer, dict) or "explanations" not in answer:
             raise CamserveError(200, "NoAnswer", "the answer is no explanation; the model's handler is not camserve's")
+        fault = find_fault(answer)
+        if fault:
+            raise CamserveError(200, "BadAnswer", f"the answer is not as the contract says: {fault} is missing or wrong")
         return answer
 
     def _post(self, route: str, model: str | None, image: Picture, options: Mapping[str, Any]) -> Any:
         url = self._address.url(route, model)
         body, headers = _request(image, options)
-        try:
-            response = self._session.post(url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False)
-        except requests.Timeout:
-            raise CamserveError(None, "Timeout", f"{self._address.root} did not answer in {self._timeout:g} s") from None
-        except requests.RequestException as error:
-            message = f"{self._address.root} does not answer ({type(error).__name__}); is the server running?"
-            raise CamserveError(None, "Unreachable", message) from None
+        deadline = Deadline(self._timeout)
+        for tried in range(TRIES + 1):
+            response = self._send(url, body, headers, deadline)
+            wait = _pause(tried, response.headers.get("retry-after"))
+            # A full queue answers at once, and the request has not begun, so it is safe to send it again a little later.
+            if response.status_code != 503 or tried == TRIES or not deadline.allows(wait):
+                break
+            time.sleep(wait)
         if response.status_code != 200:
             raise read_error(response.status_code, response.content)
         try:
-            return response.json()
+            return read_json(response.content)
         except ValueError:
             raise read_error(200, response.content) from None
+
+    def _send(self, url: str, body: bytes, headers: Mapping[str, str], deadline: Deadline) -> requests.Response:
+        late = CamserveError(None, "Timeout", f"{self._address.root} did not answer in {self._timeout} s")
+        try:
+            with self._wire.cut_at(deadline):
+                left = deadline.left
+                response = self._session.post(url, data=body, headers=headers, timeout=left, allow_redirects=False)
+        except requests.RequestException as error:
+            if isinstance(error, requests.Timeout) or deadline.passed:
+                raise late from None
+            message = f"{self._address.root} does not answer ({type(error).__name__}); is the server running?"
+            raise CamserveError(None, "Unreachable", message) from None
+        if deadline.passed:  # an answer of unknown length seems whole when its connection is cut
+            raise late
+        return response
 
 
 class TokenAuth(requests.auth.AuthBase):
@@ -222,23 +247,38 @@ def encode(image: Picture) -> bytes:
     return file.getvalue()
 
 
-def read_model_name(url: str) -> str | None:
-    """Reads from a server's URL the model, with its version; None where it names none.
+def read_url(url: str) -> tuple[str, str | None]:
+    """Reads from a server's URL its root, without any user, password or query, and the model; None where it names none.
 
     Raises:
         ValueError: it is not a server's URL.
     """
-    return _Address.parse(url).model
+    address = _Address.parse(url)
+    return address.root, address.model
 
 
 def read_error(status: int, body: bytes) -> CamserveError:
     """Reads the error from a server's answer, or makes one where a proxy on the way wrote it."""
     try:
-        answer = json.loads(body)
-        return CamserveError(status, str(answer["type"]), str(answer["message"]))
+        answer = read_json(body)
+        return CamserveError(status, _shorten(answer["type"]), _shorten(answer["message"]))
     except (ValueError, KeyError, TypeError):
         message = "the upload is larger than the server accepts" if status == 413 else "the answer is not the server's own"
         return CamserveError(status, "TooLarge" if status == 413 else "NoAnswer", message)
+
+
+def _shorten(words: object) -> str:
+    return str(words)[:LONGEST]
+
+
+def _pause(tried: int, asked: str | None) -> float:
+    """Seconds to wait before a request is sent again: what the server's `Retry-After` asks for, else longer each time."""
+    if asked:
+        try:
+            return max(0.0, float(Retry().parse_retry_after(asked)))
+        except (InvalidHeader, ValueError, OverflowError, TypeError):
+            pass
+    return 0.25 * (1 << tried) + 0.25 * random.random()  # noqa: S311 no secret
 
 
 def _request(image: Picture, options: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:

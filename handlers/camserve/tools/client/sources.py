@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from camserve.core.errors import require
 from camserve.core.labels import Labels
 from camserve.core.text import in_one_line
 from camserve.protocol.options import write_headers
-from camserve.tools.archive.archive import Archive, Row, ask, face_of, load_service, open_archive
-from camserve.tools.client.client import CamserveError, Client, read_error, read_model_name
+from camserve.tools.archive.archive import Archive, Row, ask, digest_archive, face_of, load_service, open_archive
+from camserve.tools.client.client import CamserveError, Client, read_error, read_url
 from camserve.tools.client.token import explain_refusal
 from camserve.tools.console import ToolError, command_of
 
@@ -24,10 +25,13 @@ class AnswerSource(Protocol):
     """Explains encoded pictures, from any thread.
 
     Attributes:
-        name: what is asked, as rows and messages name it.
+        name: what is asked, as rows and messages name it; it holds no secrets.
+        identity: what tells this model and its settings from others, by names that a row may have too; None: only an answer
+            tells.
     """
 
     name: str
+    identity: Mapping[str, str] | None
 
     def ask(self, picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
         """Asks for one explanation; raises `CamserveError` where there is no answer."""
@@ -42,14 +46,15 @@ class ServerSource:
 
     def __init__(self, url: str, model: str | None, token: Callable[[], str] | None, timeout: float) -> None:
         try:
-            named = read_model_name(url)
+            root, named = read_url(url)
         except ValueError as error:
             raise ToolError(str(error)) from None
         if named and model:
             raise ToolError(f"--model {model}: the URL names a model already, {named}; leave one of them out")
         if not named and not model:
             raise ToolError("which model? Give --model NAME, or a URL that ends in /explanations/MODEL")
-        self.name = f"{url.rstrip('/')}{f'/explanations/{model}' if model else ''}"
+        self.identity: Mapping[str, str] | None = None
+        self.name = f"{root}/explanations/{quote(model or named or '', safe='/')}"
         self._token = token
         self._timeout = timeout
         self._own = threading.local()
@@ -71,8 +76,9 @@ class ServerSource:
 class ArchiveSource:
     """Asks an archive that is loaded here, on the CPU, one picture at a time; `labels` are its classes."""
 
-    def __init__(self, name: str, labels: Labels, service: Any) -> None:
+    def __init__(self, name: str, labels: Labels, service: Any, identity: Mapping[str, str]) -> None:
         self.name = name
+        self.identity: Mapping[str, str] | None = identity
         self.labels = labels
         self._service = service
         self._turn = threading.Lock()
@@ -109,6 +115,7 @@ def unpack(archive: Path) -> Iterator[Archive]:
 def load(archive: Path, opened: Archive) -> ArchiveSource:
     """Loads an unpacked archive; raises `ToolError` where that fails, or its handler is not camserve's."""
     require("an archive in this process", "serve")
+    digest = digest_archive(opened)  # before its code runs
     try:
         service = load_service(opened.directory)
     except Exception as error:  # the archive's handler may raise anything
@@ -117,4 +124,5 @@ def load(archive: Path, opened: Archive) -> ArchiveSource:
     if face is None:
         mend = f"{command_of('package')} --from-archive {shlex.quote(str(archive))}"
         raise ToolError(f"{archive}: its handler is not camserve's; {mend} makes an archive of it that explains")
-    return ArchiveSource(f"{opened.name} {opened.version}", face.served.labels, service)
+    identity = {"archive": digest, "weights": face.served.model.weights}
+    return ArchiveSource(f"{opened.name} {opened.version}", face.served.labels, service, identity)

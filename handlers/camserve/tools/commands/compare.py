@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     progress = Progress()
     try:
-        summary, outcome = _compare(options)
+        summary, outcome = _compare(options, progress)
     except (ToolError, OSError) as error:
         fail(error)
         return 2
@@ -77,9 +77,9 @@ def limits_of(options: argparse.Namespace) -> dict[str, float]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _compare(options: argparse.Namespace) -> tuple[dict[str, Any], Outcome]:
+def _compare(options: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], Outcome]:
     """Compares the archives, and writes the report and the figures."""
-    images = list(list_pictures(options.images))
+    images = list(list_pictures(options.images, progress.note))
     paths = (options.first, options.second)
     with ExitStack() as stack:
         archives = [stack.enter_context(unpack(path)) for path in paths]  # what is no archive is told before one loads

@@ -1,13 +1,14 @@
 """Explains many pictures: overlays, one row of JSON for each picture, and a gallery to look through.
 
-Asks a running server, or an archive without any server. A picture that fails becomes a row with its error. Run again with the
-same options, it goes on where it stopped.
+Asks a running server, or an archive without any server. A picture that fails becomes a row with its error. Run again, it goes
+on where it stopped: a picture counts as done where its row has the same options, the same weights and, of an archive, the same
+files; what differs is said, and explained anew. (A server's model is known by its answers, so it is asked once more for one
+picture that is done.)
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,8 +22,8 @@ from camserve.tools.client.sources import AnswerSource, ServerSource, open_archi
 from camserve.tools.client.token import open_token_file
 from camserve.tools.console import Progress as Steps
 from camserve.tools.console import ToolError, command_of, fail
-from camserve.tools.reports import gallery
-from camserve.tools.reports.pictures import list_folder
+from camserve.tools.reports.globs import expand
+from camserve.tools.reports.pictures import Say, describe_kind, list_folder
 from camserve.tools.reports.run import Run
 
 URL = "http://127.0.0.1:8080"
@@ -62,15 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = Steps()
     try:
         _check_flags(options)
-        pictures = find_pictures(options.pictures, options.out)
+        pictures = find_pictures(options.pictures, options.out, steps.note)
         options.out.mkdir(parents=True, exist_ok=True)
         with _open_source(options, steps) as source:
             run = Run(source, options.out, {"model": source.name, **options.request})
             counts = run.explain(pictures, options.jobs, again=options.again)
-        page = gallery.write(list(run.journal.rows.values()), options.out)
     except (ToolError, OSError) as error:
         return fail(error)
-    report(counts, run, page, steps)
+    report(counts, run, steps)
     return 1 if counts["failed"] else 0
 
 
@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     limits = parser.add_argument_group("limits")
     limits.add_argument("--jobs", type=_count, default=4, metavar="N", help="pictures in flight at a time (%(default)s)")
     limits.add_argument(
-        "--timeout", type=float, default=60, metavar="SECONDS", help="longest wait for a server's answer (%(default)g)"
+        "--timeout", type=_seconds, default=60, metavar="SECONDS", help="longest that a picture may take a server (%(default)g)"
     )
     return parser
 
@@ -140,6 +140,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
+    return value
+
+
 def _check_flags(options: Options) -> None:
     """Refuses what asks a server beside an archive, where it would mean nothing."""
     for name in ("url", "model", "token_file"):
@@ -158,32 +168,48 @@ def _open_source(options: Options, steps: Steps) -> Iterator[AnswerSource]:
         yield source
 
 
-def find_pictures(names: Iterable[str], out: Path) -> list[Path]:
+def find_pictures(names: Iterable[str], out: Path, say: Say | None = None) -> list[Path]:
     """Finds the pictures that names, folders and globs stand for, each once, without those in `out`.
 
+    Args:
+        say: told of what is left out of folders.
+
     Raises:
-        ToolError: a name stands for nothing.
+        ToolError: a name stands for nothing, or for what is no file.
     """
-    pictures: dict[Path, None] = {}
+    pictures: dict[tuple[Path, str], Path] = {}
+    written = out.resolve()
     for name in names:
         path = Path(name)
-        if path.is_dir():
-            matches = [each for each in list_folder(path) if not each.resolve().is_relative_to(out.resolve())]
-        elif path.exists():
+        if path.is_file():
             matches = [path]
+        elif path.exists() and not path.is_dir():
+            raise ToolError(f"{name}: expected a file, a folder or a glob, got {describe_kind(path)}")
         else:
-            matches = sorted(Path(each) for each in glob.glob(name, recursive=True))  # noqa: PTH207 may be absolute
+            found = list_folder(path, say) if path.is_dir() else [each for each in expand(name) if each.is_file()]
+            matches = [each for each in found if not each.resolve().is_relative_to(written)]
         if not matches:
             raise ToolError(f"{name}: there is no such file, and no picture in or under it")
-        pictures.update(dict.fromkeys(each for each in matches if each.is_file()))
-    return list(pictures)
+        for each in matches:  # a folder can be reached by several names; links to one picture are pictures of their own
+            pictures.setdefault((each.parent.resolve(), each.name), each)
+    return list(pictures.values())
 
 
-def report(counts: Counter[str], run: Run, page: Path, steps: Steps) -> None:
+def report(counts: Counter[str], run: Run, steps: Steps) -> None:
     """Says how many were explained, why others failed, and where the results are."""
     steps.note(f"{counts['explained']} explained, {counts['done']} done before, {counts['failed']} failed")
+    for difference, number in run.differences.most_common():
+        steps.note(f"  done otherwise before, so asked for anew, {number} of them: {difference}")
+    if len(run.models) > 1:
+        steps.note(
+            f"  warning: while this ran, several models answered: {_count_each(run.models)}; --again has one answer for all"
+        )
     for rows in sorted(run.faults.values(), key=len, reverse=True):
         error, times = rows[0]["error"], f", {len(rows)} times, first" if len(rows) > 1 else ":"
         steps.note(f"  failed{times} {rows[0]['file']}: {error['type']}: {error['message']}")
     steps.note(f"  {run.journal.path}: one row a picture")
-    steps.note(f"  {page}: to look through")
+    steps.note(f"  {run.page}: to look through")
+
+
+def _count_each(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {times} times" for name, times in counts.most_common())

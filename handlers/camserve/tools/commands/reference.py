@@ -45,7 +45,7 @@ def make(archive: Path, images: Sequence[Path], progress: Progress) -> Reference
     Raises:
         ToolError: no archive, one that does not load or cannot be rewritten, or too few pictures that the model can read.
     """
-    paths = list(list_pictures(images))
+    paths = list(list_pictures(images, progress.note))
     if len(paths) < LEAST:
         raise ToolError(f"expected at least {LEAST} pictures ({', '.join(SUFFIXES)}), found {len(paths)}")
     check_rewritable(archive, FILE, ROOM)

@@ -67,5 +67,5 @@ def _thumb(folder: Path, overlay: str | None) -> str | None:
         return None
     try:
         return thumbnail(folder / overlay, THUMB)
-    except OSError:
+    except Exception:  # noqa: BLE001 a server drew it, and Pillow raises many things about a damaged picture
         return None

@@ -1,0 +1,124 @@
+"""Checks a server's answer before anything is made of it: it may come from another program, or from somebody else's server."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+OVERLAY = "data:image/png;base64,"
+PNG = b"\x89PNG\r\n\x1a\n"
+LARGEST = 1e300
+"""Of a number: beyond it Python's integers are no floats."""
+
+
+def read_json(body: bytes) -> Any:
+    """Reads JSON strictly: NaN, Infinity and what is nested too deeply are none.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        return json.loads(body, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def find_fault(answer: Mapping[str, Any]) -> str | None:
+    """Finds the first member of an explanation's answer that is not as the contract has it; None where all is well.
+
+    What the contract does not know is let pass: a newer server may say more.
+    """
+    for name, check in _ANSWER.items():
+        if name not in answer or not check(answer[name]):
+            return name
+    for place, explanation in enumerate(answer["explanations"]):
+        for name, check in _EXPLANATION.items():
+            if name not in explanation or not check(explanation[name]):
+                return f"explanations[{place}].{name}"
+        if not _is_overlay(explanation.get("overlay")):
+            return f"explanations[{place}].overlay"
+    return None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+
+
+def _is_row(value: Any, length: int | None = None) -> bool:
+    return isinstance(value, list) and len(value) in (length, length or len(value)) and all(map(_is_number, value))
+
+
+def _is_heatmap(value: Any) -> bool:
+    if not isinstance(value, list) or not value or not isinstance(value[0], list) or not value[0]:
+        return False
+    return all(_is_row(row, len(value[0])) for row in value)
+
+
+def _is_image(value: Any) -> bool:
+    if value is None:
+        return True
+    sides = isinstance(value, dict) and all(_is_integer(value.get(side)) and value[side] > 0 for side in ("width", "height"))
+    return sides and _optional(4)(value.get("view"))
+
+
+def _is_classes(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) and _is_class(each) for each in value)
+
+
+def _is_class(value: Mapping[str, Any]) -> bool:
+    return _is_integer(value.get("index")) and _is_text(value.get("label")) and _is_number(value.get("probability"))
+
+
+def _is_overlay(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, str) or not value.startswith(OVERLAY):
+        return False
+    try:
+        return base64.b64decode(value[len(OVERLAY) :], validate=True).startswith(PNG)
+    except ValueError:
+        return False
+
+
+def _optional(length: int) -> Callable[[Any], bool]:
+    return lambda value: value is None or _is_row(value, length)
+
+
+def _is_explanations(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+_ANSWER: Mapping[str, Callable[[Any], bool]] = {
+    "classes": _is_classes,
+    "explanations": _is_explanations,
+    "image": _is_image,
+    **dict.fromkeys(("method", "layer", "model", "version", "weights"), _is_text),
+}
+
+_EXPLANATION: Mapping[str, Callable[[Any], bool]] = {
+    "target": _is_integer,
+    "label": _is_text,
+    "probability": _is_number,
+    "heatmap": _is_heatmap,
+    "range": _optional(2),
+    "region": _optional(4),
+    "warnings": _is_words,
+}
