@@ -26,7 +26,7 @@ COMMANDS = {
 
 NEEDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "package": ("packaging", "serve", ()),
-    "serve": ("serving", "serve", ()),
+    "serve": ("serving", "serve", ("psutil", "rich", "yaml")),
     "explain": ("explaining many pictures", "serve", ("rich", "yaml")),
     "reference": ("measuring pictures", "serve", ()),
     "inspect_model": ("inspecting a model", "serve", ()),

@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from camserve.core.errors import require
 from camserve.tools.console import Progress, ToolError, command_of, unfailing
 from camserve.tools.serving.process.errors import Interrupted, OutageError
 from camserve.tools.serving.process.log import as_json, open_log, open_log_file, write_line
 from camserve.tools.serving.server import CONFIG, LOG_CONFIGS, MAX_SILENCE, Server
+
+if TYPE_CHECKING:
+    from camserve.tools.serving.asgi_server import AsgiServer
 
 __all__ = ["Server", "main", "parser"]
 
@@ -44,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
     add("--models", nargs="+", default=[], metavar="NAME", help="NAME, NAME.mar or ALIAS=NAME.mar (default: every archive)")
     add("--model-store", type=Path, metavar="DIR", help="folder of the archives (default: the configuration's, or model_store)")
     add = command.add_argument_group("where").add_argument
+    hosts = "torchserve, or asgi: our own server, without Java and TorchServe (default: torchserve)"
+    add("--host", choices=("torchserve", "asgi"), default="torchserve", help=hosts)
     add("--port", type=int, help="port of the inference address; 0 picks free ports (default: the configuration's, or 8080)")
     add("--config", type=Path, metavar="FILE", help=f"TorchServe's configuration (default: {CONFIG}, where there is one)")
     add("--public-management", action="store_true", help="let the configuration bind management beyond loopback")
@@ -87,13 +93,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _server(options: argparse.Namespace) -> Server:
+def _server(options: argparse.Namespace) -> Server | AsgiServer:
+    if options.host == "asgi":
+        return _asgi_server(options)
+    require("serving with TorchServe", "serve")
     return Server(
         options.model_store,
         options.models,
         config=options.config,
         port=options.port,
         log_config=options.log_config or LOG_CONFIGS[options.log_format],
+        public_management=options.public_management,
+        max_silence=options.max_silence,
+        max_outage=options.max_outage,
+        sinks=lambda port: _sinks(options, port),
+    )
+
+
+def _asgi_server(options: argparse.Namespace) -> AsgiServer:
+    if options.log_config:
+        raise ToolError("--log-config is TorchServe's; the ASGI host writes its log as --log-dir and --log-format say")
+    require("serve --host asgi", "asgi")
+    from camserve.tools.serving.asgi_server import AsgiServer  # noqa: PLC0415 an extra brings what it needs
+
+    return AsgiServer(
+        options.model_store,
+        options.models,
+        config=options.config,
+        port=options.port,
         public_management=options.public_management,
         max_silence=options.max_silence,
         max_outage=options.max_outage,
@@ -117,8 +144,9 @@ def _sinks(options: argparse.Namespace, port: int) -> tuple[str, list[Callable[[
     return str(path), [open_log_file(path), *echo]
 
 
-def _serve(server: Server, options: argparse.Namespace, signals: list[int], log: logging.Logger) -> int:
-    log.info(f"starting TorchServe with {server.models}; its log: {server.log_place}")
+def _serve(server: Server | AsgiServer, options: argparse.Namespace, signals: list[int], log: logging.Logger) -> int:
+    host = "TorchServe" if isinstance(server, Server) else "the ASGI host"
+    log.info(f"starting {host} with {server.models}; its log: {server.log_place}")
     for warning in server.exposure_warnings():
         log.warning(warning)
     with Progress(Console(file=unfailing(sys.stderr), highlight=False, soft_wrap=True)).step("loading"):
@@ -133,7 +161,7 @@ def _serve(server: Server, options: argparse.Namespace, signals: list[int], log:
     return _stop_when_asked(server, options.drain, signals, log)
 
 
-def _stop_when_asked(server: Server, drain: float, signals: list[int], log: logging.Logger) -> int:
+def _stop_when_asked(server: Server | AsgiServer, drain: float, signals: list[int], log: logging.Logger) -> int:
     try:
         server.wait_stop()
     except OutageError as outage:
@@ -152,7 +180,7 @@ def _stop_when_asked(server: Server, drain: float, signals: list[int], log: logg
 
 
 @contextmanager
-def _signals(received: list[int], server: Server) -> Iterator[None]:
+def _signals(received: list[int], server: Server | AsgiServer) -> Iterator[None]:
     """Lets SIGINT, SIGTERM and SIGHUP ask the server to stop, the second one at once; those that are ignored stay so."""
 
     def note(number: int, _frame: FrameType | None) -> None:

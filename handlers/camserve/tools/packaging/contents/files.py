@@ -51,7 +51,7 @@ def copy_entry(path: Path, staging: Path) -> None:
 
 
 def copy_package(staging: Path) -> Path:
-    """Copies the package without its tools, and the project's licence, into `staging`; returns the handler's file."""
+    """Copies the package without its tools and hosts, and the project's licence, into `staging`; returns the handler's file."""
     package = Path(camserve.__file__).parent
     shutil.copytree(package, staging / "camserve", ignore=_ignore_tools(package), copy_function=shutil.copyfile)
     repository = package.parents[1] / "LICENSE"
@@ -68,6 +68,6 @@ def copy_package(staging: Path) -> Path:
 
 def _ignore_tools(package: Path) -> Any:
     def ignored(folder: str, names: list[str]) -> set[str]:
-        return set(SKIPPED(folder, names)) | ({"tools"} & set(names) if Path(folder) == package else set())
+        return set(SKIPPED(folder, names)) | ({"tools", "hosts"} & set(names) if Path(folder) == package else set())
 
     return ignored

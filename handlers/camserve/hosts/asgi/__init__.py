@@ -1,0 +1,1 @@
+"""The contract's routes as applications of the ASGI standard."""

@@ -1,0 +1,82 @@
+"""The second application, for loopback: the models and their workers as TorchServe describes them, and the metrics."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import parse_qs
+
+from camserve.hosts.asgi.app import Base, Client
+from camserve.hosts.batcher import Batcher, HostError, worker_states
+from camserve.hosts.metrics import Registry
+
+MODEL = re.compile(r"/models/(?P<name>[^/]+)(?:/(?P<version>[^/]+))?")
+
+
+class Management(Base):
+    """`/models`, `/models/NAME`, `/metrics`; it changes nothing.
+
+    Args:
+        batchers: of each model and version.
+        registry: the metrics.
+    """
+
+    def __init__(self, batchers: Sequence[Batcher], registry: Registry) -> None:
+        self._batchers = batchers
+        self._registry = registry
+
+    async def answer(self, client: Client) -> None:
+        """Answer a request of whoever watches the server."""
+        if client.method not in ("GET", "HEAD"):
+            raise HostError(405, "MethodNotAllowedException", "models are chosen when the server starts; only GET is served here")
+        match = MODEL.fullmatch(client.path)
+        if client.path == "/metrics":
+            await self._expose(client)
+        elif client.path == "/models":
+            models = [{"modelName": each.hosted.name, "modelUrl": each.hosted.file} for each in self._batchers]
+            await client.reply_json(200, {"models": models})
+        elif match:
+            await client.reply_json(200, await self._describe(match["name"], match["version"], client.query))
+        else:
+            raise HostError(404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document.")
+
+    async def _expose(self, client: Client) -> None:
+        for each in self._batchers:
+            labels = {"model_name": each.hosted.name, "model_version": each.hosted.version}
+            self._registry.set("camserve_host_waiting_requests", labels, each.waiting)
+        names = parse_qs(client.query.decode("latin-1")).get("name[]", [])
+        await client.reply(200, "text/plain; version=0.0.4; charset=utf-8", self._registry.expose(names).encode())
+
+    async def _describe(self, name: str, version: str | None, query: bytes) -> list[dict[str, Any]]:
+        named = [each for each in self._batchers if each.hosted.name == name]
+        wanted = [each for each in named if version in ("all", each.hosted.version)] if version else named[:1]
+        if not wanted:
+            raise HostError(404, "ModelNotFoundException", f"Model not found: {name}")
+        customized = parse_qs(query.decode("latin-1")).get("customized") == ["true"]
+        return [await _describe(each, customized) for each in wanted]
+
+
+async def _describe(batcher: Batcher, customized: bool) -> dict[str, Any]:
+    hosted = batcher.hosted
+    described: dict[str, Any] = {
+        "modelName": hosted.name,
+        "modelVersion": hosted.version,
+        "modelUrl": hosted.file,
+        "runtime": "python",
+        "minWorkers": hosted.workers,
+        "maxWorkers": hosted.workers,
+        "batchSize": hosted.batch_size,
+        "maxBatchDelay": hosted.batch_delay,
+        "responseTimeout": hosted.response_timeout,
+        "loadedAtStartup": True,
+        "workers": worker_states(batcher),
+        "jobQueueStatus": {
+            "remainingCapacity": hosted.queue_size - batcher.waiting,
+            "pendingRequests": batcher.waiting,
+        },
+    }
+    if customized:
+        described["customizedMetadata"] = json.loads(await batcher.describe() or b"null")
+    return described

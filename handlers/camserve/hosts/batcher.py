@@ -1,0 +1,225 @@
+"""Hands waiting requests to a model's workers, in batches of what waits when a worker is free."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from camserve.hosts.hosted import Hosted
+from camserve.hosts.metrics import Registry
+from camserve.hosts.worker import Answered, Asked, LoadError, Worker, WorkerLostError
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before a worker that does not load again is started once more: doubled each time."""
+
+
+class HostError(Exception):
+    """What the host itself answers: becomes `{"code": status, "type": kind, "message": message}`."""
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.message = status, kind, message
+
+
+@dataclass
+class _Waiting:
+    asked: Asked
+    answer: asyncio.Future[Answered]
+    arrived: float = field(default_factory=time.perf_counter)
+
+
+class Batcher:
+    """One model: a bounded queue, and workers that take from it. It lives in one event loop.
+
+    Args:
+        hosted: the archive and its settings.
+        start: starts a worker, given its number.
+        registry: gets counts, times and the size of batches.
+    """
+
+    def __init__(self, hosted: Hosted, start: Callable[[int], Worker], registry: Registry) -> None:
+        self.hosted = hosted
+        self.workers: list[Worker | None] = [None] * hosted.workers
+        self.restarts = 0
+        self._start = start
+        self._registry = registry
+        self._labels = {"model_name": hosted.name, "model_version": hosted.version}
+        self._queue: deque[_Waiting] = deque()
+        self._arrival = asyncio.Condition()
+        self._threads = ThreadPoolExecutor(hosted.workers, thread_name_prefix=hosted.name)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._busy = 0
+
+    async def start(self) -> None:
+        """Start all workers, and return once each has loaded the model.
+
+        Raises:
+            LoadError: the model does not load.
+        """
+        loop = asyncio.get_running_loop()
+        starts = [loop.run_in_executor(self._threads, self._load, number) for number in range(self.hosted.workers)]
+        for number, started in enumerate(starts):
+            self.workers[number] = await started
+        self._tasks = [asyncio.create_task(self._run(number)) for number in range(self.hosted.workers)]
+
+    async def answer(self, asked: Asked) -> Answered:
+        """Return the answer to one request.
+
+        Raises:
+            HostError: the queue is full, it took too long, or its worker was lost.
+        """
+        if len(self._queue) >= self.hosted.queue_size:
+            raise HostError(
+                503, "QueueFull", f"{self.hosted.queue_size} requests wait for the model {self.hosted.name}; try again later"
+            )
+        waiting = _Waiting(asked, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        async with self._arrival:
+            self._arrival.notify()
+        try:
+            return await asyncio.wait_for(waiting.answer, self.hosted.response_timeout)
+        except asyncio.TimeoutError:
+            raise self._late() from None
+
+    def _late(self) -> HostError:
+        return HostError(504, "Timeout", f"no answer within {self.hosted.response_timeout} s (responseTimeout)")
+
+    async def describe(self) -> bytes:
+        """Return what the handler says of itself, JSON.
+
+        Raises:
+            HostError: as `answer`.
+        """
+        return (await self.answer(({}, {"describe": "True"})))[3]
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a worker."""
+        return len(self._queue)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and no worker is at work."""
+        return not self._queue and not self._busy
+
+    async def stop(self) -> None:
+        """End the workers; what waits is not answered any more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        loop = asyncio.get_running_loop()
+        running = [worker for worker in self.workers if worker is not None]
+        await asyncio.gather(*(loop.run_in_executor(None, worker.end, 2.0) for worker in running))
+        self._threads.shutdown(wait=False)
+
+    def _load(self, number: int) -> Worker:
+        worker = self._start(number)
+        worker.wait_ready()
+        return worker
+
+    async def _take(self) -> list[_Waiting]:
+        """Wait for requests, and return what waits, up to the batch size, without those whose client is gone.
+
+        A description is a batch of its own: handlers tell it by its being alone.
+        """
+        async with self._arrival:
+            await self._arrival.wait_for(lambda: self._queue)
+        batch: list[_Waiting] = []
+        while self._queue and len(batch) < self.hosted.batch_size:
+            describes = "describe" in self._queue[0].asked[1]
+            if describes and batch:
+                break
+            waiting = self._queue.popleft()
+            if not waiting.answer.done():
+                batch.append(waiting)
+            if describes:
+                break
+        return batch
+
+    async def _run(self, number: int) -> None:
+        while True:
+            worker = self.workers[number]
+            if worker is None or not worker.alive:
+                await self._replace(number)
+                continue
+            batch = await self._take()
+            if not batch:
+                continue
+            self._busy += 1
+            try:
+                await self._answer(worker, batch)
+            finally:
+                self._busy -= 1
+
+    async def _answer(self, worker: Worker, batch: list[_Waiting]) -> None:
+        loop = asyncio.get_running_loop()
+        began = time.perf_counter()
+        try:
+            answers = await loop.run_in_executor(
+                self._threads, worker.ask, [each.asked for each in batch], float(self.hosted.response_timeout)
+            )
+        except WorkerLostError as error:
+            logger.error("the model %s: %s; %d requests were with it", self.hosted.name, error, len(batch))
+            lost = HostError(503, "WorkerLost", f"{error} while it worked on this request; it is started again; try again")
+            if error.late:
+                lost = self._late()
+            for each in batch:
+                if not each.answer.done():
+                    each.answer.set_exception(lost)
+            return
+        for each, answered in zip(batch, answers, strict=True):
+            if not each.answer.done():
+                each.answer.set_result(answered)
+        self._count(batch, began)
+
+    def _count(self, batch: list[_Waiting], began: float) -> None:
+        """Count under the names that TorchServe uses, so that the same rules and dashboards serve both."""
+        served = [each for each in batch if "describe" not in each.asked[1]]
+        if not served:
+            return
+        ended = time.perf_counter()
+        add = self._registry.add
+        add("ts_inference_requests_total", self._labels, len(served))
+        add("ts_inference_latency_microseconds", self._labels, sum(ended - each.arrived for each in served) * 1e6)
+        add("ts_queue_latency_microseconds", self._labels, sum(began - each.arrived for each in served) * 1e6)
+        add("camserve_host_batches_total", self._labels | {"size": str(len(served))}, 1)
+
+    async def _replace(self, number: int) -> None:
+        """Start a worker again, with a longer pause after each failure."""
+        pause = FIRST_PAUSE
+        while True:
+            self.workers[number] = None
+            self.restarts += 1
+            self._registry.add("camserve_host_worker_restarts_total", self._labels, 1)
+            try:
+                self.workers[number] = await asyncio.get_running_loop().run_in_executor(self._threads, self._load, number)
+            except LoadError as error:
+                logger.error("the model %s does not load again, next try in %g s: %s", self.hosted.name, pause, error)
+            else:
+                logger.info("the model %s has its worker again", self.hosted.name)
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def worker_states(batcher: Batcher) -> list[Mapping[str, object]]:
+    """Describe the workers of a model, as TorchServe's management address does."""
+    return [
+        {
+            "id": str(9000 + number),
+            "startTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(worker.started)) if worker else "",
+            "status": "READY" if worker and worker.alive else "UNLOADING",
+            "memoryUsage": 0,
+            "pid": worker.pid if worker else 0,
+            "gpu": bool(worker and worker.gpu is not None),
+            "gpuUsage": "",
+        }
+        for number, worker in enumerate(batcher.workers)
+    ]

@@ -1,0 +1,204 @@
+"""Runs an archive's handler and answers batches: `python child/__main__.py DESCRIPTOR ARCHIVE GPU BATCH`.
+
+It imports nothing of the server's own camserve: the archive brings its own, which may be of another release. Messages are
+pickled over an inherited socket, of which this process and the server are the only ends: first `("ready", None)` or
+`("failed", why)`, then a list of answers for each list of requests.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("camserve.host")
+
+Asked = tuple[dict[str, Any], dict[str, Any]]
+"""A request's fields and headers."""
+Answered = tuple[int, str, dict[str, str], bytes]
+"""Status, content type (empty: none), headers, body."""
+
+STAND_IN = Path(__file__).resolve().parents[1] / "standin"
+UNITS = {"add_time": "ms", "add_size": "MB", "add_percent": "percent", "add_counter": "count", "add_error": "count"}
+
+
+class Metrics:
+    """What a handler reports, as lines on standard output, which the server reads.
+
+    Attributes:
+        cache: the names that the archive's camserve declares, which its handler looks for.
+    """
+
+    def __init__(self, model: str, directory: Path) -> None:
+        self.request_ids: Mapping[int, str] = {}
+        self._model = model
+        self._host = socket.gethostname()
+        self.cache: dict[str, list[str]] = {"declared": _declared(directory / "camserve" / "metrics.yaml")}
+
+    def add_metric(
+        self,
+        name: str,
+        value: float,
+        unit: str = "count",
+        idx: Any = None,  # noqa: ARG002 TorchServe's signature
+        dimensions: Sequence[Any] = (),
+        metric_type: Any = "counter",
+    ) -> None:
+        """Add to a counter, or set a gauge; dimensions have a name and a value."""
+        kind = str(getattr(metric_type, "value", metric_type)).upper()
+        labels = ",".join([*(f"{each.name}:{each.value}" for each in dimensions), f"ModelName:{self._model}", "Level:Model"])
+        line = f"[METRICS]{name}.{unit}:{value}|#{labels}|#type:{kind}|#hostname:{self._host},{int(time.time())}"
+        os.write(1, f"\n{line}\n".encode())
+
+    def add_time(self, name: str, value: float, idx: Any = None, unit: str = "ms", dimensions: Sequence[Any] = ()) -> None:
+        """Set a gauge of a time."""
+        self.add_metric(name, value, unit, idx, dimensions, "gauge")
+
+    def add_size(self, name: str, value: float, idx: Any = None, unit: str = "MB", dimensions: Sequence[Any] = ()) -> None:
+        """Set a gauge of a size."""
+        self.add_metric(name, value, unit, idx, dimensions, "gauge")
+
+    def add_percent(self, name: str, value: float, idx: Any = None, dimensions: Sequence[Any] = ()) -> None:
+        """Set a gauge of a percentage."""
+        self.add_metric(name, value, "percent", idx, dimensions, "gauge")
+
+    def add_counter(self, name: str, value: float, idx: Any = None, dimensions: Sequence[Any] = ()) -> None:
+        """Add to a counter."""
+        self.add_metric(name, value, "count", idx, dimensions)
+
+    def add_error(self, name: str, value: Any, dimensions: Sequence[Any] = ()) -> None:  # noqa: ARG002
+        """Log an error; it is no number."""
+        logger.error("%s: %s", name, value)
+
+
+def _declared(path: Path) -> list[str]:
+    import yaml  # noqa: PLC0415 the archive's folder must be on the path first
+
+    if not path.is_file():
+        return []
+    kinds = (yaml.safe_load(path.read_text("utf-8")) or {}).get("model_metrics") or {}
+    return [each["name"] for metrics in kinds.values() for each in metrics]
+
+
+def find_entry(handler: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any], Any] | None]:
+    """Find what answers batches, and what loads the model: a class's methods or a module's functions, as TorchServe does.
+
+    Raises:
+        ValueError: the handler has neither.
+    """
+    name, _, function = handler.partition(":")
+    name = Path(name).name.removesuffix(".py")
+    found = importlib.util.find_spec(name) is not None
+    module = importlib.import_module(name if found else f"ts.torch_handler.{name}")
+    function = function or "handle"
+    if hasattr(module, function):
+        return getattr(module, function), getattr(module, "initialize", None)
+    own = [each for _, each in inspect.getmembers(module, inspect.isclass) if each.__module__ == module.__name__]
+    if len(own) != 1:
+        names = ", ".join(each.__name__ for each in own) or "none"
+        raise ValueError(f"the handler {handler} must define a function {function} or exactly one class, got {names}")
+    instance = own[0]()
+    return getattr(instance, function), getattr(instance, "initialize", None)
+
+
+class Service:
+    """A loaded handler."""
+
+    def __init__(self, directory: Path, gpu: int | None, batch: int) -> None:
+        import yaml  # noqa: PLC0415
+        from ts.context import Context, RequestProcessor  # noqa: PLC0415
+
+        manifest = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_text("utf-8"))
+        model = manifest["model"]
+        config = yaml.safe_load((directory / model["configFile"]).read_text("utf-8")) if model.get("configFile") else {}
+        self._processor = RequestProcessor
+        self._metrics = Metrics(model["modelName"], directory)
+        self._context = Context(
+            model["modelName"], str(directory), manifest, batch, gpu, "0.12.0", True, self._metrics, config or {}
+        )
+        self._handle, initialize = find_entry(model["handler"])
+        if initialize is not None:
+            initialize(self._context)
+
+    def answer(self, batch: Sequence[Asked]) -> list[Answered]:
+        """Answer a batch; what the handler raises fails all of it, as in TorchServe."""
+        ids = {index: f"request-{index}" for index in range(len(batch))}
+        self._context.request_ids = self._metrics.request_ids = ids
+        self._context.request_processor = [self._processor(headers) for _, headers in batch]
+        try:
+            bodies = self._handle([fields for fields, _ in batch], self._context)
+        except MemoryError:
+            logger.exception("out of memory")
+            return [failure(507, "OutOfMemory", "Out of resources")] * len(batch)
+        except Exception as error:
+            logger.exception("the handler failed")
+            if hasattr(error, "error_code") and hasattr(error, "message"):
+                return [failure(int(error.error_code), "InternalServerException", str(error.message))] * len(batch)
+            if "CUDA" in str(error):
+                return [failure(507, "OutOfMemory", "Out of resources")] * len(batch)
+            return [failure(503, "InternalServerException", "Prediction failed")] * len(batch)
+        if not isinstance(bodies, list) or len(bodies) != len(batch):
+            kind = f"{len(bodies)} answers" if isinstance(bodies, list) else type(bodies).__name__
+            logger.error("the handler returned %s for a batch of %d", kind, len(batch))
+            return [failure(503, "InternalServerException", "Invalid model predict output")] * len(batch)
+        return [self._encode(index, body) for index, body in enumerate(bodies)]
+
+    def _encode(self, index: int, body: Any) -> Answered:
+        headers = dict(self._context.get_response_headers(index))
+        content_type = headers.pop("content-type", "")
+        status, _ = self._context.get_response_status(index)
+        if isinstance(body, str):
+            body = body.encode()
+        elif not isinstance(body, (bytes, bytearray)):
+            try:
+                body = json.dumps(body, indent=2).encode()
+            except TypeError:
+                logger.exception("the handler's answer cannot be written as JSON")
+                return failure(503, "InternalServerException", "Unsupported model output data type.")
+        return status or 200, content_type, headers, bytes(body)
+
+
+def failure(status: int, kind: str, message: str) -> Answered:
+    """An error in the shape that clients know."""
+    body = json.dumps({"code": status, "type": kind, "message": message}).encode()
+    return status, "application/json", {}, body
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Load the archive's handler and answer until the server closes the socket."""
+    descriptor, folder, gpu, batch = arguments
+    directory = Path(folder)
+    sys.path[0] = str(directory)  # in place of this file's folder
+    if importlib.util.find_spec("ts") is None:
+        sys.path.append(str(STAND_IN))
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stdout)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the server decides when to end
+    connection = Connection(int(descriptor))
+    try:
+        service = Service(directory, int(gpu) if gpu else None, int(batch))
+    except Exception as error:  # whatever a model raises while it loads
+        logger.exception("the model does not load")
+        connection.send(("failed", " ".join(f"{type(error).__name__}: {error}".split())))
+        return
+    connection.send(("ready", None))
+    while True:
+        try:
+            asked = connection.recv()
+        except (EOFError, OSError):
+            return
+        connection.send(service.answer(asked))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,229 @@
+"""Runs the two applications and the models' workers, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import uvicorn
+
+from camserve.hosts.asgi.app import App, Base
+from camserve.hosts.asgi.management import Management
+from camserve.hosts.batcher import Batcher
+from camserve.hosts.hosted import Hosted
+from camserve.hosts.metrics import Registry
+from camserve.hosts.worker import LoadError, Worker
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 2048
+KEEP_ALIVE = 75
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a host listens.
+
+    Attributes:
+        inference: sockets that are bound, for predictions and explanations.
+        management: for descriptions and metrics.
+        certificate, key: files; with both, inference speaks HTTPS.
+    """
+
+    inference: Sequence[socket.socket]
+    management: Sequence[socket.socket]
+    certificate: str | None = None
+    key: str | None = None
+
+
+@dataclass
+class _State:
+    """What the loop's thread tells the others."""
+
+    ready: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+    failure: BaseException | None = None
+
+
+class Host:
+    """The models of some archives, served by uvicorn. Its methods may be called from any thread.
+
+    Args:
+        hosted: what is served.
+        listening: where.
+        environment: of the workers.
+        gpus: the numbers of the GPUs that workers are given in turn; none: the CPU.
+        max_request_size: bytes of a body.
+        take_line: gets each line that a worker prints, but for metrics; and who printed it.
+    """
+
+    def __init__(
+        self,
+        hosted: Sequence[Hosted],
+        listening: Listening,
+        environment: Mapping[str, str],
+        *,
+        gpus: Sequence[int] = (),
+        max_request_size: int = 32 * 2**20,
+        take_line: Callable[[str], object] = logger.info,
+    ) -> None:
+        self.registry = Registry()
+        self._listening = listening
+        self._environment = environment
+        self._gpus = gpus
+        self._limit = max_request_size
+        self._take_line = take_line
+        self._hosted = hosted
+        self.batchers: list[Batcher] = []
+        self._servers: list[uvicorn.Server] = []
+        self._state = _State()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="camserve host", daemon=True)
+        self._stop_loop = asyncio.Event()
+
+    def start(self) -> None:
+        """Start to load the models, and return at once."""
+        self._thread.start()
+
+    def is_ready(self) -> bool:
+        """Return True once every worker has loaded its model and requests are taken.
+
+        Raises:
+            LoadError: a model does not load.
+            BaseException: whatever else ended the server.
+        """
+        if self._state.failure is not None:
+            raise self._state.failure
+        return self._state.ready.is_set()
+
+    def ended(self) -> bool:
+        """Return True if the server runs no more."""
+        return self._state.ended.is_set()
+
+    def worker_pids(self) -> list[int]:
+        """Return the process ids of the workers that run."""
+        return [worker.pid for each in self.batchers for worker in each.workers if worker is not None and worker.alive]
+
+    def outages(self) -> list[str]:
+        """Return the names of the models that have no worker now."""
+        return [
+            each.hosted.name for each in self.batchers if not any(worker is not None and worker.alive for worker in each.workers)
+        ]
+
+    def drain(self, seconds: float, give_up: Callable[[], bool]) -> bool:
+        """Refuse new connections, and let requests finish for up to so many seconds; return whether all have."""
+        self._loop.call_soon_threadsafe(self._close_listeners)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not give_up() and not self.ended():
+            if all(each.idle for each in self.batchers) and not any(each.server_state.tasks for each in self._servers):
+                return True
+            time.sleep(0.05)
+        return False
+
+    def stop(self) -> None:
+        """End the servers and the workers."""
+        if self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+                self._loop.call_soon_threadsafe(self._stop_loop.set)
+            self._thread.join()
+
+    def _close_listeners(self) -> None:
+        """Stop listening, and let connections close after the request that they have."""
+        for server in self._servers[:1]:
+            for each in server.servers:
+                each.close()
+            for connection in list(server.server_state.connections):
+                connection.shutdown()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._main())
+        except BaseException as error:  # noqa: BLE001 handed to whoever waits
+            self._state.failure = error
+        finally:
+            self._state.ended.set()
+            self._loop.close()
+
+    async def _main(self) -> None:
+        try:
+            for number, each in enumerate(self._hosted):
+                self.batchers.append(Batcher(each, self._starter(number, each), self.registry))
+            await self._load()
+            if self._stop_loop.is_set():
+                return
+            await self._serve()
+        finally:
+            await asyncio.gather(*(each.stop() for each in self.batchers))
+
+    async def _load(self) -> None:
+        """Load all models, unless the server is stopped meanwhile.
+
+        Raises:
+            LoadError: one does not load; its message names the model.
+        """
+        loads = [asyncio.create_task(self._load_one(each)) for each in self.batchers]
+        stopped = asyncio.create_task(self._stop_loop.wait())
+        waiting = set(loads)
+        while waiting and not stopped.done():
+            done, _ = await asyncio.wait({*waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopped}:
+                task.result()
+            waiting -= done
+        stopped.cancel()
+
+    async def _load_one(self, batcher: Batcher) -> None:
+        try:
+            await batcher.start()
+        except LoadError as error:
+            raise LoadError(f"the model {batcher.hosted.name} does not load: {error}") from error
+
+    def _starter(self, first: int, hosted: Hosted) -> Callable[[int], Worker]:
+        def start(number: int) -> Worker:
+            gpu = self._gpus[(first + number) % len(self._gpus)] if self._gpus else None
+            return Worker(hosted, gpu, self._environment, lambda line: self._take(hosted.name, number, line))
+
+        return start
+
+    def _take(self, name: str, number: int, line: str) -> None:
+        if line.strip() and not self.registry.read_line(line):
+            self._take_line(f"[{name}-{number}] {line}")
+
+    async def _serve(self) -> None:
+        listening = self._listening
+        inference = self._server(App(self.batchers, self._limit), listening.certificate, listening.key)
+        second = self._server(Management(self.batchers, self.registry))
+        self._servers = [inference, second]
+        tasks = [
+            asyncio.create_task(inference.serve(sockets=list(listening.inference))),
+            asyncio.create_task(second.serve(sockets=list(listening.management))),
+        ]
+        while not all(each.started for each in self._servers) and not any(task.done() for task in tasks):
+            await asyncio.sleep(0.01)
+        self._state.ready.set()
+        await asyncio.wait({*tasks, asyncio.create_task(self._stop_loop.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        for each in self._servers:
+            each.should_exit = True
+        await asyncio.gather(*tasks)
+
+    def _server(self, app: Base, certificate: str | None = None, key: str | None = None) -> uvicorn.Server:
+        return uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=1,
+                server_header=False,
+                ssl_certfile=certificate,
+                ssl_keyfile=key,
+            )
+        )

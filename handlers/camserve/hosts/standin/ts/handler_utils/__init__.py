@@ -1,0 +1,1 @@
+"""What decorates the steps of a handler."""

@@ -1,0 +1,1 @@
+"""What handlers import to report metrics of their own."""

@@ -1,0 +1,1 @@
+"""The handlers that others build on."""

@@ -1,0 +1,1 @@
+"""Small things that handlers and their base classes use."""

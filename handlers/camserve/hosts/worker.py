@@ -1,0 +1,147 @@
+"""A process that runs an archive's handler, seen from the server: started, asked, and replaced when it ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from camserve.hosts.hosted import Hosted
+
+CHILD = Path(__file__).with_name("child") / "__main__.py"
+
+Asked = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""A request's fields and headers."""
+Answered = tuple[int, str, Mapping[str, str], bytes]
+"""Status, content type (empty: none), headers, body."""
+
+
+class WorkerLostError(Exception):
+    """The process ended, and what it had is lost; `late`: it was ended because it did not answer in time."""
+
+    def __init__(self, message: str, late: bool = False) -> None:
+        super().__init__(message)
+        self.late = late
+
+
+class LoadError(Exception):
+    """The model does not load, and why, in one line."""
+
+
+class Worker:
+    """One process. Its methods block, and are called from one thread.
+
+    Args:
+        hosted: the archive.
+        gpu: the GPU that the handler is told of; None: the CPU.
+        environment: of the process.
+        take_line: gets each line of its output.
+    """
+
+    def __init__(
+        self, hosted: Hosted, gpu: int | None, environment: Mapping[str, str], take_line: Callable[[str], object]
+    ) -> None:
+        self.hosted = hosted
+        self.gpu = gpu
+        self.started = time.time()
+        ours, its = socket.socketpair()
+        with its:
+            self._process = subprocess.Popen(  # noqa: S603 this interpreter and a file of ours
+                [
+                    *(sys.executable, str(CHILD), str(its.fileno()), str(hosted.directory)),
+                    *("" if gpu is None else str(gpu), str(hosted.batch_size)),
+                ],
+                cwd=hosted.directory,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(its.fileno(),),
+            )
+        self._connection = Connection(ours.detach())
+        self._reader = threading.Thread(target=self._read, args=(take_line,), daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def wait_ready(self) -> None:
+        """Return once the model is loaded.
+
+        Raises:
+            LoadError: it does not load, or not within `startup_timeout`.
+        """
+        try:
+            state, why = self._receive(self.hosted.startup_timeout)
+        except WorkerLostError as error:
+            raise LoadError(str(error)) from error
+        if state != "ready":
+            self.end()
+            raise LoadError(why)
+
+    def ask(self, batch: Sequence[Asked], timeout: float) -> list[Answered]:
+        """Hand over a batch and return its answers.
+
+        Raises:
+            WorkerLostError: the process ended, or took longer than `timeout` seconds.
+        """
+        try:
+            self._connection.send(batch)
+        except OSError as error:
+            self.end()
+            raise WorkerLostError("the worker ended") from error
+        answers: list[Answered] = self._receive(timeout)
+        return answers
+
+    def end(self, patience: float = 0.0) -> None:
+        """End the process: let it finish for up to `patience` seconds, then kill it."""
+        self._connection.close()
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._process.wait()
+        self._reader.join(5)
+
+    def _receive(self, timeout: float) -> Any:
+        try:
+            if not self._connection.poll(timeout):
+                self.end()
+                raise WorkerLostError(f"the worker gave no answer for {timeout:g} s and was ended", late=True)
+            return self._connection.recv()
+        except (EOFError, OSError) as error:
+            self.end()
+            raise WorkerLostError("the worker ended") from error
+
+    def _read(self, take_line: Callable[[str], object]) -> None:
+        stream = self._process.stdout
+        if stream is None:
+            return
+        with stream:
+            for line in stream:
+                take_line(line.decode("utf-8", "replace").rstrip("\n"))
+
+
+def make_environment(threads: int) -> dict[str, str]:
+    """Return this process's environment for a worker, without Python's own paths: an archive runs its own code.
+
+    Args:
+        threads: of each worker's arithmetic, where OMP_NUM_THREADS does not say otherwise.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    environment.setdefault("OMP_NUM_THREADS", str(threads))
+    return environment | {"PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,244 @@
+"""Runs the host of our own in this process, with the interface of `Server`: no TorchServe, no Java."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from camserve.core.errors import ArchiveError, ConfigError
+from camserve.core.text import join_names, show
+from camserve.hosts.host import Host, Listening
+from camserve.hosts.hosted import Hosted
+from camserve.hosts.worker import LoadError, make_environment
+from camserve.pipeline.archive import unpack
+from camserve.tools.serving.configuration import advice
+from camserve.tools.serving.configuration.addresses import Addresses, Settings
+from camserve.tools.serving.configuration.cores import count_cores
+from camserve.tools.serving.configuration.store import StoredArchive, describe, select
+from camserve.tools.serving.process.errors import Interrupted, OutageError, ServeError
+from camserve.tools.serving.process.signal_flag import SignalFlag
+from camserve.tools.serving.server import CONFIG, MAX_SILENCE, Sinks
+
+MAX_OUTAGE = 1800.0
+"""Seconds that a model may be without a worker before the command gives up, where nothing else is said."""
+LOG_LINES = 2000
+
+
+class AsgiServer:
+    """The ASGI host with archives of a model store. As a context manager it is ready inside, and has ended outside.
+
+    Arguments as `Server` has them. TorchServe's configuration is read for addresses, sizes, timeouts and workers.
+    """
+
+    def __init__(
+        self,
+        model_store: Path | str | None = None,
+        models: Sequence[str] = (),
+        *,
+        config: Path | str | None = None,
+        port: int | None = 0,
+        public_management: bool = False,
+        max_silence: float = MAX_SILENCE,
+        max_outage: float | None = None,
+        sinks: Sinks = lambda _: ("memory", ()),
+    ) -> None:
+        chosen = Path(config) if config is not None else (CONFIG if CONFIG.is_file() else None)
+        self._settings = Settings.read(chosen)
+        self._store = Path(model_store or self._settings.values.get("model_store", "model_store")).resolve()
+        self._names = tuple(models)
+        self._port = port
+        self._public_management = public_management
+        self._max_silence = max_silence
+        self._max_outage = MAX_OUTAGE if max_outage is None else max_outage
+        self._sinks = sinks
+        self._stop, self._stop_now = SignalFlag(), SignalFlag()
+        self._archives: list[StoredArchive] = []
+        self._lines: deque[str] = deque(maxlen=LOG_LINES)
+        self.log_place = ""
+
+    def __enter__(self) -> AsgiServer:
+        self._exit = contextlib.ExitStack()
+        self._exit.enter_context(self.running())
+        with self._exit:
+            self.wait_ready()
+            self._exit = self._exit.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._exit.close()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Start to load the models, without waiting for them, and end all on leaving."""
+        self._archives = select(self._store, self._names)
+        self._refuse_tokens()
+        self._addresses = Addresses.choose(self._settings, self._port, self._public_management)
+        self.log_place, sinks = self._sinks(self._addresses.http[0][2])
+        with contextlib.ExitStack() as stack:
+            hosted = [self._open(each, stack) for each in self._archives]
+            threads = max(1, count_cores() // max(1, sum(each.workers for each in hosted)))
+            self._host = Host(
+                hosted,
+                self._listen(stack),
+                make_environment(threads),
+                gpus=_find_gpus(),
+                max_request_size=self._number("max_request_size", 6553500),
+                take_line=lambda line: self._take(line, sinks),
+            )
+            self._host.start()
+            try:
+                yield
+            finally:
+                self._host.stop()
+
+    @property
+    def url(self) -> str:
+        """The address of predictions and explanations."""
+        return self._addresses.url(0)
+
+    @property
+    def management_url(self) -> str:
+        """The management address."""
+        return self._addresses.url(1)
+
+    @property
+    def metrics_url(self) -> str:
+        """The metrics address."""
+        return self._addresses.url(2)
+
+    @property
+    def pids(self) -> list[int]:
+        """This process's id, then those of the workers."""
+        return [os.getpid(), *sorted(self._host.worker_pids())]
+
+    @property
+    def lines(self) -> list[str]:
+        """The last lines of the log."""
+        return list(self._lines)
+
+    @property
+    def models(self) -> str:
+        """The models, in words."""
+        return join_names(describe(self._archives)).replace(" or ", " and ")
+
+    def request_stop(self, at_once: bool = False) -> None:
+        """End `wait_ready` and `wait_stop`, and with `at_once` also a drain; may be called by a signal handler."""
+        self._stop.set()
+        if at_once:
+            self._stop_now.set()
+
+    def wait_ready(self) -> None:
+        """Return once every worker of every model has loaded it.
+
+        Raises:
+            ServeError: a model does not load, with its worker's reason, or not within its `startupTimeout`.
+            Interrupted: a stop was requested.
+        """
+        while not self._stop.wait(0.05):
+            try:
+                if self._host.is_ready():
+                    return
+            except LoadError as error:
+                raise ServeError(str(error)) from error
+            if self._host.ended():
+                raise ServeError("the server ended by itself")
+        raise Interrupted
+
+    def wait_stop(self) -> None:
+        """Return when a stop is requested.
+
+        Raises:
+            ServeError: the server has ended by itself.
+            OutageError: a model has been without a worker for `max_outage` seconds.
+        """
+        since: dict[str, float] = {}
+        while not self._stop.wait(0.2):
+            if self._host.ended():
+                self._host.is_ready()  # raises why
+                raise ServeError("the server ended by itself")
+            now = time.monotonic()
+            since = {name: since.get(name, now) for name in self._host.outages()}
+            for name, began in since.items():
+                if now - began > self._max_outage:
+                    raise OutageError(f"the model {show(name)} has had no worker for {now - began:.0f} s, and requests wait")
+
+    def exposure_warnings(self) -> list[str]:
+        """Warn of who reaches this server."""
+        return advice.warn_of_exposure(self._settings, self._addresses)
+
+    def max_heap(self) -> int:
+        """Return 0: there is no Java here, whose memory the queue would have to fit."""
+        return 0
+
+    def memory_warnings(self, _heap: int) -> list[str]:
+        """Warn of nothing: see `max_heap`."""
+        return []
+
+    def stop(self, drain: float = 0) -> bool:
+        """End the server and its workers; return whether all requests had finished within `drain` seconds."""
+        drained = drain > 0 and self._host.drain(drain, self._stop_now.is_set)
+        self._host.stop()
+        return drained
+
+    def _take(self, line: str, sinks: Sequence[Callable[[str], None]]) -> None:
+        self._lines.append(line)
+        for sink in sinks:
+            sink(line)
+
+    def _open(self, archive: StoredArchive, stack: contextlib.ExitStack) -> Hosted:
+        defaults = {
+            "responseTimeout": self._number("default_response_timeout", 120),
+            "startupTimeout": self._number("default_startup_timeout", 120),
+            "jobQueueSize": self._number("job_queue_size", 100),
+        }
+        workers = archive.workers or self._number("default_workers_per_model", 1)
+        try:
+            unpacked = stack.enter_context(unpack(self._store / archive.file))
+            return Hosted.from_archive(unpacked, archive.file, archive.name, workers, defaults)
+        except (ArchiveError, ConfigError) as error:
+            raise ServeError(f"{archive.file}: {error}") from error
+
+    def _number(self, key: str, default: int) -> int:
+        text = self._settings.values.get(key, str(default))
+        if not (text.isascii() and text.isdigit() and int(text) > 0):
+            raise ServeError(f"{key}={show(text)} cannot be used: a whole number of at least 1 is accepted")
+        return int(text)
+
+    def _refuse_tokens(self) -> None:
+        if not self._settings.is_set("disable_token_authorization"):
+            raise ServeError(
+                "disable_token_authorization is not true, and the ASGI host has no tokens: set it to true, and put a proxy that "
+                "authenticates in front of every address that is not loopback"
+            )
+
+    def _listen(self, stack: contextlib.ExitStack) -> Listening:
+        (scheme, host, port), *others = self._addresses.http
+        certificate, key = (self._settings.values.get(name) for name in ("certificate_file", "private_key_file"))
+        if scheme == "https" and not (certificate and key):
+            raise ServeError("inference_address is https: give certificate_file and private_key_file (PEM); a keystore is Java's")
+        inference = [stack.enter_context(_bind(host, port))]
+        management = [stack.enter_context(_bind(each, number)) for _, each, number in dict.fromkeys(others)]
+        return Listening(inference, management, *((certificate, key) if scheme == "https" else (None, None)))
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.set_inheritable(False)
+    return listener
+
+
+def _find_gpus() -> list[int]:
+    """Return the numbers of this machine's GPUs, without loading torch where there is no driver."""
+    if not Path("/proc/driver/nvidia").exists() and not Path("/dev/nvidiactl").exists():
+        return []
+    import torch  # noqa: PLC0415 takes a second
+
+    return list(range(torch.cuda.device_count()))

@@ -1,0 +1,232 @@
+"""The ASGI host: batches that form, and what is answered when something ends, is full, or takes too long."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+from tests.support.processes.serving import write_archive
+
+from camserve.tools.serving.asgi_server import AsgiServer
+from camserve.tools.serving.process.errors import ServeError
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models that sleep: eight at once, one at once with a short queue, one that takes longer than it may."""
+    folder = tmp_path_factory.mktemp("hosts") / "store"
+    folder.mkdir()
+    write_archive(folder, "eight", seconds=0.1, batch=8)
+    write_archive(folder, "one", seconds=0.5, jobQueueSize=2)
+    write_archive(folder, "slow", seconds=3, responseTimeout=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(store: Path) -> Iterator[AsgiServer]:
+    """A running host with all of them."""
+    with AsgiServer(store) as started:
+        yield started
+
+
+def ask(server: AsgiServer, model: str, **options: object) -> requests.Response:
+    """One prediction."""
+    return requests.post(f"{server.url}/predictions/{model}", data=b"x", timeout=30, **options)  # type: ignore[arg-type]
+
+
+def error(answer: requests.Response) -> tuple[int, str]:
+    """Status and type of an error, which has the contract's shape."""
+    assert answer.headers["content-type"] == "application/json"
+    told = answer.json()
+    assert set(told) == {"code", "type", "message"}
+    assert told["code"] == answer.status_code
+    return answer.status_code, told["type"]
+
+
+def pid_of(server: AsgiServer, model: str) -> int:
+    """The process of a model's worker."""
+    (described,) = requests.get(f"{server.management_url}/models/{model}", timeout=30).json()
+    return int(described["workers"][0]["pid"])
+
+
+def wait_for_worker(server: AsgiServer, model: str) -> None:
+    """Returns once the model answers."""
+    end = time.monotonic() + 30
+    while ask(server, model).status_code != 200:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_what_waits_is_taken_at_once_so_batches_are_full(server: AsgiServer) -> None:
+    """With 16 connections and batches of 8, at least 6 requests a batch in the mean."""
+    with ThreadPoolExecutor(16) as pool:
+        assert {each.status_code for each in pool.map(lambda _: ask(server, "eight"), range(160))} == {200}
+    metrics = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
+    sizes = {
+        int(line.split('size="')[1].split('"')[0]): float(line.split()[-1])
+        for line in metrics.splitlines()
+        if line.startswith("camserve_host_batches_total{") and '"eight"' in line
+    }
+    assert sum(size * count for size, count in sizes.items()) == 160
+    assert 160 / sum(sizes.values()) >= 6, sizes
+
+
+def test_a_full_queue_is_a_503_at_once_and_the_others_are_answered(server: AsgiServer) -> None:
+    """The queue's limit is the archive's own `jobQueueSize`."""
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ask(server, "one"), range(8)))
+    assert {each.status_code for each in answers} == {200, 503}
+    assert {error(each) for each in answers if each.status_code == 503} == {(503, "QueueFull")}
+    assert sum(each.status_code == 200 for each in answers) >= 3
+
+
+def test_what_takes_too_long_is_a_504_and_its_worker_is_replaced(server: AsgiServer) -> None:
+    """The limit is the archive's `responseTimeout`."""
+    before = pid_of(server, "slow")
+    assert error(ask(server, "slow")) == (504, "Timeout")
+    end = time.monotonic() + 30
+    while pid_of(server, "slow") in (before, 0):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_killed_worker_costs_what_it_had_and_no_more(server: AsgiServer) -> None:
+    """Those in flight get a JSON 503 soon; those that waited are answered by the next worker."""
+    wait_for_worker(server, "one")
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask, server, "one")]
+        time.sleep(0.2)  # it is with the worker
+        asked += [pool.submit(ask, server, "one") for _ in range(2)]
+        time.sleep(0.1)
+        killed = time.monotonic()
+        os.kill(pid_of(server, "one"), signal.SIGKILL)
+        assert error(asked[0].result()) == (503, "WorkerLost")
+        assert time.monotonic() - killed < 5
+        assert [each.result().status_code for each in asked[1:]] == [200, 200]
+
+
+def test_a_client_that_goes_away_takes_its_request_with_it(server: AsgiServer) -> None:
+    """Its request is not worked on: two of them would take a second each."""
+    wait_for_worker(server, "one")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, server, "one")
+        time.sleep(0.2)
+        for _ in range(2):
+            host, port = server.url.removeprefix("http://").split(":")
+            with socket.create_connection((host, int(port))) as gone:
+                gone.sendall(b"POST /predictions/one HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx")
+                time.sleep(0.05)
+        assert first.result().status_code == 200
+    (described,) = requests.get(f"{server.management_url}/models/one", timeout=30).json()
+    assert described["jobQueueStatus"]["pendingRequests"] in (0, 2)
+    text = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
+    before = next(line for line in text.splitlines() if line.startswith("ts_inference_requests_total{") and '"one"' in line)
+    assert ask(server, "one").status_code == 200
+    text = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
+    after = next(line for line in text.splitlines() if line.startswith("ts_inference_requests_total{") and '"one"' in line)
+    assert float(after.split()[-1]) - float(before.split()[-1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "wanted"),
+    [
+        ("POST", "predictions/none", (404, "ModelNotFoundException")),
+        ("POST", "predictions/one/9.9", (404, "ModelVersionNotFoundException")),
+        ("DELETE", "predictions/one", (405, "MethodNotAllowedException")),
+        ("GET", "nothing", (404, "ResourceNotFoundException")),
+        ("POST", "ping/x", (404, "ResourceNotFoundException")),
+    ],
+)
+def test_what_is_not_there_is_said_in_the_contracts_shape(
+    server: AsgiServer, method: str, path: str, wanted: tuple[int, str]
+) -> None:
+    """And with the client's own id."""
+    answer = requests.request(method, f"{server.url}/{path}", headers={"x-request-id": "mine"}, timeout=30)
+    assert error(answer) == wanted
+    assert answer.headers["x-request-id"] == "mine"
+
+
+def test_an_overlong_body_is_a_413_whether_its_length_is_said_or_not(store: Path, tmp_path: Path) -> None:
+    """The limit is the configuration's `max_request_size`."""
+    config = tmp_path / "config.properties"
+    config.write_text("disable_token_authorization=true\nmax_request_size=1000\n")
+    with AsgiServer(store, ["eight"], config=config) as server:
+        url = f"{server.url}/predictions/eight"
+        assert requests.post(url, data=b"x" * 1000, timeout=30).status_code == 200
+        assert error(requests.post(url, data=b"x" * 1001, timeout=30)) == (413, "RequestTooLarge")
+        chunked = (b"x" * 300 for _ in range(4))
+        assert error(requests.post(url, data=chunked, timeout=30)) == (413, "RequestTooLarge")
+
+
+def test_health_and_lists(server: AsgiServer) -> None:
+    """Models and metrics are not on the public address; a worker does not inherit PYTHONPATH."""
+    wait_for_worker(server, "one")
+    get = requests.get
+    assert get(f"{server.url}/v2/health/live", timeout=30).json() == {"live": True}
+    assert get(f"{server.url}/v1/models", timeout=30).json() == {"models": ["eight", "one", "slow"]}
+    assert get(f"{server.url}/v1/models/one", timeout=30).json() == {"name": "one", "ready": True}
+    assert get(f"{server.url}/v2/models/one/versions/1.0/ready", timeout=30).json()["ready"] is True
+    assert get(f"{server.url}/metrics", timeout=30).status_code == 404
+    assert get(f"{server.url}/models", timeout=30).status_code == 404
+    assert requests.post(f"{server.management_url}/models", timeout=30).status_code == 405
+    assert ask(server, "one").json()["path"] == ""
+
+
+def test_a_stop_answers_what_is_in_flight_and_in_the_queue(store: Path) -> None:
+    """And refuses who comes later."""
+    with AsgiServer(store, ["one"]) as server, ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask, server, "one") for _ in range(3)]
+        time.sleep(0.3)
+        stopped: list[bool] = []
+        stopping = threading.Thread(target=lambda: stopped.append(server.stop(drain=20)))
+        stopping.start()
+        assert [each.result().status_code for each in asked] == [200] * 3
+        stopping.join()
+        assert stopped == [True]
+        with pytest.raises(requests.ConnectionError):
+            ask(server, "one")
+
+
+def test_a_model_that_does_not_load_is_named_with_its_reason(store: Path, tmp_path: Path) -> None:
+    """So that the log need not be searched."""
+    write_archive(tmp_path, "broken", seconds=-1)
+    with (
+        pytest.raises(ServeError, match=r"the model broken does not load: ValueError: seconds: -1 is negative"),
+        AsgiServer(tmp_path),
+    ):
+        pass
+
+
+def test_tokens_and_envelopes_are_refused_before_the_start(store: Path, tmp_path: Path) -> None:
+    """Neither would do what it says."""
+    config = tmp_path / "config.properties"
+    config.write_text("job_queue_size=10\n")
+    with pytest.raises(ServeError, match="the ASGI host has no tokens"), AsgiServer(store, config=config):
+        pass
+    write_archive(tmp_path, "wrapped", serviceEnvelope="json")
+    with pytest.raises(ServeError, match="serviceEnvelope"), AsgiServer(tmp_path):
+        pass
+
+
+def test_only_what_is_configured_listens(server: AsgiServer) -> None:
+    """Three ports of loopback; the workers talk over sockets that have no address."""
+    import psutil
+
+    listening = {
+        each.laddr
+        for pid in server.pids
+        for each in psutil.Process(pid).net_connections(kind="inet")
+        if each.status == psutil.CONN_LISTEN
+    }
+    urls = (server.url, server.management_url, server.metrics_url)
+    assert {("127.0.0.1", int(url.rpartition(":")[2])) for url in urls} <= listening
+    assert {host for host, _ in listening} == {"127.0.0.1"}
+    assert len(listening) >= 3

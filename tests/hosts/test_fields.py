@@ -1,0 +1,78 @@
+"""Bodies become fields, typed as TorchServe types them."""
+
+from __future__ import annotations
+
+import pytest
+
+from camserve.core.errors import RequestError
+from camserve.hosts.asgi.fields import read_fields
+
+FORM = "multipart/form-data; boundary=b"
+
+
+def part(name: str, value: bytes, *, filename: str = "", content_type: str = "") -> bytes:
+    """One part of a form."""
+    file = f'; filename="{filename}"' if filename else ""
+    kind = f"content-type: {content_type}\r\n" if content_type else ""
+    return f'--b\r\nContent-Disposition: form-data; name="{name}"{file}\r\n{kind}\r\n'.encode() + value + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "value"),
+    [
+        (b"\xff\xd8", "image/jpeg", bytearray(b"\xff\xd8")),
+        (b'{"a":1}', "application/json", {"a": 1}),
+        (b'{"a":1}', "application/json; charset=utf-8", bytearray(b'{"a":1}')),  # as TorchServe: the exact name
+        (b"{", "application/json", bytearray(b"{")),
+        (b"[" * 100_000, "application/json", bytearray(b"[" * 100_000)),
+        (b"abc", "text/plain", "abc"),
+        (b"\xff", "text/plain", bytearray(b"\xff")),
+        (b"abc", "", bytearray(b"abc")),
+    ],
+)
+def test_a_raw_body_is_the_field_body(body: bytes, content_type: str, value: object) -> None:
+    """JSON by its exact type, text, and bytes."""
+    fields, types = read_fields(body, content_type)
+    assert fields == {"body": value}
+    assert type(fields["body"]) is type(value)
+    assert types == {"body": {"content-type": content_type}}
+
+
+def test_a_forms_files_have_a_type_and_its_values_have_none() -> None:
+    """As TorchServe's frontend hands them on."""
+    body = part("data", b"\r\n--\xff", filename="a.jpg", content_type="image/jpeg") + part("target", b"3") + b"--b--\r\n"
+    fields, types = read_fields(body, FORM)
+    assert fields == {"data": bytearray(b"\r\n--\xff"), "target": bytearray(b"3")}
+    assert types == {"data": {"content-type": "image/jpeg"}, "target": {"content-type": ""}}
+
+
+def test_large_fields_and_json_parts_are_whole() -> None:
+    """No size is spooled or refused."""
+    body = part("data", b"x" * 1_500_000) + part("more", b"[1]", filename="j", content_type="application/json") + b"--b--\r\n"
+    fields, _ = read_fields(body, FORM)
+    assert fields == {"data": bytearray(b"x" * 1_500_000), "more": [1]}
+
+
+def test_an_urlencoded_form() -> None:
+    """Its values are bytes."""
+    assert read_fields(b"data=a%2Bb&target=3", "application/x-www-form-urlencoded")[0] == {
+        "data": bytearray(b"a+b"),
+        "target": bytearray(b"3"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "kind", "words"),
+    [
+        (part("data", b"1") + part("data", b"2") + b"--b--\r\n", FORM, "NoImage", "twice"),
+        (part("target", b"1") + part("target", b"2") + b"--b--\r\n", FORM, "InvalidOption", "'target' twice"),
+        (b"data=1&data=2", "application/x-www-form-urlencoded", "NoImage", "twice"),
+        (b"--c\r\n\r\n", FORM, "NoImage", "cannot be read"),
+        (b"--b", "multipart/form-data", "NoImage", "boundary"),
+    ],
+)
+def test_what_is_no_form_or_gives_a_field_twice_is_refused(body: bytes, content_type: str, kind: str, words: str) -> None:
+    """Nothing is dropped without a word."""
+    with pytest.raises(RequestError, match=words) as caught:
+        read_fields(body, content_type)
+    assert (caught.value.status, caught.value.kind) == (400, kind)

@@ -1,0 +1,87 @@
+"""Handlers run unchanged where TorchServe is not installed, and answer the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tests.support import build
+from tests.support.build import encoded, noise
+
+from camserve.hosts.hosted import Hosted
+from camserve.hosts.worker import Answered, Asked, Worker, make_environment
+from camserve.tools.packaging.contents.files import copy_package
+
+BLOCKER = """
+import importlib.machinery as machinery
+original = machinery.PathFinder.find_spec
+def find_spec(name, path=None, target=None):
+    if name.partition(".")[0] == "captum":
+        return None
+    if name == "ts" and path is None:
+        import sys
+        return original(name, [each for each in sys.path if "site-packages" not in each], target)
+    return original(name, path, target)
+machinery.PathFinder.find_spec = staticmethod(find_spec)
+"""
+"""Hides TorchServe and captum from a process, as if they were not installed."""
+
+OWN = """
+from ts.torch_handler.image_classifier import ImageClassifier
+from torchvision import transforms
+class Own(ImageClassifier):
+    image_processing = transforms.Compose([transforms.Resize(64), transforms.CenterCrop(48), transforms.ToTensor()])
+    def postprocess(self, data):
+        return [{"own": each} for each in super().postprocess(data)]
+"""
+OURS = """
+from gradcam_handler import GradCAMHandler
+class Mine(GradCAMHandler):
+    def postprocess(self, data):
+        return [{"mine": each} for each in super().postprocess(data)]
+"""
+FUNCTIONS = """
+def initialize(context):
+    assert context.system_properties["gpu_id"] is None
+def handle(data, context):
+    context.set_response_status(201, "Created", 0)
+    context.set_response_header(0, "x-own", "1")
+    context.metrics.add_counter("Own", 1)
+    return [sorted(row) for row in data]
+"""
+
+
+def answers(directory: Path, batch: Sequence[Asked], blocked: Path | None) -> tuple[list[Answered], list[str]]:
+    """What a worker answers, and what it prints, with TorchServe hidden from it or not."""
+    lines: list[str] = []
+    environment = make_environment(1) | ({} if blocked is None else {"PYTHONPATH": str(blocked)})
+    worker = Worker(Hosted("m", "1.0", "m.mar", directory, batch_size=8), None, environment, lines.append)
+    try:
+        worker.wait_ready()
+        return worker.ask(batch, 60), lines
+    finally:
+        worker.end(5)
+
+
+@pytest.mark.parametrize("handler", [OWN, OURS, FUNCTIONS], ids=["stock", "ours", "functions"])
+def test_a_handler_answers_alike_without_torchserve(tmp_path: Path, handler: str) -> None:
+    """The same bytes for predictions, explanations and errors, with TorchServe's modules and with their stand-in."""
+    directory = build.archive(
+        tmp_path / "m", classes=6, labels={str(index): f"class {index}" for index in range(6)}, handler=handler
+    )
+    copy_package(directory)
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "sitecustomize.py").write_text(BLOCKER)
+    picture = {"body": encoded(noise())}
+    batch: list[Asked] = [(picture, {"explain": "False"}), (picture, {"explain": "False", "x-other": "1"})]
+    if handler == OURS:
+        batch += [(picture, {"explain": "True", "accept": "image/png"}), ({"body": bytearray(b"no")}, {"explain": "True"})]
+
+    real, _ = answers(directory, batch, None)
+    standing_in, lines = answers(directory, batch, blocked)
+
+    assert standing_in == real
+    assert {status for status, *_ in real} == ({200, 400} if handler == OURS else {200 + (handler == FUNCTIONS), 200}), real
+    assert not any("captum" in line for line in lines)
