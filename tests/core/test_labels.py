@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from camserve.core.errors import ConfigError, RequestError
-from camserve.core.labels import Labels
+from camserve.core.labels import Labels, parse_labels
 
 BIRDS = Labels(5, {"0": "crane", "1": "Tabby cat", "2": "tabby", "3": "crane", "4": "Weiß"})
 
@@ -110,3 +112,94 @@ def test_labels_that_do_not_match_the_outputs_are_refused(mapping: dict[str, str
     """Both counts are named, and what is missing or too much."""
     with pytest.raises(ConfigError, match=f"2 outputs and the labels file {len(mapping)} entries; no (label|output) for"):
         Labels(2, mapping)
+
+
+FIVE = dict(enumerate(["cat", "dog", "fox", "hen", "owl"]))
+
+FORMS = {
+    "index to name": '{"0": "cat", "1": "dog", "2": "fox", "3": "hen", "4": "owl"}',
+    "as TorchServe's examples have it": '{"0": ["n1", "cat"], "1": ["n2", "dog"], "2": ["x"], "3": ["y"], "4": ["z"]}',
+    "an older form of TorchServe's": '{"object_type_names": ["cat", "dog", "fox", "hen", "owl"]}',
+    "a list": '["cat", "dog", "fox", "hen", "owl"]',
+    "a list of lists": '[["n1", "cat"], ["n2", "dog"], ["n3", "fox"], ["n4", "hen"], ["n5", "owl"]]',
+    "ImageFolder's": '{"owl": 4, "hen": 3, "fox": 2, "dog": 1, "cat": 0}',
+    "a larger document": '{"epochs": 3, "class_to_idx": {"cat": 0, "dog": 1, "fox": 2, "hen": 3, "owl": 4}}',
+    "a transformers configuration": (
+        '{"model_type": "vit", "label2id": {"LABEL_0": 0}, "id2label": {"4": "owl", "3": "hen", "2": "fox", "1": "dog", "0": "cat"}}'
+    ),
+    "lines": "cat\ndog\nfox\nhen\nowl\n\n",
+    "lines of Windows": "cat\r\ndog \r\nfox\r\nhen\r\nowl",
+    "numbered lines": "1: dog\n0: cat\n2: fox\n3: hen\n4: owl",
+    "numbered lines, tabs": "0\tcat\n1\tdog\n2\tfox\n3\then\n4\towl",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_labels_are_read_as_people_have_them(form: str, encoding: str) -> None:
+    """Each class's name, whatever the form, with a byte order mark or without."""
+    found = parse_labels(FORMS[form].encode(encoding))
+    if form == "as TorchServe's examples have it":
+        assert found == {"0": "cat", "1": "dog", "2": "x", "3": "y", "4": "z"}
+    else:
+        assert found == {str(index): name for index, name in FIVE.items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("3 wheels\ncar\nvan", ["3 wheels", "car", "van"]),
+        ("class 0\nclass 1\nclass 2", ["class 0", "class 1", "class 2"]),
+        ("tench, Tinca tinca\ngoldfish, Carassius auratus", ["tench, Tinca tinca", "goldfish, Carassius auratus"]),
+        ('{"0": 0, "1": 1, "10": 2, "2": 3}', ["0", "1", "10", "2"]),  # as ImageFolder sorts folders
+        ('{"5": 0, "7": 1, "10": 2}', ["5", "7", "10"]),
+        ('{"00": "a", "01": "b"}', ["a", "b"]),
+        ("age", ["age"]),
+    ],
+)
+def test_numbers_and_commas_in_names_are_left_alone(text: str, names: list[str]) -> None:
+    """Where they cannot be indices."""
+    assert list(parse_labels(text.encode()).values()) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty"),
+        ("1 cat\n2 dog\n3 fox", "these are not 0 to 2, each once, so it is not known whether"),
+        ("index,name\n0,cat\n1,dog", "nearly every line begins with a number"),
+        ("dog,1\ncat,0", "each line ends in a number"),
+        ("cat 1\ndog 2", "each line ends in a number"),
+        ("cat,dog,fox", "one line with commas"),
+        ("cat\n\ndog", "line 2 is empty"),
+        ('{"2": 0, "0": 1, "1": 2}', r'it maps numbers to numbers, .*: \{"0": "2", ...\}, or the other way round'),
+        ('{"cat": 1, "dog": 2}', "these are not 0 to 1, each once"),
+        ('{"cat": 0, "dog": 0}', "these are not 0 to 1, each once"),
+        ('{"0": "cat", "0": "dog"}', 'the key "0" stands there twice'),
+        ('{"0": "cat", "00": "dog"}', "the same index stands there twice"),
+        ('{"0": "cat", "1": 3}', 'the entry "1": expected a name'),
+        ('{"0": "cat", "one": "dog"}', 'expected an index before each name, got "one"'),
+        ('["cat", 3]', "entry 1: expected a name"),
+        ("{'cat': 0}", "not valid JSON"),
+        ('{"classes": ["a", "b"], "class_to_idx": {"b": 0, "a": 1}}', "under class_to_idx or classes, and they differ"),
+        ("[]", "names no class"),
+        ("{}", "no entries"),
+    ],
+)
+def test_labels_that_can_be_read_in_two_ways_are_refused(text: str, message: str) -> None:
+    """With what to write instead."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_labels(text.encode())
+    assert re.search(r"\[\"cat\", \"dog\"|one name a line|the other way round", str(caught.value))
+
+
+def test_labels_in_another_encoding_are_refused() -> None:
+    """Not read as other letters."""
+    with pytest.raises(ConfigError, match=r"not text in UTF-8 \(byte 1\); save it as UTF-8"):
+        parse_labels("Löwe\nHund".encode("latin-1"))
+
+
+def test_labels_that_count_from_one_are_named_as_such() -> None:
+    """The commonest reason why they do not match."""
+    with pytest.raises(ConfigError, match="the labels count from 1, and the classes from 0"):
+        Labels(2, {"1": "cat", "2": "dog"})

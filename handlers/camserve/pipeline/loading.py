@@ -6,7 +6,6 @@ import ast
 import hashlib
 import importlib
 import inspect
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import torch
 
 from camserve.capture import is_exported, load_exported
 from camserve.core.errors import ArchiveError, ConfigError
+from camserve.core.labels import parse_labels
 from camserve.core.text import in_one_line
 from camserve.pipeline.archive import Archive
 
@@ -60,26 +60,18 @@ def load_module(archive: Archive, device: torch.device) -> Any:
 
 
 def read_labels(directory: Path) -> dict[str, str] | None:
-    """Read `index_to_name.json` in the forms that TorchServe takes; None where there is none.
+    """Read `index_to_name.json` in any form that `parse_labels` takes, TorchServe's among them; None where there is none.
 
     Raises:
-        ArchiveError: it cannot be read, or maps an index to something other than a label.
+        ArchiveError: it cannot be read, or can be read in two ways.
     """
     path = directory / LABELS
     if not path.is_file():
         return None
     try:
-        mapping = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ArchiveError(f"{LABELS} is not valid JSON: {error}") from error
-    if not isinstance(mapping, dict):
-        raise ArchiveError(f'{LABELS}: expected an object of "index": "label", got {type(mapping).__name__}')
-    if isinstance(mapping.get("object_type_names"), list):  # as older examples of TorchServe have it
-        return {str(index): label for index, label in enumerate(mapping["object_type_names"])}
-    labels = {index: label[-1] if isinstance(label, list) and label else label for index, label in mapping.items()}
-    if not all(isinstance(label, str) for label in labels.values()):
-        raise ArchiveError(f"{LABELS}: expected a label, or a list whose last entry is one, for each index")
-    return labels
+        return parse_labels(path.read_bytes())
+    except ConfigError as error:
+        raise ArchiveError(f"{LABELS}: {error}") from error
 
 
 def digest_file(path: Path | None) -> str:

@@ -1,4 +1,4 @@
-"""The classes' names: `index_to_name.json`, as TorchServe's stock handlers read it."""
+"""The classes' names: read from what people have, and written as `index_to_name.json`, as TorchServe's stock handlers read it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ts.utils.util import load_label_mapping
-
+from camserve.core.errors import ConfigError
+from camserve.core.labels import parse_labels
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.contents.names import LABELS
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Reads index and name of each class, in any of the forms that TorchServe's stock handlers take.
+    """Reads index and name of each class, in any form that `parse_labels` takes.
 
     Raises:
-        ToolError: no such file, or not labels.
+        ToolError: no such file, no labels, or labels that can be read in two ways.
     """
     if not path.is_file():
         raise ToolError(f"--labels: there is no file {path}")
     try:
-        return {str(index): str(name) for index, name in load_label_mapping(str(path)).items()}
-    except Exception as error:  # that function raises bare exceptions
-        raise ToolError(f'--labels {path}: expected {{"0": "tench", ...}}: {error}') from error
+        return parse_labels(path.read_bytes())
+    except ConfigError as error:
+        raise ToolError(f"--labels {path}: {error}") from error
 
 
 def write_labels(staging: Path, labels: Mapping[str, str]) -> None:

@@ -25,7 +25,7 @@ class ModelFlags:
         demo: the demo's model.
         weights: a state dict, or a checkpoint that holds one.
         random_weights: torchvision's architecture stays untrained.
-        labels: index_to_name.json.
+        labels: a file that names the classes.
         weights_key: which entry of a checkpoint, or which prefix of its names.
     """
 
@@ -131,7 +131,8 @@ def add_weights_key_flag(group: Any) -> None:
 
 def add_labels_flag(group: Any) -> None:
     """Adds `--labels` to a parser or a group."""
-    group.add_argument("--labels", metavar="FILE", type=Path, help='index_to_name.json: {"0": "tench", ...}')
+    forms = '{"0": "tench", ...}, {"tench": 0, ...}, a list, one name a line, or a config.json with id2label'
+    group.add_argument("--labels", metavar="FILE", type=Path, help=forms)
 
 
 def read_model_flags(options: argparse.Namespace, *, random_weights: bool) -> ModelFlags:
