@@ -123,7 +123,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         """
         if type(self).image_processing is ImageClassifier.image_processing:
             return Preprocess(config)
-        ours = sorted({"resize", "crop", "interpolation", "mean", "std"} & config.given)
+        ours = sorted({"resize", "crop", "fit", "fill", "interpolation", "scale", "mean", "std"} & config.given)
         if ours:
             raise ConfigError(
                 f"explain: {', '.join(ours)}: the handler {type(self).__name__} brings its own image_processing; "

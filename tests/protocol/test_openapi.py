@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import io
 import json
 import sys
 from collections import Counter
@@ -56,7 +57,9 @@ def describe(config: Config = CONFIG, listed: int | None = 3) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("listed", [3, None])
-@pytest.mark.parametrize("config", [Config(), CONFIG], ids=["defaults", "own"])
+@pytest.mark.parametrize(
+    "config", [Config(), CONFIG, Config(channels=1), Config(channels=5)], ids=["defaults", "own", "grey", "tensors"]
+)
 def test_the_document_is_valid(config: Config, listed: int | None) -> None:
     """By the OpenAPI 3.1 specification; it is JSON, and every operation has a name of its own."""
     document = describe(config, listed)
@@ -261,6 +264,9 @@ def schema(live: Server, model: str) -> Any:
     for kind in ("png", "jpeg", "webp", "gif", "tiff", "bmp"):
         schemathesis.openapi.media_type(f"image/{kind}", st.sampled_from(files))
     schemathesis.openapi.media_type("application/octet-stream", st.sampled_from(files))
+    array = io.BytesIO()
+    np.save(array, np.asarray(strategies.TENSORS[0], np.float32))
+    schemathesis.openapi.media_type("application/x-npy", st.just(array.getvalue()))
     return schemathesis.openapi.from_dict(document)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
-from camserve.protocol.tensors import read_tensor
+from camserve.protocol.tensors import read_npy, read_tensor
 
 CONFIG = Config()
 
@@ -127,3 +132,97 @@ def test_reading_pictures_and_tensors_needs_no_torch() -> None:
     """Requests are parsed without it."""
     code = "import sys, camserve.protocol.tensors, camserve.pictures.decode, camserve.core.geometry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": "handlers"}, check=False).returncode == 0
+
+
+# ------------------------------------------------------------------ .npy files
+
+FIVE = Config(channels=5)
+
+
+def npy(array: Any, version: tuple[int, int] | None = None) -> bytes:
+    """A file as NumPy writes it."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.asarray(array), version=version)
+    return file.getvalue()
+
+
+VALUES = np.random.default_rng(0).normal(size=(5, 4, 3))
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "<f8", ">f8", "<f2", ">f2"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npy_files_of_floats_are_read(kind: str, order: Any, version: tuple[int, int]) -> None:
+    """Of either byte order, either order of axes and each version, as NumPy itself reads them."""
+    array = np.asarray(VALUES.astype(kind), order=order)
+    found = read_npy(npy(array, version), FIVE)
+    assert found.dtype == np.float32
+    assert (found.flags.c_contiguous, found.flags.writeable) == (True, True)
+    assert np.array_equal(found, np.load(io.BytesIO(npy(array, version))).astype(np.float32))
+
+
+class Evil:
+    """Unpickling it would end the process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+def altered(old: bytes, new: bytes) -> bytes:
+    """A good file whose header says something else, at the same length."""
+    assert len(old) == len(new)
+    return npy(VALUES.astype("<f4")).replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("data", "came"),
+    [
+        (npy(np.array([Evil()], dtype=object)), "of something else|not of floats"),
+        (npy(VALUES.astype(np.uint8)), "not of floats .*pixels go as a picture"),
+        (npy(VALUES > 0), "not of floats"),
+        (npy(VALUES.astype(np.complex64)), "not of floats"),
+        (npy(np.zeros(2, [("a", "<f4"), ("b", "<f4")])), "of something else"),
+        (npy(VALUES[None]), r"got shape \[1, 5, 4, 3\]"),
+        (npy(VALUES[:4]), r"got shape \[4, 4, 3\]"),
+        (npy(VALUES[:, :0]), r"got shape \[5, 0, 3\]"),
+        (npy(np.float32(3)), r"got shape \[\]"),
+        (npy(VALUES * np.nan), "not finite"),
+        (npy(VALUES * 1e300), "not finite"),
+        (npy(VALUES)[:-1], "with 479 bytes of numbers, not 480"),
+        (npy(VALUES) + b"0", "with 481 bytes of numbers, not 480"),
+        (altered(b"(5, 4, 3)", b"(5,999999999,999999999)"[:9]), "of something else|with .* bytes"),
+        (altered(b"(5, 4, 3), }", b"(5,4096,409)"), "of something else"),
+        (altered(b"'<f4'", b"'|O4'"), "not of floats"),
+        (altered(b"False", b"__im_"), "of something else"),
+        (b"\x93NUMPY\x01\x00\xff\xff" + b" " * 65535, "damaged header"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + b" " * 2000, "damaged header"),
+        (b"\x93NUMPY\x04\x00\x10\x00" + b" " * 16, "damaged header"),
+        (b"\x93NUMPY", "damaged header"),
+        (b"\x93NUMPY\x01\x00\x76\x00{'descr'", "damaged header"),
+    ],
+)
+def test_other_npy_files_are_refused(data: bytes, came: str) -> None:
+    """Nothing is unpickled, and what the header says is believed only where the bytes agree."""
+    with pytest.raises(RequestError, match=came) as caught:
+        read_npy(data, FIVE)
+    assert (caught.value.status, caught.value.kind) == (400, "InvalidTensor")
+    assert "data: expected a tensor [5][H][W] of finite numbers" in caught.value.message
+
+
+def test_npy_files_keep_to_max_pixels_by_their_header() -> None:
+    """Before their numbers are looked at."""
+    with pytest.raises(RequestError, match="expected at most 10 pixels") as caught:
+        read_npy(npy(VALUES), Config(channels=5, max_pixels=10))
+    assert caught.value.status == 413
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_damage_is_read_as_numpy_reads_it_or_refused(data: st.DataObject) -> None:
+    """Bytes changed anywhere in the header: an answer is NumPy's own, everything else is a 400."""
+    raw = bytearray(npy(VALUES.astype("<f4")))
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(6, 127))] = data.draw(st.integers(0, 255))
+    with suppress(RequestError):
+        found = read_npy(raw, FIVE)
+        assert np.array_equal(found, np.load(io.BytesIO(raw), allow_pickle=False).astype(np.float32))

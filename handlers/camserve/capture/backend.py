@@ -68,7 +68,7 @@ def open_backend(model: object, config: Config, size: tuple[int, int], device: t
         ConfigError: the model does not run on such pictures, or not in the memory format that was asked for; a layer does not
             exist, has no map or decides nothing; or no layer is given, and none is found.
     """
-    pictures = synthesize_pictures(size).to(device)
+    pictures = synthesize_pictures(size, config=config).to(device)
     classifier = open_model(model, pictures)
     survey = survey_model(classifier, pictures, config.token_grid)
     layers, why = config.layers, ""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
 from camserve.core.errors import ConfigError
 from camserve.core.text import find_nearest, join_names, show
-from camserve.core.values import FLAG, Values, choice, choices, integer, number, read_list
+from camserve.core.values import FLAG, Values, choice, choices, integer, number, numbers, read_list
 
 METHODS = ("gradcam++", "gradcam", "hirescam", "layercam", "xgradcam", "contrast")
 METHOD_ALIASES = MappingProxyType({"finercam": "contrast"})
@@ -21,7 +20,11 @@ COLORMAPS = ("viridis", "inferno", "turbo", "jet", "gray")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
+FITS = ("crop", "squash", "pad")
+
 Size = int | tuple[int, int] | None
+Channels = tuple[float, ...]
+"""One number for each channel."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,6 @@ class Key:
 
     meaning: str
     values: Values
-
-
-class _TooLargeError(ValueError):
-    """The message says what to do."""
 
 
 def _read_names(value: Any) -> tuple[str, ...]:
@@ -58,25 +57,6 @@ def _read_grid(value: Any) -> tuple[int, int] | None:
         return None
     rows, columns = read_list(value)
     return _SIDE.read(rows), _SIDE.read(columns)
-
-
-def _read_channels(low: float) -> Callable[[Any], tuple[float, float, float]]:
-    def read(value: Any) -> tuple[float, float, float]:
-        if any(isinstance(channel, (bool, str)) for channel in read_list(value)):
-            raise TypeError
-        red, green, blue = (float(channel) for channel in value)
-        if not all(math.isfinite(channel) and channel >= low for channel in (red, green, blue)):
-            raise ValueError
-        return red, green, blue
-
-    return read
-
-
-def _read_mean(value: Any) -> tuple[float, float, float]:
-    mean = _read_channels(-math.inf)(value)
-    if max(mean) > 1:
-        raise _TooLargeError("values are 0 to 1 here; where mean and std are for 0 to 255, divide both by 255")
-    return mean
 
 
 def _read_optional_flag(value: Any) -> bool | None:
@@ -105,11 +85,20 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             Values("[rows, columns] or null", _read_grid),
         ),
         "method": Key("default method", choice(METHODS, METHOD_ALIASES)),
-        "resize": Key("resize the shorter side to this, or to [height, width]", _SIZE),
-        "crop": Key("then crop this square, or [height, width], from the centre", _SIZE),
+        "channels": Key("what the model takes: 1 grey, 3 RGB; of any other number tensors only", integer(1, 1024)),
+        "resize": Key("resize the shorter side to this, or to [height, width]; see fit", _SIZE),
+        "crop": Key("then crop this square, or [height, width], from the centre; what lies beyond is filled", _SIZE),
+        "fit": Key(
+            "what resize makes of another shape: the shorter side (crop), both sides (squash), or the longer one (pad)",
+            choice(FITS),
+        ),
+        "fill": Key(
+            "what lies around a padded picture: 0 black, 1 white", numbers("a number from 0 to 1, or one for each channel", 0, 1)
+        ),
         "interpolation": Key("how resizing interpolates", choice(INTERPOLATIONS)),
-        "mean": Key("subtracted from each channel (0 to 1)", Values("three numbers", _read_mean)),
-        "std": Key("each channel is then divided by this", Values("three numbers above 0", _read_channels(1e-12))),
+        "scale": Key("values from 0 to 1 are first multiplied by this", number(1e-6, 1e6)),
+        "mean": Key("then subtracted from each channel (0 to scale)", numbers("one number for each channel")),
+        "std": Key("each channel is then divided by this", numbers("one number above 0 for each channel", 1e-12)),
         "exif": Key("apply the EXIF orientation", FLAG),
         "formats": Key("picture formats that are opened", choices(FORMATS)),
         "colormap": Key("colour map of overlays", choice(COLORMAPS)),
@@ -155,11 +144,15 @@ class Config:
     layers: tuple[str, ...] = ()
     token_grid: tuple[int, int] | None = None
     method: str = "gradcam++"
+    channels: int = 3
     resize: Size = 256
     crop: Size = 224
+    fit: str = "crop"
+    fill: Channels = (0.0,)
     interpolation: str = "bilinear"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    scale: float = 1.0
+    mean: Channels = (0.485, 0.456, 0.406)
+    std: Channels = (0.229, 0.224, 0.225)
     exif: bool = False
     formats: tuple[str, ...] = FORMATS
     colormap: str = "viridis"
@@ -194,9 +187,16 @@ class Config:
                 values[name] = read_value(name, value)
             except ConfigError as error:
                 faults.append(str(error))
+        given = frozenset(values)
+        faults = faults or _complete(values, section)
         if faults:
             raise ConfigError("; ".join(faults))
-        return cls(**values, given=frozenset(values))
+        return cls(**values, given=given)
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether a picture becomes the model's input: grey or RGB. Of other channels it takes tensors alone."""
+        return self.channels in (1, 3)
 
     @property
     def monitoring(self) -> Monitoring | None:
@@ -220,8 +220,38 @@ def read_value(name: object, value: object) -> Any:
     try:
         return key.values.read(value)
     except (TypeError, ValueError, OverflowError) as error:
-        hint = f"; {error}" if isinstance(error, _TooLargeError) else ""
-        raise ConfigError(f"explain: {name}: expected {key.values.accepts}, got {_repeated(value)}{hint}") from None
+        raise ConfigError(_expected(str(name), value)) from error
+
+
+def _expected(name: str, value: object, why: str = "") -> str:
+    return f"explain: {name}: expected {KEYS[name].values.accepts}, got {_repeated(value)}{why}"
+
+
+def _complete(values: dict[str, Any], section: Mapping[Any, Any]) -> list[str]:
+    """Check what depends on several keys, and give what is padded and taken off each channel as many numbers as there are.
+
+    A model of other than three channels has no published mean: where none is given, values stay from 0 to `scale`.
+
+    Args:
+        values: as they were read; completed in place.
+        section: as they came.
+    """
+    channels, scale = values.get("channels", 3), values.get("scale", 1.0)
+    faults = []
+    if channels != 3:
+        values.setdefault("mean", (0.0,) * channels)
+        values.setdefault("std", (1.0,) * channels)
+    elif scale != 1 and not {"mean", "std"} <= set(values):
+        faults.append(f"explain: scale: {scale:g} goes with a mean and a std of its own; give both")
+    for name in ("mean", "std", "fill"):
+        count = len(values.get(name, ()))
+        if count not in (0, channels) and not (name == "fill" and count == 1):
+            faults.append(_expected(name, section[name], "" if channels == 3 else f" with channels: {channels}"))
+    if not faults and max(values.get("mean", (0.0,))) > scale:
+        way = "divide both by 255" if scale == 1 else "let scale say the range that they are for"
+        why = f"; values are 0 to {scale:g} here; where mean and std are for 0 to 255, {way}"
+        faults.append(_expected("mean", section["mean"], why))
+    return faults
 
 
 def _repeated(value: object) -> str:

@@ -1,6 +1,7 @@
 """Sizes after resizing, the view, the region: rectangles only, no pixels.
 
-The rules are those of `torchvision.transforms.Resize` and `CenterCrop`, which prepare the stock handler's pictures.
+The rules are those of `torchvision.transforms.Resize` and `CenterCrop`, which prepare the stock handler's pictures; where the
+longer side is resized and the rest padded, those of timm's `ResizeKeepRatio` and `CenterCropOrPad` (a letterbox).
 """
 
 from __future__ import annotations
@@ -31,15 +32,27 @@ class Rect:
         return [round(edge, 2) + 0.0 for edge in (self.left, self.top, self.right, self.bottom)]
 
 
-def resized(width: int, height: int, resize: Size) -> tuple[int, int]:
-    """(width, height) in pixels after `Resize`: an int is the shorter side, and the longer one is rounded down."""
+def resized(width: int, height: int, resize: Size, fit: str = "crop") -> tuple[int, int]:
+    """(width, height) in pixels after resizing.
+
+    An int is the shorter side, and the longer one is rounded down (`crop`); both sides (`squash`); or the longer side, and the
+    shorter one is rounded to the nearest (`pad`). A pair (height, width) is the size itself, or with `pad` what the picture
+    must fit into.
+    """
     if resize is None:
         return width, height
-    if isinstance(resize, tuple):
-        return resize[1], resize[0]
-    if width <= height:
-        return resize, int(resize * height / width)
-    return int(resize * width / height), resize
+    if isinstance(resize, int) and fit == "crop":
+        return (resize, int(resize * height / width)) if width <= height else (int(resize * width / height), resize)
+    new_height, new_width = resize if isinstance(resize, tuple) else (resize, resize)
+    if fit != "pad":
+        return new_width, new_height
+    ratio = max(width / new_width, height / new_height)
+    return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+
+def frame(resize: Size, crop: Size, fit: str) -> Size:
+    """What is cut out, or padded to: `crop`, or where that is none the whole that a letterbox pads to."""
+    return resize if crop is None and fit == "pad" else crop
 
 
 def window(width: int, height: int, crop: Size) -> tuple[int, int, int, int]:
@@ -59,20 +72,20 @@ def _offset(side: int, crop: int) -> int:
     return -((crop - side) // 2) if crop > side else round((side - crop) / 2)
 
 
-def view(width: int, height: int, resize: Size, crop: Size) -> Rect:
+def view(width: int, height: int, resize: Size, crop: Size, fit: str = "crop") -> Rect:
     """The rectangle of the original picture of `width` × `height` pixels that reaches the model.
 
     It lies beyond the picture where the crop pads. 451 × 300, resized to 256 and cropped to 224, gives
     (93.96, 18.75, 357.04, 281.25).
     """
-    new_width, new_height = resized(width, height, resize)
-    left, top, right, bottom = window(new_width, new_height, crop)
+    new_width, new_height = resized(width, height, resize, fit)
+    left, top, right, bottom = window(new_width, new_height, frame(resize, crop, fit))
     return Rect(left * width / new_width, top * height / new_height, right * width / new_width, bottom * height / new_height)
 
 
-def input_size(width: int, height: int, resize: Size, crop: Size) -> tuple[int, int]:
+def input_size(width: int, height: int, resize: Size, crop: Size, fit: str = "crop") -> tuple[int, int]:
     """(height, width) in pixels of the tensor that a picture of `width` × `height` pixels becomes."""
-    left, top, right, bottom = window(*resized(width, height, resize), crop)
+    left, top, right, bottom = window(*resized(width, height, resize, fit), frame(resize, crop, fit))
     return bottom - top, right - left
 
 

@@ -41,7 +41,7 @@ class Encoded:
 
 
 Image = Encoded | NDArray[np.float32]
-"""A picture's file, or a normalised tensor `[3, H, W]`."""
+"""A picture's file, or a normalised tensor `[channels, H, W]`."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,21 @@ def number(low: float, high: float) -> Values:
 
     schema = {"type": "number", "minimum": low, "maximum": high}
     return Values(f"a number from {low:g} to {high:g}", read, schema, _parse_number)
+
+
+def numbers(accepts: str, low: float = -math.inf, high: float = math.inf) -> Values:
+    """A list of finite numbers from `low` to `high`, or one of them alone, read as a tuple of floats."""
+
+    def read(value: Any) -> tuple[float, ...]:
+        several = (value,) if isinstance(value, (int, float)) else read_list(value)
+        if not several or any(isinstance(each, (bool, str)) for each in several):
+            raise TypeError
+        result = tuple(float(each) for each in several)
+        if not all(math.isfinite(each) and low <= each <= high for each in result):
+            raise ValueError
+        return result
+
+    return Values(accepts, read)
 
 
 def choice(names: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({})) -> Values:

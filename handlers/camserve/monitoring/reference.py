@@ -33,6 +33,8 @@ PER_GROUP = 50
 """Shares of ten bins are taken of at least this many pictures; below, they are mostly chance."""
 INPUT = ("resize", "crop", "interpolation", "mean", "std", "exif", "precision")
 """The configuration keys that decide the model's input and its precision."""
+LATER_INPUT = ("channels", "fit", "fill", "scale")
+"""Those that came later: written where they are not the default, so that references from before them still hold."""
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -53,8 +55,9 @@ class Provenance:
 
 
 def input_of(config: Config) -> str:
-    """Formats the keys `INPUT` of a configuration in one line: `resize=256 crop=224 ...`."""
-    return " ".join(f"{name}={json.dumps(getattr(config, name), separators=(',', ':'))}" for name in INPUT)
+    """Formats the keys that decide the input in one line: `resize=256 crop=224 ...`."""
+    names = [*INPUT, *(name for name in LATER_INPUT if getattr(config, name) != getattr(Config, name))]
+    return " ".join(f"{name}={json.dumps(getattr(config, name), separators=(',', ':'))}" for name in names)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from camserve.core.config import Config
+
 Floats = NDArray[np.float64]
 
 MAP_STATISTICS = ("entropy", "area", "centroid_x", "centroid_y", "border", "overlap", "peak")
@@ -40,10 +42,16 @@ BORDER = 0.1
 
 @dataclass(frozen=True)
 class Scale:
-    """How the model's input was normalised: it is `(picture - mean) / std`, channel by channel."""
+    """How the model's input was normalised: it is `(picture - mean) / std`, channel by channel, of a picture from 0 to 1."""
 
     mean: Sequence[float]
     std: Sequence[float]
+
+    @classmethod
+    def of(cls, config: Config) -> Scale:
+        """Returns what `scale`, `mean` and `std` of a configuration come to."""
+        mean, std = ([number / config.scale for number in numbers] for numbers in (config.mean, config.std))
+        return cls(mean, std)
 
 
 def map_statistics(maps: NDArray[np.float32], runner_ups: NDArray[np.float32]) -> dict[str, Floats]:

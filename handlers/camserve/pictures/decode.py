@@ -25,7 +25,7 @@ _FAULTS = (
 """What Pillow's decoders raise on damaged files. MemoryError is not the file's fault, and passes."""
 
 _CHECKS = {"JPEG": jpeg.check, "PNG": png.check, "GIF": gif.check, "TIFF": tiff.check, "BMP": bmp.check}
-_TILE_WIDTH, _TILE_LENGTH, _BITS_PER_SAMPLE = 322, 323, 258
+_TILE_WIDTH, _TILE_LENGTH, _BITS_PER_SAMPLE, _PHOTOMETRIC = 322, 323, 258, 262
 _ORIENTATION = 0x0112
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,7 +40,7 @@ _TRANSPOSITIONS = {
 
 
 def open_picture(data: bytes | bytearray, config: Config, origin: str = "", *, weighed: bool = False) -> Image.Image:
-    """Decode the first frame of a picture file, in mode RGB.
+    """Decode the first frame of a picture file, in mode RGB; for a model of one channel, grey stays grey, see `_keep_grey`.
 
     Red, green and blue of 8 bits come through as Pillow decodes them. 16-bit grey is scaled by 1/257 and rounded, 12-bit
     grey of TIFF by 255/4095. Everything else is converted by Pillow, which drops alpha: also TIFFs in LAB or YCbCr, of which
@@ -73,13 +73,13 @@ def open_picture(data: bytes | bytearray, config: Config, origin: str = "", *, w
 
 
 def convert_picture(picture: Image.Image, config: Config) -> Image.Image:
-    """Convert a picture that is open to mode RGB as `open_picture` does, turned by its EXIF orientation if `config.exif`.
+    """Convert a picture that is open to the mode that `open_picture` gives, turned by its EXIF orientation if `config.exif`.
 
     Raises:
         RequestError: 400 `InvalidImage`, it is of 32-bit integers or floats.
     """
     transposition = _read_transposition(picture) if config.exif else None
-    picture = _convert_to_rgb(picture)
+    picture = _keep_grey(picture) if config.channels == 1 else convert_to_rgb(picture)
     return picture if transposition is None else picture.transpose(transposition)
 
 
@@ -208,20 +208,46 @@ def _read_transposition(picture: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _convert_to_rgb(picture: Image.Image) -> Image.Image:
+def convert_to_rgb(picture: Image.Image) -> Image.Image:
+    """Convert a picture of any mode to RGB, 8 bits a channel.
+
+    Raises:
+        RequestError: 400 `InvalidImage`, it is of 32-bit integers or floats.
+    """
     if picture.mode == "RGB":
         return picture
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
-        return _scale_grey16(picture).convert("RGB")
-    if picture.mode in {"I", "F"}:
-        message = "data: expected 8 or 16 bits a channel, got a picture of 32-bit numbers, whose white is not defined"
-        raise RequestError(400, "InvalidImage", message)
+    if _is_grey16(picture):
+        return _scale_grey16(picture, 255).convert("RGB")
+    _check_white(picture)
     return picture.convert("RGB")
 
 
-def _scale_grey16(picture: Image.Image) -> Image.Image:
-    """Return grey of up to 16 bits as grey of 8 bits, rounded, so that white stays white."""
-    bits = getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
-    white = 2 ** bits[0] - 1
-    table = (np.arange(65536).clip(max=white) * 255 + white // 2) // white
-    return Image.fromarray(table.astype(np.uint8)[np.asarray(picture)])
+def _keep_grey(picture: Image.Image) -> Image.Image:
+    """Convert a grey picture to mode L, or I;16 (white is 65535) where it has more than 8 bits; any other one to RGB."""
+    if _is_grey16(picture):
+        return _scale_grey16(picture, 65535)
+    _check_white(picture)
+    return picture.convert("L" if picture.mode in {"1", "L", "LA", "La"} else "RGB")
+
+
+def _is_grey16(picture: Image.Image) -> bool:
+    return picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")
+
+
+def _check_white(picture: Image.Image) -> None:
+    if picture.mode in {"I", "F"}:
+        message = "data: expected 8 or 16 bits a channel, got a picture of 32-bit numbers, whose white is not defined"
+        raise RequestError(400, "InvalidImage", message)
+
+
+def _scale_grey16(picture: Image.Image, high: int) -> Image.Image:
+    """Return grey of up to 16 bits as grey from 0 to `high` (255: mode L, 65535: I;16), rounded, so that white stays white.
+
+    Pillow inverts TIFFs whose 0 is white only up to 8 bits.
+    """
+    tags = getattr(picture, "tag_v2", {})
+    white = 2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
+    table = (np.arange(65536).clip(max=white) * high + white // 2) // white
+    if tags.get(_PHOTOMETRIC) == 0:
+        table = high - table
+    return Image.fromarray(table.astype(np.uint8 if high == 255 else np.uint16)[np.asarray(picture)])

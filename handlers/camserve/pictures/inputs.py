@@ -16,11 +16,12 @@ from camserve.core.messages import Encoded
 from camserve.pictures.decode import convert_picture, open_picture
 
 Picture = Path | str | bytes | Image.Image | NDArray[Any] | Tensor
-"""A file's path, an encoded picture, pixels `[H, W, 3]` or `[H, W]` (uint8), or a normalised input `[3, H, W]` (floats)."""
+"""A file's path, an encoded picture, pixels `[H, W, 3]` or `[H, W]` (uint8; grey may be uint16), or a normalised input
+`[channels, H, W]` (floats)."""
 
 
-def read_pictures(pictures: Picture | Iterable[Picture]) -> list[Any]:
-    """Read what the pipeline takes: encoded bytes, an open picture, or a normalised input `[3, H, W]`, float32.
+def read_pictures(pictures: Picture | Iterable[Picture], channels: int = 3) -> list[Any]:
+    """Read what the pipeline takes: encoded bytes, an open picture, or a normalised input `[channels, H, W]`, float32.
 
     Raises:
         TypeError: it is nothing that a picture can be given as.
@@ -28,10 +29,10 @@ def read_pictures(pictures: Picture | Iterable[Picture]) -> list[Any]:
     """
     single = isinstance(pictures, (str, Path, bytes, Image.Image))
     array = isinstance(pictures, (np.ndarray, Tensor)) and pictures.ndim < 4
-    return [_read_picture(each) for each in ([pictures] if single or array else pictures)]  # type: ignore[union-attr]
+    return [_read_picture(each, channels) for each in ([pictures] if single or array else pictures)]  # type: ignore[union-attr]
 
 
-def _read_picture(picture: Any) -> Any:
+def _read_picture(picture: Any, channels: int) -> Any:
     if isinstance(picture, (str, Path)):
         return Encoded(Path(picture).read_bytes())
     if isinstance(picture, bytes):
@@ -41,17 +42,20 @@ def _read_picture(picture: Any) -> Any:
     if isinstance(picture, Tensor):
         picture = picture.detach().cpu().numpy()
     if isinstance(picture, np.ndarray):
-        if picture.dtype == np.uint8 and (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))):
+        if picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] in (3, 4):
             return Image.fromarray(picture)
-        if picture.dtype.kind == "f" and picture.ndim == 3 and picture.shape[0] == 3:
+        if picture.dtype in (np.uint8, np.uint16) and picture.ndim == 2:
+            return Image.fromarray(picture)
+        if picture.dtype.kind == "f" and picture.ndim == 3 and picture.shape[0] == channels:
             return np.ascontiguousarray(picture, dtype=np.float32)
         came = f"{picture.dtype} {list(picture.shape)}"
-        raise TypeError(f"a picture as an array: expected uint8 [H, W, 3] or [H, W], or a normalised input [3, H, W], got {came}")
+        accepted = f"uint8 [H, W, 3] or [H, W], uint16 [H, W], or a normalised input [{channels}, H, W]"
+        raise TypeError(f"a picture as an array: expected {accepted} of floats, got {came}")
     raise TypeError(f"a picture: expected a path, bytes, a PIL image, an array or a tensor, got {type(picture).__name__}")
 
 
 def open_again(image: Any, config: Config, *, weighed: bool = False) -> Image.Image:
-    """Open a picture that `read_pictures` has read, in mode RGB.
+    """Open a picture that `read_pictures` has read, in the mode that `decode.open_picture` gives.
 
     Args:
         weighed: as `decode.open_picture`.

@@ -13,6 +13,7 @@ from camserve.core.geometry import Rect
 from camserve.core.messages import PICTURES, Answer, Explanation, Options
 from camserve.pictures import captions, render
 from camserve.pictures.bounds.limits import Quota
+from camserve.pictures.decode import convert_to_rgb
 
 _LARGE = 1_000_000
 """Pixels from which on a picture is copied in strips: `np.asarray` has all of them in memory twice more meanwhile."""
@@ -45,10 +46,10 @@ def prepare_canvas(picture: Image.Image, view: Rect | None, max_side: int) -> Ca
     """Copy the picture's pixels, scaled down where the longer side exceeds `max_side` pixels.
 
     Args:
-        picture: in mode RGB.
+        picture: in mode RGB, or grey, which is drawn on as it looks.
         view: the rectangle that the heatmaps cover, in the picture's pixels; None: not known, and taken for all of it.
     """
-    pixels, scale = render.fit(_pixels(picture), max_side)
+    pixels, scale = render.fit(_pixels(convert_to_rgb(picture)), max_side)
     height, width = pixels.shape[:2]
     place = Rect(0, 0, width, height) if view is None else view.scaled(width / picture.width, height / picture.height)
     return Canvas(pixels, place, scale)

@@ -42,6 +42,7 @@ def describe(served: Served, backend: Backend) -> dict[str, Any]:
         "closed_form": list(backend.closed_form),
         "labels": len(labels),
         "labelled": labels.given,
+        "channels": config.channels,
         "input_size": list(served.size or ()),
         "formats": list(config.formats),
         "colormaps": list(COLORMAPS),

@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from camserve.capture.backend import open_backend
+from camserve.capture.survey.layout import find_spread
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError, RequestError
 from camserve.core.labels import Labels
@@ -49,14 +51,15 @@ class Model:
         served: what it offers: configuration, labels, layers, name, version.
         backend: the model as it runs, and what is known of its layers.
         pipeline: answers batches of calls.
-        preprocess: an RGB picture (PIL) to the model's input `[3, H, W]`.
+        preprocess: a picture (PIL) to the model's input `[channels, H, W]`.
         scale: how the model's input was normalised; None where a step of a user's own makes it.
 
     Args:
-        module: a classifier of pictures `[N, 3, H, W]` with logits `[N, K]`: an `nn.Module`, a TorchScript module, or a
+        module: a classifier of pictures `[N, channels, H, W]` with logits `[N, K]`: an `nn.Module`, a TorchScript module, or a
             program of `torch.export`. It is set to evaluation mode, and its parameters are frozen.
         labels: the names of its classes, as a list or by index (`{"0": "tench"}`); None: the indices.
-        preprocess: takes a picture (PIL, RGB) to the model's input `[3, H, W]`, in place of `resize`, `crop`, `mean`, `std`.
+        preprocess: takes a picture (PIL, RGB) to the model's input `[channels, H, W]`, in place of `resize`, `crop`, `mean`
+            and the other settings of preprocessing.
         device: where the model is; None: where its parameters are.
         name, version, weights: of the model, as answers say them.
         config: the settings; None: they are given by name.
@@ -94,8 +97,8 @@ class Model:
             steps = preprocess
         else:
             steps = Preprocess(config) if preprocess is None else Preprocess.from_callable(preprocess)
-        height, width = steps(Image.new("RGB", PROBE)).shape[1:]
-        size = (int(height), int(width))
+        channels, *sides = steps.input_shape(*PROBE)
+        config, size = _with_channels(config, channels), (sides[0], sides[1])
         self.device = place
         self.weights = weights
         self.preprocess = steps
@@ -108,7 +111,7 @@ class Model:
             self.backend, place, classes, method=config.method, listed=shown or min(listed, self.backend.outputs)
         )
         self.pipeline = Pipeline(self.served, explainer, steps, hooks)
-        self.scale = Scale(config.mean, config.std) if type(steps) is Preprocess and not hooks.tensor_of else None
+        self.scale = Scale.of(config) if type(steps) is Preprocess and not hooks.tensor_of else None
         self._reader = OptionReader(self.served)
         self._check_layers(size)
 
@@ -167,7 +170,7 @@ class Model:
         given = {"target": targets, "top_k": top_k, "method": method, "layer": layer, "colormap": colormap, "opacity": opacity}
         named = self._reader.from_values({name: value for name, value in given.items() if value is not None}, "json")
         options = self._reader.read(named, None, False)
-        images = read_pictures(pictures)
+        images = read_pictures(pictures, self.served.config.channels)
         answers = self._answer(images, options, explain=True)
         return [self._explanation(answer, image, options) for answer, image in zip(answers, images, strict=True)]
 
@@ -177,7 +180,7 @@ class Model:
         Raises:
             RequestError: a picture cannot be opened, or the model fails on it.
         """
-        images = read_pictures(pictures)
+        images = read_pictures(pictures, self.served.config.channels)
         return [answer.classes for answer in self._answer(images, self._reader.defaults, explain=False)]
 
     def run(self, calls: Sequence[Call]) -> list[Reply]:
@@ -261,11 +264,24 @@ class Model:
         Raises:
             ConfigError: the answer is not a whole explanation.
         """
-        picture = np.random.default_rng(0).normal(size=(3, *size)).astype(np.float32)
+        config = self.served.config
+        noise = np.random.default_rng(0).normal(size=(config.channels, *size)).astype(np.float32)
+        picture = noise * np.float32(find_spread(config))
         for layer in self.backend.layers:
             fault = self.pipeline.find_fault(picture, layer)
             if fault:
                 raise ConfigError(f"explain: the self-test at layer {layer} failed: {fault}")
+
+
+def _with_channels(config: Config, channels: int) -> Config:
+    """Return the configuration with the channels that the preprocessing makes.
+
+    Raises:
+        ConfigError: it says others.
+    """
+    if channels != config.channels and "channels" in config.given:
+        raise ConfigError(f"explain: channels: {config.channels} was given, but the preprocessing makes {channels}")
+    return replace(config, channels=channels)
 
 
 def _device_of(module: Any) -> torch.device:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from camserve.capture.survey.layout import find_spread
 from camserve.core.errors import RequestError
 from camserve.core.geometry import region
 from camserve.core.messages import Answer, Call, Explanation, ImageInfo, Item, Page, Reply, Request
@@ -47,7 +48,7 @@ class Pipeline:
     Args:
         served: what the archive offers; its `size` is an input that the model is known to run on.
         explainer: runs the model.
-        preprocess: an RGB picture to the model's input.
+        preprocess: a picture to the model's input.
         hooks: steps that a handler of a user's own replaces.
     """
 
@@ -98,7 +99,7 @@ class Pipeline:
         return [job.error or job.answer or unanswered for job in jobs]
 
     def find_fault(self, picture: NDArray[np.float32], layer: str | None) -> str:
-        """Explain one normalised tensor `[3, H, W]` at `layer`, or only predict it; return what is wrong, or ""."""
+        """Explain one normalised tensor `[channels, H, W]` at `layer`, or only predict it; return what is wrong, or ""."""
         task = Task(layer, self._served.config.method) if layer else None
         try:
             (prediction,) = self.explainer.explain([torch.from_numpy(picture)], [task])
@@ -210,7 +211,8 @@ class Pipeline:
     def _blame(self, job: Job) -> RequestError | None:
         """Return the client's own error, where the model fails on anything of this size."""
         shape, size = tuple(job.input.shape), self._served.size
-        noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        spread = np.float32(find_spread(self._served.config))
+        noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32) * spread
         if shape[1:] == size or not self.find_fault(noise, job.item.options.layer if job.explain else None):
             return None
         fails = "does not run" if self.find_fault(noise, None) else "cannot be explained at this layer"

@@ -29,7 +29,7 @@ class Hooks:
     """The steps that a handler of a user's own replaces.
 
     Attributes:
-        tensor_of: makes the model's input `[3, H, W]` of an encoded picture (its own `preprocess`).
+        tensor_of: makes the model's input `[channels, H, W]` of an encoded picture (its own `preprocess`).
         predictions_of: makes the answer of a prediction of the scores `[K]` (its own `postprocess`).
     """
 
@@ -45,7 +45,7 @@ class Job:
         call: the position of its call in the batch.
         explain: an explanation is asked for, not only a prediction.
         pixels: how many its picture has, by its header; 0 for a tensor.
-        tensor: the model's input `[3, H, W]`.
+        tensor: the model's input `[channels, H, W]`.
         size: (width, height) of the picture; None: there is none, or nobody asks.
         view: the part of the picture that the model sees; None: not known.
         canvas: what is drawn on, where there was room to keep it.
@@ -122,6 +122,7 @@ class Pictures:
             job.tensor = torch.from_numpy(image)
             return
         if self._tensor_of is None:
+            self._preprocess.check_channels()
             picture = self._open(image)
             job.tensor, job.view = self._preprocess(picture), self._preprocess.view(*picture.size)
         else:
@@ -159,5 +160,5 @@ class Pictures:
             return draw_explanations(answer, canvas, job.item.options, quota)
 
     def _open(self, image: Any) -> Image.Image:
-        """Open an encoded picture, or take one that is open already, in mode RGB."""
+        """Open an encoded picture, or take one that is open already."""
         return open_again(image, self._config)

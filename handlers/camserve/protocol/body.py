@@ -12,7 +12,7 @@ from camserve.core.errors import RequestError
 from camserve.core.messages import Encoded, Image
 from camserve.core.text import show
 from camserve.pictures.formats import is_picture
-from camserve.protocol.tensors import read_tensor
+from camserve.protocol.tensors import is_npy, read_npy, read_tensor
 
 HOW_TO_SEND = """send the picture's bytes (curl -T cat.jpg), a form field (curl -F data=@cat.jpg), or JSON {"data": "<base64>"}"""
 
@@ -106,10 +106,10 @@ def _check_filled(raw: bytes, place: str) -> bytes:
 
 
 def read_image(value: object, config: Config, place: str = "data", stock: bool = False) -> Image:
-    """Reads an image: an encoded picture, or a normalised tensor, float32 `[3, H, W]`.
+    """Reads an image: an encoded picture, or a normalised tensor, float32 `[channels, H, W]`.
 
-    Bytes are a picture, unless all of them are base64 text, a `data:` URL or a JSON list. Text is base64, a `data:` URL or
-    a JSON list. A list is a tensor.
+    Bytes are a picture or an `.npy` file, unless all of them are base64 text, a `data:` URL or a JSON list. Text is base64, a
+    `data:` URL or a JSON list. A list is a tensor, as an `.npy` file is.
 
     Args:
         value: bytes, str or parsed JSON.
@@ -123,13 +123,17 @@ def read_image(value: object, config: Config, place: str = "data", stock: bool =
     if isinstance(value, list):
         return read_tensor(value, config)
     if not isinstance(value, (bytes, bytearray, str)):
-        message = f"{place}: expected base64, a data: URL or a tensor [3][H][W], got {show(value)}; {HOW_TO_SEND}"
+        tensor = f"a tensor [{config.channels}][H][W]"
+        message = f"{place}: expected base64, a data: URL or {tensor}, got {show(value)}; {HOW_TO_SEND}"
         raise RequestError(400, "NoImage", message)
     raw = _check_filled(as_bytes(value), place)
+    if is_npy(raw):
+        return read_npy(raw, config)
     if starts_json(raw):
         return read_image(read_json(raw, place), config, place)  # a list or an object, so this is not repeated
     if isinstance(value, str) or _is_text(raw):
-        return _read_text(raw, place, stock and isinstance(value, str))
+        encoded = _read_text(raw, place, stock and isinstance(value, str))
+        return read_npy(encoded.data, config) if is_npy(encoded.data) else encoded
     return Encoded(raw)
 
 

@@ -7,7 +7,7 @@ The host tells neither the URL nor the method, so the protocols are told apart b
 from __future__ import annotations
 
 from camserve.core.errors import RequestError
-from camserve.core.messages import Call, Encoded, Image, Item, Page, Request
+from camserve.core.messages import CONTENT_TYPES, Call, Encoded, Image, Item, Page, Request
 from camserve.core.served import Served
 from camserve.core.text import join_names, show
 from camserve.pictures.formats import is_picture
@@ -15,7 +15,9 @@ from camserve.protocol.accept import wants_page
 from camserve.protocol.body import HOW_TO_SEND, as_bytes, read_image, read_json, starts_json
 from camserve.protocol.kserve.request import parse_v1, parse_v2
 from camserve.protocol.options import OptionReader, Spelling
+from camserve.protocol.tensors import bad_tensor, is_npy
 
+NPY = CONTENT_TYPES["npy"]
 JSON_LENGTH = "inference-header-content-length"
 _FORM_HELP = (
     "the body came as application/x-www-form-urlencoded, as curl's -d and --data-binary send it; "
@@ -57,6 +59,8 @@ class Parser:
             raw = as_bytes(body)
             if starts_json(raw) and JSON_LENGTH in call.headers:
                 raw, tail = _split(raw, call.headers[JSON_LENGTH])
+            if _content_type(call) == NPY and not is_npy(raw):
+                raise bad_tensor(f"{len(raw)} bytes that are no .npy file, with content-type: {NPY}", self._config)
             is_undecoded = not isinstance(body, str) and _says_json(call)
             if starts_json(raw) or (is_undecoded and not is_picture(raw)):
                 body = read_json(raw)

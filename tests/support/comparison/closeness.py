@@ -88,7 +88,8 @@ def exact(model: nn.Module, layer: str, picture: Tensor, target: int) -> Exact:
     """
     double = copy.deepcopy(model).double().eval()
     size = (picture.shape[-2], picture.shape[-1])
-    made = open_backend(double, Config(layers=(layer,), channels_last=False), size, torch.device("cpu"))
+    config = Config(channels=len(picture), layers=(layer,), channels_last=False)
+    made = open_backend(double, config, size, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
 
     def shake(part: nn.Module, _given: object, output: Tensor) -> Tensor:

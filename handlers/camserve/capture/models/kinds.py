@@ -97,11 +97,8 @@ def _advise_on_channels(pictures: Tensor, error: Exception) -> str:
         return ""
     expected, given = match[1], match[2]
     channels = "1 channel" if expected == "1" else f"{expected} channels"
-    ways = {"1": ", self.model(x.mean(1, keepdim=True))", "4": ", such as torch.cat([x, torch.ones_like(x[:, :1])], 1)"}
-    return (
-        f"; it takes {channels}, and camserve feeds it RGB pictures; wrap it in a module whose forward makes {expected} of the "
-        f"{given}{ways.get(expected, '')}"
-    )
+    what = {"1": "grey", "3": "RGB"}.get(expected, "tensors of so many channels; pictures have 1 or 3")
+    return f"; it takes {channels}, and was given {given}; channels: {expected} in the configuration feeds it {what}"
 
 
 def summarize_error(error: Exception) -> str:

@@ -11,6 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from camserve.core.config import Config
+
+PIXEL_STD = 0.225
+"""Standard deviation of the pixels of photographs, from 0 to 1: ImageNet's."""
+
+SAME_ORDER = 8
+"""Factor within which inputs vary as far as each other. Values from 0 to 1, and from -1 to 1, are within."""
+
 MAX_EXTRA_TOKENS = 8
 """Most class, distillation and register tokens that are expected before a picture's tokens."""
 
@@ -205,10 +213,24 @@ def extract_logits(output: Any, count: int | None = None) -> Tensor:
     return logits
 
 
-def synthesize_pictures(size: tuple[int, int], count: int = 2, seed: int = 0) -> Tensor:
-    """Make normalised pictures `[count, 3, height, width]` of soft random blobs, the same for the same seed."""
+def synthesize_pictures(size: tuple[int, int], count: int = 2, seed: int = 0, config: Config | None = None) -> Tensor:
+    """Make normalised pictures `[count, channels, height, width]` of soft random blobs, the same for the same seed.
+
+    Their numbers are about as large as those that `config` makes of pictures (None: the defaults), see `find_spread`.
+    """
+    config = config or Config()
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(count, 3, 8, 8, generator=generator)
-    fine = torch.randn(count, 3, *size, generator=generator)
+    coarse = torch.randn(count, config.channels, 8, 8, generator=generator)
+    fine = torch.randn(count, config.channels, *size, generator=generator)
     blobs = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
-    return blobs + 0.25 * fine
+    return find_spread(config) * (blobs + 0.25 * fine)
+
+
+def find_spread(config: Config) -> float:
+    """Return about how far the model's input varies: 1 as for ImageNet's mean and std, unless it is of another order.
+
+    Models of X-rays may take -1024 to 1024. On numbers around 1 they would all but ignore the picture, and trials would try
+    nothing.
+    """
+    spread = sum(PIXEL_STD * config.scale / std for std in config.std) / len(config.std)
+    return 1.0 if 1 / SAME_ORDER <= spread <= SAME_ORDER else spread

@@ -69,7 +69,7 @@ def _read_instance(instance: object, headers: Mapping[str, Given], config: Confi
 
 
 def parse_v2(body: Mapping[str, Any], tail: bytes, call: Call, config: Config, reader: OptionReader) -> Request:
-    """Reads one input, BYTES `[n]` or FP32 `[n, 3, H, W]`, and `parameters` for all its images.
+    """Reads one input, BYTES `[n]` or FP32 `[n, channels, H, W]`, and `parameters` for all its images.
 
     An input's own parameters beat the request's. BYTES elements are base64 in JSON, encoded pictures or base64 in the binary
     extension. `Accept` is ignored.
@@ -90,7 +90,7 @@ def parse_v2(body: Mapping[str, Any], tail: bytes, call: Call, config: Config, r
         raise RequestError(400, "NoImage", f"inputs: expected a list of one input, BYTES or FP32, got {show(inputs)}")
     parameters = _read_parameters(body, "parameters")
     own = _read_parameters(inputs[0], "the input's parameters")
-    shape = _read_shape(inputs[0].get("shape"))
+    shape = _read_shape(inputs[0].get("shape"), config)
     _check_count(shape[0], config)
     images = _read_images(inputs[0], own, shape, tail, config)
     given = reader.from_headers(call.headers)
@@ -168,9 +168,9 @@ def _read_outputs(value: object, names: tuple[str, ...]) -> tuple[Output, ...]:
     return tuple(outputs.values())
 
 
-def _read_shape(value: object) -> tuple[int, ...]:
+def _read_shape(value: object, config: Config) -> tuple[int, ...]:
     if not isinstance(value, list) or not 1 <= len(value) <= 4 or not all(_is_size(size) for size in value):
-        raise _invalid(f"shape: expected [n] for BYTES or [n, 3, H, W] for FP32, got {_repeated(value)}")
+        raise _invalid(f"shape: expected [n] for BYTES or [n, {config.channels}, H, W] for FP32, got {_repeated(value)}")
     return tuple(value)
 
 
@@ -189,10 +189,10 @@ def _read_images(
     if datatype == "BYTES" and (len(shape) == 1 or shape[1:] == (1,)):
         elements = _read_elements(data, shape[0]) if size is None else _decode_elements(tail, shape[0])
         return list(_each(elements, lambda element: read_image(element, config, "data")))
-    if datatype == "FP32" and len(shape) == 4 and shape[1] == 3:
+    if datatype == "FP32" and len(shape) == 4 and shape[1] == config.channels:
         array = _read_numbers(data, shape) if size is None else _decode_numbers(tail, shape)
         return list(_each(array, lambda image: read_tensor(image, config)))
-    raise _invalid(f"expected BYTES [n] or FP32 [n, 3, H, W], got {show(datatype)} {_repeated(list(shape))}")
+    raise _invalid(f"expected BYTES [n] or FP32 [n, {config.channels}, H, W], got {show(datatype)} {_repeated(list(shape))}")
 
 
 def _each(elements: Iterable[Any], read: Callable[[Any], Image]) -> Iterator[Image]:

@@ -147,7 +147,11 @@ def _option_header(option: str, schema: Schema) -> dict[str, Any]:
 
 
 def _bodies(config: Config) -> dict[str, Any]:
-    """What each route takes, with an example that it answers."""
+    """What each route takes, with an example that it answers; of a model that takes tensors alone without."""
+    if not config.takes_pictures:
+        kinds = {"V1Predict": "V1Request", "V1Explain": "V1Request", "V2Infer": "V2InferRequest", "V2Explain": "V2ExplainRequest"}
+        bodies = {name: _pictures(config, name, {}) for name in ("Prediction", "Explanation")}
+        return bodies | {name: _json_body(kind, {}, binary=name.startswith("V2")) for name, kind in kinds.items()}
     picture = _sample()
     bytes_input = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [picture]}
     return {
@@ -161,20 +165,27 @@ def _bodies(config: Config) -> dict[str, Any]:
 
 
 def _pictures(config: Config, name: str, example: dict[str, Any]) -> dict[str, Any]:
-    kinds = [*(f"image/{form}" for form in config.formats), OCTETS]
+    array = {CONTENT_TYPES["npy"]: {"schema": {"type": "string", "format": "file"}}}
+    request: Schema = {"schema": ref(f"{name}Request")}
+    form: Schema = {"schema": ref(f"{name}Form")}
+    if not config.takes_pictures:
+        return {"required": True, "content": {JSON: request, "multipart/form-data": form, **array}}
+    kinds = [*(f"image/{kind}" for kind in config.formats), OCTETS]
     return {
         "required": True,
         "content": {
             **{kind: {"schema": {"type": "string", "format": "file"}} for kind in kinds},
             "text/plain": {"schema": ref("Picture")},
-            "multipart/form-data": {"schema": ref(f"{name}Form")},
-            JSON: {"schema": ref(f"{name}Request"), "examples": {"base64": {"value": example}}},
+            "multipart/form-data": form,
+            JSON: {**request, "examples": {"base64": {"value": example}}},
+            **array,
         },
     }
 
 
 def _json_body(schema: str, example: dict[str, Any], binary: bool = False) -> dict[str, Any]:
-    content: dict[str, Any] = {JSON: {"schema": ref(schema), "examples": {"base64": {"value": example}}}}
+    shown = {"examples": {"base64": {"value": example}}} if example else {}
+    content: dict[str, Any] = {JSON: {"schema": ref(schema), **shown}}
     if binary:
         content[OCTETS] = {"schema": {"description": "The JSON, then the tensors.", "type": "string", "format": "tensors"}}
     return {"required": True, "content": content}

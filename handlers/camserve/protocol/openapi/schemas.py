@@ -92,25 +92,29 @@ def refer_to_options(text: bool = False) -> dict[str, Schema]:
 
 def _images(config: Config) -> dict[str, Schema]:
     row = _list(_NUMBER, 1, 4096)
+    array = {"description": "An .npy file in base64.", "type": "string", "contentEncoding": "base64", "minLength": 1}
+    kinds = f"A {', '.join(config.formats)} file" if config.takes_pictures else "An .npy file"
     return {
         "Picture": {
-            "description": f"A {', '.join(config.formats)} file in base64, or a data: URL of it.",
+            "description": f"{kinds} in base64, or a data: URL of it.",
             "type": "string",
             "format": "picture",
             "contentEncoding": "base64",
             "minLength": 1,
         },
         "Tensor": {
-            "description": "The model's input, already normalised: [3][height][width], rows of equal length.",
-            **_list(_list(row, 1, 4096), 3, 3),
+            "description": f"The model's input, already normalised: [{config.channels}][height][width], rows of equal length.",
+            **_list(_list(row, 1, 4096), config.channels, config.channels),
         },
-        "Image": {"anyOf": [ref("Picture"), ref("Tensor")]},
+        "Image": {"anyOf": [ref("Picture"), ref("Tensor")]} if config.takes_pictures else {"anyOf": [ref("Tensor"), array]},
     }
 
 
 def _requests(config: Config) -> dict[str, Schema]:
     one_of_two = {"not": {"required": ["target", "top_k"]}}
-    file = {"description": "The picture's file.", "type": "string", "contentMediaType": "image/*", "format": "file"}
+    file: Schema = {"description": "The picture's file.", "type": "string", "contentMediaType": "image/*", "format": "file"}
+    if not config.takes_pictures:
+        file = {"description": "The tensor's .npy file.", "type": "string", "contentMediaType": "application/x-npy"}
     instance = _object(("data",), data=ref("Image"), **refer_to_options())
     v1 = {**refer_to_options(), "format": {"const": "json"}}
     tagged = [_object((name,), **{name: ref(kind)}, **v1) | one_of_two for name, kind in (("data", "Image"), ("b64", "Picture"))]
@@ -167,7 +171,7 @@ def _kserve_requests(config: Config) -> dict[str, Schema]:
     options = {**refer_to_options(text=True), "format": {"const": "json"}, "overlay": {"const": False}}
     parameters = _object((), **options, binary_data_output={"type": "boolean"}, **foreign)
     shape = {"type": "array", "prefixItems": [count, {"const": 1}], "items": False, "minItems": 1}
-    fp32 = {"type": "array", "prefixItems": [count, {"const": 3}, size, size], "items": False, "minItems": 4}
+    fp32 = {"type": "array", "prefixItems": [count, {"const": config.channels}, size, size], "items": False, "minItems": 4}
     head = {"name": _ID, "parameters": ref("V2Parameters"), "data": {"type": "array"}}
     kinds = [
         _object(("name", "shape", "datatype"), **head, shape=shape, datatype={"const": "BYTES"}),
@@ -221,6 +225,7 @@ def _metadata(config: Config, labels: Labels, layers: Sequence[str]) -> Schema:
         "methods": {"const": list(METHODS)},
         "layers": {"const": list(layers)},
         "labels": {"const": len(labels)},
+        "channels": {"const": config.channels},
         "input_size": _list(_SIZE, 2, 2),
         "limits": {"type": "object", "additionalProperties": _SIZE},
         "versions": {"type": "object", "additionalProperties": _ID},

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from ts.torch_handler.image_classifier import ImageClassifier
 
 from camserve.core.config import Config
@@ -36,10 +35,15 @@ class InspectedModel:
     preprocess: Preprocess
     labels: Mapping[str, str] | None
 
+    def __post_init__(self) -> None:
+        """Give the configuration the channels that the preprocessing makes."""
+        channels = self.preprocess.input_shape(*PROBE)[0]
+        object.__setattr__(self, "config", replace(self.config, channels=channels))
+
     @property
     def size(self) -> tuple[int, int]:
         """The (height, width), in pixels, that the model sees."""
-        height, width = self.preprocess(Image.new("RGB", PROBE)).shape[1:]
+        _, height, width = self.preprocess.input_shape(*PROBE)
         return height, width
 
 

@@ -46,7 +46,8 @@ def probe_model(source: ModelSource, old: OldArchive | None, asked: Mapping[str,
     explain = {key: value for each in origins.values() for key, value in each.items()}
     config = Config.from_mapping(explain)
     handler = old.handler if old else AdoptedHandler()
-    size = handler.size or input_size(256, 256, config.resize, config.crop)
+    config = replace(config, channels=handler.channels) if handler.processing else config
+    size = handler.size or input_size(256, 256, config.resize, config.crop, config.fit)
     backend, warnings = _run(source, config, size, own=handler.size is not None)
     notes = [advice.describe_layers(backend), *advice.describe_preparation(config, origins, handler), *warnings]
     return Probed(explain, config, tuple(backend.layers), backend.outputs, tuple(notes))
@@ -58,8 +59,8 @@ def _run(source: ModelSource, config: Config, size: tuple[int, int], *, own: boo
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine a few small runs wait longer for threads than they gain by them
     try:
-        with advice.suggest_size(source.model, size, own=own):
+        with advice.suggest_size(source.model, size, config, own=own):
             backend = open_backend(source.model, quick, size, torch.device("cpu"))
-        return backend, advice.warn_of_outputs(source.model, backend, size)
+        return backend, advice.warn_of_outputs(source.model, backend, size, config)
     finally:
         torch.set_num_threads(threads)

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from camserve.capture import synthesize_pictures
 from camserve.core.config import Config
+from camserve.core.geometry import input_size
+from camserve.pipeline.model import PROBE
 from camserve.tools.archive import fresh_process
 from camserve.tools.archive.archive import open_archive
 from camserve.tools.console import ToolError
@@ -27,7 +30,7 @@ def try_archive(archive: Path, config: Config) -> dict[str, Any]:
         ToolError: in the worker's own words, why there is no answer.
     """
     with open_archive(archive) as opened, tempfile.NamedTemporaryFile(prefix="camserve-") as picture:
-        picture.write(draw_test_picture(config))
+        picture.write(draw_test_picture(config) if config.takes_pictures else make_test_tensor(config))
         picture.flush()
         response = fresh_process.run_fresh("explain", str(opened.directory), picture.name)
     if "error" in response:
@@ -36,6 +39,14 @@ def try_archive(archive: Path, config: Config) -> dict[str, Any]:
     if not isinstance(answer, dict) or not answer.get("explanations"):
         raise ToolError(f"the archive does not explain a picture in a fresh process: {response['status']} {response['body']}")
     return answer
+
+
+def make_test_tensor(config: Config) -> bytes:
+    """Makes an `.npy` file of a tensor of the size that the configuration stands for."""
+    side = input_size(*PROBE, config.resize, config.crop, config.fit)
+    file = io.BytesIO()
+    np.save(file, synthesize_pictures(side, 1, config=config)[0].numpy())
+    return file.getvalue()
 
 
 def draw_test_picture(config: Config) -> bytes:

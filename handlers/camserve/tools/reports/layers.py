@@ -26,7 +26,7 @@ from camserve.core.labels import Labels
 from camserve.explain.explainer import Explainer, Task
 from camserve.pictures import render
 from camserve.pictures.bounds.reading import silence_decoders
-from camserve.pictures.decode import open_picture
+from camserve.pictures.decode import convert_to_rgb, open_picture
 from camserve.pipeline.model import PROBE
 from camserve.tools.console import Progress
 from camserve.tools.packaging.flags.inspect_model import Options
@@ -49,7 +49,7 @@ def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> 
     config = replace(inspected.config, layers=(), channels_last=False)
     with progress.step("Run the model once to find its layers"):
         try:
-            with advice.suggest_size(inspected.model, inspected.size, own=inspected.preprocess.view(*PROBE) is None):
+            with advice.suggest_size(inspected.model, inspected.size, config, own=inspected.preprocess.view(*PROBE) is None):
                 picked = open_backend(inspected.model, config, inspected.size, device)
         except ConfigError:
             with suppress(ConfigError):  # it does not even run, as the error says already
@@ -57,7 +57,7 @@ def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> 
             raise
     shown = _shown(picked, inspected.config.layers, options.depth)
     backend, refused = _usable(inspected, config, shown, device)
-    costs = _costs(backend, inspected.size, options.rounds)
+    costs = _costs(backend, inspected, options.rounds)
     listed = [info for info in shown if info.name in backend.layers]
     _print(listed, picked.layers[0], backend.closed_form, costs, inspected.size, progress=progress)
     progress.note(ABOUT_COSTS.format(precision=config.precision, threads=torch.get_num_threads()))
@@ -108,9 +108,9 @@ def _refusal(inspected: InspectedModel, config: Config, device: torch.device) ->
     return ""
 
 
-def _costs(backend: Backend, size: tuple[int, int], rounds: int) -> dict[str, float]:
+def _costs(backend: Backend, inspected: InspectedModel, rounds: int) -> dict[str, float]:
     """For each layer the time of an explanation over that of a prediction, one picture, alternating; the median of `rounds`."""
-    picture = synthesize_pictures(size, 1)
+    picture = synthesize_pictures(inspected.size, 1, config=inspected.config)
     explainer = Explainer(backend, torch.device("cpu"))
     costs = {}
     for layer in track(backend.layers, description="timing", transient=True):
@@ -158,7 +158,7 @@ def _print_none(inspected: InspectedModel, depth: int, progress: Progress) -> No
     Raises:
         ConfigError: it does not even run.
     """
-    pictures = synthesize_pictures(inspected.size)
+    pictures = synthesize_pictures(inspected.size, config=inspected.config)
     own = open_model(inspected.model, pictures)
     found = survey_model(own, pictures, inspected.config.token_grid)
     shown = [info for info in found.layers if info.name.count(".") < depth]
@@ -186,6 +186,6 @@ def _sheet(inspected: InspectedModel, backend: Backend, rows: Sequence[LayerInfo
     silence_decoders()
     picture = open_picture(path.read_bytes(), inspected.config)
     view = inspected.preprocess.view(*picture.size) or Rect(0, 0, *picture.size)
-    shot = Shot(np.asarray(picture), view, inspected.preprocess(picture), path.name)
+    shot = Shot(np.asarray(convert_to_rgb(picture)), view, inspected.preprocess(picture), path.name)
     label = Labels(backend.outputs, inspected.labels).__getitem__
     return draw_sheet(backend, rows, shot, picked=picked, label=label, style=inspected.config)

@@ -48,10 +48,10 @@ def test_commas_may_stand_between_numbers(words: list[str], value: dict[str, obj
     assert package.parse(["--demo", *words]).keys == value
 
 
-@pytest.mark.parametrize("word", ["0.1,0.2", "0.1,,0.3", "a,b,c"])
-def test_what_commas_part_must_be_three_numbers(word: str) -> None:
-    """The message repeats what was read."""
-    with pytest.raises(ConfigError, match="explain: mean: expected three numbers, got "):
+@pytest.mark.parametrize("word", ["0.1,,0.3", "a,b,c"])
+def test_what_commas_part_must_be_numbers(word: str) -> None:
+    """The message repeats what was read. How many there must be is said when the channels are known."""
+    with pytest.raises(ConfigError, match="explain: mean: expected one number for each channel, got "):
         package.parse(["--demo", "--mean", word])
 
 
@@ -64,7 +64,7 @@ def test_help_shows_choices_and_how_many_words(tool: Any) -> None:
         f"--colormap {{{','.join(COLORMAPS)}}}",
         f"--interpolation {{{','.join(INTERPOLATIONS)}}}",
         f"--formats {{{','.join(FORMATS)}}} [...]",
-        "--mean R G B",
+        "--mean N [N ...]",
         "--resize PIXELS [PIXELS]",
         "--token-grid ROWS COLUMNS",
         "--max-targets N",

@@ -34,11 +34,6 @@ ACCEPTED = (
     "override preprocess, postprocess and image_processing"
 )
 
-GREY = (
-    "keep 3 there, transforms.Grayscale(3) and three numbers each for mean and std, and start the model's forward with "
-    "x = x.mean(1, keepdim=True)"
-)
-
 TEMPLATE = '''\
 """{theirs}, which answers predictions as before, with explanations."""
 
@@ -70,6 +65,7 @@ class AdoptedHandler:
         file: its file in the new archive; None: camserve's own handler takes its place.
         processing: its own `image_processing`; None: it has the stock one.
         size: the (height, width), in pixels, that `processing` makes of a picture.
+        channels: how many it makes.
         title: where its class stands, in words.
         prepares: the step of its own that prepares pictures; "" for none.
     """
@@ -77,6 +73,7 @@ class AdoptedHandler:
     file: Path | None = None
     processing: Callable[[Image.Image], Tensor] | None = None
     size: tuple[int, int] | None = None
+    channels: int = 3
     title: str = ""
     prepares: str = ""
 
@@ -114,10 +111,10 @@ def adopt_handler(name: str, stage: Path, workdir: Path) -> AdoptedHandler:
             _check_steps(theirs, path.name)
         alone = entry or len(list_classes_from_module(loaded)) == 1
         file = _place_file(theirs, path, workdir, moved=explains and alone)
-        processing, size = _find_processing(theirs, path.name)
+        processing, channels, size = _find_processing(theirs, path.name)
         own = inspect.getattr_static(theirs, "preprocess") is not inspect.getattr_static(ImageClassifier, "preprocess")
         prepares = "preprocess" if own else "image_processing" if processing else ""
-        return AdoptedHandler(file, processing, size, f"{path.name}'s class {theirs.__name__}", prepares)
+        return AdoptedHandler(file, processing, size, channels, f"{path.name}'s class {theirs.__name__}", prepares)
 
 
 def _find_class(loaded: ModuleType, name: str) -> type:
@@ -181,24 +178,19 @@ def _place_file(theirs: type, path: Path, workdir: Path, *, moved: bool) -> Path
     return wrapper
 
 
-def _find_processing(theirs: Any, file: str) -> tuple[Callable[[Image.Image], Tensor] | None, tuple[int, int] | None]:
-    """Their own preprocessing, and the (height, width), in pixels, that it makes of a picture; None for the stock one."""
+def _find_processing(theirs: Any, file: str) -> tuple[Callable[[Image.Image], Tensor] | None, int, tuple[int, int] | None]:
+    """Their own preprocessing, and the channels and (height, width), in pixels, that it makes; None for the stock one."""
     try:
         handler = theirs()
         own = handler.image_processing
         if own is ImageClassifier.image_processing:
-            return None, None
-        channels, height, width = Preprocess.from_callable(own)(Image.new("RGB", (256, 256))).shape
+            return None, 3, None
+        channels, height, width = Preprocess.from_callable(own).input_shape(256, 256)
     except Exception as error:
         raise ToolError(f"the image_processing of {theirs.__name__} in {file} takes no picture: {in_one_line(error)}") from error
-    if channels != 3:
-        raise ToolError(
-            f"the image_processing of {theirs.__name__} in {file} makes {channels} channel{'s' * (channels != 1)}, and camserve "
-            f"takes what makes 3 (RGB); {GREY if channels == 1 else 'make those out of the 3 at the start of the model'}"
-        )
     if "image_processing" in vars(handler):
         raise ToolError(
             f"{theirs.__name__} in {file} sets image_processing in its __init__, where camserve would not find it; make it an "
             "attribute or a method of the class"
         )
-    return own, (height, width)
+    return own, channels, (height, width)

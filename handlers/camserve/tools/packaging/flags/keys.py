@@ -13,7 +13,10 @@ from camserve.core.errors import ConfigError
 
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "how pictures are prepared": ("resize", "crop", "interpolation", "mean", "std", "exif"),
+        "how pictures are prepared": (
+            *("channels", "resize", "crop", "fit", "fill", "interpolation"),
+            *("scale", "mean", "std", "exif"),
+        ),
         "how they are explained": ("layers", "method", "colormap", "opacity"),
         "how the model runs": ("precision", "channels_last", "token_grid", "monitor"),
     }
@@ -26,8 +29,9 @@ NUMBERS: Mapping[str, str] = MappingProxyType(
     {
         "resize": "PIXELS [PIXELS]",
         "crop": "PIXELS [PIXELS]",
-        "mean": "R G B",
-        "std": "R G B",
+        "fill": "SHARE [SHARE ...]",
+        "mean": "N [N ...]",
+        "std": "N [N ...]",
         "token_grid": "ROWS COLUMNS",
     }
 )
@@ -42,6 +46,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "exif": "{true,false}",
         "channels_last": "{true,false,null}",
         "opacity": "SHARE",
+        "scale": "FACTOR",
         "monitor": "VALUE",
     }
 )

@@ -120,14 +120,14 @@ def _warn_of_std(config: Config) -> Iterator[str]:
         yield f"std {_channels(config.std)} divides values from 0 to 1; if it is meant for 0 to 255, divide it by 255"
 
 
-def warn_of_outputs(model: object, backend: Backend, size: tuple[int, int]) -> list[str]:
+def warn_of_outputs(model: object, backend: Backend, size: tuple[int, int], config: Config) -> list[str]:
     """Warns where the model's outputs are no logits.
 
     It is run on a few synthetic pictures of `size` = (height, width), in pixels.
     """
     if backend.outputs == 1:
         return [f"Warning: {SINGLE}"]
-    soft = synthesize_pictures(size)
+    soft = synthesize_pictures(size, config=config)
     noise = torch.randn(soft.shape, generator=torch.Generator().manual_seed(1))
     outputs = []
     for pictures in (soft, noise, 10 * soft, 10 * noise):
@@ -168,7 +168,7 @@ def _stay_bounded(model: object, layer: str, pictures: Tensor) -> bool:
 
 
 @contextmanager
-def suggest_size(model: object, size: tuple[int, int], *, own: bool = False) -> Iterator[None]:
+def suggest_size(model: object, size: tuple[int, int], config: Config, *, own: bool = False) -> Iterator[None]:
     """Where an error of the block says that the model does not run, adds the size on which it does, if there is one.
 
     Args:
@@ -180,7 +180,7 @@ def suggest_size(model: object, size: tuple[int, int], *, own: bool = False) -> 
     except ConfigError as error:
         text = str(error)
         of_size = text.startswith(DOES_NOT_RUN) and not any(words in text for words in OUTPUT_FAULTS)
-        sizes = find_fitting_sizes(model, size) if of_size else []
+        sizes = find_fitting_sizes(model, size, config) if of_size else []
         if not sizes:
             raise
         sides = join_names(_sides(each) for each in sizes)
@@ -189,7 +189,7 @@ def suggest_size(model: object, size: tuple[int, int], *, own: bool = False) -> 
         raise ConfigError(f"{error}; this model takes pictures of {sides}: {remedy}") from error
 
 
-def find_fitting_sizes(model: object, size: tuple[int, int]) -> list[tuple[int, int]]:
+def find_fitting_sizes(model: object, size: tuple[int, int], config: Config) -> list[tuple[int, int]]:
     """Finds the (height, width), in pixels, that the model takes, where it is not `size` and there is hardly another."""
     if isinstance(model, UnflattenedModule):
         placeholder: Any = model.input_placeholders[0]
@@ -199,17 +199,17 @@ def find_fitting_sizes(model: object, size: tuple[int, int]) -> list[tuple[int, 
     fits: list[tuple[int, int]] = []
     until = time.monotonic() + PATIENCE
     for side in SIDES:
-        if (side, side) != size and _runs(model, (side, side)):
+        if (side, side) != size and _runs(model, (side, side), config):
             fits.append((side, side))
         if len(fits) > 2 or time.monotonic() > until:  # more are no fixed size, and the fault is another
             return []
     return fits
 
 
-def _runs(model: Any, size: tuple[int, int]) -> bool:
+def _runs(model: Any, size: tuple[int, int], config: Config) -> bool:
     """True where one picture of this size, or two, get scores."""
     for count in (1, 2):
         with suppress(Exception), torch.no_grad():  # the model's own code may raise anything
-            extract_logits(model(synthesize_pictures(size, count)), count)
+            extract_logits(model(synthesize_pictures(size, count, config=config)), count)
             return True
     return False
