@@ -181,7 +181,7 @@ def test_the_channels_are_those_of_a_preprocessing_of_ones_own() -> None:
 
 def test_a_model_of_other_channels_than_configured_is_refused_with_the_key() -> None:
     """The message names the key that feeds it what it takes."""
-    with pytest.raises(ConfigError, match=r"it takes 1 channel, and was given 3; channels: 1 in the configuration feeds it grey"):
+    with pytest.raises(ConfigError, match=r"it takes 1 channel, and was given 3; channels: 1 \(--channels 1\) feeds it grey"):
         camserve.Model(Net(1), resize=SIDE, crop=SIDE)
 
 

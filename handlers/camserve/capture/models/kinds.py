@@ -97,8 +97,8 @@ def _advise_on_channels(pictures: Tensor, error: Exception) -> str:
         return ""
     expected, given = match[1], match[2]
     channels = "1 channel" if expected == "1" else f"{expected} channels"
-    what = {"1": "grey", "3": "RGB"}.get(expected, "tensors of so many channels; pictures have 1 or 3")
-    return f"; it takes {channels}, and was given {given}; channels: {expected} in the configuration feeds it {what}"
+    what = {"1": "grey", "3": "RGB"}.get(expected, "tensors of so many channels, for pictures have 1 or 3")
+    return f"; it takes {channels}, and was given {given}; channels: {expected} (--channels {expected}) feeds it {what}"
 
 
 def summarize_error(error: Exception) -> str:

@@ -32,5 +32,8 @@ def _report(target: Path, options: Options, progress: Progress) -> None:
     store = "" if options.export_path == STORE else f" --model-store {shlex.quote(str(options.export_path))}"
     url = f"http://127.0.0.1:8080/explanations/{target.stem}"
     progress.note(f"  serve it:  {command_of('serve')} --models {target.stem}{store}")
+    if options.keys.get("channels", 3) not in (1, 3):
+        progress.note(f"  ask it:    curl -T tensor.npy {url}")
+        return
     progress.note(f"  ask it:    curl -T cat.jpg {url}")
     progress.note(f"             curl -T cat.jpg {url} -H 'Accept: image/png' -o heat.png")

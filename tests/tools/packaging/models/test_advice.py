@@ -221,9 +221,9 @@ KINDS = pytest.mark.parametrize("kind", ["eager", "traced", "exported"])
 @pytest.mark.parametrize(
     ("channels", "remedy"),
     [
-        (1, r"it takes 1 channel, and camserve feeds it RGB pictures; wrap .* makes 1 of the 3, self.model\(x.mean\(1, keepdim=True\)\)"),
-        (4, r"it takes 4 channels, .* makes 4 of the 3, such as torch.cat\(\[x, torch.ones_like\(x\[:, :1\]\)\], 1\)"),
-        (2, r"it takes 2 channels, .* makes 2 of the 3$"),
+        (1, r"it takes 1 channel, and was given 3; channels: 1 \(--channels 1\) feeds it grey"),
+        (4, r"it takes 4 channels, .* feeds it tensors of so many channels, for pictures have 1 or 3$"),
+        (2, r"it takes 2 channels, .* channels: 2 .* feeds it tensors of so many channels, for pictures have 1 or 3$"),
     ],
 )  # fmt: skip
 def test_another_number_of_channels_is_told(tmp_path: Path, kind: str, channels: int, remedy: str) -> None:
@@ -336,7 +336,7 @@ def test_both_tools_say_it(tmp_path: Path, capsys: pytest.CaptureFixture[str], t
     assert "add --resize 32 --crop 32" in capsys.readouterr().err
     written(tmp_path, channels=1)
     assert tool(arguments if tool is package.main else arguments[:4]) == 1
-    assert "it takes 1 channel, and camserve feeds it RGB pictures" in capsys.readouterr().err
+    assert "it takes 1 channel, and was given 3; channels: 1 (--channels 1) feeds it grey" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("unasked")

@@ -17,16 +17,20 @@ from camserve.capture.models.kinds import DOES_NOT_RUN, open_model, survey_model
 from camserve.capture.models.passes import fit_batch
 from camserve.capture.survey.layers import MODEL_ERRORS
 from camserve.capture.survey.layout import OUTPUT_FAULTS, extract_logits, synthesize_pictures
-from camserve.core.config import Config, Size
+from camserve.core.config import Config
 from camserve.core.errors import ConfigError
+from camserve.core.geometry import frame, input_size
 from camserve.core.text import join_names
 from camserve.tools.packaging.adoption.their_handler import AdoptedHandler
 
-PREPARED = ("resize", "crop", "interpolation", "mean", "std")
+PREPARED = ("resize", "fit", "crop", "fill", "interpolation", "scale", "mean", "std")
 """The keys that say how a picture is prepared."""
 
 SIDES = (24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 227, 240, 256, 288, 299, 320, 331, 384)
 """Sides, in pixels, of the pictures that are tried where a model does not take those it is given."""
+
+PROBE = 256, 256
+"""The picture, (width, height), of which the size of the model's input is told."""
 
 PATIENCE = 10.0
 """Seconds that these trials may take."""
@@ -60,23 +64,40 @@ def describe_preparation(config: Config, origins: Mapping[str, Collection[str]],
     if handler.prepares:
         size = f", {_sides(handler.size)}" if handler.size else ""
         return [f"Pictures: as {handler.prepares} of {handler.title} makes them{size}"]
+    if not config.takes_pictures:
+        size = _sides(input_size(*PROBE, config.resize, config.crop, config.fit))
+        return [f"Pictures: none; tensors [{config.channels}][H][W], as JSON or as .npy files, tried with {size}"]
     known = {key: origin for origin, keys in origins.items() for key in keys}
     words = {
-        "resize": _describe_resize(config.resize),
-        "crop": "no crop" if config.crop is None else f"centre {_sides(config.crop)}",
+        "resize": ("grey, " if config.channels == 1 else "") + _describe_resize(config),
+        "crop": _describe_crop(config),
         "interpolation": config.interpolation,
         "mean": f"mean {_channels(config.mean)}",
         "std": f"std {_channels(config.std)}",
     }
-    groups = groupby(PREPARED, lambda key: known.get(key, "defaults"))
+    words |= {"scale": f"times {config.scale:g}"} if config.scale != 1 else {}
+    words |= {"fill": f"filled with {_channels(config.fill)}"} if any(config.fill) else {}
+    groups = groupby((key for key in PREPARED if key in words), lambda key: known.get(key, "defaults"))
     line = "; ".join(f"{', '.join(words[key] for key in keys)} ({origin})" for origin, keys in groups)
     return [f"Pictures: {line}", *(f"Warning: {text}" for text in (*_warn_of_crop(config), *_warn_of_std(config)))]
 
 
-def _describe_resize(resize: Size) -> str:
+def _describe_resize(config: Config) -> str:
+    resize = config.resize
     if resize is None:
         return "as large as they come"
-    return f"resized to {_sides(resize)}" if isinstance(resize, tuple) else f"shorter side to {resize}"
+    if config.fit == "pad":
+        return f"longer side to {resize}" if isinstance(resize, int) else f"resized into {_sides(resize)}"
+    if config.fit == "squash" or isinstance(resize, tuple):
+        return f"resized to {_sides(resize)}"
+    return f"shorter side to {resize}"
+
+
+def _describe_crop(config: Config) -> str:
+    whole = frame(config.resize, config.crop, config.fit)
+    if whole is None:
+        return "no crop"
+    return f"padded to {_sides(whole)}" if config.fit == "pad" else f"centre {_sides(whole)}"
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -102,7 +123,7 @@ def _warn_of_crop(config: Config) -> Iterator[str]:
         return
     whole, kept = _pair(config.resize), _pair(config.crop)
     shares = [part / side for part, side in zip(kept, whole, strict=True)]
-    if max(shares) > 1:
+    if max(shares) > 1 and config.fit != "pad":
         yield (
             f"the crop of {_sides(kept)} is larger than pictures of {_sides(whole)}, around which it puts black; "
             f"--resize {_flag(kept)} or --crop {_flag(whole)} leaves none"
@@ -116,7 +137,7 @@ def _warn_of_crop(config: Config) -> Iterator[str]:
 
 
 def _warn_of_std(config: Config) -> Iterator[str]:
-    if max(config.std) > 1:
+    if max(config.std) > 1 and config.scale == 1:
         yield f"std {_channels(config.std)} divides values from 0 to 1; if it is meant for 0 to 255, divide it by 255"
 
 
