@@ -256,7 +256,7 @@ def _complete(values: dict[str, Any], section: Mapping[Any, Any]) -> list[str]:
 
 def _repeated(value: object) -> str:
     """A configuration is its author's own, so a short list is repeated as it stands."""
-    text = " ".join(str(value).split())
+    text = " ".join(str(list(value) if isinstance(value, tuple) else value).split()).replace(".0,", ",").replace(".0]", "]")
     return text if isinstance(value, (list, tuple, dict)) and len(text) <= 60 else show(value)
 
 

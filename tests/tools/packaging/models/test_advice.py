@@ -374,4 +374,4 @@ def test_advice_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
 def test_a_mean_for_other_values_is_refused_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those of pictures whose values are 0 to 255."""
     assert package.main([*written(tmp_path), "--mean", "127", "127", "127", "--std", "128", "128", "128"]) == 1
-    assert "mean: expected three numbers, got [127, 127, 127]; values are 0 to 1 here" in capsys.readouterr().err
+    assert "mean: expected one number for each channel, got [127, 127, 127]; values are 0 to 1 here" in capsys.readouterr().err

@@ -141,7 +141,7 @@ def _warn_of_std(config: Config) -> Iterator[str]:
         yield f"std {_channels(config.std)} divides values from 0 to 1; if it is meant for 0 to 255, divide it by 255"
 
 
-def warn_of_outputs(model: object, backend: Backend, size: tuple[int, int], config: Config) -> list[str]:
+def warn_of_outputs(model: object, backend: Backend, size: tuple[int, int], config: Config | None = None) -> list[str]:
     """Warns where the model's outputs are no logits.
 
     It is run on a few synthetic pictures of `size` = (height, width), in pixels.
@@ -189,7 +189,7 @@ def _stay_bounded(model: object, layer: str, pictures: Tensor) -> bool:
 
 
 @contextmanager
-def suggest_size(model: object, size: tuple[int, int], config: Config, *, own: bool = False) -> Iterator[None]:
+def suggest_size(model: object, size: tuple[int, int], config: Config | None = None, *, own: bool = False) -> Iterator[None]:
     """Where an error of the block says that the model does not run, adds the size on which it does, if there is one.
 
     Args:
@@ -210,7 +210,7 @@ def suggest_size(model: object, size: tuple[int, int], config: Config, *, own: b
         raise ConfigError(f"{error}; this model takes pictures of {sides}: {remedy}") from error
 
 
-def find_fitting_sizes(model: object, size: tuple[int, int], config: Config) -> list[tuple[int, int]]:
+def find_fitting_sizes(model: object, size: tuple[int, int], config: Config | None = None) -> list[tuple[int, int]]:
     """Finds the (height, width), in pixels, that the model takes, where it is not `size` and there is hardly another."""
     if isinstance(model, UnflattenedModule):
         placeholder: Any = model.input_placeholders[0]
@@ -227,7 +227,7 @@ def find_fitting_sizes(model: object, size: tuple[int, int], config: Config) -> 
     return fits
 
 
-def _runs(model: Any, size: tuple[int, int], config: Config) -> bool:
+def _runs(model: Any, size: tuple[int, int], config: Config | None) -> bool:
     """True where one picture of this size, or two, get scores."""
     for count in (1, 2):
         with suppress(Exception), torch.no_grad():  # the model's own code may raise anything
