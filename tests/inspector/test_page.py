@@ -101,3 +101,10 @@ def test_json_in_a_script_cannot_end_it() -> None:
 def test_a_policy_without_a_server_allows_no_request() -> None:
     """As in the gallery, which is a file."""
     assert "connect-src 'none'" in write_policy("", ["x"])
+
+
+def test_a_model_of_tensors_alone_is_given_no_pictures() -> None:
+    """The page asks for an `.npy` file, and offers no samples."""
+    facts = facts_of(write(Labels(3), channels=5))
+    assert (facts["tensors"], facts["samples"]) == (5, [])
+    assert facts_of(write(Labels(3), channels=1))["tensors"] == 0

@@ -46,7 +46,8 @@ def write_page(served: Served) -> Reply:
         "opacity": config.opacity,
         "exif": config.exif,
         "max_targets": config.max_targets,
-        "samples": _samples(),
+        "tensors": 0 if config.takes_pictures else config.channels,
+        "samples": _samples() if config.takes_pictures else [],
     }
     return _fill_template(f"{model.name}: camserve inspector", facts)
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 import camserve
 from camserve.core.geometry import Rect
-from camserve.tools.client.client import encode
+from camserve.tools.client.client import _request, encode
 from camserve.tools.client.result import Result, read_result
 from camserve.tools.client.sources import ServerSource
 from camserve.tools.commands.serve import Server
@@ -486,3 +486,16 @@ def test_the_notebook_runs(live: Server, tmp_path: Path, monkeypatch: pytest.Mon
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
     assert not [output for output in outputs if output.output_type == "error"]
+
+
+def test_arrays_are_pictures_or_tensors_by_their_type_and_shape() -> None:
+    """Floats are a tensor of any number of channels; floats whose channels stand last are refused here, not sent."""
+    deep = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode(deep)))), deep)
+    for channels in (1, 3, 5):
+        tensor = np.ones((channels, 8, 9), np.float32)
+        body, headers = _request(tensor, {"top_k": 2})
+        assert json.loads(body) == {"data": tensor.tolist(), "top_k": 2}
+        assert headers["content-type"] == "application/json"
+    with pytest.raises(ValueError, match=r"got \[8, 9, 3\] of float32"):
+        _request(np.ones((8, 9, 3), np.float32), {})

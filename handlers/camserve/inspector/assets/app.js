@@ -29,6 +29,10 @@ async function open(blob, name) {
 
 /** Adds what the answer says about the picture, and the server's rendering of it where the browser has none. */
 async function complete(picture, source, answer, signal) {
+  if (!answer.image) {
+    standInFor(picture, answer.explanations[0].heatmap);
+    return;
+  }
   picture.info = answer.image;
   picture.width = answer.image.width;
   picture.height = answer.image.height;

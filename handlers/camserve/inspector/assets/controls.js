@@ -94,6 +94,13 @@ function showFacts() {
   fill($("colormap"), Object.keys(facts.colormaps).map((name) => [name, name[0].toUpperCase() + name.slice(1), ""]));
   $("colormap").value = facts.colormap;
   $("labels").replaceChildren(...(facts.labels || []).map((label) => new Option("", label)));
+  if (facts.tensors) {
+    document.querySelectorAll("input.file").forEach((input) => (input.accept = ".npy"));
+    document.querySelector("#welcome .lead").textContent =
+      `This model takes no pictures, but tensors of ${facts.tensors} channels. Give it one as an .npy file of floats: a heatmap shows where what speaks for its answer lies.`;
+    document.querySelector("#welcome .drop .primary").textContent = "Choose a tensor (.npy)";
+    document.querySelector("#welcome .drop .hint").textContent = "or drop one anywhere";
+  }
   $("samples").hidden = !facts.samples.length;
   $("samples").querySelector("ul").append(...facts.samples.map(sample));
 }

@@ -66,6 +66,18 @@ function isOpaque(source) {
   return true;
 }
 
+/** A tensor has no picture: an even plate of its heatmap's proportions stands in for it. */
+function standInFor(picture, heatmap) {
+  const [rows, columns] = [heatmap.length, heatmap[0].length];
+  const side = Math.max(1, Math.round(448 / Math.max(rows, columns)));
+  const plate = new OffscreenCanvas(side * columns, side * rows);
+  const context = plate.getContext("2d");
+  context.fillStyle = "#808080";
+  context.fillRect(0, 0, plate.width, plate.height);
+  const info = { width: plate.width, height: plate.height, view: null };
+  Object.assign(picture, { info, width: plate.width, height: plate.height, source: plate.transferToImageBitmap() });
+}
+
 /** Whether a part of the picture did not reach the model. */
 function isCut({ width, height, info: { view } }) {
   return Boolean(view) && (view[0] > 0.5 || view[1] > 0.5 || view[2] < width - 0.5 || view[3] < height - 0.5);

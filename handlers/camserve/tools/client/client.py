@@ -224,7 +224,7 @@ def encode(image: Picture) -> bytes:
     """Encodes a picture as the server opens it: images and arrays as PNG; a file or bytes stay as they are.
 
     Args:
-        image: an array is uint8, `[H, W]`, `[H, W, 3]` or `[H, W, 4]`, its values 0 to 255.
+        image: an array is uint8, `[H, W]`, `[H, W, 3]` or `[H, W, 4]`, its values 0 to 255; or uint16 `[H, W]`, 0 to 65535.
 
     Raises:
         ValueError: an array of another type or shape.
@@ -236,9 +236,12 @@ def encode(image: Picture) -> bytes:
         return bytes(image)
     if not isinstance(image, Image.Image):
         array = np.asarray(image)
-        if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        colours = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (3, 4)
+        grey = array.dtype in (np.uint8, np.uint16) and array.ndim == 2
+        if not (colours or grey):
             raise ValueError(
-                "image: expected an array [H, W], [H, W, 3] or [H, W, 4] of uint8, or a normalised tensor [3, H, W] of floats, "
+                "image: expected an array [H, W], [H, W, 3] or [H, W, 4] of uint8, [H, W] of uint16, or a normalised tensor "
+                "[channels, H, W] of floats, "
                 f"got {list(array.shape)} of {array.dtype}"
             )
         image = Image.fromarray(array)
@@ -291,7 +294,10 @@ def _request(image: Picture, options: Mapping[str, Any]) -> tuple[bytes, dict[st
 
 
 def _is_tensor(image: Picture) -> bool:
-    return isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[0] == 3 and image.dtype.kind == "f"
+    """A normalised tensor `[channels, H, W]`, not pixels `[H, W, 3]` of floats, which nobody takes."""
+    if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype.kind == "f"):
+        return False
+    return image.shape[2] not in (1, 3, 4) or image.shape[0] in (1, 3, 4)
 
 
 def _version() -> str:
