@@ -44,6 +44,8 @@ def test_every_field_is_a_key_and_every_key_a_field() -> None:
         ("formats", ["png", "jpeg"], ("png", "jpeg")),
         ("opacity", 1, 1.0),
         ("channels_last", None, None),
+        ("memory_format", None, None),
+        ("memory_format", "prepacked", "prepacked"),
         ("method", "contrast", "contrast"),
         ("monitor", {"rate": 1, "budget": 0.1}, {"rate": 1.0, "budget": 0.1}),
     ],
@@ -98,6 +100,7 @@ def test_good_values_are_read(key: str, value: object, expected: object) -> None
         ("max_batch", -1),
         ("precision", "int8"),
         ("channels_last", "auto"),
+        ("memory_format", "auto"),
         ("monitor", {"budget": 0}),
         ("monitor", {"budget": 1.5}),
     ],
@@ -110,6 +113,13 @@ def test_a_bad_value_is_refused_in_one_line_with_key_value_and_what_is_accepted(
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith(f"explain: {key}: expected {KEYS[key].values.accepts}, got ")
+
+
+def test_two_keys_for_the_memory_format_are_one_too_many() -> None:
+    """One of them would be ignored."""
+    with pytest.raises(ConfigError, match="channels_last and memory_format: expected one of the two, got both"):
+        Config.from_mapping({"channels_last": True, "memory_format": "contiguous"})
+    assert Config.from_mapping({"channels_last": None, "memory_format": "contiguous"}).memory_format == "contiguous"
 
 
 def test_a_mean_above_1_is_refused_with_the_remedy() -> None:

@@ -86,12 +86,12 @@ def open_backend(model: object, config: Config, size: tuple[int, int], device: t
     compiled = eager is not model
     may_prepack = tune and not compiled and config.precision == "float32"
     form: MemoryFormat = "contiguous"
+    recorded = config.memory_format if device.type == "cpu" else None  # packaging measures on the CPU; a GPU's worker measures
     if classifier.kind == "eager":
-        form = choose_memory_format(eager, pictures, config.channels_last, may_prepack)
-    elif config.channels_last:
-        raise ConfigError(
-            f"channels_last: true is for eager models; a model of the kind {classifier.kind} keeps its own, leave it out"
-        )
+        form = choose_memory_format(eager, pictures, config.channels_last, may_prepack, recorded=recorded)
+    elif config.channels_last or config.memory_format:
+        key = f"memory_format: {config.memory_format}" if config.memory_format else "channels_last: true"
+        raise ConfigError(f"{key} is for eager models; a model of the kind {classifier.kind} keeps its own, leave it out")
     context = precision_context(config.precision, device)
     settings = CaptureSettings(cam_weights, size, model if compiled else None, context)  # type: ignore[arg-type]
     capture = classifier.capture(sites, settings)

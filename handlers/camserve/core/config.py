@@ -18,6 +18,7 @@ METHOD_ALIASES = MappingProxyType({"finercam": "contrast"})
 FORMATS = ("jpeg", "png", "webp", "gif", "tiff", "bmp")
 COLORMAPS = ("viridis", "inferno", "turbo", "jet", "gray")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+MEMORY_FORMATS = ("contiguous", "channels_last", "prepacked")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 FITS = ("crop", "squash", "pad")
@@ -61,6 +62,10 @@ def _read_grid(value: Any) -> tuple[int, int] | None:
 
 def _read_optional_flag(value: Any) -> bool | None:
     return None if value is None else FLAG.read(value)
+
+
+def _read_memory_format(value: Any) -> str | None:
+    return None if value is None else str(choice(MEMORY_FORMATS).read(value))
 
 
 def _read_monitor(value: Any) -> bool | dict[str, float]:
@@ -116,6 +121,11 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "channels_last": Key(
             "memory format; null: the fastest one with equal answers", Values("true, false or null", _read_optional_flag)
         ),
+        "memory_format": Key(
+            "how weights and maps lie in memory, as packaging measured it: replicas that agree on it answer alike; null: each "
+            "worker measures",
+            Values(f"{join_names(MEMORY_FORMATS)}, or null", _read_memory_format),
+        ),
         "monitor": Key(
             "metrics, and what the model looks at in this share of the predictions, told every interval of seconds",
             Values(f"true, false or {{{_MONITOR_ACCEPTS}}}", _read_monitor),
@@ -166,6 +176,7 @@ class Config:
     max_batch: int = 32
     precision: str = "float32"
     channels_last: bool | None = None
+    memory_format: str | None = None
     monitor: bool | Mapping[str, float] = field(default=True, hash=False)
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
@@ -191,6 +202,8 @@ class Config:
         faults = faults or _complete(values, section)
         if faults:
             raise ConfigError("; ".join(faults))
+        if values.get("channels_last") is not None and values.get("memory_format") is not None:
+            raise ConfigError("explain: channels_last and memory_format: expected one of the two, got both")
         return cls(**values, given=given)
 
     @property

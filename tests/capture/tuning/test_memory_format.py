@@ -64,10 +64,42 @@ def test_the_fastest_that_is_equal(monkeypatch: pytest.MonkeyPatch, channels_las
     model = nets.Pooled().eval().requires_grad_(requires_grad=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trials = iter([trial(1.0), channels_last, prepacked])
-    monkeypatch.setattr(formats, "run_trial", lambda *_: next(trials))
+    monkeypatch.setattr(formats, "run_trial", lambda *_, **__: next(trials))
     assert choose_memory_format(model, PICTURES, None, may_prepack=True) == chosen
     assert laid(model) == chosen
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@ONEDNN
+@pytest.mark.parametrize("recorded", ["contiguous", "channels_last", "prepacked"])
+def test_a_recorded_format_is_taken_whatever_is_faster(monkeypatch: pytest.MonkeyPatch, recorded: str) -> None:
+    """Nothing is measured: so all replicas of an archive run alike."""
+    monkeypatch.setattr(formats.time, "perf_counter", None)
+    model = nets.Pooled().eval().requires_grad_(requires_grad=False)
+    assert choose_memory_format(model, PICTURES, None, True, recorded=recorded) == recorded
+    assert laid(model) == recorded
+
+
+@ONEDNN
+def test_a_recorded_format_that_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Another processor's answers would differ; the model is served all the same."""
+    trials = iter([trial(1.0), trial(0.1, 8e-6)])
+    monkeypatch.setattr(formats, "run_trial", lambda *_, **__: next(trials))
+    model = nets.Pooled().eval().requires_grad_(requires_grad=False)
+    assert choose_memory_format(model, PICTURES, None, True, recorded="prepacked") == "channels_last"
+    assert laid(model) == "channels_last"
+    assert "prepacked was recorded" in caplog.text
+
+
+def test_a_recorded_format_in_which_the_model_does_not_run_stops_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line names the key, as for one that is asked for."""
+
+    def fail(*_: object, **__: object) -> Trial:
+        raise RuntimeError("view size is not compatible")
+
+    monkeypatch.setattr(formats, "run_trial", fail)
+    with pytest.raises(ConfigError, match="memory_format: channels_last: the model does not run in this memory format"):
+        choose_memory_format(nets.Pooled().eval(), PICTURES, None, recorded="channels_last")
 
 
 def test_a_model_without_convolutions_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,9 +139,9 @@ def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands for the clock: each format takes half as long as the one before."""
     seconds, own = [1.0], formats.run_trial
 
-    def run_trial(model: nn.Module, pictures: Tensor) -> Trial:
+    def run_trial(model: nn.Module, pictures: Tensor, **more: bool) -> Trial:
         seconds[0] /= 2
-        found = own(model, pictures)
+        found = own(model, pictures, **more)
         return Trial(found.scores, found.single, seconds[0])
 
     monkeypatch.setattr(formats, "run_trial", run_trial)

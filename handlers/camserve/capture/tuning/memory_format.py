@@ -58,20 +58,29 @@ class Trial:
 
 
 def choose_memory_format(
-    model: nn.Module, pictures: Tensor, channels_last: bool | None, may_prepack: bool = False
+    model: nn.Module,
+    pictures: Tensor,
+    channels_last: bool | None,
+    may_prepack: bool = False,
+    *,
+    recorded: str | None = None,
 ) -> MemoryFormat:
-    """Put the model into the memory format that is asked for, or into the fastest, and return it.
+    """Put the model into the memory format that is asked for or recorded, or else into the fastest, and return it.
 
     A format that nobody asked for must be clearly faster, and its results equal but for rounding.
 
     Args:
         pictures: `[N, 3, H, W]`, N at least 2, to try it on.
         channels_last: what is asked for; None: whatever is faster.
+        recorded: the format that packaging measured, which is taken without measuring; `prepacked` becomes channels_last, with a
+            line in the log, where this torch or this processor cannot do it with equal answers.
         may_prepack: whether convolutions may be prepacked, where that is clearly faster; never where contiguous is asked for.
 
     Raises:
         ConfigError: channels_last was asked for, and the model does not run in it.
     """
+    if recorded is not None:
+        return _take_recorded(model, cast_input(model, pictures), recorded, may_prepack)
     if channels_last is False or (channels_last is None and not _has_maps(model)):
         return _convert(model, "contiguous")
     pictures = cast_input(model, pictures)
@@ -83,8 +92,7 @@ def choose_memory_format(
         trial = run_trial(model, pictures)
     except UNABLE as error:
         if channels_last:
-            reason = " ".join(str(error).split())[:300]
-            raise ConfigError(f"channels_last: true: the model does not run in this memory format: {reason}") from error
+            raise _unable("channels_last: true", error) from error
         return _convert(model, "contiguous")
     if plain and trial.equals(plain) and trial.seconds < GAIN * plain.seconds:
         best = "channels_last"
@@ -95,17 +103,45 @@ def choose_memory_format(
     return _convert(model, best)
 
 
-def _try_prepacking(model: nn.Module, pictures: Tensor, best: Trial) -> bool:
-    """Prepack the model, which is in channels_last, where that is equal to and faster than the `best` trial without."""
+def _take_recorded(model: nn.Module, pictures: Tensor, recorded: str, may_prepack: bool) -> MemoryFormat:
+    """Put the model into a recorded format, and see that it runs.
+
+    Raises:
+        ConfigError: the model does not run in it.
+    """
+    if recorded == "contiguous":
+        return _convert(model, "contiguous")
+    _convert(model, "channels_last")
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    try:
+        trial = run_trial(model, pictures, timed=False)
+    except UNABLE as error:
+        raise _unable(f"memory_format: {recorded}", error) from error
+    if recorded == "prepacked" and may_prepack:
+        if _try_prepacking(model, pictures, trial, measure=False):
+            return "prepacked"
+        logger.warning(
+            "camserve: memory_format: prepacked was recorded, and cannot be had here with equal answers: channels_last instead, "
+            "so answers may differ from another machine's in their last digits"
+        )
+    return "channels_last"
+
+
+def _unable(asked: str, error: Exception) -> ConfigError:
+    return ConfigError(f"{asked}: the model does not run in this memory format: {' '.join(str(error).split())[:300]}")
+
+
+def _try_prepacking(model: nn.Module, pictures: Tensor, best: Trial, *, measure: bool = True) -> bool:
+    """Prepack the model, which is in channels_last, where that is equal to the `best` trial without, and faster."""
     undo = prepack(model, pictures)
     if undo is None:
         return False
     try:
-        prepacked = run_trial(model, pictures)
+        prepacked = run_trial(model, pictures, timed=measure)
     except UNABLE as error:
         logger.info("camserve: convolutions run as torch has them, not prepacked: %s", " ".join(str(error).split())[:300])
     else:
-        if prepacked.equals(best) and prepacked.seconds < PREPACKED_GAIN * best.seconds:
+        if prepacked.equals(best) and (not measure or prepacked.seconds < PREPACKED_GAIN * best.seconds):
             return True
     undo()
     return False
@@ -121,7 +157,7 @@ def _has_maps(model: nn.Module) -> bool:
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
 
 
-def run_trial(model: nn.Module, pictures: Tensor) -> Trial:
+def run_trial(model: nn.Module, pictures: Tensor, *, timed: bool = True) -> Trial:
     """Run the model on pictures `[N, 3, H, W]`, and time it.
 
     The scores of one picture and of all N are computed without TF32. The timed passes run as the model is served, up to 5 of them
@@ -132,8 +168,8 @@ def run_trial(model: nn.Module, pictures: Tensor) -> Trial:
         with disable_tf32():
             single = extract_logits(model(pictures[:1])).float()
             scores = extract_logits(model(pictures)).float()
-        while not seconds or (sum(seconds) < BUDGET and len(seconds) < 5):
+        while timed and (not seconds or (sum(seconds) < BUDGET and len(seconds) < 5)):
             start = time.perf_counter()
             extract_logits(model(pictures)).sum().item()
             seconds.append(time.perf_counter() - start)
-    return Trial(scores, single, min(seconds))
+    return Trial(scores, single, min(seconds, default=0.0))

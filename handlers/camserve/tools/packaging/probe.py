@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import torch
 
 from camserve.capture.backend import Backend, open_backend
+from camserve.capture.survey.layout import synthesize_pictures
+from camserve.capture.tuning.fold import fold_norms
+from camserve.capture.tuning.memory_format import choose_memory_format
 from camserve.core.config import Config
 from camserve.core.geometry import input_size
 from camserve.tools.packaging.adoption.old_archive import OldArchive
@@ -49,13 +53,15 @@ def probe_model(source: ModelSource, old: OldArchive | None, asked: Mapping[str,
     config = replace(config, channels=handler.channels) if handler.processing else config
     size = handler.size or input_size(256, 256, config.resize, config.crop, config.fit)
     backend, warnings = _run(source, config, size, own=handler.size is not None)
-    notes = [advice.describe_layers(backend), *advice.describe_preparation(config, origins, handler), *warnings]
-    return Probed(explain, config, tuple(backend.layers), backend.outputs, tuple(notes))
+    recorded, remarks = _measure_format(source, config, backend, size)
+    explain.update(recorded)
+    notes = [advice.describe_layers(backend), *advice.describe_preparation(config, origins, handler), *warnings, *remarks]
+    return Probed(explain, replace(config, **recorded), tuple(backend.layers), backend.outputs, tuple(notes))
 
 
 def _run(source: ModelSource, config: Config, size: tuple[int, int], *, own: bool) -> tuple[Backend, list[str]]:
     """Runs the model on pictures of `size`, and checks its outputs; `own`: a handler's own code prepares the pictures."""
-    quick = replace(config, channels_last=False)  # the worker itself measures which format is faster
+    quick = replace(config, channels_last=False, memory_format=None)  # `_measure_format` sees to that
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine a few small runs wait longer for threads than they gain by them
     try:
@@ -64,3 +70,27 @@ def _run(source: ModelSource, config: Config, size: tuple[int, int], *, own: boo
         return backend, advice.warn_of_outputs(source.model, backend, size, config)
     finally:
         torch.set_num_threads(threads)
+
+
+def _measure_format(
+    source: ModelSource, config: Config, backend: Backend, size: tuple[int, int]
+) -> tuple[dict[str, Any], list[str]]:
+    """Measure, on a copy, in which memory format the model runs fastest with equal answers; unless a key says which.
+
+    Workers that measured for themselves could come to different results, and so answer differently in the last digits.
+    """
+    if config.given & {"channels_last", "memory_format"} or backend.kind != "eager" or config.precision != "float32":
+        return {}, []
+    try:
+        model = copy.deepcopy(source.model)
+    except Exception:  # noqa: BLE001 whatever a model's own __deepcopy__ raises: workers measure for themselves then
+        return {}, []
+    pictures = synthesize_pictures(size, config=config)
+    fold_norms(model, pictures, backend.layers)
+    form = choose_memory_format(model, pictures, None, True)
+    processor = torch.backends.cpu.get_cpu_capability()
+    note = (
+        f"Memory format: {form}, the fastest here ({processor}) with equal answers, is recorded, so that replicas answer alike; "
+        "--memory-format null lets each worker measure"
+    )
+    return {"memory_format": form}, [note]

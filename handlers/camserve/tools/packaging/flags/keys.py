@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from camserve.core.config import FORMATS, KEYS, defaults, read_value
+from camserve.core.config import FORMATS, KEYS, MEMORY_FORMATS, defaults, read_value
 from camserve.core.errors import ConfigError
 
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -18,7 +18,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("scale", "mean", "std", "exif"),
         ),
         "how they are explained": ("layers", "method", "colormap", "opacity"),
-        "how the model runs": ("precision", "channels_last", "token_grid", "monitor"),
+        "how the model runs": ("precision", "channels_last", "memory_format", "token_grid", "monitor"),
     }
 )
 """The keys that a newcomer looks for first, by the title of their group; the others are limits."""
@@ -45,6 +45,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "formats": f"{{{','.join(FORMATS)}}} [...]",
         "exif": "{true,false}",
         "channels_last": "{true,false,null}",
+        "memory_format": f"{{{','.join(MEMORY_FORMATS)},null}}",
         "opacity": "SHARE",
         "scale": "FACTOR",
         "monitor": "VALUE",
