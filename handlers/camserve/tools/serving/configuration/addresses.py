@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import random
 import socket
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 
 import camserve
 from camserve.core.text import show
+from camserve.tools.serving.configuration.properties import parse_properties
 from camserve.tools.serving.process.errors import ServeError
 
 LOOPBACK = "127.0.0.1"
@@ -22,6 +24,10 @@ HTTP = ("inference_address", "management_address", "metrics_address")
 GRPC = ("grpc_inference_port", "grpc_management_port")
 OURS = "camserve_"
 """Prefix of the keys in TorchServe's configuration that camserve reads, and TorchServe does not."""
+ENVIRONMENT = "TS_"
+"""Prefix of the variables that beat the file where `enable_envvars_config=true` stands in it."""
+CHOSEN = {*HTTP, *GRPC, "config_file"}
+"""Keys that a server writes itself; their variables are not passed on."""
 
 # For a server that is started without a configuration file; config.properties says why.
 DEFAULTS = """disable_token_authorization=true
@@ -44,14 +50,24 @@ class Settings:
 
     @staticmethod
     def read(path: Path | None) -> Settings:
-        """Reads the file at `path`, or safe defaults for None; raises `ServeError` when it cannot be read."""
+        """Reads the file at `path`, or safe defaults for None, and the variables TS_... where it turns them on.
+
+        Raises:
+            ServeError: it cannot be read.
+        """
         try:
             text = DEFAULTS if path is None else path.read_text(encoding="latin-1")  # as Java reads it
         except OSError as error:
             raise ServeError(f"cannot read the configuration {show(str(path))}: {error.strerror}") from error
-        lines = (line.strip() for line in text.splitlines())
-        pairs = (line.partition("=") for line in lines if not line.startswith(("#", "!")))
-        values = {key.strip(): value.strip() for key, equals, value in pairs if equals}
+        try:
+            values = parse_properties(text)
+        except ValueError as error:
+            raise ServeError(f"cannot read the configuration {show(str(path))}: {error}") from error
+        if values.get("enable_envvars_config", "").lower() == "true":
+            given = {
+                name[len(ENVIRONMENT) :].lower(): value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)
+            }
+            values.update({name: value for name, value in given.items() if name not in CHOSEN})
         own = {key: values.pop(key) for key in list(values) if key.startswith(OURS)}
         return Settings(text, MappingProxyType(values), MappingProxyType(own))
 
@@ -138,7 +154,7 @@ def _bracketed(host: str) -> str:
 
 
 def _split(settings: Settings, key: str, default: int) -> tuple[str, str, int]:
-    address = settings.values.get(key, f"http://{LOOPBACK}:{default}")
+    address = settings.values.get(key, f"http://{LOOPBACK}:{default}").strip()
     try:
         parts = urlsplit(address)
         scheme, host, port = parts.scheme, parts.hostname, parts.port or default
