@@ -64,7 +64,7 @@ def package(options: Options, progress: Progress) -> Path:
             probed = probe_model(loaded.source, loaded.old, {**config.explain, **options.keys})
         _say_all(probed.notes, progress)
         _put_labels(options.model.labels, loaded, probed.outputs, space.stage, progress)
-        _put_modules(loaded, space.stage, progress)
+        _put_modules(loaded, probed, space.stage, progress)
         handler = _put_handler(loaded.old, space.stage, progress)
         written = write_settings(space.workdir, settings, {**probed.explain, "layers": probed.layers})
         with progress.step("Build the archive with torch-model-archiver"):
@@ -146,12 +146,12 @@ def _put_labels(file: Path | None, loaded: Loaded, outputs: int, stage: Path, pr
         write_labels(stage, mapping)
 
 
-def _put_modules(loaded: Loaded, stage: Path, progress: Progress) -> None:
+def _put_modules(loaded: Loaded, probed: Probed, stage: Path, progress: Progress) -> None:
     """Copies the modules that the model's file needs and a server does not bring, and all licences."""
     source, licensed = loaded.source, list(loaded.source.licensed)
     if source.model_file and not source.generated:
         with progress.step("Find the modules that the model's file needs"):
-            modules = find_needed_modules(source.model_file, stage, loaded.requirements)
+            modules = find_needed_modules(source.model_file, stage, loaded.requirements, beside=source.beside, shape=probed.shape)
         licensed += copy_modules(modules, stage)
         if modules:
             progress.note(f"Bundled, since TorchServe does not bring them: {', '.join(modules)}")

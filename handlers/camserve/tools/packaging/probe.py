@@ -30,6 +30,7 @@ class Probed:
         config: that section as the worker will read it.
         layers: the layers that are explained; the first is the default.
         outputs: how many classes the model scores.
+        shape: of the input on which it was run, `[1, channels, height, width]`.
         notes: what the user should hear.
     """
 
@@ -37,6 +38,7 @@ class Probed:
     config: Config
     layers: tuple[str, ...]
     outputs: int
+    shape: tuple[int, ...]
     notes: tuple[str, ...]
 
 
@@ -56,7 +58,8 @@ def probe_model(source: ModelSource, old: OldArchive | None, asked: Mapping[str,
     recorded, remarks = _measure_format(source, config, backend, size)
     explain.update(recorded)
     notes = [advice.describe_layers(backend), *advice.describe_preparation(config, origins, handler), *warnings, *remarks]
-    return Probed(explain, replace(config, **recorded), tuple(backend.layers), backend.outputs, tuple(notes))
+    shape = (1, config.channels, *size)
+    return Probed(explain, replace(config, **recorded), tuple(backend.layers), backend.outputs, shape, tuple(notes))
 
 
 def _run(source: ModelSource, config: Config, size: tuple[int, int], *, own: bool) -> tuple[Backend, list[str]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from tests.support.models.tiny import write_model
 
-from camserve.tools.console import ToolError
-from camserve.tools.packaging.contents.modules import find_needed_modules
+from camserve.tools.packaging.contents.modules import UncarriedError, find_needed_modules
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -29,10 +29,61 @@ def test_files_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_compiled_module_is_refused(tmp_path: Path) -> None:
-    """An archive cannot carry it, and the message says which."""
+    """An archive cannot carry it, and the message says which, and what to write into a file of requirements."""
     write_model(tmp_path, imports="import scipy")
-    with pytest.raises(ToolError, match="needs scipy, which has compiled parts and cannot be carried"):
+    remedy = rf"write scipy=={metadata.version('scipy')} into a file and give that with --requirements"
+    with pytest.raises(UncarriedError, match=f"needs scipy, which has compiled parts and cannot be carried .*{remedy}"):
         find_needed_modules(tmp_path / "tiny.py", tmp_path / "none")
+
+
+def test_what_needs_a_compiled_module_is_what_is_to_be_required(tmp_path: Path) -> None:
+    """Not the module that the user has never heard of."""
+    write_model(tmp_path, imports="import timm_like")
+    (tmp_path / "timm_like.py").write_text("import sklearn\n")
+    with pytest.raises(UncarriedError, match=r"needs timm_like, which needs sklearn, which has compiled parts"):
+        find_needed_modules(tmp_path / "tiny.py", tmp_path / "none")
+
+
+LIBRARY = """
+import importlib, importlib.util
+try:
+    import sortedcontainers
+except ImportError:
+    sortedcontainers = None
+HAS_INICONFIG = importlib.util.find_spec("iniconfig") is not None
+try:
+    pluggy = importlib.import_module("pluggy")
+except Exception:
+    pluggy = None
+if True:
+    import ptyprocess
+
+
+def use():
+    {use}
+"""
+
+
+@pytest.mark.parametrize(
+    ("use", "more"),
+    [
+        ("return 1", set()),
+        ("return sortedcontainers.SortedDict()", {"sortedcontainers", "iniconfig", "pluggy"}),  # the error names none of them
+        ("import iniconfig", {"iniconfig"}),
+        ("if pluggy is None: raise RuntimeError('install pluggy for this')", {"pluggy"}),
+    ],
+)
+@pytest.mark.parametrize("where", ["start", "step"])
+def test_what_a_library_only_tries_to_import_is_bundled_where_it_is_needed(
+    tmp_path: Path, use: str, more: set[str], where: str
+) -> None:
+    """When the model is built, or when it runs; not because it happens to be installed here."""
+    library = tmp_path / "site" / "a_library"
+    library.mkdir(parents=True)
+    (library / "__init__.py").write_text(LIBRARY.format(use=use))
+    write_model(tmp_path, imports="import a_library", **{where: "a_library.use()"})
+    needed = find_needed_modules(tmp_path / "tiny.py", tmp_path / "none", beside=tmp_path / "site", shape=(1, 3, 16, 16))
+    assert set(needed) == {"a_library", "ptyprocess", *more}
 
 
 def test_a_models_file_may_need_what_the_requirements_name(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The programs of this folder, by its path: neither `camserve` nor what lies beside it can be imported by what they load.
 
-    needs RESULT MODEL_FILE STAGING [REQUIREMENTS]     which modules a model's file needs
-    explain RESULT DIRECTORY PICTURE                   one explanation from an unpacked archive
+    needs RESULT REQUEST                 which modules a model's file needs
+    explain RESULT DIRECTORY PICTURE     one explanation from an unpacked archive
 
 Each writes its findings as JSON to RESULT.
 """

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
 from types import FrameType
@@ -17,43 +21,98 @@ from .worker import model_class, words
 
 @dataclass
 class Needs:
-    """Watches the imports of a model's file; `modules` may be bundled, `refused` may not, with the reason."""
+    """Watches the imports of a model's file, and of what it needs.
+
+    Attributes:
+        own: the user's own modules.
+        wanted: modules that proved to be needed, though a library only tries to import them.
+        modules: what may be bundled, each with the module that imports it.
+        refused: what may not, with the reason.
+        withheld: what a library only tries to import, or asks for; it is not found, as on a server without it.
+    """
 
     own: set[str]
     server: frozenset[str]
     find: Callable[[str], ModuleSpec | None]
-    modules: list[str] = field(default_factory=list)
+    wanted: Collection[str] = ()
+    modules: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    roots: dict[str, str] = field(default_factory=dict)
+    withheld: set[str] = field(default_factory=set)
 
     def visible(self, name: str) -> bool:
         """Records a module that the model's file, or what it needs, imports. Optional imports of torch's own stay hidden."""
         if name in self.server or name in self.own or name in self.modules:
             return True
-        if importer(sys._getframe(1)) not in self.own.union(self.modules):
+        frame = importing(sys._getframe(1))
+        by = module_of(frame)
+        if frame is None or by not in self.own.union(self.modules):
             return False
         spec = self.find(name)
         if spec is None:
             return False
+        if by not in self.own and name not in self.wanted and tries(frame):
+            self.withheld.add(name)
+            return False
         reason = unfit(spec)
         if reason:
             self.refused[name] = reason
+            self.roots[name] = self._root(name, by)
             return False
-        self.modules.append(name)
+        self.modules[name] = by
         return True
+
+    def _root(self, name: str, by: str) -> str:
+        """The module that the user's own file imports, through which `name` is needed."""
+        while by not in self.own and by in self.modules:
+            name, by = by, self.modules[by]
+        return name
 
 
 OURS = __name__.partition(".")[0]
 """`camserve`, or in a process of its own `camserve_fresh`."""
 
 
-def importer(frame: FrameType | None) -> str:
-    """The top-level module whose import statement is being carried out."""
-    while frame is not None:
-        name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if name not in ("importlib", "_frozen_importlib", "_frozen_importlib_external", OURS):
-            return name
+def module_of(frame: FrameType | None) -> str:
+    """The top-level module whose code a frame runs."""
+    return "" if frame is None else str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def importing(frame: FrameType | None) -> FrameType | None:
+    """The frame whose import statement is being carried out, or which asks whether a module is there."""
+    while frame is not None and module_of(frame) in ("importlib", "_frozen_importlib", "_frozen_importlib_external", OURS):
         frame = frame.f_back
-    return ""
+    return frame
+
+
+def tries(frame: FrameType) -> bool:
+    """Says whether code does without the module that it imports: it catches the error, or only asks whether it is there."""
+    inner = sys._getframe(1)
+    asked: FrameType | None = inner
+    while asked is not None and asked is not frame:
+        if asked.f_code.co_name == "find_spec" and asked.f_globals.get("__name__") == "importlib.util":
+            return True
+        asked = asked.f_back
+    return any(frame.f_lineno in lines for lines in tried_lines(frame.f_code.co_filename))
+
+
+@cache
+def tried_lines(file: str) -> tuple[range, ...]:
+    """The lines of a source file whose ImportError is caught there."""
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return ()
+    tried = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Try) and any(_catches(handler.type) for handler in node.handlers)
+    ]
+    return tuple(range(node.body[0].lineno, (node.body[-1].end_lineno or node.body[-1].lineno) + 1) for node in tried)
+
+
+def _catches(caught: ast.expr | None) -> bool:
+    """Says whether an `except` catches that a module is not there."""
+    names = {each.id for each in ast.walk(caught) if isinstance(each, ast.Name)} if caught else {"Exception"}
+    return bool(names & {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
 
 
 def unfit(spec: ModuleSpec) -> str:
@@ -67,26 +126,55 @@ def unfit(spec: ModuleSpec) -> str:
     return ""
 
 
-def needs(model_file: str, staging: str, requirements: str = "") -> dict[str, Any]:
-    """What the model's file imports beyond TorchServe's environment: `{"modules": {name: path}, "refused": {name: reason}}`.
+def needs(request: str) -> dict[str, Any]:
+    """What a model needs beyond TorchServe's environment to be built, and to run once.
 
-    What a file of `requirements` names is installed with the archive. An error of the model's file itself is under `error`.
+    Args:
+        request: JSON: `model_file`, `folders` in which the modules beside it lie, the first of which goes into the archive
+            anyway, `requirements` (empty: none), whose packages are installed with the archive, `shape` of its input (empty: it
+            is not run), and `wanted`: modules that are needed though a library only tries to import them.
+
+    Returns:
+        `modules` with the file of each, `refused` with the reason, `roots`: through which module of the user's own imports each
+        of these is needed, `withheld`: what libraries only try to import, and, where the model's file fails, `error`, and
+        `blamed`: those of `withheld` that the error names.
     """
-    path, server = Path(model_file).resolve(), server_modules()
-    if requirements:
-        server |= read_requirements(Path(requirements)).modules
-    beside = Beside([Path(staging), path.parent], server)
+    asked = json.loads(request)
+    path, server = Path(asked["model_file"]), server_modules()
+    folders = [Path(folder) for folder in asked["folders"]]
+    if asked["requirements"]:
+        server |= read_requirements(Path(asked["requirements"])).modules
+    beside = Beside([*folders, path.parent], server)
 
     def find(name: str) -> ModuleSpec | None:
         return beside.find_spec(name) or PathFinder.find_spec(name)
 
-    found = Needs({path.stem} | top_modules(Path(staging)), server, find)
+    staged = top_modules(folders[0]) if folders else set()
+    found = Needs({path.stem} | staged, server, find, asked["wanted"])
     sys.meta_path.insert(0, beside)
     Hiding(found.visible)
     result: dict[str, Any] = {}
     try:
-        model_class(path.stem)()
+        _try_model(path.stem, asked["shape"])
     except Exception as error:  # noqa: BLE001 the model's file may raise anything
-        result["error"] = words(error)
+        result["error"] = text = " from ".join(_tell(error))
+        result["blamed"] = sorted(name for name in found.withheld if re.search(rf"\b{re.escape(name)}\b", text))
     modules = {name: spec.origin for name in found.modules if (spec := find(name))}
-    return {**result, "modules": modules, "refused": found.refused}
+    return {**result, "modules": modules, "refused": found.refused, "roots": found.roots, "withheld": sorted(found.withheld)}
+
+
+def _try_model(module: str, shape: Sequence[int]) -> None:
+    """Builds the model, and runs it once: some libraries import what they need when they are used."""
+    model: Any = model_class(module)()
+    if shape:
+        import torch  # noqa: PLC0415 only here
+
+        with torch.no_grad():
+            model.eval()(torch.zeros(*shape))
+
+
+def _tell(error: BaseException | None) -> Iterator[str]:
+    """What an error says, and those that it comes from."""
+    while error is not None:
+        yield words(error)
+        error = error.__cause__ or error.__context__

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from camserve.tools.archive import fresh_process
 from camserve.tools.archive.fresh.modules import canonical
@@ -15,26 +18,69 @@ from camserve.tools.packaging.contents.names import SKIPPED
 LICENCE_FILES = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "AUTHORS")
 
 
-def find_needed_modules(model_file: Path, staging: Path, requirements: Path | None = None) -> dict[str, Path]:
-    """Finds name and file of each module to bundle, by loading the model's file in a process of its own.
+class UncarriedError(ToolError):
+    """A model needs a module that an archive cannot carry."""
 
-    `staging` holds what goes into the archive anyway; what `requirements` names TorchServe installs.
+
+def find_needed_modules(
+    model_file: Path,
+    staging: Path,
+    requirements: Path | None = None,
+    *,
+    beside: Path | None = None,
+    shape: Sequence[int] = (),
+) -> dict[str, Path]:
+    """Finds name and file of each module to bundle, by building and running the model in a process of its own.
+
+    What a library only tries to import is bundled where the model fails without it, and not because it is installed here.
+
+    Args:
+        staging: holds what goes into the archive anyway.
+        requirements: what it names TorchServe installs.
+        beside: a further folder whose modules the model's file imports.
+        shape: of the model's input, `[n, channels, height, width]`; empty: the model is built, and does not run.
 
     Raises:
-        ToolError: the file does not load, or it needs a module that an archive cannot carry.
+        UncarriedError: it needs a module that an archive cannot carry.
+        ToolError: the file does not load.
     """
-    files = [model_file, staging, *([requirements] if requirements else [])]
-    needs = fresh_process.run_fresh("needs", *(str(each.resolve()) for each in files))
+    request: dict[str, Any] = {
+        "model_file": str(model_file.resolve()),
+        "folders": [str(each.resolve()) for each in (staging, beside) if each],
+        "requirements": str(requirements.resolve()) if requirements else "",
+        "shape": list(shape),
+        "wanted": [],
+    }
+    while True:
+        needs = fresh_process.run_fresh("needs", json.dumps(request))
+        more = needs["blamed"] or needs["withheld"] if "error" in needs else ()
+        if not more:
+            break
+        request["wanted"] += more
     if "error" in needs:
         refused: Mapping[str, str] = needs["refused"]
         for name, reason in refused.items():
-            if f"'{name}'" in needs["error"]:
-                raise ToolError(
-                    f"{model_file} needs {name}, which {reason} and cannot be carried in an archive, and TorchServe's own "
-                    f"environment does not bring it; use a model's file that does without"
-                )
+            if re.search(rf"\b{re.escape(name)}\b", needs["error"]):
+                raise UncarriedError(_tell_uncarried(model_file, name, needs["roots"][name], reason))
         raise ToolError(f"{model_file} does not load: {needs['error']}")
     return {name: Path(origin) for name, origin in needs["modules"].items()}
+
+
+def _tell_uncarried(model_file: Path, name: str, root: str, reason: str) -> str:
+    through = name if name == root else f"{root}, which needs {name}"
+    lines = require_distributions([root]) or [root]
+    return (
+        f"{model_file} needs {through}, which {reason} and cannot be carried in an archive, and TorchServe's own environment "
+        f"does not bring it; write {', '.join(lines)} into a file and give that with --requirements: TorchServe then installs "
+        "it, where its configuration has install_py_dep_per_model=true"
+    )
+
+
+def require_distributions(modules: Iterable[str]) -> list[str]:
+    """Returns the lines of a file of requirements for these modules: their distributions, at the releases installed here."""
+    brought = metadata.packages_distributions()
+    names = dict.fromkeys(canonical(name) for module in modules for name in brought.get(module, [])[:1])
+    return [f"{name}=={metadata.version(name)}" for name in names]
 
 
 def copy_modules(modules: Mapping[str, Path], staging: Path) -> list[str]:

@@ -12,6 +12,7 @@ from camserve.tools.console import command_of
 from camserve.tools.packaging.flags.keys import add_key_flags, read_keys
 from camserve.tools.packaging.flags.model import (
     ModelFlags,
+    add_class_flags,
     add_labels_flag,
     add_model_flags,
     add_weights_flag,
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     model = parser.add_argument_group("the model, one of")
     model.add_argument("archive", nargs="?", type=Path, metavar="ARCHIVE", help="an archive, camserve's or another")
     add_model_flags(model)
+    add_class_flags(parser.add_argument_group("in the model's file"))
     weights = parser.add_argument_group("its weights", "without them torchvision's architectures have random ones")
     add_weights_flag(weights)
     add_weights_key_flag(weights)

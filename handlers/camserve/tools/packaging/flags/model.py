@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ class ModelFlags:
 
     Attributes:
         torchvision: an architecture's name.
-        model_file: a Python file that defines one class without arguments.
+        model_file: a Python file that defines the model.
         torchscript: a file of `torch.jit.save`.
         exported: a file of `torch.export.save`.
         archive: an archive, whether it explains already or not.
@@ -27,6 +29,8 @@ class ModelFlags:
         random_weights: torchvision's architecture stays untrained.
         labels: a file that names the classes.
         weights_key: which entry of a checkpoint, or which prefix of its names.
+        class_name: the class in the model's file, or the function that builds the model.
+        model_args: what that is called with.
     """
 
     torchvision: str | None = None
@@ -39,6 +43,8 @@ class ModelFlags:
     random_weights: bool = False
     labels: Path | None = None
     weights_key: str | None = None
+    class_name: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def default_name(self) -> str:
@@ -64,6 +70,8 @@ class ModelFlags:
             raise ToolError(f"{flag} goes with --torchvision or --model-file; others bring their own")
         if self.weights_key is not None and not self.weights:
             raise ToolError("--weights-key says which entry of a checkpoint is used, so it goes with --weights FILE")
+        if (self.class_name or self.model_args) and not self.model_file:
+            raise ToolError(f"{'--class' if self.class_name else '--model-args'} goes with --model-file")
 
     def check_files(self) -> None:
         """Refuses files that are not there before the work begins; what is in them is looked at when they are read.
@@ -102,7 +110,15 @@ class ModelFlags:
                 self.torchvision, workdir, self.weights, self.random_weights, progress=progress, weights_key=self.weights_key
             )
         if self.model_file and self.weights:
-            return load_model_file(self.model_file, self.weights, stage, self.weights_key)
+            return load_model_file(
+                self.model_file,
+                self.weights,
+                stage,
+                workdir=workdir,
+                weights_key=self.weights_key,
+                name=self.class_name,
+                arguments=self.model_args,
+            )
         program = self.torchscript or self.exported
         if program is None:
             raise ToolError("no flag names a model to load")
@@ -112,10 +128,34 @@ class ModelFlags:
 def add_model_flags(group: Any) -> None:
     """Adds a flag for each way to give a model to a parser or a group."""
     group.add_argument("--torchvision", metavar="ARCH", help="a classifier of torchvision's, such as resnet50")
-    group.add_argument("--model-file", metavar="FILE", type=Path, help="a file that defines one class without arguments")
+    group.add_argument("--model-file", metavar="FILE", type=Path, help="a Python file that defines the model")
     group.add_argument("--torchscript", metavar="FILE", type=Path, help="a TorchScript file, scripted or traced")
     group.add_argument("--exported", metavar="FILE", type=Path, help="a program that torch.export.save wrote")
     group.add_argument("--demo", action="store_true", help="EfficientNet-Lite0 with its ImageNet weights")
+
+
+def add_class_flags(group: Any) -> None:
+    """Adds `--class` and `--model-args` to a parser or a group."""
+    named = "the class in the model's file, or the function that builds the model (the only one that is no part of another)"
+    group.add_argument("--class", dest="class_name", metavar="NAME", help=named)
+    wanted = "what it is called with, a JSON object: '{\"num_classes\": 5}'"
+    group.add_argument("--model-args", metavar="JSON", type=_read_arguments, default={}, help=wanted)
+
+
+def _read_arguments(text: str) -> dict[str, Any]:
+    try:
+        read = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a JSON object such as '{{\"num_classes\": 5}}', got {text!r}: {error}"
+        ) from None
+    if not isinstance(read, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object such as '{{\"num_classes\": 5}}', got {text!r}")
+    return read
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 def add_weights_flag(group: Any) -> None:
@@ -148,4 +188,6 @@ def read_model_flags(options: argparse.Namespace, *, random_weights: bool) -> Mo
         random_weights=random_weights,
         labels=options.labels,
         weights_key=options.weights_key,
+        class_name=options.class_name,
+        model_args=options.model_args,
     )

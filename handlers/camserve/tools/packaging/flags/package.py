@@ -13,6 +13,7 @@ from camserve.tools.console import ToolError, command_of
 from camserve.tools.packaging.flags.keys import add_key_flags, read_keys
 from camserve.tools.packaging.flags.model import (
     ModelFlags,
+    add_class_flags,
     add_labels_flag,
     add_model_flags,
     add_weights_flag,
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add_model_flags(model)
     old = "an archive that is served already (.mar, .tar.gz)"
     model.add_argument("--from-archive", dest="archive", metavar="OLD", type=Path, help=old)
+    add_class_flags(parser.add_argument_group("in the model's file"))
     group = parser.add_argument_group("its weights")
     weights = group.add_mutually_exclusive_group()
     add_weights_flag(weights)

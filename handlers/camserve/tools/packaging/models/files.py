@@ -1,45 +1,114 @@
-"""Loads a model from the user's files: a Python file with a class and its weights, or a whole program."""
+"""Loads a model from the user's files: a Python file that defines it and its weights, or a whole program."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from camserve.capture import is_exported, load_exported
-from camserve.core.text import in_one_line
 from camserve.tools.archive.fresh.modules import Beside, server_modules
-from camserve.tools.archive.fresh.worker import model_class
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.contents.names import check_module_name
-from camserve.tools.packaging.models.checkpoints import read_state_dict
+from camserve.tools.packaging.models.builders import Builder, find_builders, import_file, list_classes
+from camserve.tools.packaging.models.checkpoints import StateDict, read_state_dict
 from camserve.tools.packaging.models.source import ModelSource
 from camserve.tools.packaging.models.weights import load_into
 
+TEMPLATE = '''\
+"""Builds the model of {module}.py, without weights; TorchServe then loads the archive's into it."""
 
-def load_model_file(model_file: Path, weights: Path, staging: Path, weights_key: str | None = None) -> ModelSource:
-    """Loads a file of the user's that defines one class without arguments, as TorchServe's stock handlers take it.
+import {module}
 
-    `staging` holds further files that it may import; `weights_key` says which entry of a checkpoint is used.
+
+class Model:
+    """What {module}.py defines."""
+
+    def __new__(cls):
+        """The module."""
+        return {module}.{name}({arguments})
+'''
+"""TorchServe takes a file that defines exactly one class, which is built without arguments."""
+
+
+def load_model_file(
+    model_file: Path,
+    weights: Path,
+    staging: Path,
+    *,
+    workdir: Path | None = None,
+    weights_key: str | None = None,
+    name: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> ModelSource:
+    """Loads a Python file of the user's that defines the model, and its weights.
+
+    A file that defines exactly one class, which is built without arguments, is taken as it is, as TorchServe's stock handlers
+    do. Otherwise a file that builds the model from it is written into `workdir`, which by default is `staging`.
+
+    Args:
+        staging: holds further files that it may import.
+        weights_key: which entry of a checkpoint is used.
+        name: the class, or the function that builds the model. None: the only one that is no part of another; of several, the
+            only one that the weights fit.
+        arguments: what it is called with.
 
     Raises:
-        ToolError: the file, its class or the weights cannot be used.
+        ToolError: the file, its class or the weights cannot be used, or nothing tells which class is the model.
     """
     if not model_file.is_file():
         raise ToolError(f"no file {model_file}")
     check_module_name(model_file.stem, model_file)
-    with Beside([staging, model_file.resolve().parent], server_modules()):
-        try:
-            network = model_class(model_file.stem)
-        except Exception as error:
-            raise ToolError(f"{model_file} does not load: {in_one_line(error)}") from error
-        model = _build(network, model_file)
     state, notes = read_state_dict(weights, weights_key)
-    notes += load_into(model, state, network.__name__)
-    return ModelSource(model_file, model.eval(), weights=keep_plain(weights, notes), notes=tuple(notes))
+    with Beside([staging, model_file.resolve().parent], server_modules()):
+        module = import_file(model_file)
+        builders = find_builders(module, model_file, name, arguments or {})
+        builder, model, more = _choose(builders, state, model_file)
+        plain = name is None and not arguments and len(list_classes(module)) == 1 and builder.is_class
+    source = ModelSource(model_file, model.eval(), weights=keep_plain(weights, [*notes, *more]), notes=(*notes, *more))
+    return source if plain else _write_builder(source, builder, workdir or staging)
+
+
+def _choose(builders: Sequence[Builder], state: StateDict, model_file: Path) -> tuple[Builder, Any, list[str]]:
+    """The one builder, or of several the only one that the weights fit, its model with the weights, and what is to be said."""
+    if len(builders) == 1:
+        (builder,) = builders
+        model = builder.build(model_file)
+        said = [f"{model_file.name}: the model is {builder.name}, {builder.why}"] if builder.why else []
+        return builder, model, [*said, *load_into(model, state, builder.name)]
+    fitting: list[tuple[Builder, Any, list[str]]] = []
+    for builder in builders:
+        try:
+            model = builder.build(model_file)
+            fitting.append((builder, model, load_into(model, state, builder.name)))
+        except ToolError:
+            continue
+    names = ", ".join(each.name for each in builders)
+    if len(fitting) != 1:
+        fits = f"; the weights fit {', '.join(each.name for each, *_ in fitting) or 'none of them'}"
+        raise ToolError(
+            f"{model_file} defines {names}, and nothing tells which is the model{fits}; --class {builders[0].name} chooses one"
+        )
+    builder, model, notes = fitting[0]
+    return (
+        builder,
+        model,
+        [f"{model_file.name}: the model is {builder.name}, the only one of {names} that the weights fit", *notes],
+    )
+
+
+def _write_builder(source: ModelSource, builder: Builder, folder: Path) -> ModelSource:
+    """Writes the file that builds the model from the user's, which becomes a module that it imports."""
+    if source.model_file is None:
+        raise ToolError("a whole program has no class to build")
+    module = source.model_file.stem
+    path = folder / f"model_of_{module}.py"
+    arguments = f"**{dict(builder.arguments)!r}" if builder.arguments else ""
+    path.write_text(TEMPLATE.format(module=module, name=builder.name, arguments=arguments), "utf-8")
+    return replace(source, model_file=path, beside=source.model_file.resolve().parent)
 
 
 def load_program(path: Path) -> ModelSource:
@@ -66,17 +135,3 @@ def load_program(path: Path) -> ModelSource:
 def keep_plain(weights: Path | None, notes: Sequence[str]) -> Path | None:
     """Returns the file, if nothing had to be taken off (`notes`) to get at its state dict."""
     return None if notes else weights
-
-
-def _build(network: type, model_file: Path) -> nn.Module:
-    try:
-        model = network()
-    except Exception as error:
-        signature = inspect.signature(network)
-        raise ToolError(
-            f"{model_file}: {network.__name__}() failed, and TorchServe calls it so, without arguments ({network.__name__}"
-            f"{signature}): {in_one_line(error)}"
-        ) from error
-    if not isinstance(model, nn.Module):
-        raise ToolError(f"{model_file}: {network.__name__}() gives a {type(model).__name__}, not a torch.nn.Module")
-    return model

@@ -24,6 +24,7 @@ class ModelSource:
         generated: packaging wrote `model_file`, which needs only torchvision.
         notes: what the user should hear.
         stored_as: the weights' name in the archive, where it is not to be packaging's own.
+        beside: a folder whose modules `model_file` imports, where that is not its own.
     """
 
     model_file: Path | None
@@ -35,6 +36,7 @@ class ModelSource:
     generated: bool = False
     notes: tuple[str, ...] = ()
     stored_as: str | None = None
+    beside: Path | None = None
 
     @property
     def label_mapping(self) -> dict[str, str] | None:
