@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from camserve.pipeline.model import Model
 from camserve.pipeline.prepare import Hooks
 
 logger = logging.getLogger(__name__)
+
+TIMEOUT = 120.0
+"""TorchServe's `default_response_timeout`, in seconds."""
 
 INSTEAD = {
     "model": "change the model in _load_pickled_model() or _load_torchscript_model(), or in the model's file",
@@ -159,7 +163,8 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             torch.cuda.set_device(self.device)  # what is asked of CUDA without a device is of this one, not of the first
         if compiles and not hasattr(self.model, "_orig_mod"):
             raise ConfigError(f"pt2: TorchServe could not compile the model with {settings['pt2']!r}; the lines above say why")
-        return Config.from_mapping(settings.get("explain"))
+        config = Config.from_mapping(settings.get("explain"))
+        return replace(config, max_seconds=min(config.max_seconds, half_timeout(settings)))
 
     def _load_torchscript_model(self, model_pt_path: str) -> torch.nn.Module:
         """TorchServe takes every `.pt` file without a model's file for TorchScript; it may hold a program of torch.export."""
@@ -220,6 +225,15 @@ def read_call(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call:
     """
     plain = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
     return Call(explain=headers.get("explain") == "True", headers=plain, fields=row)
+
+
+def half_timeout(settings: Mapping[str, Any]) -> float:
+    """Return half the seconds after which TorchServe ends a worker that has not answered; the rest is for what is under way.
+
+    The archive's `responseTimeout`, or TorchServe's own default.
+    """
+    given = settings.get("responseTimeout")
+    return (float(given) if isinstance(given, (int, float)) and given > 0 else TIMEOUT) / 2
 
 
 def from_management(headers: Mapping[str, Any]) -> bool:

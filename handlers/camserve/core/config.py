@@ -117,6 +117,11 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "max_targets": Key("most targets of one picture", integer(1, 1_000)),
         "max_instances": Key("most instances of one KServe request", integer(1, 10_000)),
         "max_batch": Key("most pictures in one forward pass", integer(1, 4_096)),
+        "max_work": Key(
+            "most work on the pictures of a batch, in milliseconds of one core by their headers; requests share it",
+            integer(100, 10**9),
+        ),
+        "max_seconds": Key("longest time of a batch; never above half the server's responseTimeout", number(0.1, 86_400)),
         "precision": Key("what the model computes in; maps are always float32", choice(PRECISIONS)),
         "channels_last": Key(
             "memory format; null: the fastest one with equal answers", Values("true, false or null", _read_optional_flag)
@@ -174,6 +179,8 @@ class Config:
     max_targets: int = 10
     max_instances: int = 64
     max_batch: int = 32
+    max_work: int = 8_000
+    max_seconds: float = 30
     precision: str = "float32"
     channels_last: bool | None = None
     memory_format: str | None = None

@@ -13,8 +13,9 @@ KINDS: Mapping[int, tuple[str, ...]] = MappingProxyType(
             *("NoImage", "NoPicture", "UnknownOption", "InvalidOption", "UnknownLabel"),
         ),
         406: ("NotAcceptable",),
-        413: ("ImageTooLarge", "ResponseTooLarge", "TooManyInstances"),
+        413: ("ImageTooLarge", "ResponseTooLarge", "TooManyInstances", "TooMuchWork"),
         500: ("InternalError",),
+        503: ("Busy",),
         507: ("OutOfMemory",),
     }
 )

@@ -20,6 +20,7 @@ from camserve.core.messages import Explanation, Score
 from camserve.explain.methods import CONTRAST_CLASSES, METHODS, scale_maps
 from camserve.explain.observer import NullObserver, Observer
 from camserve.explain.sampling import NOTHING, Plan
+from camserve.pictures.bounds.limits import FOREVER, Deadline
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,11 @@ class Explainer:
         self._listed = listed
 
     def explain(
-        self, pictures: Sequence[Tensor], tasks: Sequence[Task | None], plan: Plan = NOTHING
+        self,
+        pictures: Sequence[Tensor],
+        tasks: Sequence[Task | None],
+        plan: Plan = NOTHING,
+        deadline: Deadline = FOREVER,
     ) -> list[Prediction | RequestError]:
         """Run one forward pass over a chunk of pictures, and make the maps that are asked for and those that are measured.
 
@@ -125,9 +130,10 @@ class Explainer:
             pictures: each `[3, H, W]`, float32, normalised, all of one size.
             tasks: one for each picture; None wants no explanation.
             plan: what is measured, at the default layer.
+            deadline: looked at between backward passes; first come the maps that take the fewest.
 
         Returns:
-            For each picture its prediction, or a 500 where its scores are not finite.
+            For each picture its prediction, or a 500 where its scores are not finite, or a 503 where time ran out.
         """
         started = time.perf_counter()
         layers = [task.layer for task in tasks if task] + [self.backend.layers[0]] * bool(plan.rows)
@@ -141,23 +147,26 @@ class Explainer:
             for turn, target in enumerate(task.targets or scores.ranked[row][: task.top_k])
         ]
         measured = {row: self._measured(row, scores.ranked[row][: plan.maps]) for row in plan.rows if scores.finite[row]}
-        raw = self._make_maps(captured, asked)
+        raw = self._make_maps(captured, asked, deadline)
         between = time.perf_counter()
-        raw |= self._make_maps(captured, [each for several in measured.values() for each in several if each not in raw])
+        raw |= self._make_maps(captured, [each for several in measured.values() for each in several if each not in raw], deadline)
         self.observer.budget.add(len(pictures), between - started, time.perf_counter() - between)
-        explanations = self._scale_maps(asked, raw, scores.probabilities.cpu())
+        explanations = self._scale_maps([each for each in asked if each in raw], raw, scores.probabilities.cpu())
         logits = captured.logits.cpu()
-        return [
+        answers: list[Prediction | RequestError] = [
             Prediction(
                 tuple(Score(index, self._labels[index], probability) for index, probability in scores.listed[row]),
                 tuple(explanations.get(row, ())),
                 logits[row],
-                tuple(raw[each].numpy() for each in measured.get(row, ())),
+                tuple(raw[each].numpy() for each in measured.get(row, ()) if each in raw),
             )
             if finite
             else RequestError(500, "InternalError", "the model's scores of this picture are not finite")
             for row, finite in enumerate(scores.finite)
         ]
+        for row, task in {each.row: each for each in asked if each not in raw}.items():
+            answers[row] = deadline.error(f"all maps of this picture were made, with {task.method}")
+        return answers
 
     def _stack(self, pictures: Sequence[Tensor]) -> Tensor:
         stacked = torch.stack(list(pictures)).to(self._device)
@@ -180,11 +189,11 @@ class Explainer:
         """List the maps that are measured of one picture; often they are asked for anyway."""
         return [_MapTask(row, turn, target, self.backend.layers[0], self._method) for turn, target in enumerate(targets)]
 
-    def _make_maps(self, captured: Captured, tasks: Sequence[_MapTask]) -> dict[_MapTask, Tensor]:
-        """Compute unscaled maps `[h, w]`, on the CPU.
+    def _make_maps(self, captured: Captured, tasks: Sequence[_MapTask], deadline: Deadline) -> dict[_MapTask, Tensor]:
+        """Compute unscaled maps `[h, w]`, on the CPU; those that the deadline left no time for are missing.
 
         The t-th targets of all pictures share one backward pass. Where the gradients have a closed form no pass is needed, so
-        all targets of a single picture are computed in one call.
+        all targets of a single picture are computed in one call. First come the rounds of few passes, which are somebody's last.
         """
         alone = len(captured.logits) == 1
         rounds: dict[tuple[str, str, int], list[_MapTask]] = {}
@@ -194,13 +203,16 @@ class Explainer:
         raw: dict[_MapTask, Tensor] = {}
         if rounds:
             with self.observer.stage("backward"):
-                for (layer, method, _), part in rounds.items():
-                    maps = self._make_round(captured, layer, method, [task.row for task in part], [task.target for task in part])
-                    raw.update(zip(part, maps.detach().cpu().unbind(), strict=True))
+                for _, part in sorted(rounds.items(), key=lambda each: (METHODS[each[0][1]].contrasts, each[0][2])):
+                    maps = None if deadline.over else self._make_round(captured, part, deadline)
+                    if maps is not None:
+                        raw.update(zip(part, maps.detach().cpu().unbind(), strict=True))
         return raw
 
-    def _make_round(self, captured: Captured, layer: str, method: str, rows: list[int], targets: list[int]) -> Tensor:
-        """Compute the maps `[M, h, w]` of one target for each of M pictures."""
+    def _make_round(self, captured: Captured, tasks: Sequence[_MapTask], deadline: Deadline) -> Tensor | None:
+        """Compute the maps `[M, h, w]` of M pictures, of one layer and method; None where time runs out between two passes."""
+        layer, method = tasks[0].layer, tasks[0].method
+        rows, targets = [task.row for task in tasks], [task.target for task in tasks]
         row_index = torch.tensor(rows, device=self._device)
         target_index = torch.tensor(targets, device=self._device)
         activation = captured.activation(layer)
@@ -210,7 +222,9 @@ class Explainer:
         if not METHODS[method].contrasts:
             return METHODS[method].function(activation, gradients)
         others = _contrast_classes(captured.logits[row_index], target_index)
-        contrast = [captured.gradients(layer, row_index, other) for other in others.unbind(1)]
+        contrast = [captured.gradients(layer, row_index, other) for other in others.unbind(1) if not deadline.over]
+        if len(contrast) < others.shape[1]:
+            return None
         stacked = torch.stack(contrast, 1) if contrast else torch.zeros_like(gradients)[:, None]
         return METHODS[method].function(activation, gradients, stacked)
 

@@ -24,6 +24,8 @@ LIMITS = (
     "max_targets",
     "max_instances",
     "max_batch",
+    "max_work",
+    "max_seconds",
 )
 
 

@@ -28,7 +28,7 @@ _MEANINGS = {
     406: "Nothing on offer is acceptable.",
     413: "Too large. TorchServe's own 413, for a body beyond its limit, has no body.",
     500: "A fault of the server's. TorchServe's own: a form that it cannot decode.",
-    503: "TorchServe's own: the queue is full.",
+    503: "The time or the work of the batch was used up: try again later. TorchServe's own: the queue is full.",
     507: "Memory ran out, even for this request alone.",
 }
 
