@@ -9,7 +9,7 @@ from typing import Any
 
 from camserve.core.errors import ConfigError
 from camserve.core.text import find_nearest, join_names, show
-from camserve.core.values import FLAG, Values, choice, choices, integer, number, numbers, read_list
+from camserve.core.values import FLAG, HOSTS, Values, choice, choices, integer, number, numbers, read_list
 
 METHODS = ("gradcam++", "gradcam", "hirescam", "layercam", "xgradcam", "contrast")
 METHOD_ALIASES = MappingProxyType({"finercam": "contrast"})
@@ -131,6 +131,10 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "worker measures",
             Values(f"{join_names(MEMORY_FORMATS)}, or null", _read_memory_format),
         ),
+        "allowed_hosts": Key(
+            "host names by which the server may be asked, beside addresses and localhost; null: as the server says",
+            HOSTS,
+        ),
         "monitor": Key(
             "metrics, and what the model looks at in this share of the predictions, told every interval of seconds",
             Values(f"true, false or {{{_MONITOR_ACCEPTS}}}", _read_monitor),
@@ -184,6 +188,7 @@ class Config:
     precision: str = "float32"
     channels_last: bool | None = None
     memory_format: str | None = None
+    allowed_hosts: tuple[str, ...] | None = None
     monitor: bool | Mapping[str, float] = field(default=True, hash=False)
     given: frozenset[str] = field(default=frozenset(), compare=False)
 

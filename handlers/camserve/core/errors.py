@@ -12,6 +12,7 @@ KINDS: Mapping[int, tuple[str, ...]] = MappingProxyType(
             *("InvalidImage", "UnsupportedFormat", "InvalidJSON", "InvalidBase64", "InvalidTensor"),
             *("NoImage", "NoPicture", "UnknownOption", "InvalidOption", "UnknownLabel"),
         ),
+        403: ("HostNotAllowed",),
         406: ("NotAcceptable",),
         413: ("ImageTooLarge", "ResponseTooLarge", "TooManyInstances", "TooMuchWork"),
         500: ("InternalError",),

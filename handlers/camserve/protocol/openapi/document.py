@@ -24,6 +24,7 @@ LENGTH = "Inference-Header-Content-Length"
 
 _MEANINGS = {
     400: "The request cannot be answered; the message says what came and what is accepted.",
+    403: "The request names a host that is not allowed.",
     404: "TorchServe's own: no such model or version.",
     406: "Nothing on offer is acceptable.",
     413: "Too large. TorchServe's own 413, for a body beyond its limit, has no body.",
@@ -108,7 +109,8 @@ def _page() -> dict[str, Any]:
     return {
         "operationId": "inspector",
         "summary": "The inspector page, for browsers: where Accept prefers text/html.",
-        "responses": {"200": {"description": "One self-contained document.", "content": content}} | _failures((400, 404, 503)),
+        "responses": {"200": {"description": "One self-contained document.", "content": content}}
+        | _failures((400, 403, 404, 503)),
     }
 
 

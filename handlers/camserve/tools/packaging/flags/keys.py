@@ -42,6 +42,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         **NUMBERS,
         **{name: f"{{{','.join(key.values.schema['enum'])}}}" for name, key in KEYS.items() if "enum" in key.values.schema},
         "layers": "NAME [NAME ...]",
+        "allowed_hosts": "NAME [NAME ...]",
         "formats": f"{{{','.join(FORMATS)}}} [...]",
         "exif": "{true,false}",
         "channels_last": "{true,false,null}",
