@@ -195,6 +195,16 @@ def test_a_stop_answers_what_is_in_flight_and_in_the_queue(store: Path) -> None:
             ask(server, "one")
 
 
+def test_a_page_whose_name_points_here_gets_no_answer(server: AsgiServer) -> None:
+    """Neither of a model nor of what the server says itself, management and metrics included."""
+    places = [f"{server.url}/predictions/one", f"{server.url}/ping"]
+    places += [f"{server.management_url}/{path}" for path in ("models", "metrics")]
+    for place in places:
+        for host, refused in (("evil.example", True), ("localhost:1", False)):
+            answer = requests.get(place, headers={"Host": host}, timeout=60)
+            assert (answer.status_code == 403) is refused, (place, answer.text)
+
+
 def test_a_model_that_does_not_load_is_named_with_its_reason(store: Path, tmp_path: Path) -> None:
     """So that the log need not be searched."""
     write_archive(tmp_path, "broken", seconds=-1)

@@ -14,7 +14,7 @@ from camserve.core.errors import ConfigError, RequestError
 from camserve.core.labels import Labels
 from camserve.core.messages import Call, Request
 from camserve.core.served import Served
-from camserve.protocol.hosts import check_host
+from camserve.protocol.accept import check_host
 from camserve.protocol.parser import Parser
 from camserve.tools.serving.configuration.addresses import Addresses
 from camserve.tools.serving.configuration.environment import HOSTS, compose_environment

@@ -11,9 +11,8 @@ from camserve.core.messages import CONTENT_TYPES, Call, Encoded, Image, Item, Pa
 from camserve.core.served import Served
 from camserve.core.text import join_names, show
 from camserve.pictures.formats import is_picture
-from camserve.protocol.accept import wants_page
+from camserve.protocol.accept import check_host, wants_page
 from camserve.protocol.body import HOW_TO_SEND, as_bytes, read_image, read_json, starts_json
-from camserve.protocol.hosts import check_host
 from camserve.protocol.kserve.request import parse_v1, parse_v2
 from camserve.protocol.options import OptionReader, Spelling
 from camserve.protocol.tensors import bad_tensor, is_npy
