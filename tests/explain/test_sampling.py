@@ -17,7 +17,8 @@ from torch import Tensor
 
 from camserve.core.errors import RequestError
 from camserve.core.messages import Item, Options
-from camserve.explain.explainer import Explainer, Prediction, Task
+from camserve.explain.explainer import Explainer, Prediction
+from camserve.explain.ranking import Task
 from camserve.explain.sampling import MAX_SAVINGS, NOTHING, Budget, Plan
 from camserve.pictures.bounds.limits import FOREVER, Deadline
 from camserve.pictures.preprocess import Preprocess

@@ -19,6 +19,7 @@ FORMATS = ("jpeg", "png", "webp", "gif", "tiff", "bmp")
 COLORMAPS = ("viridis", "inferno", "turbo", "jet", "gray")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 MEMORY_FORMATS = ("contiguous", "channels_last", "prepacked")
+SCORES = ("softmax", "sigmoid", "none")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 FITS = ("crop", "squash", "pad")
@@ -58,6 +59,13 @@ def _read_grid(value: Any) -> tuple[int, int] | None:
         return None
     rows, columns = read_list(value)
     return _SIDE.read(rows), _SIDE.read(columns)
+
+
+def _read_output(value: Any) -> int | str | None:
+    known = value is None or (isinstance(value, (int, str)) and not isinstance(value, bool) and value != "")
+    if not known or (isinstance(value, int) and value < 0):
+        raise ValueError
+    return value  # type: ignore[no-any-return]
 
 
 def _read_optional_flag(value: Any) -> bool | None:
@@ -104,6 +112,16 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "scale": Key("values from 0 to 1 are first multiplied by this", number(1e-6, 1e6)),
         "mean": Key("then subtracted from each channel (0 to scale)", numbers("one number for each channel")),
         "std": Key("each channel is then divided by this", numbers("one number above 0 for each channel", 1e-12)),
+        "output": Key(
+            "which of the model's outputs holds the class scores, where it gives several",
+            Values("its name, its place from 0, or null: the one that is found", _read_output),
+        ),
+        "scores": Key(
+            "what the scores are: of one class (softmax), of several labels at once (sigmoid), or values (none); by default what "
+            "a trial shows",
+            choice(SCORES),
+        ),
+        "threshold": Key("probability from which on a label counts, with scores: sigmoid or one logit", number(0, 1)),
         "exif": Key("apply the EXIF orientation", FLAG),
         "formats": Key("picture formats that are opened", choices(FORMATS)),
         "colormap": Key("colour map of overlays", choice(COLORMAPS)),
@@ -172,6 +190,9 @@ class Config:
     scale: float = 1.0
     mean: Channels = (0.485, 0.456, 0.406)
     std: Channels = (0.229, 0.224, 0.225)
+    output: int | str | None = None
+    scores: str = "softmax"
+    threshold: float = 0.5
     exif: bool = False
     formats: tuple[str, ...] = FORMATS
     colormap: str = "viridis"

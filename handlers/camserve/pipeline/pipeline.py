@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,10 @@ from camserve.core.errors import RequestError
 from camserve.core.geometry import region
 from camserve.core.messages import Answer, Call, Explanation, ImageInfo, Item, Page, Reply, Request
 from camserve.core.served import Served
-from camserve.explain.explainer import Explainer, Prediction, Task
+from camserve.explain.explainer import Explainer, Prediction
 from camserve.explain.methods import CONTRAST_CLASSES, METHODS
 from camserve.explain.observer import Observation, sample_rows
+from camserve.explain.ranking import Task
 from camserve.explain.sampling import NOTHING, SamplingPolicy
 from camserve.inspector.page import write_page
 from camserve.pictures.bounds.limits import Deadline, Quota, Semaphore
@@ -145,8 +147,7 @@ class Pipeline:
         options = item.options
         if not request.explain or options.layer in self.explainer.backend.closed_form:
             return 1
-        targets = len(options.targets) or options.top_k
-        return 1 + targets * (1 + CONTRAST_CLASSES if METHODS[options.method].contrasts else 1)
+        return 1 + options.maps * (1 + CONTRAST_CLASSES if METHODS[options.method].contrasts else 1)
 
     def _run_jobs(self, jobs: Sequence[Job], deadline: Deadline) -> None:
         """Take each job to its answer or its error."""
@@ -249,7 +250,7 @@ class Pipeline:
         image = None if job.size is None else ImageInfo(*job.size, job.view)
         explanations = tuple(_place(each, image) for each in job.prediction.explanations)
         options = job.item.options
-        answer = Answer(job.prediction.classes, explanations, image, options.method, options.layer)
+        answer = Answer(job.prediction.classes, explanations, image, options.method, options.layer, grid=job.prediction.grid)
         if self._hooks.predictions_of is not None:
             answer = replace(answer, predictions=self._hooks.predictions_of(job.prediction.logits))
         if job.needs_drawing and quota:
@@ -265,6 +266,8 @@ class Pipeline:
             size = job.size or (job.input.shape[2], job.input.shape[1])
             rows = sample_rows(job.input.detach().cpu().float().numpy())  # a handler's own may be of any type, anywhere
             scores = tuple((score.index, score.probability) for score in job.prediction.classes[:2])
+            if self._served.scores == "none":
+                scores = (scores[0], (-1, math.nan))  # nothing that a value exceeds
             observer.observe(Observation(job.prediction.raw_maps, rows, scores, size))
         except Exception:
             logger.exception("a picture cannot be observed")

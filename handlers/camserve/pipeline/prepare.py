@@ -173,7 +173,7 @@ class Pictures:
         for place, canvas in enumerate(canvases):
             options = items[place].options
             works[place] *= 2 if again and canvas else 1
-            works[place] += canvas / 1e6 * DRAWN[options.media] * (len(options.targets) or options.top_k) if canvas else 0
+            works[place] += canvas / 1e6 * DRAWN[options.media] * options.maps if canvas else 0
         return works
 
     def canvas_quota(self) -> Quota:

@@ -34,12 +34,12 @@ def find_cam_weights(model: Classifier, site: Site, pictures: Tensor, outputs: i
     Args:
         site: the layer.
         pictures: `[N, 3, H, W]`.
-        outputs: number of the model's classes, K.
+        outputs: number of the model's classes, K. Of one logit they are two, whose weights are `-w` and `w`.
 
     Returns:
         `[K, C]`, float32.
     """
-    shape = (outputs, site.layout.channels)
+    shape = (1 if model.reader.binary else outputs, site.layout.channels)
     candidates = [weight for weight in model.weights() if tuple(weight.shape) in (shape, (*shape, 1, 1))]
     if not candidates:
         return None
@@ -48,6 +48,7 @@ def find_cam_weights(model: Classifier, site: Site, pictures: Tensor, outputs: i
         trials = [_trial(model, site, pictures, scale) for scale in SCALES]
     for candidate in reversed(candidates):
         weight = candidate.detach().flatten(1)
+        weight = torch.cat([-weight, weight]) if model.reader.binary else weight
         if all(_agrees(weight, *trial) for trial in trials):
             return weight.float()
     return None

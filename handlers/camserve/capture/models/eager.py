@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from camserve.capture.base import Capture, Captured, CaptureSettings
 from camserve.capture.models.hooks import hook_every_call, hook_last_calls, hook_parents
 from camserve.capture.models.passes import Pass, copy_saved_tensors
+from camserve.capture.survey.endings import Ending, EndingWatch
 from camserve.capture.survey.layers import Site, Survey, SurveyBuilder, resolve_orders
-from camserve.capture.survey.layout import extract_logits, extract_tensor
+from camserve.capture.survey.layout import extract_tensor
+from camserve.capture.survey.reader import FIRST, Scores
 
 
 class EagerCapture:
@@ -59,16 +62,17 @@ class EagerCapture:
             if not asked:
                 with torch.no_grad():
                     answer = self._settings.predict_only(self._model, pictures)
-                    return Pass({}, {}, {}, {}, extract_logits(answer, len(pictures)))
+                    return Pass({}, {}, {}, {}, *self._settings.reader.read(answer, len(pictures)))
             while True:
                 hook = _OutputHook(cam_weights, self._aliased)
                 scores = self._run(pictures, asked, hook)
                 if hook.overwritten <= self._aliased:
-                    return Pass(asked, cam_weights, hook.activations, hook.leaves, scores, self._settings.scale_of(pictures))
+                    return Pass(asked, cam_weights, hook.activations, hook.leaves, *scores, self._settings.scale_of(pictures))
                 self._aliased |= hook.overwritten  # so a model's pass is repeated once in its life
 
-    def _run(self, pictures: Tensor, asked: Mapping[str, Site], hook: _OutputHook) -> Tensor:
-        """Run the model with the hook at the asked layers, and return the scores `[N, K]`."""
+    def _run(self, pictures: Tensor, asked: Mapping[str, Site], hook: _OutputHook) -> Scores:
+        """Run the model with the hook at the asked layers, and return its scores."""
+        reader = self._settings.reader
         with ExitStack() as stack:
             closed = all(hook.has_closed_form(layer) for layer in asked)
             stack.enter_context(torch.set_grad_enabled(not closed))
@@ -79,7 +83,8 @@ class EagerCapture:
                 stack.enter_context(
                     hook_parents(self._model, [self._modules.get(layer, layer) for layer in asked], hook.restore_grad_mode)
                 )
-            return extract_logits(self._model(pictures), len(pictures))
+            watch = None if closed else stack.enter_context(reader.watch(len(pictures)))
+            return reader.read(self._model(pictures), len(pictures), watch)
 
 
 class _OutputHook:
@@ -159,6 +164,7 @@ class EagerClassifier:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.reader = FIRST
 
     def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
         """Run the module over `[N, 3, H, W]` and describe every layer that ran."""
@@ -174,7 +180,30 @@ class EagerClassifier:
             builder.record(name, self.class_of(module), extract_tensor(output))
 
         with torch.no_grad(), hook_every_call(self.module, record):
-            return extract_logits(self.module(self.cast_input(pictures)), len(pictures))
+            return self.reader.read(self.run(pictures), len(pictures)).logits
+
+    def run(self, pictures: Tensor) -> Any:
+        """Run the module over `[N, 3, H, W]`, and return what it gives."""
+        return self.module(self.cast_input(pictures))
+
+    def read_logits(self, pictures: Tensor) -> Tensor:
+        """Run the module over `[N, 3, H, W]`, and return the logits `[N, K]`."""
+        with self.reader.watch(len(pictures)) as watch:
+            return self.reader.read(self.run(pictures), len(pictures), watch).logits
+
+    def find_ending(self, pictures: Tensor) -> Ending:
+        """Find the function that makes the module's scores of pictures `[N, 3, H, W]`, where its input can be watched."""
+        width = self.reader.width
+        if width is None:
+            return ""
+        with torch.no_grad(), EndingWatch(len(pictures) * width) as watch:
+            values = self.reader.read(self.run(pictures), len(pictures)).values
+        found = watch.find(values)
+        return found[0] if found else ""
+
+    def complete(self, settings: CaptureSettings | None) -> CaptureSettings:
+        """Return how to run the model, with how its scores are read."""
+        return replace(settings or CaptureSettings({}), reader=self.reader)
 
     def cast_input(self, pictures: Tensor) -> Tensor:
         """Convert pictures `[N, 3, H, W]` to the type of the weights."""
@@ -186,12 +215,12 @@ class EagerClassifier:
 
     def capture(self, sites: Mapping[str, Site], settings: CaptureSettings | None = None) -> Capture:
         """Make a capture at these layers."""
-        return EagerCapture(self.module, sites, settings)
+        return EagerCapture(self.module, sites, self.complete(settings))
 
     def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
         """Run the module with the layer's output replaced by `values`, and return the scores `[N, K]`."""
         with torch.no_grad(), hook_last_calls(self.module, {site.layer: site}, lambda _, output: values.to(output, copy=True)):
-            return extract_logits(self.module(self.cast_input(pictures)))
+            return self.read_logits(pictures)
 
     def weights(self) -> Iterable[Tensor]:
         """Return the module's parameters."""

@@ -181,38 +181,6 @@ def replace_tensor(output: Any, value: Tensor) -> Any:
     return [value, *output[1:]] if isinstance(output, list) else value
 
 
-OUTPUT_FAULTS = (
-    "the model's output must be class scores of shape",
-    "the model must give one row of class scores for each picture",
-)
-"""How the messages of `extract_logits` begin."""
-
-
-def extract_logits(output: Any, count: int | None = None) -> Tensor:
-    """Return the class scores `[N, K]` of a model's output: a tensor, the first of a tuple, a dictionary's, or `.logits`.
-
-    Args:
-        output: `[N, K]`, perhaps with further axes of one element behind, or what holds such a tensor.
-        count: number of pictures that were answered, where it should be checked.
-
-    Raises:
-        ValueError: there are no scores of that shape, or not `count` rows of them.
-    """
-    logits = getattr(output, "logits", None)
-    if isinstance(output, dict):
-        logits = output.get("logits", next(iter(output.values()), None))
-    if not isinstance(logits, Tensor):
-        logits = extract_tensor(output)
-    if logits is not None and logits.ndim > 2 and all(side == 1 for side in logits.shape[2:]):
-        logits = logits.flatten(1)
-    if logits is None or logits.ndim != 2:
-        got = "no tensor" if logits is None else f"shape {list(logits.shape)}"
-        raise ValueError(f"{OUTPUT_FAULTS[0]} [N, classes], got {got}")
-    if count is not None and len(logits) != count:
-        raise ValueError(f"{OUTPUT_FAULTS[1]}, got {len(logits)} for {count}")
-    return logits
-
-
 def synthesize_pictures(size: tuple[int, int], count: int = 2, seed: int = 0, config: Config | None = None) -> Tensor:
     """Make normalised pictures `[count, channels, height, width]` of soft random blobs, the same for the same seed.
 

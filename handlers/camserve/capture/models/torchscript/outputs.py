@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from camserve.capture.models.torchscript.rewriting import Graph, Node, Program, Value, destroy
+from camserve.capture.survey.endings import FUNCTIONS, Ending
 
 FLOAT32 = 6
 """TorchScript's number of the type."""
@@ -18,22 +19,27 @@ FLOAT32 = 6
 FLOATING = frozenset({5, FLOAT32, 7, 15})
 """The numbers of float16, float32, float64 and bfloat16."""
 
+ENDINGS = frozenset({"aten::sigmoid", "aten::special_expit", "aten::softmax"})
+"""Operations in which a model may end."""
+
 Insert = Callable[[Graph, Value], tuple[Value, list[Value]]]
 """Inserts nodes behind a value: returns the value that the program goes on with, and values that become further outputs."""
 
 
-def add_outputs(program: Program, inserts: Mapping[int, Insert]) -> Any:
+def add_outputs(program: Program, inserts: Mapping[int, Insert], endings: Sequence[int] = ()) -> Any:
     """Make a function of the program with further outputs.
 
     Args:
         inserts: what is inserted at which marks, by their places.
+        endings: the places, in `list_endings`, of functions whose inputs become outputs.
 
     Returns:
         A function of the module and the pictures. It returns a tuple: the program's own output, then the further outputs of each
-        insert in turn.
+        insert in turn, then those of `endings`.
     """
     graph, outputs = _insert(program, inserts)
     further = [value for each in outputs for value in each]
+    further += [list_endings(graph)[place][1] for place in endings]
     for value in further:
         graph.registerOutput(value)
     if further:
@@ -41,11 +47,31 @@ def add_outputs(program: Program, inserts: Mapping[int, Insert]) -> Any:
     return torch._C._create_function_from_graph("explained", graph)
 
 
-def add_leaves(program: Program, places: Sequence[int]) -> tuple[Any, bool]:
+def list_endings(graph: Graph) -> list[tuple[Ending, Value]]:
+    """List the sigmoids and softmaxes of a graph, with the input of each, where that can become an output of the program."""
+    own = {value.unique() for node in graph.nodes() for value in node.outputs()}
+    return [
+        (FUNCTIONS[node.kind().removeprefix("aten::")], value)
+        for node in _list_nodes(graph)
+        if node.kind() in ENDINGS and (value := next(node.inputs())).unique() in own
+    ]
+
+
+def _list_nodes(block: Any) -> Iterator[Node]:
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _list_nodes(inner)
+
+
+def add_leaves(program: Program, places: Sequence[int], endings: Sequence[int] = ()) -> tuple[Any, bool]:
     """Make a function whose further outputs are, for each place, the value there and a leaf of zeros that was added to it.
 
     The scores can be differentiated with respect to the leaves. Where the program later writes into a value, perhaps through an
     alias, the leaf is added in place.
+
+    Args:
+        endings: as of `add_outputs`.
 
     Returns:
         The function, as of `add_outputs`, and whether the program writes into one of the values.
@@ -58,7 +84,7 @@ def add_leaves(program: Program, places: Sequence[int]) -> tuple[Any, bool]:
         if any(aliases.may_contain_alias(value, kept) for value in _written_after(graph, kept))
     }
     inserts = {place: insert_leaf_in_place if place in overwritten else insert_leaf for place in places}
-    return add_outputs(program, inserts), bool(overwritten)
+    return add_outputs(program, inserts, endings), bool(overwritten)
 
 
 def _written_after(graph: Graph, value: Value) -> Iterator[Value]:

@@ -15,8 +15,9 @@ from camserve.capture.base import Capture, Captured, CaptureSettings
 from camserve.capture.models.eager import find_dtype
 from camserve.capture.models.passes import Pass, SplitCapture, copy_saved_tensors, fit_batch, pad_batch
 from camserve.capture.models.torchscript import outputs, rewriting
+from camserve.capture.survey.endings import Ending
 from camserve.capture.survey.layers import MODEL_ERRORS, POOL_INPUT, Site, Survey, SurveyBuilder, resolve_orders
-from camserve.capture.survey.layout import extract_logits
+from camserve.capture.survey.reader import FIRST, Scores
 from camserve.capture.survey.readings import Moments
 from camserve.core.errors import ConfigError
 
@@ -60,7 +61,7 @@ class ScriptCapture:
             if not asked:
                 with torch.no_grad():
                     answer = self._settings.predict_only(self._model.module, pictures)
-                    return Pass({}, {}, {}, {}, extract_logits(answer, len(pictures)))
+                    return Pass({}, {}, {}, {}, *self._model.reader.read(answer, len(pictures)))
             names = tuple(asked) if len(asked) == 1 else tuple(self._sites)
             function, overwrites = self._function(names)
             with (
@@ -68,17 +69,17 @@ class ScriptCapture:
                 copy_saved_tensors() if overwrites else nullcontext(),
             ):
                 answer, *further = function(self._model.module._c, pictures)
+            further, behind = further[: 2 * len(names)], further[2 * len(names) :]
             activations = dict(zip(names, further[::2], strict=True))
             leaves = dict(zip(names, further[1::2], strict=True))
-            return Pass(
-                asked, cam_weights, activations, leaves, extract_logits(answer, len(pictures)), self._settings.scale_of(pictures)
-            )
+            scores = self._model.read(answer, len(pictures), behind)
+            return Pass(asked, cam_weights, activations, leaves, *scores, self._settings.scale_of(pictures))
 
     def _function(self, names: tuple[str, ...]) -> tuple[Any, bool]:
         with self._lock:
             if names not in self._functions:
                 places = [self._model.place(self._sites[name]) for name in names]
-                self._functions[names] = outputs.add_leaves(self._model.program, places)
+                self._functions[names] = outputs.add_leaves(self._model.program, places, self._model.endings)
             return self._functions[names]
 
 
@@ -99,6 +100,8 @@ class ScriptClassifier:
         self._places: dict[str, int] = {mark.path: mark.place for mark in self.program.marks}
         self._pool: int | None = None  # the place of POOL_INPUT, where the program has no names
         self._replacing: dict[str, Any] = {}
+        self.reader = FIRST
+        self.endings: tuple[int, ...] = ()  # the place of its last function, where that makes the scores
         self.batch = self._find_batch(pictures)
 
     def cast_input(self, pictures: Tensor) -> Tensor:
@@ -134,7 +137,33 @@ class ScriptClassifier:
 
     def _scores(self, pictures: Tensor) -> Tensor:
         with torch.no_grad():
-            return extract_logits(self.module(self.cast_input(pictures)), len(pictures))
+            return self.reader.read(self.run(pictures), len(pictures)).values
+
+    def run(self, pictures: Tensor) -> Any:
+        """Run the program over `[N, 3, H, W]`, and return what it gives."""
+        return self.module(self.cast_input(pictures))
+
+    def read(self, answer: object, count: int, behind: Sequence[Tensor]) -> Scores:
+        """Read the scores of `count` pictures; `behind` holds what goes into the program's last function, if that is known."""
+        scores = self.reader.read(answer, count)
+        return self.reader.complete(scores.values, behind[0].reshape(scores.values.shape)) if behind else scores
+
+    def find_ending(self, pictures: Tensor) -> Ending:
+        """Find the program's last function, by trial: applied to its input it gives the scores of pictures `[N, 3, H, W]`."""
+        endings = [ending for ending, _ in outputs.list_endings(self.program.graph)]
+        if not endings:
+            return ""
+        function = outputs.add_outputs(self.program, {}, range(len(endings)))
+        with torch.no_grad():
+            answer, *inputs = function(self.module._c, self.cast_input(pictures))
+            values = self.reader.read(answer, len(pictures)).values
+            for place in reversed(range(len(endings))):
+                if inputs[place].numel() == values.numel() and _makes(
+                    endings[place], inputs[place].reshape(values.shape), values
+                ):
+                    self.endings = (place,)
+                    return endings[place]
+        return ""
 
     def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
         """Run the program, and describe every layer that ran, and `POOL_INPUT`."""
@@ -160,7 +189,7 @@ class ScriptClassifier:
             layers[self._pool] = POOL_INPUT, POOL_INPUT
         for place in sorted(layers):
             builder.record_summary(*layers[place], *summaries[place])
-        return extract_logits(answer, len(pictures))
+        return self.reader.read(answer, len(pictures)).logits
 
     def capture(self, sites: Mapping[str, Site], settings: CaptureSettings | None = None) -> Capture:
         """Make a capture at these layers."""
@@ -171,15 +200,23 @@ class ScriptClassifier:
         """Run the program with the layer's output replaced by `values`, and return the scores `[N, K]`."""
         function = self._replacing.get(site.layer)
         if function is None:
-            function = outputs.add_outputs(self.program, {self.place(site): outputs.insert_input})
+            function = outputs.add_outputs(self.program, {self.place(site): outputs.insert_input}, self.endings)
             self._replacing[site.layer] = function
         with torch.no_grad():
             values = self.cast_input(values).clone()  # the program may write into them
-            return extract_logits(function(self.module._c, self.cast_input(pictures), values))
+            answer = function(self.module._c, self.cast_input(pictures), values)
+            answer, *behind = answer if self.endings else (answer,)
+            return self.read(answer, len(pictures), behind).logits
 
     def weights(self) -> Iterable[Tensor]:
         """Return the parameters, and the tensors that a frozen program holds as constants."""
         return [*self.module.parameters(), *rewriting.list_constants(self.program)]
+
+
+def _makes(ending: Ending, given: Tensor, scores: Tensor) -> bool:
+    """Return whether a function of logits `[N, K]` gives the scores."""
+    made = given.sigmoid() if ending == "sigmoid" else given.softmax(1)
+    return bool(torch.allclose(made, scores.to(made), rtol=1e-5, atol=1e-7))
 
 
 def _equal(scores: Tensor, others: Tensor) -> bool:

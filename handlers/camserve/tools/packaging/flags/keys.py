@@ -17,6 +17,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("channels", "resize", "crop", "fit", "fill", "interpolation"),
             *("scale", "mean", "std", "exif"),
         ),
+        "what the model's scores are": ("output", "scores", "threshold"),
         "how they are explained": ("layers", "method", "colormap", "opacity"),
         "how the model runs": ("precision", "channels_last", "memory_format", "token_grid", "monitor"),
     }
@@ -48,6 +49,8 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "channels_last": "{true,false,null}",
         "memory_format": f"{{{','.join(MEMORY_FORMATS)},null}}",
         "opacity": "SHARE",
+        "output": "NAME|N",
+        "threshold": "SHARE",
         "scale": "FACTOR",
         "monitor": "VALUE",
     }
