@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from camserve.capture.alignment.align import Aligned, align_layers
 from camserve.capture.base import Capture, CaptureSettings, Context
 from camserve.capture.choose.cam_condition import find_cam_weights
 from camserve.capture.choose.layer import check_layer, choose_layer
@@ -39,6 +41,7 @@ class Backend:
         maps: all layers that have a map.
         reader: how the scores are read.
         notes: what a trial showed of them that the user should hear.
+        aligned: where the cells of each of `layers` lie in the picture.
     """
 
     capture: Capture
@@ -52,6 +55,7 @@ class Backend:
     maps: tuple[LayerInfo, ...] = ()
     reader: OutputReader = FIRST
     notes: tuple[str, ...] = ()
+    aligned: Mapping[str, Aligned] = field(default_factory=dict)
 
     @property
     def channels_last(self) -> bool:
@@ -94,7 +98,8 @@ def open_backend(
         layers = (layer,)
     for layer in config.layers:
         check_layer(classifier, pictures, survey, layer)
-    sites = {layer: survey.site(layer) for layer in layers}
+    aligned = align_layers(classifier, survey, layers, pictures[:1], given=len(config.token_grid or ()) > 2)
+    sites = {layer: replace(survey.site(layer), layout=aligned[layer].layout) for layer in layers}
     weights = {layer: find_cam_weights(classifier, site, pictures, survey.outputs) for layer, site in sites.items()}
     cam_weights = {layer: weight for layer, weight in weights.items() if weight is not None}
     eager: Any = getattr(model, "_orig_mod", model)
@@ -129,6 +134,7 @@ def open_backend(
         survey.maps,
         classifier.reader,
         notes,
+        aligned,
     )
 
 

@@ -136,11 +136,12 @@ class Classifier(Protocol):
         """Find the function that makes the scores of pictures `[N, 3, H, W]`; "" where none is, or it cannot be looked behind."""
         ...
 
-    def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+    def survey(self, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
         """Run the model over `pictures` `[N, 3, H, W]` and describe every layer that ran.
 
         Args:
-            token_grid: rows and columns of a transformer's tokens, where the configuration gives them.
+            token_grid: rows and columns of a transformer's tokens, and how many others stand before them, as far as the
+                configuration gives them.
         """
         ...
 
@@ -154,6 +155,17 @@ class Classifier(Protocol):
         Args:
             pictures: `[N, 3, H, W]`, as many as `batch` allows.
             values: of the shape `site.layout.shape(N)`.
+        """
+        ...
+
+    def run_calls(
+        self, layers: Collection[str], pictures: Tensor, replaced: Mapping[tuple[str, int], Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Run the model; return the scores `[N, K]` and what each call of these layers gave, in order, as the model lays it out.
+
+        Args:
+            pictures: `[N, 3, H, W]`, as many as `batch` allows.
+            replaced: what the model goes on with in place of the output of a layer's call, which counts from 0.
         """
         ...
 

@@ -54,11 +54,13 @@ def _read_size(value: Any) -> Size:
     return side
 
 
-def _read_grid(value: Any) -> tuple[int, int] | None:
+def _read_grid(value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
-    rows, columns = read_list(value)
-    return _SIDE.read(rows), _SIDE.read(columns)
+    rows, columns, *before = read_list(value)
+    if len(before) > 1:
+        raise ValueError
+    return _SIDE.read(rows), _SIDE.read(columns), *map(_BEFORE.read, before)
 
 
 def _read_output(value: Any) -> int | str | None:
@@ -88,14 +90,15 @@ def _read_monitor(value: Any) -> bool | dict[str, float]:
 _MONITOR = {"rate": number(0, 1), "interval": number(0.1, 3600), "budget": number(0.001, 1)}
 _MONITOR_ACCEPTS = ", ".join(f"{name}: {values.accepts}" for name, values in _MONITOR.items())
 _SIDE = integer(1, 8192)
+_BEFORE = integer(0, 8192)
 _SIZE = Values("a whole number of pixels from 1 to 8192, [height, width], or null for none", _read_size)
 
 KEYS: Mapping[str, Key] = MappingProxyType(
     {
         "layers": Key("layers that may be asked for; the first is the default", Values("a list of layer names", _read_names)),
         "token_grid": Key(
-            "rows and columns of a transformer's tokens, where they cannot be told from the picture's size",
-            Values("[rows, columns] or null", _read_grid),
+            "rows and columns of a transformer's tokens, and how many others stand before them, where no trial tells",
+            Values("[rows, columns], [rows, columns, before] or null", _read_grid),
         ),
         "method": Key("default method", choice(METHODS, METHOD_ALIASES)),
         "channels": Key("what the model takes: 1 grey, 3 RGB; of any other number tensors only", integer(1, 1024)),
@@ -179,7 +182,7 @@ class Config:
     """The validated configuration. Sizes are pixels: an int (shorter side, or a square), (height, width), or None."""
 
     layers: tuple[str, ...] = ()
-    token_grid: tuple[int, int] | None = None
+    token_grid: tuple[int, ...] | None = None
     method: str = "gradcam++"
     channels: int = 3
     resize: Size = 256

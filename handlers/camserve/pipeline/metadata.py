@@ -46,6 +46,7 @@ def describe(served: Served, backend: Backend) -> dict[str, Any]:
         "scores": served.scores,
         "threshold": config.threshold if served.by_threshold else None,
         "output": name_path(backend.reader.path or ()) or None,
+        "cells": {layer: aligned.describe() for layer, aligned in backend.aligned.items()},
         "labels": len(labels),
         "labelled": labels.given,
         "channels": config.channels,

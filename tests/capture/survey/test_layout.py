@@ -9,7 +9,7 @@ from camserve.capture.survey.layout import Layout, extract_tensor, guess_grid, r
 from camserve.capture.survey.readings import Moments, Output, Readings
 
 
-def layout_of(shape: tuple[int, ...], picture: tuple[int, int], token_grid: tuple[int, int] | None = None) -> Layout | None:
+def layout_of(shape: tuple[int, ...], picture: tuple[int, int], token_grid: tuple[int, ...] | None = None) -> Layout | None:
     """The layout of the only output of a run, for two pictures."""
     output = Output("layer", "Module", shape, Moments(negative=True, mean=0, square=1, absolute=0.8))
     return Readings([output], 2, picture, token_grid).all[0].layout

@@ -144,7 +144,7 @@ def _fault_of(captured: Captured, info: LayerInfo, outputs: int) -> str:
     lines = [(int(reached.any(0).any(axis).sum()), reached.shape[2 - axis]) for axis in (0, 1)]
     if any(lines_reached == 1 < lines_in_all for lines_reached, lines_in_all in lines):
         return ONE_ROW
-    if info.layout and info.layout.extra and not channels.all():
+    if info.layout and info.layout.others and not channels.all():
         return PARTLY
     own = len(channels) == outputs > 1 and bool(channels[top].item()) and int(channels.sum()) == 1
     return SCORES if own else ""
@@ -153,7 +153,7 @@ def _fault_of(captured: Captured, info: LayerInfo, outputs: int) -> str:
 def _reason(info: LayerInfo, survey: Survey) -> str:
     layout = info.site.layout
     calls = f", at the last of its {info.calls} calls" if info.calls > 1 else ""
-    extra = f" behind {layout.extra} other tokens" if layout.extra > 1 else ""
+    extra = f" beside {layout.others} other tokens" if layout.others > 1 else ""
     return (
         f"the last of {len(survey.maps)} layers with a map that the prediction depends on: "
         f"{layout.channels} channels, {layout.height}x{layout.width} cells{extra}{calls}{_warning(info, survey)}"

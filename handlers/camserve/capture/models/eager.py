@@ -19,7 +19,7 @@ from camserve.capture.models.hooks import hook_every_call, hook_last_calls, hook
 from camserve.capture.models.passes import Pass, copy_saved_tensors
 from camserve.capture.survey.endings import Ending, EndingWatch
 from camserve.capture.survey.layers import Site, Survey, SurveyBuilder, resolve_orders
-from camserve.capture.survey.layout import extract_tensor
+from camserve.capture.survey.layout import extract_tensor, replace_tensor
 from camserve.capture.survey.reader import FIRST, Scores
 
 
@@ -166,7 +166,7 @@ class EagerClassifier:
         self.module = module
         self.reader = FIRST
 
-    def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+    def survey(self, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
         """Run the module over `[N, 3, H, W]` and describe every layer that ran."""
         builder = SurveyBuilder(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
         scores = self._record(pictures, builder)
@@ -221,6 +221,29 @@ class EagerClassifier:
         """Run the module with the layer's output replaced by `values`, and return the scores `[N, K]`."""
         with torch.no_grad(), hook_last_calls(self.module, {site.layer: site}, lambda _, output: values.to(output, copy=True)):
             return self.read_logits(pictures)
+
+    def run_calls(
+        self, layers: Collection[str], pictures: Tensor, replaced: Mapping[tuple[str, int], Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Run the module; return the scores, and the output of every call of these layers."""
+        given = replaced or {}
+        outputs: dict[str, list[Tensor]] = {layer: [] for layer in (*layers, *(layer for layer, _ in given))}
+
+        def record(name: str, _module: nn.Module, output: Any) -> Any:
+            layer, tensor = self.name_of(name), extract_tensor(output)
+            if layer not in outputs or tensor is None:
+                return None
+            values = given.get((layer, len(outputs[layer])))
+            outputs[layer].append(tensor.detach().clone())
+            return None if values is None else replace_tensor(output, values.to(tensor, copy=True))
+
+        with torch.no_grad(), hook_every_call(self.module, record):
+            scores = self.read_logits(pictures)
+        return scores, outputs
+
+    def name_of(self, path: str) -> str:
+        """Return the name of the layer whose module has this path."""
+        return path
 
     def weights(self) -> Iterable[Tensor]:
         """Return the module's parameters."""

@@ -125,7 +125,7 @@ class ExportedClassifier(EagerClassifier):
         if (first - again).abs().max() > MODE_ERROR * scale or (first[0] - mixed[0]).abs().max() > MODE_ERROR * scale:
             raise ConfigError("the program was exported in training mode; call model.eval() before torch.export.export")
 
-    def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+    def survey(self, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
         """Run the program and describe every layer that ran. A layer that runs with two graphs has one name."""
         pictures = fit_batch(pictures, self.batch)
         operations = _operations(self.module)
@@ -134,7 +134,7 @@ class ExportedClassifier(EagerClassifier):
         calls: dict[str, int] = {}
 
         def record(name: str, module: nn.Module, output: Any) -> None:
-            layer = _layer_name(name)
+            layer = self.name_of(name)
             calls[name] = calls.get(name, 0) + 1
             self._modules[layer], self._calls[layer] = name, calls[name]
             builder.record(layer, self._classes.get(layer) or self.class_of(module), extract_tensor(output))
@@ -157,6 +157,10 @@ class ExportedClassifier(EagerClassifier):
         last = {site.layer: self._at_last_module(site)}
         with torch.no_grad(), hook_last_calls(self.module, last, lambda _, output: values.to(output, copy=True), self._modules):
             return self.read_logits(pictures)
+
+    def name_of(self, path: str) -> str:
+        """Return the name of the layer whose module has this path."""
+        return _layer_name(path)
 
     def _at_last_module(self, site: Site) -> Site:
         """Return the site at the module that ran last under the layer's name."""

@@ -69,11 +69,11 @@ WRONG_CHANNELS = (
 """How a convolution, and a program of torch.export, say how many channels they take, and how many they got."""
 
 
-def survey_model(model: Classifier, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+def survey_model(model: Classifier, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
     """Survey an opened model with pictures `[N, 3, H, W]`.
 
     Args:
-        token_grid: (rows, columns) of a transformer's tokens, where the configuration gives them.
+        token_grid: (rows, columns) of a transformer's tokens, or (rows, columns, others before), where the configuration has it.
 
     Raises:
         ConfigError: it does not run on such pictures, or gives no row of scores for each; or `token_grid` fits no layer.

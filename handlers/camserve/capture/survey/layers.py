@@ -147,13 +147,13 @@ class SurveyBuilder:
     Attributes:
         batch: number of pictures in the run.
         size: their (height, width).
-        token_grid: (rows, columns) of a transformer's tokens, where the configuration gives them.
+        token_grid: (rows, columns) of a transformer's tokens, or (rows, columns, others before), where the configuration has it.
         usual: the order of all maps of this model, where it is known.
     """
 
     batch: int
     size: tuple[int, int]
-    token_grid: tuple[int, int] | None = None
+    token_grid: tuple[int, ...] | None = None
     usual: Order | None = None
     _outputs: list[Output] = field(default_factory=list)
     _orders: dict[int, Order] = field(default_factory=dict)

@@ -67,6 +67,9 @@ def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> 
         progress.note(note)
     for name, why in refused.items():
         progress.note(f"  {name}: {why}")
+    for name, aligned in backend.aligned.items():
+        if aligned.note:
+            progress.note(f"  {name}: {aligned.note}")
     progress.note(f"The rule picks {picked.layers[0]}: {picked.why}")
     if len(picked.maps) > len(shown):
         progress.note(f"{len(picked.maps) - len(shown)} deeper layers are not listed; --depth {options.depth + 1} lists more")
@@ -151,10 +154,11 @@ def _print(
     table = Table("layer", "kind", "map", "stride", "signed", "gradients", "x prediction", "", box=None, padding=(0, 2, 0, 0))
     for info in shown:
         layout = info.site.layout
-        stride = f"{size[0] / layout.height:g}x{size[1] / layout.width:g}"
+        rows, columns = layout.grid
+        stride = f"{size[0] / rows:g}x{size[1] / columns:g}"
         closed = "closed form" if info.name in closed_form else "autograd"
         mark = "the rule's choice" if info.name == picked else ""
-        shape = f"{layout.channels} x {layout.height}x{layout.width}"
+        shape = f"{layout.channels} x {rows}x{columns}"
         signed = "yes" if info.signed else "no"
         table.add_row(info.name, info.kind, shape, stride, signed, closed, f"{costs[info.name]:.2f}", mark)
     progress.console.width = max(progress.console.width, TABLE_WIDTH)

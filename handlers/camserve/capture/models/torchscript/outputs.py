@@ -154,6 +154,11 @@ def insert_input(graph: Graph, _value: Value) -> tuple[Value, list[Value]]:
     return graph.addInput(), []
 
 
+def insert_copy(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
+    """Keep the value as it is now. Outputs: a copy."""
+    return value, [graph.insert("aten::clone", [graph.insert("aten::detach", [value])])]
+
+
 def is_floating(dtype: int) -> bool:
     """Return whether TorchScript's number of a type is that of a floating type."""
     return dtype in FLOATING

@@ -165,7 +165,7 @@ class ScriptClassifier:
                     return endings[place]
         return ""
 
-    def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+    def survey(self, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
         """Run the program, and describe every layer that ran, and `POOL_INPUT`."""
         pictures = fit_batch(pictures, self.batch)
         builder = SurveyBuilder(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
@@ -207,6 +207,28 @@ class ScriptClassifier:
             answer = function(self.module._c, self.cast_input(pictures), values)
             answer, *behind = answer if self.endings else (answer,)
             return self.read(answer, len(pictures), behind).logits
+
+    def run_calls(
+        self, layers: Collection[str], pictures: Tensor, replaced: Mapping[tuple[str, int], Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Run the program; return the scores, and the output of every call of these layers."""
+        inputs = {self._calls_of(layer)[call]: values for (layer, call), values in (replaced or {}).items()}
+        places = {layer: self._calls_of(layer) for layer in layers}
+        kept = [place for each in places.values() for place in each if place not in inputs]
+        inserts = {**dict.fromkeys(inputs, outputs.insert_input), **dict.fromkeys(kept, outputs.insert_copy)}
+        function = outputs.add_outputs(self.program, inserts, self.endings)
+        values = [self.cast_input(each).clone() for each in inputs.values()]
+        with torch.no_grad():
+            answer = function(self.module._c, self.cast_input(pictures), *values)
+        answer, *further = answer if kept or self.endings else (answer,)
+        found = {**inputs, **dict(zip(kept, further, strict=False))}
+        scores = self.read(answer, len(pictures), further[len(kept) :]).logits
+        return scores, {layer: [found[place] for place in each] for layer, each in places.items()}
+
+    def _calls_of(self, layer: str) -> list[int]:
+        """Return the places of the marks of a layer's calls, in order."""
+        places = [mark.place for mark in self.program.marks if mark.path == layer]
+        return places or [self._places[layer]]
 
     def weights(self) -> Iterable[Tensor]:
         """Return the parameters, and the tensors that a frozen program holds as constants."""

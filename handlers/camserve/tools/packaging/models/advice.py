@@ -35,10 +35,11 @@ PATIENCE = 10.0
 
 
 def describe_layers(backend: Backend) -> str:
-    """Says which layer is explained, and why."""
+    """Says which layer is explained, why, and where its cells lie, where that is worth a word."""
+    notes = [f"; of {layer}, {each.note}" for layer, each in backend.aligned.items() if each.note]
     if backend.why:
-        return f"Layer {backend.layers[0]}: {backend.why}; --layer chooses another"
-    return f"Layer {', '.join(backend.layers)}, as asked"
+        return f"Layer {backend.layers[0]}: {backend.why}; --layer chooses another{''.join(notes)}"
+    return f"Layer {', '.join(backend.layers)}, as asked{''.join(notes)}"
 
 
 def describe_preparation(config: Config, origins: Mapping[str, Collection[str]], handler: AdoptedHandler) -> list[str]:
