@@ -30,6 +30,9 @@ FINER = 4
 OUT_OF_PLACE = 0.6
 """How far, in cells, the cells of a layer that sees a part of the picture only may lie from where a map would show them."""
 
+HIDDEN = 0.4
+"""Share of the probes that an early map may miss: the layer sees a part of the picture only where it misses more."""
+
 MIDDLES = 32
 """Probes lie in the middle of a layer's cells, or, of one with fewer cells, in those of halved ones."""
 
@@ -190,7 +193,7 @@ class _Trial:
                 own = evidence.median(found) if evidence is each else None
                 return Aligned(found, own, _describe(self._layout, found))
             if each.sharp and last:
-                raise ConfigError(f"layer {self._info.name} cannot be explained: {SHUFFLED}")
+                raise self._error(SHUFFLED)
         if not last:
             return None
         if self._layout.others:
@@ -198,41 +201,36 @@ class _Trial:
         return Aligned(self._layout, evidence.median(self._layout) if evidence else None, DIFFUSE if evidence else UNSEEN)
 
     def _decide_map(self, evidence: Evidence | None, last: bool) -> Aligned | None:
-        view = self._view(last)
+        early = self._early_changes()
+        view = find_view(early, self._places) if early is not None else None
+        if early is not None:
+            hidden = len(early) - count_seen(early)
+            if hidden > len(early) * HIDDEN:
+                if not last:
+                    return None
+                raise self._error(f"{hidden} of {len(early)} patches of the picture, changed, change nothing of it: {CROPPED}")
         settled = evidence.settle(list(list_readings(evidence.layout))) if evidence else None
-        turn = settled.turn if settled else view.turn if view else UPRIGHT
-        layout = replace(self._layout, turn=turn)
+        layout = replace(self._layout, turn=settled.turn if settled else view.turn if view else UPRIGHT)
         if view and view.offset(layout.grid) > OUT_OF_PLACE:
-            raise ConfigError(f"layer {self._info.name} cannot be explained: {_describe_view(view)}")
-        distance = evidence.median(replace(evidence.layout, turn=turn)) if evidence else None
+            raise self._error(_describe_view(view))
+        distance = evidence.median(replace(evidence.layout, turn=layout.turn)) if evidence else None
         near = distance is not None and distance <= min(NEAR, max(layout.grid) / 4)
         if settled or view or near:
             return Aligned(layout, distance if near else None, _describe(self._layout, layout))
-        if evidence and evidence.sharp and last:
-            raise ConfigError(f"layer {self._info.name} cannot be explained: {SHUFFLED}")
-        return Aligned(layout, distance, DIFFUSE if evidence else UNSEEN) if last else None
+        if not last:
+            return None
+        if (evidence and evidence.sharp) or (early is not None and is_local(early)):
+            raise self._error(SHUFFLED)
+        return Aligned(layout, distance, DIFFUSE if evidence else UNSEEN)
 
-    def _view(self, last: bool) -> View | None:
-        """Return what an early map sees of the picture; None where that is not told.
-
-        Raises:
-            ConfigError: it evidently sees a part only, or in another order.
-        """
+    def _early_changes(self) -> Tensor | None:
+        """Return the changes of an early map; None where there are none."""
         calls = self._changes[self._first.name] if self._first else ()
         changes = calls[-1] if calls else None
-        if changes is None or not bool(changes.any()):
-            return None
-        view = find_view(changes, self._places)
-        seen = count_seen(changes)
-        if last and seen <= len(changes) / 2:
-            raise ConfigError(f"layer {self._info.name} cannot be explained: {_describe_blindness(seen, len(changes))}")
-        if last and view is None and is_local(changes):
-            raise ConfigError(f"layer {self._info.name} cannot be explained: {SHUFFLED}")
-        return view
+        return changes if changes is not None and bool(changes.any()) else None
 
-
-def _describe_blindness(seen: int, count: int) -> str:
-    return f"{count - seen} of {count} patches of the picture, changed, change nothing of it: {CROPPED}"
+    def _error(self, why: str) -> ConfigError:
+        return ConfigError(f"layer {self._info.name} cannot be explained: {why}")
 
 
 def _ask(layout: Layout) -> str:

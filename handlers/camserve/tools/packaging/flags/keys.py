@@ -30,6 +30,10 @@ NUMBERS: Mapping[str, str] = MappingProxyType(
     {
         "resize": "PIXELS [PIXELS]",
         "crop": "PIXELS [PIXELS]",
+        "fill": "SHARE [SHARE ...]",
+        "mean": "N [N ...]",
+        "std": "N [N ...]",
+        "token_grid": "ROWS COLUMNS [BEFORE]",
     }
 )
 """The keys that take several numbers, with their words on a command line. Commas may stand between them."""
