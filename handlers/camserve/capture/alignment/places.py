@@ -27,6 +27,15 @@ HITTING = (0.5, 0.75)
 LEAD = 3
 """How many times as many hits as any other reading the one must have that is settled."""
 
+MANY = 8
+"""Least number of probes of which the mean distance counts."""
+
+FAR = 3.0
+"""Beyond so many cells it does not matter how far a peak lies."""
+
+APART = 0.4
+"""By how much less than any other reading's a mean distance must be, in cells, to settle where cells lie."""
+
 NEAR = 1.0
 """Median distance, in cells, up to which a layer lies as it is read, where hits do not settle it."""
 
@@ -84,12 +93,24 @@ class Evidence:
         return statistics.median([math.hypot(*each) for each in self.distances(layout)] or [math.inf])
 
     def settle(self, candidates: Sequence[Layout]) -> Layout | None:
-        """Return the one of the candidates that the hits settle; None where they settle none."""
+        """Return the one of the candidates that the hits settle, or else the mean distance; None where these settle none.
+
+        Hits fail where patches leave a border of the picture out, so that cells are off by up to half of one.
+        """
         counts = [self.hits(each) for each in candidates]
-        best = max(range(len(counts)), key=counts.__getitem__)
-        second = max((count for place, count in enumerate(counts) if place != best), default=0)
-        settled = counts[best] >= max(FEWEST, HITTING[self.sharp] * self.seen) and LEAD * second <= counts[best]
+        best, second = _best_two(counts)
+        if counts[best] >= max(FEWEST, HITTING[self.sharp] * self.seen) and LEAD * second <= counts[best]:
+            return candidates[best]
+        means = [-sum(min(max(each), FAR) for each in self.distances(layout)) / max(1, self.seen) for layout in candidates]
+        best, second = _best_two(means)
+        settled = self.seen >= MANY and -means[best] <= HIT and means[best] - second >= APART
         return candidates[best] if settled else None
+
+
+def _best_two(values: Sequence[float]) -> tuple[int, float]:
+    """Return the place of the largest value, the first of equal ones, and the largest of the others; 0 where there are none."""
+    best = max(range(len(values)), key=values.__getitem__)
+    return best, max((value for place, value in enumerate(values) if place != best), default=0)
 
 
 def place_of(layout: Layout, index: int) -> Place | None:
