@@ -13,8 +13,7 @@ from torch import nn
 
 from camserve.capture import open_backend, synthesize_pictures
 from camserve.core.config import Config
-from camserve.explain.explainer import Explainer, Prediction
-from camserve.explain.ranking import Task
+from camserve.explain.explainer import Explainer, Prediction, Task
 
 pytestmark = pytest.mark.gpu
 SIZE = (96, 96)

@@ -34,7 +34,6 @@ class Options:
 
     Attributes:
         model: which model.
-        positive: the name of the class that a single logit speaks for.
         keys: keys of the configuration.
         settings: TorchServe's settings, by their names in model-config.yaml.
         name: the model's name; None: its own.
@@ -47,7 +46,6 @@ class Options:
     """
 
     model: ModelFlags
-    positive: str | None
     keys: Mapping[str, Any]
     settings: Mapping[str, int]
     name: str | None
@@ -73,9 +71,7 @@ def parser() -> argparse.ArgumentParser:
     add_weights_flag(weights)
     add_weights_key_flag(group)
     weights.add_argument("--random-weights", action="store_true", help="for trials; without either, the published ones")
-    classes = parser.add_argument_group("its classes")
-    add_labels_flag(classes)
-    classes.add_argument("--positive", metavar="NAME", help="of a model of one logit: the class that it speaks for")
+    add_labels_flag(parser.add_argument_group("its classes"))
     _add_archive_flags(parser.add_argument_group("the archive"))
     add_key_flags(parser)
     _add_server_flags(parser.add_argument_group("how TorchServe runs it"))
@@ -126,7 +122,6 @@ def parse(argv: Sequence[str]) -> Options:
     }
     options = Options(
         model=read_model_flags(given, random_weights=given.random_weights),
-        positive=given.positive,
         keys=read_keys(given),
         settings={name: value for name, value in settings.items() if value is not None},
         name=given.name,
@@ -138,8 +133,6 @@ def parse(argv: Sequence[str]) -> Options:
         force=given.force,
     )
     options.model.check()
-    if options.positive is not None and (options.model.labels or not options.positive.strip()):
-        raise ToolError("--positive: expected one name, and no --labels beside it, which name both classes")
     if options.version is not None and not re.fullmatch(NAME, options.version):
         raise ToolError(f"--version: expected letters, digits, '.', '_' and '-', got {options.version!r}")
     return options
