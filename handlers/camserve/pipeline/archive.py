@@ -28,7 +28,7 @@ MAX_RATIO = 200
 FREE_BYTES = 256 * 2**20
 """What an archive may unpack to whatever its own size: a small model of zeros is no attack."""
 
-FILES = ("configFile", "modelFile", "serializedFile")
+FILES = ("configFile", "handler", "modelFile", "requirementsFile", "serializedFile")
 """Keys of the manifest's `model` that name files of the archive."""
 
 
@@ -81,7 +81,7 @@ def read_archive(directory: Path) -> Archive:
         manifest = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_text("utf-8"))
         model = manifest["model"]
         for key in FILES:
-            _check_inside(directory, key, model.get(key))
+            _check_inside(directory, key, str(model.get(key) or "").partition(":")[0] if key == "handler" else model.get(key))
         config_file = model.get("configFile")
         config = yaml.safe_load((directory / config_file).read_text("utf-8")) if config_file else None
     except ArchiveError:

@@ -18,6 +18,12 @@ from camserve.core.text import in_one_line
 if TYPE_CHECKING:  # the client does without rich
     from rich.console import Console
 
+TRUST = (
+    "let the archive's own code run, with your rights: its model's file, its handler, a program that it holds. Without it only "
+    "archives are opened whose code is camserve's own"
+)
+"""What the flag `--trust` means, in each tool that loads an archive."""
+
 DEBUG = "CAMSERVE_DEBUG"
 LONGEST = 400
 """Characters of an exception's message that are repeated: torch lists every tensor that does not fit."""

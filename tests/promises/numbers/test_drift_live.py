@@ -175,7 +175,7 @@ def stack(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with open_archive(archive) as opened:
         config = {**opened.config, "explain": {**opened.config["explain"], "monitor": {"interval": 0.5}}}
     put_file(archive, "model-config.yaml", yaml.safe_dump(config))
-    assert reference.main(["--archive", str(archive), str(folder / "good")]) == 0
+    assert reference.main(["--trust", "--archive", str(archive), str(folder / "good")]) == 0
     with open_archive(archive) as opened:
         found = Reference.from_json((opened.directory / FILE).read_text())
     with Server(folder / "store", config=ROOT / "config.properties", port=0) as server, prometheus(server, folder) as url:
@@ -367,7 +367,7 @@ def test_counts_are_exact_over_several_workers_that_print(tmp_path: Path) -> Non
     good.mkdir()
     for seed in range(120):
         (good / f"{seed}.png").write_bytes(build.encoded(build.noise(seed=seed)))
-    assert reference.main(["--archive", str(archive), str(good)]) == 0
+    assert reference.main(["--trust", "--archive", str(archive), str(good)]) == 0
     with Server(tmp_path, config=ROOT / "config.properties", port=0) as server, requests.Session() as session:
         metrics = f"{server.url.rpartition(':')[0]}:{int(server.url.rpartition(':')[2]) + 2}/metrics"
 

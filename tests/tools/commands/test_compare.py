@@ -37,7 +37,7 @@ def compared_with(tmp_path: Path, pictures: Path, head: list[float], *limits: st
     first = archive(tmp_path / "first", labels=LABELS)
     second = archive(tmp_path / "second", labels=LABELS, state=state)
     told, page = tmp_path / "told.json", tmp_path / "report.html"
-    status = compare.main([str(first), str(second), str(pictures), "--json", str(told), "--html", str(page), *limits])
+    status = compare.main(["--trust", str(first), str(second), str(pictures), "--json", str(told), "--html", str(page), *limits])
     return status, json.loads(told.read_text()), page.read_text()
 
 
@@ -67,7 +67,7 @@ def test_archives_of_one_name_are_told_apart_by_their_files(tmp_path: Path, pict
     """The usual case: a new build of the model that is served."""
     builds = [archive(tmp_path / folder / "model", labels=LABELS) for folder in ("old", "new")]
     told, page = tmp_path / "told.json", tmp_path / "report.html"
-    assert compare.main([*map(str, builds), str(pictures), "--json", str(told), "--html", str(page)]) == 0
+    assert compare.main(["--trust", *map(str, builds), str(pictures), "--json", str(told), "--html", str(page)]) == 0
     found = json.loads(told.read_text())
 
     assert (found["first"], found["second"]) == (f"model 1.0 ({builds[0]})", f"model 1.0 ({builds[1]})")
@@ -83,7 +83,7 @@ def test_a_model_that_orders_its_classes_differently_agrees(tmp_path: Path, pict
     limits = [f"--max-{limit.name}={0 if limit.name in ('changed', 'silent') else 1e-5}" for limit in LIMITS]
     page = tmp_path / "report.html"
 
-    assert compare.main([*map(str, (first, second, pictures)), "--html", str(page), *limits]) == 0
+    assert compare.main(["--trust", *map(str, (first, second, pictures)), "--html", str(page), *limits]) == 0
     told = shown(page)
     assert "2 of 3 have another index" in told["classes"]
     assert [len(set(card["pictures"])) for card in told["cards"]] == [1] * 4  # both drew the heatmap of one class
@@ -103,7 +103,7 @@ def test_a_picture_that_is_too_large_to_be_drawn_is_compared_all_the_same(tmp_pa
     second = archive(tmp_path / "second", {**PLAIN, "max_response_bytes": 4000}, labels=LABELS)
     page = tmp_path / "report.html"
 
-    assert compare.main([*map(str, (first, second, pictures)), "--html", str(page), "--max-failed", "0"]) == 0
+    assert compare.main(["--trust", *map(str, (first, second, pictures)), "--html", str(page), "--max-failed", "0"]) == 0
     assert [[drawn is not None for drawn in card["pictures"]] for card in shown(page)["cards"]] == [[True, False]] * 4
 
 
@@ -118,13 +118,13 @@ def test_a_second_archive_that_refuses_most_pictures_does_not_pass(
     outputs = ["--json", str(tmp_path / "told"), "--html", str(tmp_path / "r.html")]
     arguments = [*outputs, "--max-overlap-loss", "0.3", *map(str, (first, second, pictures))]
 
-    assert compare.main([*arguments, str(small)]) == 1
+    assert compare.main(["--trust", *arguments, str(small)]) == 1
     told = json.loads((tmp_path / "told").read_text())
     assert (told["pictures"], told["figures"]["failed"], told["exceeded"]) == (1, 0.8, ["failed"])
     assert all("413 ImageTooLarge" in why for why in told["failed"].values())
     assert "4 are not answered by the second, 1 not by the first" in capsys.readouterr().out
     assert "413 ImageTooLarge" in (tmp_path / "r.html").read_text()
-    assert compare.main(arguments) == 2
+    assert compare.main(["--trust", *arguments]) == 2
     assert "the second says: 413 ImageTooLarge" in capsys.readouterr().err
 
 
@@ -132,7 +132,7 @@ def test_an_archive_of_another_handler_is_refused(tmp_path: Path, pictures: Path
     """The stock handler has no heatmaps to compare."""
     first, stock = archive(tmp_path / "first"), archive(tmp_path / "stock", handler="stock")
 
-    assert compare.main([str(first), str(stock), str(pictures)]) == 2
+    assert compare.main(["--trust", str(first), str(stock), str(pictures)]) == 2
     assert f"{stock}: its handler is not camserve's" in capsys.readouterr().err
 
 
@@ -147,18 +147,18 @@ def test_what_is_no_archive_is_told_by_name_before_the_other_is_loaded(
         both = [str(archive(tmp_path / f"beside {name}")), str(pictures)]
         both.insert(place, str(tmp_path / name))
 
-        assert compare.main(both) == 2
+        assert compare.main(["--trust", *both]) == 2
         assert f"error: {told.format(tmp_path / name)}" in capsys.readouterr().err
 
 
 def test_where_the_report_is_is_told(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The page always, the figures where they were asked for."""
     both, page, figures = str(archive(tmp_path / "first", labels=LABELS)), tmp_path / "r.html", tmp_path / "r.json"
-    assert compare.main([both, both, str(pictures), "--html", str(page)]) == 0
+    assert compare.main(["--trust", both, both, str(pictures), "--html", str(page)]) == 0
     said = capsys.readouterr().out
     assert f"  {page}: the report\n" in said
     assert "None" not in said
-    assert compare.main([both, both, str(pictures), "--html", str(page), "--json", str(figures)]) == 0
+    assert compare.main(["--trust", both, both, str(pictures), "--html", str(page), "--json", str(figures)]) == 0
     assert f"  {page}: the report\n  {figures}: the figures\n" in capsys.readouterr().out
 
 
@@ -172,10 +172,10 @@ def test_both_archives_run_with_our_handler(tmp_path: Path, pictures: Path, monk
         manifest = directory / "MAR-INF" / "MANIFEST.json"
         manifest.write_text(manifest.read_text().replace("handler.py", "gradcam_handler.py"))
 
-    assert compare.main([*map(str, both), str(pictures), "--html", str(tmp_path / "r.html")]) == 0
+    assert compare.main(["--trust", *map(str, both), str(pictures), "--html", str(tmp_path / "r.html")]) == 0
 
 
 def test_nothing_to_compare_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit 2, with the reason."""
-    assert compare.main([str(tmp_path / "a.mar"), str(tmp_path / "b.mar"), str(tmp_path / "none")]) == 2
+    assert compare.main(["--trust", str(tmp_path / "a.mar"), str(tmp_path / "b.mar"), str(tmp_path / "none")]) == 2
     assert "no picture and no folder" in capsys.readouterr().err

@@ -312,7 +312,18 @@ def test_an_archive_is_explained_in_this_process(tmp_path: Path, capsys: pytest.
     pictures.mkdir()
     (pictures / "noise.png").write_bytes(encoded(noise(80, 64)))
     (pictures / "broken.png").write_bytes(b"\x00nothing\xff")
-    arguments = [str(pictures), "--archive", str(tiny), "--target", "bright", "--target", "2", "--out", str(tmp_path / "out")]
+    arguments = [
+        str(pictures),
+        "--trust",
+        "--archive",
+        str(tiny),
+        "--target",
+        "bright",
+        "--target",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+    ]
 
     assert explain.main(arguments) == 1
     assert "1 explained, 0 done before, 1 failed" in capsys.readouterr().out
@@ -335,7 +346,7 @@ def test_an_archive_is_explained_in_this_process(tmp_path: Path, capsys: pytest.
         (["PICTURE", "--url", "localhost:8080"], "expected http://HOST:PORT"),
         (["PICTURE", "--token-file", "missing"], "cannot read the token file"),
         (["PICTURE", "--archive", "missing.mar"], "no archive missing.mar"),
-        (["PICTURE", "--archive", "x"], "x: not an archive: its manifest"),
+        (["PICTURE", "--trust", "--archive", "x"], "x: not an archive: its manifest"),
         (["PICTURE", "--archive", "x", "--model", "m"], "--archive asks no server; leave --model out"),
         (["PICTURE", "--archive", "x", "--token-file", "m"], "--archive asks no server; leave --token-file out"),
         (["PICTURE"], "which model? Give --model NAME, or a URL that ends in /explanations/MODEL"),
@@ -365,7 +376,7 @@ def test_an_archive_of_another_handler_is_refused(tmp_path: Path, capsys: pytest
     stock = mar(tmp_path, "stock", handler="stock")
     (picture,) = files(tmp_path / "x", a="cat")
 
-    assert explain.main([str(picture), "--archive", str(stock), "--out", str(tmp_path / "out")]) == 1
+    assert explain.main([str(picture), "--trust", "--archive", str(stock), "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert f"{stock}: its handler is not camserve's" in said
     assert f"--from-archive {stock}" in said

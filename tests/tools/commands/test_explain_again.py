@@ -64,7 +64,7 @@ def test_rows_of_other_weights_are_not_taken_for_this_archive_s(tmp_path: Path, 
     picture.write_bytes(encoded(noise(80, 64)))
 
     def run(folder: Path) -> tuple[str, dict[str, Any]]:
-        assert explain.main([str(picture), "--archive", str(folder), "--out", str(tmp_path / "out")]) == 0
+        assert explain.main([str(picture), "--trust", "--archive", str(folder), "--out", str(tmp_path / "out")]) == 0
         return capsys.readouterr().out, rows(tmp_path / "out")["noise"]
 
     said, before = run(first)

@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(mar: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
     """The archive with a reference made by the command, and what it printed."""
     path = Path(shutil.copy(mar, tmp_path))
-    assert reference.main(["--archive", str(path), str(folder)]) == 0
+    assert reference.main(["--trust", "--archive", str(path), str(folder)]) == 0
     return path, capsys.readouterr().out
 
 
@@ -155,7 +155,7 @@ def test_every_picture_is_measured_where_maps_take_backward_passes(tmp_path: Pat
     """A worker has a budget for that; the reference has none, and knows the runner-up's overlap of all."""
     curved = "return self.fc(torch.tanh(self.features(x).mean((2, 3))))"
     path = small.archive(tmp_path / "curved", fault=curved)
-    assert reference.main(["--archive", str(path), str(folder)]) == 0
+    assert reference.main(["--trust", "--archive", str(path), str(folder)]) == 0
     found = Reference.from_json((path / FILE).read_text())
 
     assert handler_of(load_monitored(path)).face.backend.closed_form == ()
@@ -173,7 +173,7 @@ def test_a_server_that_does_not_declare_the_metrics_is_told_nothing(made: tuple[
 def test_too_few_pictures_are_refused(mar: Path, folder: Path, tmp_path: Path) -> None:
     """Shares of ten bins of a few dozen pictures are chance."""
     with pytest.raises(ToolError, match=r"at least 100 pictures .*, found 65"):
-        reference.make(mar, [folder / "more"], Progress())
+        reference.make(mar, [folder / "more"], Progress(), True)
     with pytest.raises(ToolError, match="no picture and no folder"):
         list(list_pictures([tmp_path / "nothing"]))
 
@@ -182,13 +182,13 @@ def test_an_archive_of_another_handler_is_refused(tmp_path: Path, folder: Path, 
     """The stock handler has no maps to measure."""
     stock = small.archive(tmp_path / "stock", handler="stock")
 
-    assert reference.main(["--archive", str(stock), str(folder)]) == 1
+    assert reference.main(["--trust", "--archive", str(stock), str(folder)]) == 1
     assert "the archive's handler is not camserve's" in capsys.readouterr().err
 
 
 def said(path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What the command says when it fails; it must be one line."""
-    assert reference.main(["--archive", str(path), str(pictures)]) == 1
+    assert reference.main(["--trust", "--archive", str(path), str(pictures)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -274,7 +274,7 @@ def test_pictures_that_cannot_be_read_do_not_count(
 
     monkeypatch.setattr(Path, "read_bytes", read)
 
-    assert reference.make(path, [folder], Progress()).images == 128
+    assert reference.make(path, [folder], Progress(), True).images == 128
     printed = capsys.readouterr().out
     assert "3 pictures were refused and do not count" in printed
     assert f"{folder / '000.png'}: cannot be read: Permission denied" in printed

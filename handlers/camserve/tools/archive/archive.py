@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -69,6 +70,7 @@ def load_service(directory: Path | str) -> Any:
     `camserve` and its handler are those of this process; everything else is the archive's own, even where another archive
     had a module of that name. Ask it with `ask`.
     """
+    importlib.import_module("gradcam_handler")  # ours is kept: an archive's copy is never loaded in its place
     directory = Path(directory).resolve()
     drop(top_modules(directory).difference(SHARED))
     sys.path[:] = [str(directory), *(each for each in sys.path if each != str(directory))]

@@ -94,10 +94,14 @@ class ArchiveSource:
 
 
 @contextmanager
-def open_archive_source(archive: Path) -> Iterator[ArchiveSource]:
-    """Unpacks and loads an archive for the block; raises `ToolError` where that cannot be done."""
+def open_archive_source(archive: Path, trusted: bool, say: Callable[[str], None]) -> Iterator[ArchiveSource]:
+    """Unpacks and loads an archive for the block; `trusted` and `say` are as `load` takes them.
+
+    Raises:
+        ToolError: that cannot be done.
+    """
     with unpack(archive) as opened:
-        yield load(archive, opened)
+        yield load(archive, opened, trusted, say)
 
 
 @contextmanager
@@ -112,9 +116,20 @@ def unpack(archive: Path) -> Iterator[Archive]:
         yield opened
 
 
-def load(archive: Path, opened: Archive) -> ArchiveSource:
-    """Loads an unpacked archive; raises `ToolError` where that fails, or its handler is not camserve's."""
+def load(archive: Path, opened: Archive, trusted: bool, say: Callable[[str], None]) -> ArchiveSource:
+    """Loads an unpacked archive.
+
+    Args:
+        trusted: code of the archive's own may run.
+        say: is told what the archive holds, and what of it runs, before it does.
+
+    Raises:
+        ToolError: it has code of its own and is not trusted, it does not load, or its handler is not camserve's.
+    """
     require("an archive in this process", "serve")
+    from camserve.tools.archive.trust import review  # noqa: PLC0415 brings torch, which clients do without
+
+    review(archive, opened, trusted, say)
     digest = digest_archive(opened)  # before its code runs
     try:
         service = load_service(opened.directory)

@@ -9,7 +9,6 @@ one is not, 2 where nothing could be compared.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from typing import Any
 from rich.table import Table
 
 from camserve.tools.client.sources import AnswerSource, load, unpack
-from camserve.tools.console import Progress, ToolError, command_of, fail
+from camserve.tools.console import TRUST, Progress, ToolError, command_of, fail
 from camserve.tools.reports.comparison.classes import Classes
 from camserve.tools.reports.comparison.limits import FAILED, LIMITS
 from camserve.tools.reports.comparison.outcome import Outcome, ask_both, summarise
@@ -49,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("first", type=Path, metavar="A.mar", help="the archive that is served today")
     made.add_argument("second", type=Path, metavar="B.mar", help="the one that is to replace it")
     made.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="pictures, or folders of them")
+    made.add_argument("--trust", action="store_true", help=TRUST)
     results = made.add_argument_group("what is written")
     results.add_argument("--html", type=Path, default=Path("out/compare.html"), metavar="FILE", help="the report (%(default)s)")
     results.add_argument("--worst", type=int, default=12, metavar="N", help="how many pictures the report shows (%(default)s)")
@@ -83,8 +83,7 @@ def _compare(options: argparse.Namespace, progress: Progress) -> tuple[dict[str,
     paths = (options.first, options.second)
     with ExitStack() as stack:
         archives = [stack.enter_context(unpack(path)) for path in paths]  # what is no archive is told before one loads
-        importlib.import_module("gradcam_handler")  # ours is kept; otherwise the first archive's would serve both
-        first, second = (load(*each) for each in zip(paths, archives, strict=True))
+        first, second = (load(*each, options.trust, progress.note) for each in zip(paths, archives, strict=True))
         classes = Classes(first.labels, second.labels)
         outcome = ask_both(first, second, classes, images)
         if not outcome.rows:

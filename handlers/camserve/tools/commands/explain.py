@@ -20,8 +20,8 @@ from camserve.core.values import parse_integer
 from camserve.protocol.options import OPTIONS, Option
 from camserve.tools.client.sources import AnswerSource, ServerSource, open_archive_source
 from camserve.tools.client.token import open_token_file
+from camserve.tools.console import TRUST, ToolError, command_of, fail
 from camserve.tools.console import Progress as Steps
-from camserve.tools.console import ToolError, command_of, fail
 from camserve.tools.reports.globs import expand
 from camserve.tools.reports.pictures import Say, describe_kind, list_folder
 from camserve.tools.reports.run import Run
@@ -43,6 +43,7 @@ class Options:
         request: the request's options, by the contract's names.
         out: the folder that is written to.
         again: explain again what is done already.
+        trust: the archive's own code may run.
     """
 
     pictures: Sequence[str]
@@ -55,6 +56,7 @@ class Options:
     request: Mapping[str, Any]
     out: Path
     again: bool
+    trust: bool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="pictures, folders (with all below them), or globs")
     who = parser.add_argument_group("who is asked")
     who.add_argument("--archive", type=Path, metavar="FILE", help="an archive (.mar), explained in this process")
+    who.add_argument("--trust", action="store_true", help=f"with --archive, {TRUST}")
     who.add_argument("--url", help=f"or a server's root, or .../explanations/MODEL ({URL})")
     who.add_argument("--model", metavar="NAME", help="the model, or NAME/VERSION, where the URL does not name it")
     who.add_argument("--token-file", type=Path, metavar="FILE", help="holds the server's token, or is its key_file.json")
@@ -114,6 +117,7 @@ def parse(argv: Sequence[str] | None) -> Options:
         request={name: value for name, value in request.items() if value is not None},
         out=given.out,
         again=given.again,
+        trust=given.trust,
     )
 
 
@@ -164,7 +168,7 @@ def _open_source(options: Options, steps: Steps) -> Iterator[AnswerSource]:
         return
     with ExitStack() as stack:
         with steps.step(f"Load {options.archive}"):
-            source = stack.enter_context(open_archive_source(options.archive))
+            source = stack.enter_context(open_archive_source(options.archive, options.trust, steps.note))
         yield source
 
 

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
         from camserve.tools.packaging.inspected import open_inspected  # noqa: PLC0415
         from camserve.tools.reports.layers import inspect  # noqa: PLC0415
 
-        with open_inspected(options.model, options.keys, progress) as inspected:
+        with open_inspected(options.model, options.keys, progress, options.trust) as inspected:
             inspect(inspected, options, progress)
     except (ToolError, ConfigError, OSError) as error:
         return fail(error)

@@ -10,7 +10,7 @@ from pathlib import Path
 from camserve.core.errors import ConfigError
 from camserve.monitoring.reference import FILE, Reference
 from camserve.tools.archive.rewriting import check_rewritable, name_fault, put_file
-from camserve.tools.console import Progress, ToolError, command_of, fail
+from camserve.tools.console import TRUST, Progress, ToolError, command_of, fail
 from camserve.tools.reports.pictures import SUFFIXES, list_pictures
 from camserve.tools.watching.measuring import ENOUGH, LEAST, measure_archive
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Makes the reference that `argv` asks for; returns the exit status."""
     options = parser().parse_args(argv)
     try:
-        make(options.archive, options.images, Progress())
+        make(options.archive, options.images, Progress(), options.trust)
     except (ToolError, ConfigError, OSError) as error:
         return fail(error)
     return 0
@@ -34,12 +34,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--archive", type=Path, required=True, metavar="FILE", help="the archive (.mar); it is rewritten in one step"
     )
+    made.add_argument("--trust", action="store_true", help=TRUST)
     text = "pictures as the model is to see them in service, in their usual mixture: files, or folders with all in them"
     made.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help=f"{text}; {LEAST} at least, better {ENOUGH}")
     return made
 
 
-def make(archive: Path, images: Sequence[Path], progress: Progress) -> Reference:
+def make(archive: Path, images: Sequence[Path], progress: Progress, trusted: bool = False) -> Reference:
     """Measures the pictures, writes the reference into the archive, and prints what is normal.
 
     Raises:
@@ -49,7 +50,7 @@ def make(archive: Path, images: Sequence[Path], progress: Progress) -> Reference
     if len(paths) < LEAST:
         raise ToolError(f"expected at least {LEAST} pictures ({', '.join(SUFFIXES)}), found {len(paths)}")
     check_rewritable(archive, FILE, ROOM)
-    reference = measure_archive(archive, paths, progress)
+    reference = measure_archive(archive, paths, progress, trusted)
     with progress.step(f"Write {FILE} into the archive"):
         try:
             put_file(archive, FILE, reference.to_json())

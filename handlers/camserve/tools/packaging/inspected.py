@@ -20,6 +20,7 @@ from camserve.pipeline.loading import check_handler, isolate_modules, load_modul
 from camserve.pipeline.loading import read_labels as read_archive_labels
 from camserve.pipeline.model import PROBE
 from camserve.tools.archive.archive import Archive, face_of, handler_of, load_service, open_archive
+from camserve.tools.archive.trust import review
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.packaging.adoption.old_archive import read_old_archive
 from camserve.tools.packaging.contents.labels import read_labels
@@ -48,8 +49,12 @@ class InspectedModel:
 
 
 @contextmanager
-def open_inspected(flags: ModelFlags, keys: Mapping[str, Any], progress: Progress) -> Iterator[InspectedModel]:
+def open_inspected(
+    flags: ModelFlags, keys: Mapping[str, Any], progress: Progress, trusted: bool = False
+) -> Iterator[InspectedModel]:
     """Loads what the flags name; its files are there within the block. `keys` of the configuration beat an archive's own.
+
+    `trusted`: code of an archive's own may run; what it holds is said before.
 
     Raises:
         ToolError: flags that do not go together, or a model that does not load.
@@ -61,9 +66,11 @@ def open_inspected(flags: ModelFlags, keys: Mapping[str, Any], progress: Progres
         workdir = Path(folder)
         if flags.archive:
             # its model may import more when it runs
-            with open_archive(flags.archive) as opened, isolate_modules(opened.directory):
-                inspected = _load_archive(opened, keys, workdir)
-                yield replace(inspected, labels=labels or inspected.labels)
+            with open_archive(flags.archive) as opened:
+                review(flags.archive, opened, trusted, progress.note)
+                with isolate_modules(opened.directory):
+                    inspected = _load_archive(opened, keys, workdir)
+                    yield replace(inspected, labels=labels or inspected.labels)
             return
         flags.check_files()
         source = flags.load(workdir, workdir)

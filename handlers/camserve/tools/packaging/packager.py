@@ -13,6 +13,7 @@ from pathlib import Path
 
 from camserve.core.labels import Labels
 from camserve.tools.archive.archive import Archive, open_archive
+from camserve.tools.archive.trust import review
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.packaging.adoption.old_archive import OldArchive, read_old_archive
 from camserve.tools.packaging.archiver import Parts, build_archive
@@ -57,6 +58,8 @@ def package(options: Options, progress: Progress) -> Path:
         archive = stack.enter_context(open_archive(options.model.archive)) if options.model.archive else None
         target = _choose_target(options, archive)
         options.model.check_files()
+        if archive and options.model.archive:
+            review(options.model.archive, archive, options.trust, progress.note)
         space = _open_workspace(target, stack)
         loaded = _load(options, archive, space, progress)
         settings = merge_settings(loaded.old.settings if loaded.old else {}, config.server, options.settings)

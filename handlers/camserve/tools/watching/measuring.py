@@ -23,6 +23,7 @@ from camserve.monitoring.reference import UNSEEN, Reference
 from camserve.monitoring.statistics import STATISTICS
 from camserve.tools.archive.archive import face_of, load_service, open_archive
 from camserve.tools.archive.rewriting import name_fault
+from camserve.tools.archive.trust import review
 from camserve.tools.console import Progress, ToolError, command_of
 from camserve.tools.watching.baseline import Collector, build_reference
 
@@ -38,15 +39,19 @@ BATCH = 8
 SHADES = " ░▒▓█"
 
 
-def measure_archive(archive: Path, paths: Sequence[Path], progress: Progress) -> Reference:
+def measure_archive(archive: Path, paths: Sequence[Path], progress: Progress, trusted: bool) -> Reference:
     """Measures the pictures with an archive's model, and prints what is normal.
 
     The archive's handler is loaded as a worker loads it, so a subclass's own steps are measured too.
 
+    Args:
+        trusted: code of the archive's own may run; what it holds is said before.
+
     Raises:
-        ToolError: the archive does not load, or its model could read too few of the pictures.
+        ToolError: the archive has code of its own and is not trusted, it does not load, or its model could read too few of
+            the pictures.
     """
-    with _load(archive, progress) as model:
+    with _load(archive, progress, trusted) as model:
         collector = Collector(model.scale)
         model.observe(collector)
         refused = _predict_all(model, paths, progress)
@@ -62,13 +67,14 @@ def measure_archive(archive: Path, paths: Sequence[Path], progress: Progress) ->
 
 
 @contextmanager
-def _load(archive: Path, progress: Progress) -> Iterator[Model]:
+def _load(archive: Path, progress: Progress, trusted: bool) -> Iterator[Model]:
     """Loads the archive's model for the block; raises `ToolError` where that cannot be done."""
     logging.getLogger("ts").setLevel(logging.ERROR)  # it warns of accelerators that nobody asked for
     with ExitStack() as stack:
         with progress.step("Load the archive"):
             try:
                 opened = stack.enter_context(open_archive(archive))
+                review(archive, opened, trusted, progress.note)
                 model = face_of(load_service(opened.directory))
             except (ToolError, ConfigError):
                 raise

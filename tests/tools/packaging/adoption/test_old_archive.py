@@ -195,7 +195,11 @@ def test_an_archive_that_is_served_already_explains(tmp_path: Path, eager: dict[
     own_processing = kind == "subclass of the stock handler"
 
     archive = packaged(
-        tmp_path, "--from-archive", str(old_archive(tmp_path, HANDLERS[kind])), *([] if own_processing else PREPROCESSING)
+        tmp_path,
+        "--trust",
+        "--from-archive",
+        str(old_archive(tmp_path, HANDLERS[kind])),
+        *([] if own_processing else PREPROCESSING),
     )
 
     with open_archive(archive) as opened:
@@ -212,7 +216,7 @@ def test_an_archive_that_is_served_already_explains(tmp_path: Path, eager: dict[
 def test_a_handler_that_takes_the_batch_is_refused(tmp_path: Path) -> None:
     """It would answer explanations with its own words."""
     with pytest.raises(ToolError, match=r"has a handle\(\) of its own"):
-        packaged(tmp_path, "--from-archive", str(old_archive(tmp_path, HANDLERS["takes the batch"])))
+        packaged(tmp_path, "--trust", "--from-archive", str(old_archive(tmp_path, HANDLERS["takes the batch"])))
 
 
 STOCK_SUBCLASS = """
@@ -260,7 +264,7 @@ def test_a_handler_finds_the_files_that_it_knows_by_name(tmp_path: Path) -> None
     leave `.py` and the version out."""
     files = {"weights.pth": "one", "model.pt": "two", "licenses/x-1/LICENSE": "theirs", "licenses/camserve-0/LICENSE": "old"}
     old = packed(tmp_path, BY_NAME, files, drop="modelVersion", handler="their_handler")
-    archive = packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING)
+    archive = packaged(tmp_path, "--trust", "--from-archive", str(old), *PREPROCESSING)
     with open_archive(archive) as opened:
         assert opened.version == "1.0"
         assert opened.manifest["model"]["serializedFile"] == "theirs.pth"
@@ -276,8 +280,8 @@ def test_a_handler_finds_the_files_that_it_knows_by_name(tmp_path: Path) -> None
 
 def test_an_archive_that_explains_keeps_its_handler_when_it_is_packaged_again(tmp_path: Path) -> None:
     """That is the file that packaging wrote over theirs."""
-    once = packaged(tmp_path, "--from-archive", str(packed(tmp_path, STOCK_SUBCLASS)), *PREPROCESSING)
-    twice = packaged(tmp_path, "--from-archive", str(once), "--name", "again", "--layer", "features.0")
+    once = packaged(tmp_path, "--trust", "--from-archive", str(packed(tmp_path, STOCK_SUBCLASS)), *PREPROCESSING)
+    twice = packaged(tmp_path, "--trust", "--from-archive", str(once), "--name", "again", "--layer", "features.0")
     prediction, explanation = answers(twice)
     assert set(json.loads(prediction.body)) == {"said"}
     assert json.loads(explanation.body)["layer"] == "features.0"
@@ -288,7 +292,7 @@ def test_a_file_that_packaging_would_replace_is_refused(tmp_path: Path, name: st
     """It is named; and so is one of --extra-files that would replace the weights."""
     old = packed(tmp_path, STOCK_SUBCLASS, {name: "x: 1", "own.yaml": "batchSize: 2"}, configFile="own.yaml")
     with pytest.raises(ToolError, match=f"holds a file {name}.* packaging writes one of that name itself; rename it"):
-        packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING)
+        packaged(tmp_path, "--trust", "--from-archive", str(old), *PREPROCESSING)
 
 
 def test_an_extra_file_does_not_replace_the_weights(tmp_path: Path) -> None:
@@ -296,14 +300,16 @@ def test_an_extra_file_does_not_replace_the_weights(tmp_path: Path) -> None:
     (tmp_path / "theirs.pth").write_text("other")
     old = packed(tmp_path, STOCK_SUBCLASS)
     with pytest.raises(ToolError, match=r"two files of the name theirs\.pth"):
-        packaged(tmp_path, "--from-archive", str(old), "--extra-files", str(tmp_path / "theirs.pth"), *PREPROCESSING)
+        packaged(tmp_path, "--trust", "--from-archive", str(old), "--extra-files", str(tmp_path / "theirs.pth"), *PREPROCESSING)
 
 
 def test_an_extra_file_replaces_the_old_archives(tmp_path: Path) -> None:
     """What a flag gives beats what was there."""
     (tmp_path / "word.txt").write_text("new")
     old = packed(tmp_path, STOCK_SUBCLASS, {"word.txt": "old"})
-    archive = packaged(tmp_path, "--from-archive", str(old), "--extra-files", str(tmp_path / "word.txt"), *PREPROCESSING)
+    archive = packaged(
+        tmp_path, "--trust", "--from-archive", str(old), "--extra-files", str(tmp_path / "word.txt"), *PREPROCESSING
+    )
     with zipfile.ZipFile(archive) as new:
         assert new.read("word.txt") == b"new"
 
@@ -321,7 +327,7 @@ def test_an_extra_file_replaces_the_old_archives(tmp_path: Path) -> None:
 def test_a_manifest_that_lacks_something_is_refused(tmp_path: Path, entry: dict[str, Any], message: str) -> None:
     """In words, not with a KeyError."""
     with pytest.raises(ToolError, match=message):
-        packaged(tmp_path, "--from-archive", str(packed(tmp_path, STOCK_SUBCLASS, **entry)))
+        packaged(tmp_path, "--trust", "--from-archive", str(packed(tmp_path, STOCK_SUBCLASS, **entry)))
 
 
 NEEDS_SCIPY = "import scipy.special" + STOCK_SUBCLASS
@@ -330,7 +336,7 @@ NEEDS_SCIPY = "import scipy.special" + STOCK_SUBCLASS
 def test_what_the_requirements_name_is_seen_when_the_archive_is_tried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The manifest still names them, so a server installs them; how that is turned on is said."""
     old = packed(tmp_path, NEEDS_SCIPY, {"needed.txt": "scipy>=1.0\niniconfig<0.1\n./a\n"}, requirementsFile="needed.txt")
-    archive = packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING)
+    archive = packaged(tmp_path, "--trust", "--from-archive", str(old), *PREPROCESSING)
     with open_archive(archive) as opened:
         assert opened.manifest["model"]["requirementsFile"] == "needed.txt"
         assert (opened.directory / "needed.txt").read_text().startswith("scipy>=1.0")
@@ -343,14 +349,14 @@ def test_what_the_requirements_name_is_seen_when_the_archive_is_tried(tmp_path: 
 def test_what_no_requirements_name_stays_hidden(tmp_path: Path) -> None:
     """A server would not have it."""
     with pytest.raises(ToolError, match="fresh process: ModuleNotFoundError: No module named 'scipy'"):
-        packaged(tmp_path, "--from-archive", str(packed(tmp_path, NEEDS_SCIPY)), *PREPROCESSING)
+        packaged(tmp_path, "--trust", "--from-archive", str(packed(tmp_path, NEEDS_SCIPY)), *PREPROCESSING)
 
 
 def test_requirements_that_are_not_installed_are_named(tmp_path: Path) -> None:
     """With the command that installs them, before the handler fails for want of them."""
     old = packed(tmp_path, "import nosuch" + STOCK_SUBCLASS, {"r.txt": "nosuch>=2\niniconfig\n"}, requirementsFile="r.txt")
     with pytest.raises(ToolError, match=r"r\.txt asks for nosuch>=2, .* not installed here: pip install 'nosuch>=2'"):
-        packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING)
+        packaged(tmp_path, "--trust", "--from-archive", str(old), *PREPROCESSING)
 
 
 @pytest.mark.parametrize(("old", "new"), [("resnet.pth", "resnet.pth"), ("net.pt", "net.pt"), ("net.safetensors", "net.pth")])
@@ -368,7 +374,7 @@ def test_a_flag_names_the_requirements(tmp_path: Path) -> None:
     wanted = ["--requirements", str(tmp_path / "mine.txt"), *PREPROCESSING]
     new = packaged(tmp_path, *files, *wanted)
     old = packed(tmp_path, STOCK_SUBCLASS, {"r.txt": "nosuch\n"}, requirementsFile="r.txt")
-    for archive in (new, packaged(tmp_path, "--from-archive", str(old), *wanted)):
+    for archive in (new, packaged(tmp_path, "--trust", "--from-archive", str(old), *wanted)):
         with open_archive(archive) as opened:
             assert opened.manifest["model"]["requirementsFile"] == "mine.txt"
             assert (opened.directory / "mine.txt").read_text() == "sortedcontainers\n"
@@ -418,13 +424,13 @@ def test_what_a_handler_changes_too_late_is_refused(tmp_path: Path, change: str,
     """The prepared model would go on answering, and nobody would hear of it."""
     old = packed(tmp_path, LATE.replace("LATE", change))
     with pytest.raises(ToolError, match=f"fresh process: ConfigError: ExplainedTheirs changes {words}"):
-        packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING)
+        packaged(tmp_path, "--trust", "--from-archive", str(old), *PREPROCESSING)
 
 
 def test_a_handler_with_an_answer_of_its_own_may_name_classes_as_it_likes(tmp_path: Path) -> None:
     """Only its postprocess reads those names."""
     old = packed(tmp_path, LATE.replace("LATE", "self.mapping = {'0': 'late'}") + OWN_ANSWER)
-    prediction, explanation = answers(packaged(tmp_path, "--from-archive", str(old), *PREPROCESSING))
+    prediction, explanation = answers(packaged(tmp_path, "--trust", "--from-archive", str(old), *PREPROCESSING))
     assert json.loads(prediction.body) == {"said": "late"}
     assert explanation.status == 200
 
@@ -432,7 +438,7 @@ def test_a_handler_with_an_answer_of_its_own_may_name_classes_as_it_likes(tmp_pa
 def test_whose_handler_it_is_and_how_it_prepares_pictures_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Theirs, not the file that puts it over camserve's."""
     old = packed(tmp_path, HANDLERS["subclass of the stock handler"] or "", {"words.py": 'WORD = "said"\n'})
-    packaged(tmp_path, "--from-archive", str(old))
+    packaged(tmp_path, "--trust", "--from-archive", str(old))
     lines = capsys.readouterr().out.splitlines()
     assert "Handler: their_handler.py's class Theirs, over camserve's" in lines
     assert "Pictures: as image_processing of their_handler.py's class Theirs makes them, 64x64" in lines
@@ -445,7 +451,7 @@ def test_an_archive_of_the_other_format_is_taken(tmp_path: Path) -> None:
     command += ["--model-file", "theirs.py", "--serialized-file", "theirs.pth", "--config-file", "config.yaml"]
     command += ["--handler", "their_handler.py", "--archive-format", "tgz", "--export-path", str(tmp_path)]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    archive = packaged(tmp_path, "--from-archive", str(tmp_path / "theirs.tar.gz"), *PREPROCESSING)
+    archive = packaged(tmp_path, "--trust", "--from-archive", str(tmp_path / "theirs.tar.gz"), *PREPROCESSING)
     with open_archive(archive) as opened:
         assert (opened.name, opened.version, opened.config["batchSize"]) == ("theirs", "3.2", 5)
     assert answers(archive)[1].status == 200

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from camserve.tools.console import command_of
+from camserve.tools.console import TRUST, command_of
 from camserve.tools.packaging.flags.keys import add_key_flags, read_keys
 from camserve.tools.packaging.flags.model import (
     ModelFlags,
@@ -32,6 +32,7 @@ class Options:
 
     Attributes:
         model: which model or archive.
+        trust: an archive's own code may run.
         keys: keys of the configuration.
         depth: levels of names to list.
         rounds: timed passes a layer.
@@ -41,6 +42,7 @@ class Options:
     """
 
     model: ModelFlags
+    trust: bool
     keys: Mapping[str, Any]
     depth: int
     rounds: int
@@ -55,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     parser.usage = "%(prog)s (ARCHIVE | MODEL [--weights FILE]) [--labels FILE] [--image FILE] [...]"
     model = parser.add_argument_group("the model, one of")
     model.add_argument("archive", nargs="?", type=Path, metavar="ARCHIVE", help="an archive, camserve's or another")
+    model.add_argument("--trust", action="store_true", help=f"of an archive: {TRUST}")
     add_model_flags(model)
     add_class_flags(parser.add_argument_group("in the model's file"))
     weights = parser.add_argument_group("its weights", "without them torchvision's architectures have random ones")
@@ -82,6 +85,7 @@ def parse(argv: Sequence[str]) -> Options:
     untrained = given.torchvision is not None and given.weights is None
     return Options(
         model=read_model_flags(given, random_weights=untrained),
+        trust=given.trust,
         keys=read_keys(given),
         depth=given.depth,
         rounds=given.rounds,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from camserve.tools.console import ToolError, command_of
+from camserve.tools.console import TRUST, ToolError, command_of
 from camserve.tools.packaging.flags.keys import add_key_flags, read_keys
 from camserve.tools.packaging.flags.model import (
     ModelFlags,
@@ -34,6 +34,7 @@ class Options:
 
     Attributes:
         model: which model.
+        trust: the code of an archive that is served already may run.
         keys: keys of the configuration.
         settings: TorchServe's settings, by their names in model-config.yaml.
         name: the model's name; None: its own.
@@ -46,6 +47,7 @@ class Options:
     """
 
     model: ModelFlags
+    trust: bool
     keys: Mapping[str, Any]
     settings: Mapping[str, int]
     name: str | None
@@ -65,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add_model_flags(model)
     old = "an archive that is served already (.mar, .tar.gz)"
     model.add_argument("--from-archive", dest="archive", metavar="OLD", type=Path, help=old)
+    parser.add_argument("--trust", action="store_true", help=f"with --from-archive, {TRUST}")
     add_class_flags(parser.add_argument_group("in the model's file"))
     group = parser.add_argument_group("its weights")
     weights = group.add_mutually_exclusive_group()
@@ -122,6 +125,7 @@ def parse(argv: Sequence[str]) -> Options:
     }
     options = Options(
         model=read_model_flags(given, random_weights=given.random_weights),
+        trust=given.trust,
         keys=read_keys(given),
         settings={name: value for name, value in settings.items() if value is not None},
         name=given.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,12 @@ def load_architecture(
         preprocessing, how = _preprocessing_at(published, preprocessing, side)
         notes = [*notes, f"These weights are for pictures of {side}x{side}: {how}; --resize, --crop, ... say otherwise"]
     return ModelSource(model_file, model.eval(), preprocessing, labels, stored, (), True, tuple(notes))
+
+
+def is_generated(text: str) -> bool:
+    """Tells whether a model's file is one that `load_architecture` writes, to the letter: it runs torchvision's code alone."""
+    call = re.search(r'get_model\("([a-z0-9_]+)", weights=None((?:, [a-z_]+=(?:True|False|None|[0-9]+))*)\)', text)
+    return call is not None and text == TEMPLATE.format(arch=call[1], name=_class_name(call[1]), options=call[2])
 
 
 def _find_published(arch: str) -> Any:

@@ -18,6 +18,8 @@ from camserve.tools.serving.process.errors import ServeError
 
 SUFFIXES = (".mar", ".model", ".tar.gz")
 MANIFEST = "MAR-INF/MANIFEST.json"
+MAX_TEXT = 16 * 2**20
+"""Bytes of a manifest, or of a configuration."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +123,32 @@ def read_archive(path: Path) -> StoredArchive:
     """Reads the manifest and the configuration of the archive at `path`; raises `ServeError` when that fails."""
     try:
         if path.is_dir():
-            return _read(path.name, lambda name: (path / name).read_bytes())
+            return _read(path.name, lambda name: _file_member(path, name))
         if path.name.endswith(".tar.gz"):
             with tarfile.open(path) as tar:
                 return _read(path.name, lambda name: _tar_member(tar, name))
         with zipfile.ZipFile(path) as archive:
-            return _read(path.name, archive.read)
+            return _read(path.name, lambda name: _zip_member(archive, name))
     except (OSError, KeyError, ValueError, AttributeError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise ServeError(f"{path.name} is not an archive that can be read: {error}") from error
+
+
+def _file_member(directory: Path, name: str) -> bytes:
+    path = (directory / name).resolve()
+    if not path.is_relative_to(directory.resolve()):
+        raise ValueError(f"its manifest names a file outside the archive: {show(name)}")
+    return _check_length(path.stat().st_size, path.read_bytes)
+
+
+def _zip_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    return _check_length(archive.getinfo(name).file_size, lambda: archive.read(name))
+
+
+def _check_length(length: int, read: Callable[[], bytes]) -> bytes:
+    """Reads what is not too long: a small archive may hold a member that unpacks to gigabytes."""
+    if length > MAX_TEXT:
+        raise ValueError(f"its manifest or configuration has {length} bytes, and {MAX_TEXT} are the most")
+    return read()
 
 
 def _tar_member(tar: tarfile.TarFile, name: str) -> bytes:
@@ -136,7 +156,7 @@ def _tar_member(tar: tarfile.TarFile, name: str) -> bytes:
         if member.name.partition("/")[2] == name:
             stream = tar.extractfile(member)
             if stream is not None:
-                return stream.read()
+                return _check_length(member.size, stream.read)
     raise KeyError(name)
 
 

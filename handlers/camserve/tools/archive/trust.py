@@ -1,0 +1,128 @@
+"""Says what is in an archive before any of it runs, and whether code of its own would."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradcam_handler
+from camserve.core.errors import ArchiveError
+from camserve.core.text import join_names, show
+from camserve.pipeline.archive import Archive
+from camserve.pipeline.loading import STOCK, digest_file, read_labels
+from camserve.tools.console import ToolError
+
+OURS = Path(gradcam_handler.__file__)
+CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dll", ".dylib")
+"""Files that importing a module may run."""
+PROGRAM = ".pt"
+
+Say = Callable[[str], None]
+
+
+def review(path: Path, archive: Archive, trusted: bool, say: Say) -> None:
+    """Says what an unpacked archive holds, by reading alone, and what of its own would run.
+
+    Raises:
+        ToolError: there is code of its own, and it is not trusted; none of it has run.
+    """
+    weights = read_weights(archive)
+    say(describe_archive(path, archive, weights))
+    code = find_code(archive, weights)
+    if not code:
+        return
+    named = join_names(code, 6).replace(" or ", " and ")
+    if not trusted:
+        raise ToolError(
+            f"{path} brings code of its own, which would run with your rights: {named}. Nothing of it has run. "
+            "Look at it, and say --trust where you trust whom it comes from"
+        )
+    say(f"  its own code runs now, as --trust says: {named}")
+
+
+def describe_archive(path: Path, archive: Archive, weights: Mapping[str, Any] | None) -> str:
+    """Describes an archive in one line: name, handler, model, weights, labels and configuration."""
+    model = archive.manifest["model"]
+    file = archive.file("serializedFile")
+    parts = [f"{path}: {show(archive.name)} {show(archive.version)}", f"handler {show(str(model.get('handler')))}"]
+    if model.get("modelFile"):
+        parts.append(f"model {show(str(model['modelFile']))}")
+    if file is not None and file.is_file():
+        held = "" if weights is None else f", {len(weights)} tensors, {sum(map(_count, weights.values())):,} numbers"
+        digest = digest_file(file)[:12]
+        parts.append(f"weights {show(file.name)} ({file.stat().st_size / 1e6:.1f} MB, sha256:{digest}{held})")
+    try:
+        labels = read_labels(archive.directory)
+    except ArchiveError as error:
+        parts.append(str(error))
+    else:
+        parts.append(f"{len(labels)} labels" if labels else "no labels")
+    explain = archive.config.get("explain")
+    if explain:
+        text = json.dumps(explain, default=str)
+        parts.append(f"explain {text if len(text) <= 300 else text[:297] + '...'}")
+    return "; ".join(parts)
+
+
+def find_code(archive: Archive, weights: Mapping[str, Any] | None) -> list[str]:
+    """Finds what would run of an archive beside camserve's own handler and what packaging writes for torchvision's names.
+
+    Args:
+        weights: as `read_weights` returns them.
+
+    Returns:
+        What each is, in words; empty: loading the archive runs nothing of its own.
+    """
+    model = archive.manifest["model"]
+    handler, source, program = str(model.get("handler") or ""), model.get("modelFile"), model.get("serializedFile")
+    found = []
+    for path in sorted(archive.directory.rglob("*")):
+        name = path.relative_to(archive.directory)
+        if path.suffix.lower() not in CODE or not path.is_file() or name.parts[0] == "camserve":
+            continue  # what is loaded here has this process's own camserve
+        role = "the model's file" if name.as_posix() == source else "the handler" if name.as_posix() == handler else ""
+        if not _is_ours(path, name.as_posix(), role):
+            found.append(f"{show(name.as_posix())}{f' ({role})' if role else ''}")
+    place = handler.partition(":")[0]
+    if handler != STOCK and not (archive.directory / place).is_file():
+        found.append(f"{show(handler)} (the handler, a module that is installed here)")
+    if program and not source and Path(str(program)).suffix == PROGRAM:
+        found.append(f"{show(str(program))} (a program)")
+    elif program and weights is None:
+        found.append(f"{show(str(program))} (weights that are pickled objects, not tensors alone)")
+    return found
+
+
+def read_weights(archive: Archive) -> Mapping[str, Any] | None:
+    """Reads the weights of a model's file without running anything: only tensors; None where they are something else."""
+    import torch  # noqa: PLC0415 takes seconds, and a command's help does without it
+
+    file = archive.file("serializedFile")
+    if file is None or not archive.manifest["model"].get("modelFile"):
+        return None
+    for mapped in (True, False):  # the older format cannot be mapped
+        try:
+            read = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        except Exception:  # noqa: BLE001, S112 a damaged file raises many things
+            continue
+        return read if isinstance(read, Mapping) else None
+    return None
+
+
+def _is_ours(path: Path, name: str, role: str) -> bool:
+    """Tells whether a file is camserve's handler, in whose place this process's own runs, or written by packaging."""
+    if name == OURS.name:
+        return True
+    digest = hashlib.sha256(path.read_bytes()).digest()
+    if role == "the handler" and digest == hashlib.sha256(OURS.read_bytes()).digest():
+        return True
+    from camserve.tools.packaging.models.architectures import is_generated  # noqa: PLC0415 brings torch
+
+    return role == "the model's file" and is_generated(path.read_text("utf-8", "replace"))
+
+
+def _count(tensor: Any) -> int:
+    return int(tensor.numel()) if hasattr(tensor, "numel") else 0
