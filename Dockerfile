@@ -1,5 +1,6 @@
-# TorchServe with what camserve's archives need; archives are mounted at /models. deploy/README.md says how to run it.
+# A server with what camserve's archives need; archives are mounted at /models. deploy/README.md says how to run it.
 #
+#   docker build -t camserve --target asgi .                            our own server, without TorchServe and Java
 #   docker build -t camserve .                                          for GPU and CPU
 #   deploy/lock.py --torch-index URL
 #   docker build -t camserve:cpu --build-arg TORCH_INDEX=URL .          for CPU: with PyTorch's index of CPU builds, far smaller
@@ -13,9 +14,10 @@ RUN apt-get update -q \
     && groupadd --gid 10001 camserve \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin camserve
 
-FROM base AS build
+FROM base AS torch
 # hadolint ignore=DL3008
-RUN apt-get update -q && apt-get install -yq --no-install-recommends python3-venv && python3 -m venv /opt/venv
+RUN apt-get update -q && apt-get install -yq --no-install-recommends python3-venv && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/venv
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_DEPS=1 PIP_REQUIRE_HASHES=1 PIP_ONLY_BINARY=:all:
 WORKDIR /build
 # First torch and CUDA's libraries, 4.5 GB: another pin of anything else takes them from the cache.
@@ -25,17 +27,24 @@ ARG TORCH_INDEX
 RUN if [ -z "$TORCH_INDEX" ]; then /opt/venv/bin/pip install -q -r requirements-torch.txt; \
     elif [ -f requirements-torch-index.txt ]; then /opt/venv/bin/pip install -q -i "$TORCH_INDEX" -r requirements-torch-index.txt; \
     else echo "error: run deploy/lock.py --torch-index $TORCH_INDEX first, for its hashes" >&2; exit 1; fi
+
+FROM torch AS build
 COPY deploy/requirements.txt ./
 RUN /opt/venv/bin/pip install -q -r requirements.txt && PIP_REQUIRE_HASHES=0 /opt/venv/bin/pip uninstall -qy pip
 
-FROM base
-COPY --from=build /opt/venv /opt/venv
+FROM torch AS build-asgi
+COPY deploy/requirements-asgi.txt ./
+RUN /opt/venv/bin/pip install -q -r requirements-asgi.txt && PIP_REQUIRE_HASHES=0 /opt/venv/bin/pip uninstall -qy pip
+
+FROM base AS code
 COPY LICENSE /opt/camserve/
 COPY scripts /opt/camserve/scripts
 COPY deploy /opt/camserve/deploy
 COPY handlers /opt/camserve/handlers
 # Readable for whatever user runs it, also when the checkout is not.
-RUN /opt/venv/bin/python3 -m compileall -q /opt/camserve/handlers && chmod -R a+rX /opt/camserve
+RUN python3 -m compileall -q /opt/camserve/handlers && chmod -R a+rX /opt/camserve
+
+FROM base AS run
 # Temporary files (unpacked archives, sockets, the token) are all that is written, and they go to /tmp: the rest may be
 # read-only. Whatever user runs it, its home is there.
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin HOME=/tmp PYTHONDONTWRITEBYTECODE=1 \
@@ -47,5 +56,16 @@ EXPOSE 8080 8082
 HEALTHCHECK --interval=10s --timeout=10s --start-period=120s --retries=3 CMD ["python3", "/opt/camserve/deploy/ready.py"]
 # SIGTERM lets requests finish, for as long as --drain says (30 s): stop with `docker stop --time 45`.
 STOPSIGNAL SIGTERM
+
+FROM run AS asgi
+COPY --from=build-asgi /opt/venv /opt/venv
+COPY --from=code /opt/camserve /opt/camserve
+# Without tokens, which this server does not have: something in front authenticates.
+ENTRYPOINT ["tini", "--", "python3", "/opt/camserve/scripts/serve.py", "--host", "asgi", "--model-store", "/models", \
+    "--log-format", "json", "--config", "/opt/camserve/deploy/torchserve/cluster.properties"]
+
+FROM run
+COPY --from=build /opt/venv /opt/venv
+COPY --from=code /opt/camserve /opt/camserve
 ENTRYPOINT ["tini", "--", "python3", "/opt/camserve/scripts/serve.py", "--model-store", "/models", "--log-format", "json", \
     "--config", "/opt/camserve/deploy/torchserve/container.properties"]

@@ -36,7 +36,7 @@ from benchmarks.speed.engine import Ours, Run, pictures_of, resnet50
 from benchmarks.speed.served import archives
 from camserve.capture.backend import precision_context
 from camserve.core.config import PRECISIONS, Config
-from camserve.explain.explainer import Task
+from camserve.explain.ranking import Task
 from camserve.pictures import render
 from camserve.pictures.decode import open_picture
 from camserve.pictures.preprocess import Preprocess

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Writes the image's hashed requirements: deploy/requirements.txt, and deploy/requirements-torch.txt or its other form.
+"""Writes the images' hashed requirements: requirements.txt, requirements-asgi.txt, and requirements-torch.txt or its other form.
 
-They hold what a server needs, the extra `serve` of `pyproject.toml`, at the releases of `constraints.txt`, for Debian 12's
-Python 3.11 on 64-bit Linux. torch and what only its CUDA builds need stand in a file of their own, because wheels of one
+They hold what a server needs, the extras `serve` and `asgi` of `pyproject.toml`, at the releases of `constraints.txt`, for
+Debian 12's Python 3.11 on 64-bit Linux. torch and what only its CUDA builds need stand in a file of their own, because wheels of
+one
 release differ between indexes and so do their hashes. `--torch-index URL` (PyTorch's CPU index, say) writes
 requirements-torch-index.txt, which the Dockerfile takes when it is built with `--build-arg TORCH_INDEX=URL`. Needs uv
 (`pip install uv`).
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     write(options.output / "requirements-torch.txt", "torch and torchvision, for GPU and CPU, and CUDA's own libraries.", torch)
     rest = {name: entry for name, entry in entries.items() if name not in torch}
     write(options.output / "requirements.txt", "What the image holds beside torch and torchvision.", rest)
+    asgi = {name: entry for name, entry in lock(ROOT / "pyproject.toml", "--extra", "asgi").items() if name not in torch}
+    write(options.output / "requirements-asgi.txt", "What the image without Java holds beside torch and torchvision.", asgi)
     return 0
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from camserve.capture import is_exported, load_exported
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 from camserve.core.messages import Call
+from camserve.core.values import read_hosts
 from camserve.core.version import __version__
 from camserve.monitoring.metrics import undeclared
 from camserve.pictures.bounds.reading import silence_decoders
@@ -30,6 +33,12 @@ from camserve.pipeline.model import Model
 from camserve.pipeline.prepare import Hooks
 
 logger = logging.getLogger(__name__)
+
+TIMEOUT = 120.0
+"""TorchServe's `default_response_timeout`, in seconds."""
+
+HOSTS = "CAMSERVE_ALLOWED_HOSTS"
+"""The variable by which a server tells its workers the host names that it may be asked by."""
 
 INSTEAD = {
     "model": "change the model in _load_pickled_model() or _load_torchscript_model(), or in the model's file",
@@ -159,7 +168,8 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             torch.cuda.set_device(self.device)  # what is asked of CUDA without a device is of this one, not of the first
         if compiles and not hasattr(self.model, "_orig_mod"):
             raise ConfigError(f"pt2: TorchServe could not compile the model with {settings['pt2']!r}; the lines above say why")
-        return Config.from_mapping(settings.get("explain"))
+        config = allow_hosts(Config.from_mapping(settings.get("explain")), os.environ.get(HOSTS))
+        return replace(config, max_seconds=min(config.max_seconds, half_timeout(settings)))
 
     def _load_torchscript_model(self, model_pt_path: str) -> torch.nn.Module:
         """TorchServe takes every `.pt` file without a model's file for TorchScript; it may hold a program of torch.export."""
@@ -213,6 +223,21 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         return locked
 
 
+def allow_hosts(config: Config, names: str | None) -> Config:
+    """Add the host names that the server allows (commas between them) to the archive's; None: the server checks none.
+
+    Raises:
+        ConfigError: they are no host names.
+    """
+    if not names:
+        return config
+    try:
+        known = read_hosts([each.strip() for each in names.split(",")]) or ()
+    except (TypeError, ValueError):
+        raise ConfigError(f"{HOSTS}: expected host names with commas between them, got {names!r}") from None
+    return replace(config, allowed_hosts=tuple(dict.fromkeys([*(config.allowed_hosts or ()), *known])))
+
+
 def read_call(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call:
     """Read a row and its headers; TorchServe keeps each parameter's content type among the headers, as a dict.
 
@@ -220,6 +245,15 @@ def read_call(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call:
     """
     plain = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
     return Call(explain=headers.get("explain") == "True", headers=plain, fields=row)
+
+
+def half_timeout(settings: Mapping[str, Any]) -> float:
+    """Return half the seconds after which TorchServe ends a worker that has not answered; the rest is for what is under way.
+
+    The archive's `responseTimeout`, or TorchServe's own default.
+    """
+    given = settings.get("responseTimeout")
+    return (float(given) if isinstance(given, (int, float)) and given > 0 else TIMEOUT) / 2
 
 
 def from_management(headers: Mapping[str, Any]) -> bool:

@@ -18,7 +18,8 @@ from camserve.capture.backend import Backend, open_backend, precision_context
 from camserve.capture.base import CaptureSettings
 from camserve.capture.models.eager import EagerCapture, freeze
 from camserve.core.config import Config
-from camserve.explain.explainer import Explainer, Task
+from camserve.explain.explainer import Explainer
+from camserve.explain.ranking import Task
 from camserve.pipeline.glibc import keep_freed_memory
 
 LAYER = "layer4"

@@ -87,6 +87,8 @@ def test_good_values_are_read(key: str, value: object, expected: object) -> None
         ("layers", {"features": 1}),
         ("formats", {"png": None}),
         ("token_grid", "88"),
+        ("token_grid", [8, 8, -1]),
+        ("token_grid", [8, 8, 1, 1]),
         ("token_grid", {8: 1, 9: 1}),
         ("exif", "yes"),
         ("formats", []),

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from camserve.capture import open_backend
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
-from camserve.explain.explainer import Explainer, Prediction, Task
+from camserve.explain.explainer import Explainer, Prediction
+from camserve.explain.ranking import Task
 
 pytestmark = pytest.mark.numeric
 

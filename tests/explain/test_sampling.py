@@ -17,8 +17,10 @@ from torch import Tensor
 
 from camserve.core.errors import RequestError
 from camserve.core.messages import Item, Options
-from camserve.explain.explainer import Explainer, Prediction, Task
+from camserve.explain.explainer import Explainer, Prediction
+from camserve.explain.ranking import Task
 from camserve.explain.sampling import MAX_SAVINGS, NOTHING, Budget, Plan
+from camserve.pictures.bounds.limits import FOREVER, Deadline
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.pipeline import Pipeline
 from camserve.tools.archive.archive import handler_of
@@ -51,10 +53,14 @@ class Recording(Explainer):
     counts: list[int]
 
     def explain(
-        self, pictures: Sequence[Tensor], tasks: Sequence[Task | None], plan: Plan = NOTHING
+        self,
+        pictures: Sequence[Tensor],
+        tasks: Sequence[Task | None],
+        plan: Plan = NOTHING,
+        deadline: Deadline = FOREVER,
     ) -> list[Prediction | RequestError]:
         """Explain as usual."""
-        predictions = super().explain(pictures, tasks, plan)
+        predictions = super().explain(pictures, tasks, plan, deadline)
         self.counts = [len(each.raw_maps) for each in predictions if isinstance(each, Prediction)]
         return predictions
 

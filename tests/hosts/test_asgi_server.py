@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 import requests
+from tests.support.build import mar
 from tests.support.processes.serving import write_archive
 
+from camserve.hosts.metrics import Registry
+from camserve.tools.commands import doctor
 from camserve.tools.serving.asgi_server import AsgiServer
 from camserve.tools.serving.process.errors import ServeError
 
@@ -195,6 +198,16 @@ def test_a_stop_answers_what_is_in_flight_and_in_the_queue(store: Path) -> None:
             ask(server, "one")
 
 
+def test_a_page_whose_name_points_here_gets_no_answer(server: AsgiServer) -> None:
+    """Neither of a model nor of what the server says itself, management and metrics included."""
+    places = [f"{server.url}/predictions/one", f"{server.url}/ping"]
+    places += [f"{server.management_url}/{path}" for path in ("models", "metrics")]
+    for place in places:
+        for host, refused in (("evil.example", True), ("localhost:1", False)):
+            answer = requests.get(place, headers={"Host": host}, timeout=60)
+            assert (answer.status_code == 403) is refused, (place, answer.text)
+
+
 def test_a_model_that_does_not_load_is_named_with_its_reason(store: Path, tmp_path: Path) -> None:
     """So that the log need not be searched."""
     write_archive(tmp_path, "broken", seconds=-1)
@@ -230,3 +243,22 @@ def test_only_what_is_configured_listens(server: AsgiServer) -> None:
     assert {("127.0.0.1", int(url.rpartition(":")[2])) for url in urls} <= listening
     assert {host for host, _ in listening} == {"127.0.0.1"}
     assert len(listening) >= 3
+
+
+def test_the_doctor_finds_nothing_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It asks for models, workers, metrics and an explanation where TorchServe has them."""
+    mar(tmp_path, "small", settings={"batchSize": 8})
+    with AsgiServer(tmp_path) as server:
+        assert doctor.main([server.url]) == 0
+    assert "small: explains a picture" in capsys.readouterr().out
+
+
+def test_metrics_are_read_as_workers_write_them() -> None:
+    """Counters add up, gauges are replaced, labels survive, and what is no metric is a line of the log."""
+    registry = Registry()
+    for value in (2, 3):
+        assert registry.read_line(f"[METRICS]own_total.Count:{value}|#a:x,Level:Model|#type:COUNTER|#hostname:h,1")
+        assert registry.read_line(f"noise [METRICS]own_time.ms:{value}.5|#a:x|#type:GAUGE|#hostname:h,1")
+    assert not registry.read_line("a line of a model")
+    text = registry.expose(["own_total", "own_time"])
+    assert text == '# TYPE own_time gauge\nown_time{a="x"} 3.5\n# TYPE own_total counter\nown_total{a="x",Level="Model"} 5.0\n'

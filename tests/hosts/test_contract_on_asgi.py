@@ -35,14 +35,20 @@ def test_options_in_the_query_are_below_the_body_and_above_headers(live: AsgiSer
 
     def targets(query: str, fields: dict[str, str] | None = None, **headers: str) -> list[int]:
         files = {"data": ("cat.jpg", CAT)} if fields else None
-        answer = requests.post(f"{url}?{query}", data=fields or CAT, files=files, headers=headers, timeout=60)
+        answer = requests.post(
+            f"{url}?{query}",
+            data=fields or CAT,
+            files=files,
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
+            timeout=60,
+        )
         assert answer.status_code == 200, answer.text
         return [each["target"] for each in answer.json()["explanations"]]
 
     assert targets("target=tabby") == [281]
     assert targets("target=%5B281,3%5D") == [281, 3]
-    assert targets("target=281", **{"X-Explain-Target": "3"}) == [281]
-    assert targets("target=281", **{"X-Explain-Top-K": "2"}) == [281]
+    assert targets("target=281", None, x_explain_target="3") == [281]
+    assert targets("target=281", None, x_explain_top_k="2") == [281]
     assert targets("target=281", {"target": "3"}) == [3]
     assert len(targets("target=281", {"top_k": "2"})) == 2
     refused = requests.post(f"{url}?nonsense=1", data=CAT, timeout=60)

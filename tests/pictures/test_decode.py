@@ -21,7 +21,7 @@ from PIL import Image
 from camserve.core.config import FORMATS, Config
 from camserve.core.errors import RequestError
 from camserve.pictures.bounds.reading import silence_decoders
-from camserve.pictures.decode import check_limits, count_pixels, open_picture
+from camserve.pictures.decode import check_limits, measure, open_picture
 
 CONFIG = Config()
 SMALL = Config(max_pixels=1_000_000, exif=True)
@@ -379,22 +379,22 @@ def test_check_limits_passes_what_is_for_somebody_else_to_refuse() -> None:
 
 
 @pytest.mark.parametrize("kind", MODES)
-def test_count_pixels_reads_the_header_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_reads_the_header_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is decoded for it; of another format, of damaged files and of none nothing is decoded later either."""
     data = encoded(scene(50, 30), kind)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    assert count_pixels(data, CONFIG) == count_pixels(bytearray(data), CONFIG) == 50 * 30
-    assert count_pixels(data, Config(max_pixels=10)) == 50 * 30
-    assert count_pixels(data, Config(formats=("gif",) if kind != "GIF" else ("bmp",))) == 0
-    assert [count_pixels(each, CONFIG) for each in (data[:9], b"", b"nothing", b"%PDF-1.7")] == [0, 0, 0, 0]
+    assert measure(data, CONFIG).pixels == measure(bytearray(data), CONFIG).pixels == 50 * 30
+    assert measure(data, Config(max_pixels=10)).pixels == 50 * 30
+    assert measure(data, Config(formats=("gif",) if kind != "GIF" else ("bmp",))).pixels == 0
+    assert [measure(each, CONFIG).pixels for each in (data[:9], b"", b"nothing", b"%PDF-1.7")] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_count_pixels_of_a_bomb_are_those_that_it_claims(bomb: str) -> None:
+def test_the_pixels_of_a_bomb_are_those_that_it_claims(bomb: str) -> None:
     """Canvas, or TIFF tile where that is larger."""
     data, claimed = BOMBS[bomb]
     width, height = re.findall(r"\d+", claimed)
-    assert count_pixels(data, CONFIG) == int(width) * int(height)
+    assert measure(data, CONFIG).pixels == int(width) * int(height)
 
 
 def parts(kind: str, count: int) -> bytes:
@@ -414,7 +414,7 @@ def test_a_picture_of_millions_of_parts_is_refused(kind: str) -> None:
     assert open_picture(parts(kind, 900), CONFIG).size == (40, 30)
     many = parts(kind, 1_000_000)
     error = refusal(many)
-    assert count_pixels(many, CONFIG) == 0
+    assert measure(many, CONFIG).pixels == 0
     assert (error.status, error.kind) == (400, "InvalidImage")
     assert "at most 2,000" in error.message
 
@@ -426,7 +426,7 @@ def test_a_jpeg_of_many_exif_blocks_is_refused() -> None:
     assert open_picture(data[:20] + block * 100 + data[20:], CONFIG).size == (40, 30)
     error = refusal(data[:20] + block * 101 + data[20:])
     assert (error.status, error.kind) == (400, "InvalidImage")
-    assert count_pixels(data[:20] + block * 101 + data[20:], CONFIG) == 0
+    assert measure(data[:20] + block * 101 + data[20:], CONFIG).pixels == 0
 
 
 def test_the_limit_is_the_configurations_and_not_pillows(monkeypatch: pytest.MonkeyPatch) -> None:

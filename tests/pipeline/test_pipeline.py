@@ -196,7 +196,7 @@ def test_large_pictures_are_drawn_one_after_another(service: Any, living: list[i
     rows = [Row({"body": each}, {"Accept": "image/png"}, explain=True) for each in PICTURES]
     wanted = ask(service, rows)
     living.clear()
-    monkeypatch.setattr("camserve.pipeline.pipeline.CANVAS_PIXELS", 0)
+    monkeypatch.setattr("camserve.pipeline.prepare.CANVAS_PIXELS", 0)
     monkeypatch.setattr(pipeline(service), "_semaphore", Semaphore(2 * SIDE**2 - 1))
 
     for answer, right in zip(ask(service, rows), wanted, strict=True):
@@ -224,7 +224,7 @@ def test_the_pixels_that_drawing_takes_are_counted(size: Any, kept: bool, media:
 
     explanation = Explanation(0, "0", 1.0, np.zeros((1, 1), np.float32), None, None, ())
     prediction = Prediction((), (explanation,) * 3, torch.zeros(1))
-    job = Job(0, item, True, 0, size=size, canvas=canvas, prediction=prediction)
+    job = Job(0, item, True, size=size, canvas=canvas, prediction=prediction)
 
     assert pictures.drawing_pixels(job) == pixels
     assert pictures.drawing_pixels(replace(job, explain=False)) == 0
@@ -266,7 +266,7 @@ def test_what_is_not_kept_is_opened_again(service: Any, room: int, monkeypatch: 
     """With room for no picture, for one and for some, answers are what they are with room for all, byte by byte."""
     wanted = ask(service, DRAWN)
     opened: list[bytes] = []
-    monkeypatch.setattr("camserve.pipeline.pipeline.CANVAS_PIXELS", room)
+    monkeypatch.setattr("camserve.pipeline.prepare.CANVAS_PIXELS", room)
     monkeypatch.setattr("camserve.pictures.inputs.open_picture", record(open_picture, opened))
 
     for answer, right in zip(ask(service, DRAWN), wanted, strict=True):
@@ -432,7 +432,7 @@ def test_nothing_is_drawn_for_a_request_that_has_failed(service: Any, encodings:
 def test_a_picture_that_is_opened_again_for_nothing_is_not(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the answer is too long, pictures that were not kept stay closed."""
     opened: list[bytes] = []
-    monkeypatch.setattr("camserve.pipeline.pipeline.CANVAS_PIXELS", 0)
+    monkeypatch.setattr("camserve.pipeline.prepare.CANVAS_PIXELS", 0)
     monkeypatch.setattr("camserve.pictures.inputs.open_picture", record(open_picture, opened))
     monkeypatch.setattr(pipeline(service), "_semaphore", Semaphore(1))
     served = pipeline(service)._served

@@ -4,11 +4,13 @@ How the folders work together, from the lowest to the highest:
 
     survey: one run of the model tells which layers have a spatial map, and how it lies in memory (`Survey`).
     models: a kind of model each (eager, TorchScript, exported). `open_model` recognises the kind.
+    alignment: where a layer's cells lie in the picture, by trial.
     choose: the layer to explain, and whether its gradients are known without a backward pass.
     tuning: a faster forward pass with the same result.
     backend: `open_backend` does all of this when a model is loaded, and gives the `Capture` that answers requests.
 
-A new kind of model takes a module in `models` with a `Classifier` (`kind`, `batch`, `survey`, `capture`, `run_with`, `weights`)
+A new kind of model takes a module in `models` with a `Classifier` (`kind`, `batch`, `survey`, `capture`, `run_with`, `run_calls`,
+`weights`)
 and a `Capture` (`sites`, `forward`, which gives a `Captured`). `base` has these protocols, `models.passes` a `Captured` to use.
 `kinds.open_model` must recognise it, and a row in the tests' `nets.KINDS` runs the shared tests on it.
 """

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from camserve.capture.alignment.align import Aligned, align_layers
 from camserve.capture.base import Capture, CaptureSettings, Context
 from camserve.capture.choose.cam_condition import find_cam_weights
 from camserve.capture.choose.layer import check_layer, choose_layer
+from camserve.capture.choose.scores import read_kind_of_scores
 from camserve.capture.models.kinds import open_model, summarize_error, survey_model
 from camserve.capture.survey.layers import LayerInfo
 from camserve.capture.survey.layout import synthesize_pictures
+from camserve.capture.survey.reader import FIRST, OutputReader
 from camserve.capture.tuning.fold import fold_norms
 from camserve.capture.tuning.memory_format import MemoryFormat, choose_memory_format
 from camserve.core.config import Config
@@ -35,6 +39,9 @@ class Backend:
         kind: `eager`, `torchscript` or `exported`.
         compiled: whether predictions run compiled; explanations do not.
         maps: all layers that have a map.
+        reader: how the scores are read.
+        notes: what a trial showed of them that the user should hear.
+        aligned: where the cells of each of `layers` lie in the picture.
     """
 
     capture: Capture
@@ -46,6 +53,9 @@ class Backend:
     kind: str = "eager"
     compiled: bool = False
     maps: tuple[LayerInfo, ...] = ()
+    reader: OutputReader = FIRST
+    notes: tuple[str, ...] = ()
+    aligned: Mapping[str, Aligned] = field(default_factory=dict)
 
     @property
     def channels_last(self) -> bool:
@@ -53,7 +63,15 @@ class Backend:
         return self.memory_format != "contiguous"
 
 
-def open_backend(model: object, config: Config, size: tuple[int, int], device: torch.device, *, tune: bool = False) -> Backend:
+def open_backend(
+    model: object,
+    config: Config,
+    size: tuple[int, int],
+    device: torch.device,
+    *,
+    tune: bool = False,
+    classes: int | None = None,
+) -> Backend:
     """Prepare a model for pictures of `size` = (height, width).
 
     Freezes the model's parameters, and may change an eager model's memory format. With `tune` it also changes the weights
@@ -63,13 +81,16 @@ def open_backend(model: object, config: Config, size: tuple[int, int], device: t
         model: an eager module, a TorchScript module, an exported program or its restored module (`load_exported`). Of a compiled
             one, predictions run compiled, and explanations run what was compiled.
         tune: whether the model may be changed so that it runs faster.
+        classes: how many labels there are; of several outputs their number may tell which holds the scores.
 
     Raises:
         ConfigError: the model does not run on such pictures, or not in the memory format that was asked for; a layer does not
-            exist, has no map or decides nothing; or no layer is given, and none is found.
+            exist, has no map or decides nothing; or no layer is given, and none is found; or nothing tells which output holds the
+            scores.
     """
     pictures = synthesize_pictures(size, config=config).to(device)
     classifier = open_model(model, pictures)
+    notes = read_kind_of_scores(classifier, pictures, config, classes)
     survey = survey_model(classifier, pictures, config.token_grid)
     layers, why = config.layers, ""
     if not layers:
@@ -77,18 +98,21 @@ def open_backend(model: object, config: Config, size: tuple[int, int], device: t
         layers = (layer,)
     for layer in config.layers:
         check_layer(classifier, pictures, survey, layer)
-    sites = {layer: survey.site(layer) for layer in layers}
+    aligned = align_layers(classifier, survey, layers, pictures[:1], given=len(config.token_grid or ()) > 2)
+    sites = {layer: replace(survey.site(layer), layout=aligned[layer].layout) for layer in layers}
     weights = {layer: find_cam_weights(classifier, site, pictures, survey.outputs) for layer, site in sites.items()}
     cam_weights = {layer: weight for layer, weight in weights.items() if weight is not None}
     eager: Any = getattr(model, "_orig_mod", model)
     if tune and classifier.kind == "eager":
-        fold_norms(eager, pictures, layers)
+        fold_norms(eager, pictures, layers, classifier.reader)
     compiled = eager is not model
     may_prepack = tune and not compiled and config.precision == "float32"
     form: MemoryFormat = "contiguous"
     recorded = config.memory_format if device.type == "cpu" else None  # packaging measures on the CPU; a GPU's worker measures
     if classifier.kind == "eager":
-        form = choose_memory_format(eager, pictures, config.channels_last, may_prepack, recorded=recorded)
+        form = choose_memory_format(
+            eager, pictures, config.channels_last, may_prepack, recorded=recorded, reader=classifier.reader
+        )
     elif config.channels_last or config.memory_format:
         key = f"memory_format: {config.memory_format}" if config.memory_format else "channels_last: true"
         raise ConfigError(f"{key} is for eager models; a model of the kind {classifier.kind} keeps its own, leave it out")
@@ -98,7 +122,20 @@ def open_backend(model: object, config: Config, size: tuple[int, int], device: t
     if compiled:
         as_given = torch.contiguous_format if form == "contiguous" else torch.channels_last
         _compile_now(capture, pictures.contiguous(memory_format=as_given))
-    return Backend(capture, layers, survey.outputs, why, tuple(cam_weights), form, classifier.kind, compiled, survey.maps)
+    return Backend(
+        capture,
+        layers,
+        survey.outputs,
+        why,
+        tuple(cam_weights),
+        form,
+        classifier.kind,
+        compiled,
+        survey.maps,
+        classifier.reader,
+        notes,
+        aligned,
+    )
 
 
 def _compile_now(capture: Capture, pictures: Tensor) -> None:

@@ -9,8 +9,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from camserve.capture.survey.endings import Ending
 from camserve.capture.survey.layers import Site, Survey
 from camserve.capture.survey.layout import Scale
+from camserve.capture.survey.reader import FIRST, OutputReader
 
 Context = Callable[[], AbstractContextManager[object]]
 """Makes the context manager in which a model runs: autocast, or one that does nothing."""
@@ -24,7 +26,13 @@ class Captured(Protocol):
 
     @property
     def logits(self) -> Tensor:
-        """Raw class scores `[N, K]`, float32, without a graph."""
+        """What is explained, `[N, K]`, float32, without a graph; of a plain prediction of a model that ends in a sigmoid or a
+        softmax, its values."""
+        ...
+
+    @property
+    def values(self) -> Tensor:
+        """What the model itself gives, `[N, K]`, or `[N, 1]` where one logit makes two classes; float32, without a graph."""
         ...
 
     def activation(self, layer: str) -> Tensor:
@@ -79,12 +87,14 @@ class CaptureSettings:
         size: (height, width) of the pictures that `cam_weights` hold for; None: they hold for none.
         predict: what runs in place of the model in a pass without layers (the compiled model); None: the model itself.
         context: makes the context in which the model runs; None: no context.
+        reader: how the model's scores are read.
     """
 
     cam_weights: Mapping[str, Tensor]
     size: tuple[int, int] | None = None
     predict: Predict | None = None
     context: Context | None = None
+    reader: OutputReader = FIRST
 
     def predict_only(self, model: Predict, pictures: Tensor) -> object:
         """Run a pass without layers."""
@@ -100,7 +110,13 @@ class CaptureSettings:
 
 
 class Classifier(Protocol):
-    """A loaded model of one kind (eager, TorchScript, exported): how it is surveyed, tried and captured."""
+    """A loaded model of one kind (eager, TorchScript, exported): how it is surveyed, tried and captured.
+
+    Attributes:
+        reader: how its scores are read; whoever opens the model finds that out.
+    """
+
+    reader: OutputReader
 
     @property
     def kind(self) -> str:
@@ -112,11 +128,20 @@ class Classifier(Protocol):
         """Fewest and most pictures that the model takes at once; None: there is no limit."""
         ...
 
-    def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+    def run(self, pictures: Tensor) -> object:
+        """Run the model over `[N, 3, H, W]`, and return what it gives."""
+        ...
+
+    def find_ending(self, pictures: Tensor) -> Ending:
+        """Find the function that makes the scores of pictures `[N, 3, H, W]`; "" where none is, or it cannot be looked behind."""
+        ...
+
+    def survey(self, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
         """Run the model over `pictures` `[N, 3, H, W]` and describe every layer that ran.
 
         Args:
-            token_grid: rows and columns of a transformer's tokens, where the configuration gives them.
+            token_grid: rows and columns of a transformer's tokens, and how many others stand before them, as far as the
+                configuration gives them.
         """
         ...
 
@@ -133,10 +158,17 @@ class Classifier(Protocol):
         """
         ...
 
-    def weights(self) -> Iterable[Tensor]:
-        """Return the model's parameters, in order, and its quantized weights."""
+    def run_calls(
+        self, layers: Collection[str], pictures: Tensor, replaced: Mapping[tuple[str, int], Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Run the model; return the scores `[N, K]` and what each call of these layers gave, in order, as the model lays it out.
+
+        Args:
+            pictures: `[N, 3, H, W]`, as many as `batch` allows.
+            replaced: what the model goes on with in place of the output of a layer's call, which counts from 0.
+        """
         ...
 
-    def quantized_output(self, site: Site, pictures: Tensor) -> Tensor | None:
-        """Return the layer's output for pictures `[N, channels, H, W]` as floats where it is quantized; None: it is floats."""
+    def weights(self) -> Iterable[Tensor]:
+        """Return the model's parameters, in order."""
         ...

@@ -9,7 +9,7 @@ from typing import Any
 
 from camserve.core.errors import ConfigError
 from camserve.core.text import find_nearest, join_names, show
-from camserve.core.values import FLAG, Values, choice, choices, integer, number, numbers, read_list
+from camserve.core.values import FLAG, HOSTS, Values, choice, choices, integer, number, numbers, read_list
 
 METHODS = ("gradcam++", "gradcam", "hirescam", "layercam", "xgradcam", "contrast")
 METHOD_ALIASES = MappingProxyType({"finercam": "contrast"})
@@ -19,6 +19,7 @@ FORMATS = ("jpeg", "png", "webp", "gif", "tiff", "bmp")
 COLORMAPS = ("viridis", "inferno", "turbo", "jet", "gray")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 MEMORY_FORMATS = ("contiguous", "channels_last", "prepacked")
+SCORES = ("softmax", "sigmoid", "none")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 FITS = ("crop", "squash", "pad")
@@ -53,11 +54,20 @@ def _read_size(value: Any) -> Size:
     return side
 
 
-def _read_grid(value: Any) -> tuple[int, int] | None:
+def _read_grid(value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
-    rows, columns = read_list(value)
-    return _SIDE.read(rows), _SIDE.read(columns)
+    rows, columns, *before = read_list(value)
+    if len(before) > 1:
+        raise ValueError
+    return _SIDE.read(rows), _SIDE.read(columns), *map(_BEFORE.read, before)
+
+
+def _read_output(value: Any) -> int | str | None:
+    known = value is None or (isinstance(value, (int, str)) and not isinstance(value, bool) and value != "")
+    if not known or (isinstance(value, int) and value < 0):
+        raise ValueError
+    return value  # type: ignore[no-any-return]
 
 
 def _read_optional_flag(value: Any) -> bool | None:
@@ -80,14 +90,15 @@ def _read_monitor(value: Any) -> bool | dict[str, float]:
 _MONITOR = {"rate": number(0, 1), "interval": number(0.1, 3600), "budget": number(0.001, 1)}
 _MONITOR_ACCEPTS = ", ".join(f"{name}: {values.accepts}" for name, values in _MONITOR.items())
 _SIDE = integer(1, 8192)
+_BEFORE = integer(0, 8192)
 _SIZE = Values("a whole number of pixels from 1 to 8192, [height, width], or null for none", _read_size)
 
 KEYS: Mapping[str, Key] = MappingProxyType(
     {
         "layers": Key("layers that may be asked for; the first is the default", Values("a list of layer names", _read_names)),
         "token_grid": Key(
-            "rows and columns of a transformer's tokens, where they cannot be told from the picture's size",
-            Values("[rows, columns] or null", _read_grid),
+            "rows and columns of a transformer's tokens, and how many others stand before them, where no trial tells",
+            Values("[rows, columns], [rows, columns, before] or null", _read_grid),
         ),
         "method": Key("default method", choice(METHODS, METHOD_ALIASES)),
         "channels": Key("what the model takes: 1 grey, 3 RGB; of any other number tensors only", integer(1, 1024)),
@@ -104,6 +115,16 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "scale": Key("values from 0 to 1 are first multiplied by this", number(1e-6, 1e6)),
         "mean": Key("then subtracted from each channel (0 to scale)", numbers("one number for each channel")),
         "std": Key("each channel is then divided by this", numbers("one number above 0 for each channel", 1e-12)),
+        "output": Key(
+            "which of the model's outputs holds the class scores, where it gives several",
+            Values("its name, its place from 0, or null: the one that is found", _read_output),
+        ),
+        "scores": Key(
+            "what the scores are: of one class (softmax), of several labels at once (sigmoid), or values (none); by default what "
+            "a trial shows",
+            choice(SCORES),
+        ),
+        "threshold": Key("probability from which on a label counts, with scores: sigmoid or one logit", number(0, 1)),
         "exif": Key("apply the EXIF orientation", FLAG),
         "formats": Key("picture formats that are opened", choices(FORMATS)),
         "colormap": Key("colour map of overlays", choice(COLORMAPS)),
@@ -117,6 +138,11 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "max_targets": Key("most targets of one picture", integer(1, 1_000)),
         "max_instances": Key("most instances of one KServe request", integer(1, 10_000)),
         "max_batch": Key("most pictures in one forward pass", integer(1, 4_096)),
+        "max_work": Key(
+            "most work on the pictures of a batch, in milliseconds of one core by their headers; requests share it",
+            integer(100, 10**9),
+        ),
+        "max_seconds": Key("longest time of a batch; never above half the server's responseTimeout", number(0.1, 86_400)),
         "precision": Key("what the model computes in; maps are always float32", choice(PRECISIONS)),
         "channels_last": Key(
             "memory format; null: the fastest one with equal answers", Values("true, false or null", _read_optional_flag)
@@ -125,6 +151,10 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "how weights and maps lie in memory, as packaging measured it: replicas that agree on it answer alike; null: each "
             "worker measures",
             Values(f"{join_names(MEMORY_FORMATS)}, or null", _read_memory_format),
+        ),
+        "allowed_hosts": Key(
+            "host names by which the server may be asked, beside addresses and localhost; null: as the server says",
+            HOSTS,
         ),
         "monitor": Key(
             "metrics, and what the model looks at in this share of the predictions, told every interval of seconds",
@@ -152,7 +182,7 @@ class Config:
     """The validated configuration. Sizes are pixels: an int (shorter side, or a square), (height, width), or None."""
 
     layers: tuple[str, ...] = ()
-    token_grid: tuple[int, int] | None = None
+    token_grid: tuple[int, ...] | None = None
     method: str = "gradcam++"
     channels: int = 3
     resize: Size = 256
@@ -163,6 +193,9 @@ class Config:
     scale: float = 1.0
     mean: Channels = (0.485, 0.456, 0.406)
     std: Channels = (0.229, 0.224, 0.225)
+    output: int | str | None = None
+    scores: str = "softmax"
+    threshold: float = 0.5
     exif: bool = False
     formats: tuple[str, ...] = FORMATS
     colormap: str = "viridis"
@@ -174,9 +207,12 @@ class Config:
     max_targets: int = 10
     max_instances: int = 64
     max_batch: int = 32
+    max_work: int = 8_000
+    max_seconds: float = 30
     precision: str = "float32"
     channels_last: bool | None = None
     memory_format: str | None = None
+    allowed_hosts: tuple[str, ...] | None = None
     monitor: bool | Mapping[str, float] = field(default=True, hash=False)
     given: frozenset[str] = field(default=frozenset(), compare=False)
 

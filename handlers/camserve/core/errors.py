@@ -12,9 +12,11 @@ KINDS: Mapping[int, tuple[str, ...]] = MappingProxyType(
             *("InvalidImage", "UnsupportedFormat", "InvalidJSON", "InvalidBase64", "InvalidTensor"),
             *("NoImage", "NoPicture", "UnknownOption", "InvalidOption", "UnknownLabel"),
         ),
+        403: ("HostNotAllowed",),
         406: ("NotAcceptable",),
-        413: ("ImageTooLarge", "ResponseTooLarge", "TooManyInstances"),
+        413: ("ImageTooLarge", "ResponseTooLarge", "TooManyInstances", "TooMuchWork"),
         500: ("InternalError",),
+        503: ("Busy",),
         507: ("OutOfMemory",),
     }
 )

@@ -76,6 +76,17 @@ class Labels:
             )
         return indices[0]
 
+    def index_or_lowered(self, target: str) -> int:
+        """The index of a label or of a decimal index; behind a `-`, unless a label begins so, `~index`: what lowers the value.
+
+        Raises:
+            RequestError: as `index` does.
+        """
+        if target.startswith("-") and not (self._exact.get(target) or self._folded.get(target.casefold())):
+            return ~self.index_or_lowered(target[1:])
+        known = self._exact.get(target) or self._folded.get(target.casefold())
+        return self.index(int(target) if not known and _is_index(target, len(self)) else target)
+
     def _are_several(self, target: str) -> bool:
         """Whether these are classes between commas, by label or index; a label may have commas itself."""
         parts = [part.strip() for part in target.split(",")]
@@ -214,6 +225,14 @@ def _number(names: Sequence[str]) -> dict[str, str]:
 
 def _is_decimal(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 10
+
+
+def name_both(mapping: Mapping[str, str]) -> Mapping[str, str]:
+    """Name the two classes of a single logit of which one name is given, the positive one's."""
+    if len(mapping) != 1:
+        return mapping
+    (positive,) = mapping.values()
+    return {"0": f"not {positive}", "1": positive}
 
 
 def _is_index(text: str, count: int) -> bool:

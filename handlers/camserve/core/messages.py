@@ -64,8 +64,9 @@ class Options:
     """What is asked about one picture, every value checked.
 
     Attributes:
-        targets: class indices, each once; empty: the `top_k` most probable classes.
-        top_k: at most the number of classes; no meaning where `targets` are given.
+        targets: class indices, each once, `~index` for what lowers a value; empty: the `top_k` most probable classes.
+        top_k: at most the number of classes; no meaning where `targets` are given. None: the most probable class, or where a
+            threshold decides, the labels that reach it.
         media: of the answer.
         overlay: each explanation in a JSON answer carries its picture; False for every other media.
         opacity: of the colours, 0 to 1.
@@ -76,9 +77,14 @@ class Options:
     layer: str
     colormap: str
     opacity: float
-    top_k: int = 1
+    top_k: int | None = 1
     media: Media = "json"
     overlay: bool = False
+
+    @property
+    def maps(self) -> int:
+        """How many heatmaps are asked for; how many labels reach a threshold is not known before, so one stands for them."""
+        return len(self.targets) or self.top_k or 1
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Score:
-    """One class and its probability, 0 to 1."""
+    """One class and its probability, 0 to 1; of scores that are values, the value."""
 
     index: int
     label: str
@@ -145,11 +151,13 @@ class Explanation:
     """One target's heatmap.
 
     Attributes:
+        label: of the target; behind a `-` where the heatmap shows what lowers its value.
         heatmap: float32 `[h, w]` in [0, 1], at the layer's resolution.
         range: the map's own minimum and maximum; None where it is not finite.
         region: the box around its brightest part, in pixels of the original picture; None where there is none.
         warnings: `zero`, `constant` or `not_finite`: the heatmap is zeros, and says nothing.
         overlay: the picture with the heatmap over it, a PNG; None where it was not asked for.
+        lowers: the heatmap shows what lowers the target's value, not what raises it.
     """
 
     target: int
@@ -160,6 +168,7 @@ class Explanation:
     region: Rect | None
     warnings: tuple[str, ...] = ()
     overlay: bytes | None = field(default=None, repr=False)
+    lowers: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,10 +186,12 @@ class Answer:
 
     Attributes:
         classes: most probable first.
+        explanations: one for each target; none where no label reaches the threshold.
         image: None for a tensor.
         picture: the rendered picture where the media is `png`, `jpeg` or `webp`.
         scale: that picture's size relative to the original.
         predictions: what a handler's own `postprocess` made of the scores, JSON; None: made of `classes`.
+        grid: (height, width) of the heatmaps, where there are none to tell it.
     """
 
     classes: tuple[Score, ...]
@@ -191,6 +202,7 @@ class Answer:
     picture: bytes | None = None
     scale: float = 1.0
     predictions: object = None
+    grid: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

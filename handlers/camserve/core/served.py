@@ -20,6 +20,8 @@ class Served:
         model: its name, version and weights.
         listed: how many classes a prediction lists; None where a handler's own `postprocess` makes the predictions.
         size: (height, width) of the model's input; None where that is not known.
+        scores: what the scores are: `softmax`, of one class among several; `sigmoid`, of several labels at once; `none`, values.
+        binary: one logit makes two classes.
     """
 
     config: Config
@@ -28,3 +30,10 @@ class Served:
     model: ModelInfo = field(default_factory=lambda: ModelInfo("model", "", ""))
     listed: int | None = 5
     size: tuple[int, int] | None = None
+    scores: str = "softmax"
+    binary: bool = False
+
+    @property
+    def by_threshold(self) -> bool:
+        """Whether the threshold says which classes are explained where none is asked for."""
+        return self.scores == "sigmoid" or self.binary

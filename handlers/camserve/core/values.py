@@ -13,6 +13,7 @@ from camserve.core.text import join_names
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_HOST = re.compile(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 _FLAGS = {"true": True, "false": False}
 
 
@@ -123,3 +124,20 @@ def parse_integer(text: str) -> int | str:
 
 def _parse_number(text: str) -> float | str:
     return float(text) if _NUMBER.fullmatch(text.strip()) else text
+
+
+def read_hosts(value: Any) -> tuple[str, ...] | None:
+    """Reads host names, `.example.com` for all below it, or `*`, in lower case.
+
+    Raises:
+        ValueError, TypeError: it holds anything else, a port say.
+    """
+    if value is None:
+        return None
+    names = [name.lower().removesuffix(".") for name in read_list([value] if isinstance(value, str) else value)]
+    if not all(name == "*" or _HOST.fullmatch(name) for name in names):
+        raise ValueError
+    return tuple(dict.fromkeys(names))
+
+
+HOSTS = Values("names such as vision.example.com, .example.com for all below it, or null", read_hosts)

@@ -19,29 +19,11 @@ from camserve.core.labels import Labels
 from camserve.core.messages import Explanation, Score
 from camserve.explain.methods import CONTRAST_CLASSES, METHODS, scale_maps
 from camserve.explain.observer import NullObserver, Observer
+from camserve.explain.ranking import TOP_CLASSES, Ranking, Task
 from camserve.explain.sampling import NOTHING, Plan
+from camserve.pictures.bounds.limits import FOREVER, Deadline
 
 logger = logging.getLogger(__name__)
-
-TOP_CLASSES = 5
-"""How many classes a prediction lists, as the stock handler does."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be explained of one picture.
-
-    Attributes:
-        layer: whose activation is weighted.
-        method: one of `METHODS`.
-        targets: class indices; empty: the `top_k` most probable classes.
-        top_k: no meaning where `targets` are given.
-    """
-
-    layer: str
-    method: str
-    targets: tuple[int, ...] = ()
-    top_k: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,31 +33,16 @@ class Prediction:
     Attributes:
         classes: the most probable ones, most probable first.
         explanations: one for each target of its task, in order, without a region or an overlay; () where there was no task.
-        logits: raw scores `[K]`, on the CPU.
+        logits: the scores `[K]` as the model gives them, on the CPU.
         raw_maps: where the picture is measured, the unscaled maps `[h, w]` of its most probable class, and perhaps of the next.
+        grid: (height, width) of the maps of its task, where there was one.
     """
 
     classes: tuple[Score, ...]
     explanations: tuple[Explanation, ...]
     logits: Tensor
     raw_maps: tuple[NDArray[np.float32], ...] = ()
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """What the scores of a chunk's pictures say.
-
-    Attributes:
-        probabilities: `[N, K]`.
-        listed: (index, probability) of each picture's listed classes, most probable first.
-        ranked: each picture's most probable classes, as many as its task needs, and at least two.
-        finite: whether each picture's scores are finite.
-    """
-
-    probabilities: Tensor
-    listed: list[list[tuple[int, float]]]
-    ranked: list[list[int]]
-    finite: list[bool]
+    grid: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -96,7 +63,7 @@ class Explainer:
         labels: of the model's classes; None: their indices.
         method: of the maps that are measured; one that contrasts classes is replaced, because it takes a pass for each.
         observer: times the passes, and keeps the budget for maps that are only measured.
-        listed: how many classes a prediction lists.
+        listed, threshold, most: as of `Ranking`.
     """
 
     def __init__(
@@ -108,16 +75,22 @@ class Explainer:
         method: str = "gradcam++",
         observer: Observer | None = None,
         listed: int = TOP_CLASSES,
+        threshold: float = 0.5,
+        most: int = 10,
     ) -> None:
         self.backend = backend
         self.observer = observer or NullObserver()
         self._device = device
         self._labels = labels or Labels(backend.outputs)
         self._method = "gradcam++" if METHODS[method].contrasts else method
-        self._listed = listed
+        self._ranking = Ranking(backend.reader, listed, threshold, most)
 
     def explain(
-        self, pictures: Sequence[Tensor], tasks: Sequence[Task | None], plan: Plan = NOTHING
+        self,
+        pictures: Sequence[Tensor],
+        tasks: Sequence[Task | None],
+        plan: Plan = NOTHING,
+        deadline: Deadline = FOREVER,
     ) -> list[Prediction | RequestError]:
         """Run one forward pass over a chunk of pictures, and make the maps that are asked for and those that are measured.
 
@@ -125,66 +98,59 @@ class Explainer:
             pictures: each `[3, H, W]`, float32, normalised, all of one size.
             tasks: one for each picture; None wants no explanation.
             plan: what is measured, at the default layer.
+            deadline: looked at between backward passes; first come the maps that take the fewest.
 
         Returns:
-            For each picture its prediction, or a 500 where its scores are not finite.
+            For each picture its prediction, or a 500 where its scores are not finite, or a 503 where time ran out.
         """
         started = time.perf_counter()
         layers = [task.layer for task in tasks if task] + [self.backend.layers[0]] * bool(plan.rows)
         with self.observer.stage("forward"):
             captured = self.backend.capture.forward(self._stack(pictures), list(dict.fromkeys(layers)))
-            scores = self._read_scores(captured.logits, tasks)
+            scores = self._ranking.read(captured.values, tasks)
         asked = [
             _MapTask(row, turn, target, task.layer, task.method)
             for row, task in enumerate(tasks)
             if task and scores.finite[row]
-            for turn, target in enumerate(task.targets or scores.ranked[row][: task.top_k])
+            for turn, target in enumerate(task.targets or self._ranking.choose_targets(scores, row, task.top_k))
         ]
         measured = {row: self._measured(row, scores.ranked[row][: plan.maps]) for row in plan.rows if scores.finite[row]}
-        raw = self._make_maps(captured, asked)
+        raw = self._make_maps(captured, asked, deadline)
         between = time.perf_counter()
-        raw |= self._make_maps(captured, [each for several in measured.values() for each in several if each not in raw])
+        raw |= self._make_maps(captured, [each for several in measured.values() for each in several if each not in raw], deadline)
         self.observer.budget.add(len(pictures), between - started, time.perf_counter() - between)
-        explanations = self._scale_maps(asked, raw, scores.probabilities.cpu())
-        logits = captured.logits.cpu()
-        return [
+        explanations = self._scale_maps([each for each in asked if each in raw], raw, scores.probabilities.cpu())
+        logits = captured.values.cpu()
+        grids = {layer: _grid_of(captured, layer) for layer in {task.layer for task in tasks if task}}
+        answers: list[Prediction | RequestError] = [
             Prediction(
                 tuple(Score(index, self._labels[index], probability) for index, probability in scores.listed[row]),
                 tuple(explanations.get(row, ())),
                 logits[row],
-                tuple(raw[each].numpy() for each in measured.get(row, ())),
+                tuple(raw[each].numpy() for each in measured.get(row, ()) if each in raw),
+                grids[task.layer] if task else (0, 0),
             )
             if finite
             else RequestError(500, "InternalError", "the model's scores of this picture are not finite")
-            for row, finite in enumerate(scores.finite)
+            for row, (finite, task) in enumerate(zip(scores.finite, tasks, strict=True))
         ]
+        for row, task in {each.row: each for each in asked if each not in raw}.items():
+            answers[row] = deadline.error(f"all maps of this picture were made, with {task.method}")
+        return answers
 
     def _stack(self, pictures: Sequence[Tensor]) -> Tensor:
         stacked = torch.stack(list(pictures)).to(self._device)
         return stacked.contiguous(memory_format=torch.channels_last) if self.backend.channels_last else stacked
 
-    def _read_scores(self, logits: Tensor, tasks: Sequence[Task | None]) -> _Scores:
-        """Read the logits `[N, K]`; those that are not finite are logged."""
-        probabilities = torch.softmax(logits, 1)
-        top = torch.topk(probabilities, min(self._listed, logits.shape[1]), dim=1)  # as the stock handler, with its k
-        values, indices = top.values.tolist(), top.indices.tolist()
-        depths = (max(2, task.top_k if task else 1) for task in tasks)
-        ranked = [_rank(*each) for each in zip(probabilities, indices, depths, strict=True)]
-        finite = torch.isfinite(logits).all(1).tolist()
-        if not all(finite):
-            logger.error("camserve: the model's scores of %d of %d pictures are not finite", finite.count(False), len(finite))
-        listed = [list(zip(*each, strict=True)) for each in zip(indices, values, strict=True)]
-        return _Scores(probabilities, listed, ranked, finite)
-
     def _measured(self, row: int, targets: Sequence[int]) -> list[_MapTask]:
         """List the maps that are measured of one picture; often they are asked for anyway."""
         return [_MapTask(row, turn, target, self.backend.layers[0], self._method) for turn, target in enumerate(targets)]
 
-    def _make_maps(self, captured: Captured, tasks: Sequence[_MapTask]) -> dict[_MapTask, Tensor]:
-        """Compute unscaled maps `[h, w]`, on the CPU.
+    def _make_maps(self, captured: Captured, tasks: Sequence[_MapTask], deadline: Deadline) -> dict[_MapTask, Tensor]:
+        """Compute unscaled maps `[h, w]`, on the CPU; those that the deadline left no time for are missing.
 
         The t-th targets of all pictures share one backward pass. Where the gradients have a closed form no pass is needed, so
-        all targets of a single picture are computed in one call.
+        all targets of a single picture are computed in one call. First come the rounds of few passes, which are somebody's last.
         """
         alone = len(captured.logits) == 1
         rounds: dict[tuple[str, str, int], list[_MapTask]] = {}
@@ -194,23 +160,31 @@ class Explainer:
         raw: dict[_MapTask, Tensor] = {}
         if rounds:
             with self.observer.stage("backward"):
-                for (layer, method, _), part in rounds.items():
-                    maps = self._make_round(captured, layer, method, [task.row for task in part], [task.target for task in part])
-                    raw.update(zip(part, maps.detach().cpu().unbind(), strict=True))
+                for _, part in sorted(rounds.items(), key=lambda each: (METHODS[each[0][1]].contrasts, each[0][2])):
+                    maps = None if deadline.over else self._make_round(captured, part, deadline)
+                    if maps is not None:
+                        raw.update(zip(part, maps.detach().cpu().unbind(), strict=True))
         return raw
 
-    def _make_round(self, captured: Captured, layer: str, method: str, rows: list[int], targets: list[int]) -> Tensor:
-        """Compute the maps `[M, h, w]` of one target for each of M pictures."""
+    def _make_round(self, captured: Captured, tasks: Sequence[_MapTask], deadline: Deadline) -> Tensor | None:
+        """Compute the maps `[M, h, w]` of M pictures, of one layer and method; None where time runs out between two passes."""
+        layer, method = tasks[0].layer, tasks[0].method
+        rows, targets = [task.row for task in tasks], [task.target for task in tasks]
         row_index = torch.tensor(rows, device=self._device)
-        target_index = torch.tensor(targets, device=self._device)
+        target_index = torch.tensor([_index(target) for target in targets], device=self._device)
         activation = captured.activation(layer)
         if len(rows) < len(activation):
             activation = activation[row_index]
         gradients = captured.gradients(layer, row_index, target_index)
+        if any(target < 0 for target in targets):  # what lowers a value raises its negative
+            signs = torch.tensor([-1.0 if target < 0 else 1.0 for target in targets], device=self._device)
+            gradients = gradients * signs[:, None, None, None].to(gradients.dtype)
         if not METHODS[method].contrasts:
             return METHODS[method].function(activation, gradients)
         others = _contrast_classes(captured.logits[row_index], target_index)
-        contrast = [captured.gradients(layer, row_index, other) for other in others.unbind(1)]
+        contrast = [captured.gradients(layer, row_index, other) for other in others.unbind(1) if not deadline.over]
+        if len(contrast) < others.shape[1]:
+            return None
         stacked = torch.stack(contrast, 1) if contrast else torch.zeros_like(gradients)[:, None]
         return METHODS[method].function(activation, gradients, stacked)
 
@@ -224,7 +198,7 @@ class Explainer:
         explanations: dict[_MapTask, Explanation] = {}
         for part in by_shape.values():
             for task, *scaled in zip(part, *scale_maps(torch.stack([raw[task] for task in part])), strict=True):
-                probability = float(probabilities[task.row, task.target])
+                probability = float(probabilities[task.row, _index(task.target)])
                 explanations[task] = self._explanation(task.target, probability, *scaled)
         by_row: dict[int, list[Explanation]] = {}
         for task in tasks:
@@ -239,18 +213,19 @@ class Explainer:
         limits: tuple[float, float] | None,
         warnings: tuple[str, ...],
     ) -> Explanation:
-        return Explanation(target, self._labels[target], probability, heatmap, limits, None, warnings)
+        index, lowers = _index(target), target < 0
+        label = f"-{self._labels[index]}" if lowers else self._labels[index]
+        return Explanation(index, label, probability, heatmap, limits, None, warnings, lowers=lowers)
 
 
-def _rank(probabilities: Tensor, listed: list[int], depth: int) -> list[int]:
-    """Return the `depth` most probable classes of one picture, the listed ones first.
+def _index(target: int) -> int:
+    """Return the class of a target, which is `~index` where the map is of what lowers its value."""
+    return ~target if target < 0 else target
 
-    Which of equal probabilities `topk` takes, and in which order, depends on k: no neighbour's k may decide it.
-    """
-    if depth <= len(listed):
-        return listed
-    more = torch.topk(probabilities, min(depth, len(probabilities))).indices.tolist()
-    return [*listed, *(each for each in more if each not in listed)][:depth]
+
+def _grid_of(captured: Captured, layer: str) -> tuple[int, int]:
+    height, width = captured.activation(layer).shape[2:]
+    return height, width
 
 
 def _contrast_classes(logits: Tensor, targets: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ class Host:
         environment: of the workers.
         gpus: the numbers of the GPUs that workers are given in turn; none: the CPU.
         max_request_size: bytes of a body.
+        allowed_hosts: names by which inference, and management, may be asked; None: any.
         take_line: gets each line that a worker prints, but for metrics; and who printed it.
     """
 
@@ -71,6 +72,7 @@ class Host:
         *,
         gpus: Sequence[int] = (),
         max_request_size: int = 32 * 2**20,
+        allowed_hosts: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
         take_line: Callable[[str], object] = logger.info,
     ) -> None:
         self.registry = Registry()
@@ -78,6 +80,7 @@ class Host:
         self._environment = environment
         self._gpus = gpus
         self._limit = max_request_size
+        self._allowed_hosts = allowed_hosts
         self._take_line = take_line
         self._hosted = hosted
         self.batchers: list[Batcher] = []
@@ -197,8 +200,9 @@ class Host:
 
     async def _serve(self) -> None:
         listening = self._listening
-        inference = self._server(App(self.batchers, self._limit), listening.certificate, listening.key)
-        second = self._server(Management(self.batchers, self.registry))
+        app, management = App(self.batchers, self._limit), Management(self.batchers, self.registry)
+        app.allowed_hosts, management.allowed_hosts = self._allowed_hosts
+        inference, second = self._server(app, listening.certificate, listening.key), self._server(management)
         self._servers = [inference, second]
         tasks = [
             asyncio.create_task(inference.serve(sockets=list(listening.inference))),

@@ -6,6 +6,8 @@ import re
 import threading
 from collections.abc import Iterable, Mapping
 
+from camserve.monitoring.metrics import METRICS
+
 LINE = re.compile(r"\[METRICS\]([A-Za-z_:][\w:]*)\.[^:]+:(-?[\d.eE+-]+)\|#([^|]*)\|#type:(COUNTER|GAUGE|HISTOGRAM)\|#")
 """A metric's line on a worker's standard output, in TorchServe's format: name, value, labels, kind."""
 
@@ -13,12 +15,12 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class Registry:
-    """Counters and gauges by name and labels. Thread-safe."""
+    """Counters and gauges by name and labels; those that archives export are there from the start. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._values: dict[str, dict[Labels, float]] = {}
-        self._gauges: set[str] = set()
+        self._values: dict[str, dict[Labels, float]] = {metric.name: {} for metric in METRICS}
+        self._gauges = {metric.name for metric in METRICS if metric.kind == "GAUGE"}
 
     def add(self, name: str, labels: Mapping[str, str], amount: float) -> None:
         """Add to a counter; adding 0 makes the series appear."""

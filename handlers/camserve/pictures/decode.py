@@ -12,10 +12,12 @@ from PIL import Image, JpegImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
+from camserve.core.geometry import resized
 from camserve.core.text import join_names, show
 from camserve.pictures.bounds import bmp, gif, jpeg, png, tiff
+from camserve.pictures.bounds.ifd import check_exif
 from camserve.pictures.bounds.reading import LENIENT, BoundedFile
-from camserve.pictures.bounds.work import Effort, RefusedError, Weight, price_header
+from camserve.pictures.bounds.work import Effort, Measure, RefusedError, Weight, price_header, price_pixels
 from camserve.pictures.formats import NAMES, read_webp_size, sniff
 
 _FAULTS = (
@@ -27,6 +29,9 @@ _FAULTS = (
 _CHECKS = {"JPEG": jpeg.check, "PNG": png.check, "GIF": gif.check, "TIFF": tiff.check, "BMP": bmp.check}
 _TILE_WIDTH, _TILE_LENGTH, _BITS_PER_SAMPLE, _PHOTOMETRIC = 322, 323, 258, 262
 _ORIENTATION = 0x0112
+_LONGEST_PROFILE = 150_000
+"""Characters of EXIF as text in a PNG: 64 kB in hexadecimal, with line ends."""
+
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,7 +44,7 @@ _TRANSPOSITIONS = {
 """Those that undo each EXIF orientation; 1 needs none."""
 
 
-def open_picture(data: bytes | bytearray, config: Config, origin: str = "", *, weighed: bool = False) -> Image.Image:
+def open_picture(data: bytes | bytearray, config: Config, origin: str = "") -> Image.Image:
     """Decode the first frame of a picture file, in mode RGB; for a model of one channel, grey stays grey, see `_keep_grey`.
 
     Red, green and blue of 8 bits come through as Pillow decodes them. 16-bit grey is scaled by 1/257 and rounded, 12-bit
@@ -52,7 +57,6 @@ def open_picture(data: bytes | bytearray, config: Config, origin: str = "", *, w
         data: the file's bytes.
         config: `formats`, `max_pixels`, `exif`.
         origin: how the bytes were received, which an error about them says (`after base64 decoding of 812 characters`).
-        weighed: `weigh` has passed the file, and need not look at it again.
 
     Raises:
         RequestError: 400 `NoImage` for no bytes; 400 `UnsupportedFormat` for a format that is not one of
@@ -64,7 +68,7 @@ def open_picture(data: bytes | bytearray, config: Config, origin: str = "", *, w
     name = _check_format(data, config, origin)
     try:
         with LENIENT:
-            picture = _check_header(data, name, config, weighed=weighed)
+            picture = _check_header(data, name, config)
             picture.load()
             return convert_picture(picture, config)
     except _FAULTS:
@@ -109,25 +113,34 @@ def weigh(data: bytes | bytearray, config: Config) -> Weight | None:
     return Weight(name, effort, price_header(name, effort, len(data)))
 
 
-def count_pixels(data: bytes | bytearray, config: Config, weight: Weight | None = None) -> int:
-    """Return how many pixels `open_picture` will decode, by the header alone: the picture's, or one TIFF tile's if it has more.
-
-    0 for a file that it will not begin to decode.
+def measure(data: bytes | bytearray, config: Config, weight: Weight | None = None) -> Measure:
+    """Measure what `open_picture` will decode, by the header alone; zeros for a file that it will not begin to decode.
 
     Args:
         weight: of the file, where it is known.
     """
     weight = weight or weigh(data, config)
     if weight is None:
-        return 0
-    if weight.name == "WebP":
-        return math.prod(read_webp_size(data))
+        return Measure()
     try:
-        with LENIENT:
-            picture = _read_header(data, weight.name)
-            return max(math.prod(picture.size), math.prod(_tile_size(picture)))
+        size, tile = _read_sizes(data, weight.name)
     except (RequestError, *_FAULTS):
-        return 0
+        return Measure(work=weight.header)
+    pixels = max(math.prod(size), math.prod(tile))
+    if pixels > config.max_pixels:  # it is refused by itself
+        return Measure(size, pixels, weight.header)
+    grown = math.prod(resized(*size, config.resize, config.fit)) if math.prod(size) else 0
+    grown = grown if grown <= config.max_pixels else 0  # only the part that the crop keeps is resized
+    return Measure(size, pixels, weight.header + price_pixels(weight.name, weight.effort, pixels, grown))
+
+
+def _read_sizes(data: bytes | bytearray, name: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (width, height) of the picture, and of a TIFF's tiles."""
+    if name == "WebP":
+        return read_webp_size(data), (0, 0)
+    with LENIENT:
+        picture = _read_header(data, name)
+        return picture.size, _tile_size(picture)
 
 
 def check_pixels(size: tuple[int, int], config: Config, what: str = "") -> None:
@@ -167,13 +180,12 @@ def _check_effort(data: bytes | bytearray, name: str) -> Effort:
         raise RequestError(400, "InvalidImage", f"data: {error}") from None
 
 
-def _check_header(data: bytes | bytearray, name: str, config: Config, *, weighed: bool = False) -> Image.Image:
+def _check_header(data: bytes | bytearray, name: str, config: Config) -> Image.Image:
     """Return the picture, not decoded yet; raises what `open_picture` does if it is too large, or too much work.
 
     Small files may be much work: TIFFs with huge tiles, and JPEGs that redraw each pixel often.
     """
-    if not weighed:
-        _check_effort(data, name)
+    _check_effort(data, name)
     if name == "WebP":
         check_pixels(read_webp_size(data), config)  # Pillow allocates the canvas as soon as it opens the file
     picture = _read_header(data, name)
@@ -203,6 +215,11 @@ def _tile_size(picture: Image.Image) -> tuple[int, int]:
 def _read_transposition(picture: Image.Image) -> Image.Transpose | None:
     """Return what EXIF orientation asks for. No other tag is read: damage to the others must not matter."""
     try:
+        block = picture.info.get("exif")
+        if isinstance(block, bytes):
+            check_exif(block.removeprefix(b"Exif\0\0"))
+        if len(picture.info.get("Raw profile type exif", "")) > _LONGEST_PROFILE:
+            return None
         return _TRANSPOSITIONS.get(picture.getexif().get(_ORIENTATION, 1))
     except _FAULTS:
         return None

@@ -54,15 +54,12 @@ def _read_picture(picture: Any, channels: int) -> Any:
     raise TypeError(f"a picture: expected a path, bytes, a PIL image, an array or a tensor, got {type(picture).__name__}")
 
 
-def open_again(image: Any, config: Config, *, weighed: bool = False) -> Image.Image:
+def open_again(image: Any, config: Config) -> Image.Image:
     """Open a picture that `read_pictures` has read, in the mode that `decode.open_picture` gives.
-
-    Args:
-        weighed: as `decode.open_picture`.
 
     Raises:
         RequestError: as `decode.open_picture`; 400 `InvalidImage` for a PIL image of 32-bit integers or floats.
     """
     if isinstance(image, Image.Image):
         return convert_picture(image, config)
-    return open_picture(image.data, config, image.origin, weighed=weighed)
+    return open_picture(image.data, config, image.origin)

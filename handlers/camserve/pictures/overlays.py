@@ -42,6 +42,10 @@ def wants_drawing(options: Options) -> bool:
     return options.media in PICTURES or options.overlay
 
 
+NOTHING = "no label reaches the threshold"
+"""Stands over a picture of which nothing is explained, so that it looks like no finding."""
+
+
 def prepare_canvas(picture: Image.Image, view: Rect | None, max_side: int) -> Canvas:
     """Copy the picture's pixels, scaled down where the longer side exceeds `max_side` pixels.
 
@@ -67,7 +71,11 @@ def draw_explanations(answer: Answer, canvas: Canvas, options: Options, quota: Q
     """
     if options.media in PICTURES:
         pictures = [_overlay(canvas, explanation, options) for explanation in answer.explanations]
-        whole = pictures[0]
+        if not pictures:
+            bare = render.draw_overlay(canvas.pixels, np.zeros((1, 1), np.float32), canvas.view, options.colormap, 0.0)
+            whole = captions.join_side_by_side([bare], [NOTHING])
+        else:
+            whole = pictures[0]
         if len(pictures) > 1:
             texts = [captions.caption(explanation.label, explanation.target) for explanation in answer.explanations]
             whole = captions.join_side_by_side(pictures, texts)

@@ -11,6 +11,7 @@ import torch
 import torchvision
 
 from camserve.capture.backend import Backend
+from camserve.capture.survey.outputs import name_path
 from camserve.core.config import COLORMAPS, METHODS
 from camserve.core.served import Served
 from camserve.core.version import __version__
@@ -24,6 +25,8 @@ LIMITS = (
     "max_targets",
     "max_instances",
     "max_batch",
+    "max_work",
+    "max_seconds",
 )
 
 
@@ -40,6 +43,10 @@ def describe(served: Served, backend: Backend) -> dict[str, Any]:
         "layer": backend.layers[0],
         "layers": list(backend.layers),
         "closed_form": list(backend.closed_form),
+        "scores": served.scores,
+        "threshold": config.threshold if served.by_threshold else None,
+        "output": name_path(backend.reader.path or ()) or None,
+        "cells": {layer: aligned.describe() for layer, aligned in backend.aligned.items()},
         "labels": len(labels),
         "labelled": labels.given,
         "channels": config.channels,

@@ -20,11 +20,12 @@ from camserve.capture.backend import open_backend
 from camserve.capture.survey.layout import find_spread
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError, RequestError
-from camserve.core.labels import Labels
+from camserve.core.labels import Labels, name_both
 from camserve.core.messages import Answer, Call, Item, ModelInfo, Options, Reply, Score
 from camserve.core.served import Served
-from camserve.explain.explainer import TOP_CLASSES, Explainer
+from camserve.explain.explainer import Explainer
 from camserve.explain.observer import NullObserver, Observer
+from camserve.explain.ranking import TOP_CLASSES
 from camserve.monitoring.monitor import Monitor, open_monitor
 from camserve.monitoring.reference import Provenance, input_of
 from camserve.monitoring.statistics import Scale
@@ -102,13 +103,23 @@ class Model:
         self.device = place
         self.weights = weights
         self.preprocess = steps
-        self.backend = open_backend(module, config, size, place, tune=tune)
-        classes = Labels(self.backend.outputs, _by_index(labels))
+        names = _by_index(labels)
+        self.backend = open_backend(module, config, size, place, tune=tune, classes=None if names is None else len(names))
+        reader = self.backend.reader
+        for note in self.backend.notes:
+            logger.log(logging.WARNING if note.startswith("Warning") else logging.INFO, "camserve: %s", note)
+        classes = Labels(self.backend.outputs, name_both(names) if names and reader.binary else names)
         info = ModelInfo(name, version, weights[:19])
         shown = None if hooks.predictions_of else min(listed, self.backend.outputs)
-        self.served = Served(config, classes, self.backend.layers, info, shown, size)
+        self.served = Served(config, classes, self.backend.layers, info, shown, size, reader.kind, reader.binary)
         explainer = Explainer(
-            self.backend, place, classes, method=config.method, listed=shown or min(listed, self.backend.outputs)
+            self.backend,
+            place,
+            classes,
+            method=config.method,
+            listed=shown or min(listed, self.backend.outputs),
+            threshold=config.threshold,
+            most=config.max_targets,
         )
         self.pipeline = Pipeline(self.served, explainer, steps, hooks)
         self.scale = Scale.of(config) if type(steps) is Preprocess and not hooks.tensor_of else None
@@ -159,7 +170,8 @@ class Model:
 
         Args:
             pictures: one or several, see `Picture`.
-            target: a class index, a label, or several; None: the most probable class.
+            target: a class index, a label, or several; None: the most probable class. Of several labels at once, each that
+                reaches the threshold, which may be none; `"-age"` shows what lowers the value `age`.
             top_k: explain so many of the most probable classes instead.
             method, layer, colormap, opacity: None: as configured.
 
@@ -175,7 +187,7 @@ class Model:
         return [self._explanation(answer, image, options) for answer, image in zip(answers, images, strict=True)]
 
     def predict(self, pictures: Picture | Iterable[Picture]) -> list[tuple[Score, ...]]:
-        """Return each picture's most probable classes, most probable first.
+        """Return each picture's most probable classes, most probable first; of values all, in their own order.
 
         Raises:
             RequestError: a picture cannot be opened, or the model fails on it.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -18,11 +19,13 @@ from camserve.core.errors import RequestError
 from camserve.core.geometry import region
 from camserve.core.messages import Answer, Call, Explanation, ImageInfo, Item, Page, Reply, Request
 from camserve.core.served import Served
-from camserve.explain.explainer import Explainer, Prediction, Task
+from camserve.explain.explainer import Explainer, Prediction
+from camserve.explain.methods import CONTRAST_CLASSES, METHODS
 from camserve.explain.observer import Observation, sample_rows
-from camserve.explain.sampling import SamplingPolicy
+from camserve.explain.ranking import Task
+from camserve.explain.sampling import NOTHING, SamplingPolicy
 from camserve.inspector.page import write_page
-from camserve.pictures.bounds.limits import Quota, Semaphore
+from camserve.pictures.bounds.limits import Deadline, Quota, Semaphore
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import guard, run_bisecting, split_into_chunks
 from camserve.pipeline.glibc import give_back
@@ -38,8 +41,11 @@ LARGE_BATCH = 16_000_000
 PIXELS_AT_ONCE = 100_000_000
 """Pixels that are decoded, or drawn on, at once: each may take a dozen bytes meanwhile. Ordinary pictures never reach it."""
 
-CANVAS_PIXELS = 64_000_000
-"""Pixels of a batch's pictures that are kept until they are drawn on; those beyond are decoded a second time."""
+_DECODED, _PREDICTED = 0.5, 0.8
+"""Shares of a batch's time after which decoding ends, and passes end: what small requests still need is left to them."""
+
+_PASS = 20
+"""Units of work (`pictures.bounds.work`) of a model's pass over one picture, to say which requests come first."""
 
 
 class Pipeline:
@@ -73,12 +79,13 @@ class Pipeline:
         A call for which memory ran out is tried again by itself, once its neighbours' pictures are let go of.
         """
         observer = self.explainer.observer
+        deadline = Deadline(self._served.config.max_seconds)
         with observer.stage("batch"):
-            replies, pixels = self._reply_to(calls, again=len(calls) > 1)
+            replies, pixels = self._reply_to(calls, deadline, again=len(calls) > 1)
             for position, reply in enumerate(replies):
                 if reply.status == 507 and len(calls) > 1:
                     give_back()
-                    (replies[position],), more = self._reply_to([calls[position]], again=False)
+                    (replies[position],), more = self._reply_to([calls[position]], deadline, again=False)
                     pixels += more
         if pixels > LARGE_BATCH or any(reply.status == 507 for reply in replies):
             give_back()
@@ -88,11 +95,8 @@ class Pipeline:
 
     def answer(self, items: Sequence[Item], *, explain: bool) -> list[Answer | RequestError]:
         """Answer pictures that come without a protocol, each on its own: one answer or error for each, in order."""
-        jobs = []
-        for position, item in enumerate(items):
-            (pixels,) = self._pictures.count_pixels([item])
-            jobs.append(Job(position, item, explain, pixels))
-        self._run_jobs(jobs)
+        jobs = [Job(position, item, explain, self._pictures.measure_alone(item)) for position, item in enumerate(items)]
+        self._run_jobs(jobs, Deadline())
         for job in jobs:
             self._observe(job)
         unanswered = RequestError(500, "InternalError", "the picture has no answer")
@@ -109,10 +113,10 @@ class Pipeline:
             return prediction.message
         return "the map is not finite" if any("not_finite" in each.warnings for each in prediction.explanations) else ""
 
-    def _reply_to(self, calls: Sequence[Call], *, again: bool) -> tuple[list[Reply], int]:
+    def _reply_to(self, calls: Sequence[Call], deadline: Deadline, *, again: bool) -> tuple[list[Reply], int]:
         """Answer each call, and count their pixels; `again`: what runs out of memory is not observed, for it is tried again."""
         requests, jobs = self._read(calls)
-        self._run_jobs(jobs)
+        self._run_jobs(sorted(jobs, key=lambda job: job.rank), deadline)
         by_call: dict[int, list[Job]] = {}
         for job in jobs:
             by_call.setdefault(job.call, []).append(job)
@@ -120,28 +124,36 @@ class Pipeline:
         for job in jobs:
             if not (again and replies[job.call].status == 507):
                 self._observe(job)
-        return replies, sum(job.pixels for job in jobs)
+        return replies, sum(job.measure.pixels for job in jobs)
 
     def _read(self, calls: Sequence[Call]) -> tuple[list[Request | Page | RequestError], list[Job]]:
         """Read what each call asks, and make the jobs of those that can be answered."""
-        requests: list[Request | Page | RequestError] = []
+        requests: list[Request | Page | RequestError] = [guard(self._parser.parse, call) for call in calls]
+        asked = [(position, request) for position, request in enumerate(requests) if isinstance(request, Request)]
+        outcomes = guard(self._pictures.measure, [request for _, request in asked])
         jobs: list[Job] = []
-        for position, call in enumerate(calls):
-            request: Request | Page | RequestError = guard(self._parser.parse, call)
-            if isinstance(request, Request):
-                counts = guard(self._pictures.count_pixels, request.items)
-                if isinstance(counts, RequestError):
-                    request = counts
-                else:
-                    jobs += [Job(position, item, request.explain, n) for item, n in zip(request.items, counts, strict=True)]
-            requests.append(request)
+        for place, (position, request) in enumerate(asked):
+            outcome = outcomes if isinstance(outcomes, RequestError) else outcomes[place]
+            if isinstance(outcome, RequestError):
+                requests[position] = outcome
+                continue
+            rank = sum(each.work for each in outcome) + _PASS * sum(self._count_passes(item, request) for item in request.items)
+            each = zip(request.items, outcome, strict=True)
+            jobs += [Job(position, item, request.explain, measured, rank) for item, measured in each]
         return requests, jobs
 
-    def _run_jobs(self, jobs: Sequence[Job]) -> None:
+    def _count_passes(self, item: Item, request: Request) -> int:
+        """Count the model's passes for an item, forward and backward."""
+        options = item.options
+        if not request.explain or options.layer in self.explainer.backend.closed_form:
+            return 1
+        return 1 + options.maps * (1 + CONTRAST_CLASSES if METHODS[options.method].contrasts else 1)
+
+    def _run_jobs(self, jobs: Sequence[Job], deadline: Deadline) -> None:
         """Take each job to its answer or its error."""
-        canvases = Quota(CANVAS_PIXELS)
-        self._each(lambda job: self._prepare(job, canvases), jobs, lambda job: job.pixels)
-        self._predict(jobs)
+        canvases = self._pictures.canvas_quota()
+        self._each(lambda job: self._prepare(job, canvases), jobs, lambda job: job.measure.pixels, deadline.until(_DECODED))
+        self._predict(jobs, deadline.until(_PREDICTED))
         failed = {job.call for job in jobs if job.error}
         limit = self._served.config.max_response_bytes
         quotas = {job.call: Quota(limit) for job in jobs if job.call not in failed}  # nothing is drawn for a request that fails
@@ -149,17 +161,22 @@ class Pipeline:
             lambda job: self._answer(job, quotas.get(job.call)),
             jobs,
             lambda job: self._pictures.drawing_pixels(job) if job.call in quotas else 0,
+            deadline,
         )
 
-    def _each(self, step: Callable[[Job], None], jobs: Sequence[Job], pixels: Callable[[Job], int]) -> None:
+    def _each(self, step: Callable[[Job], None], jobs: Sequence[Job], pixels: Callable[[Job], int], deadline: Deadline) -> None:
         """Take each job without an error through a step, in threads: decoding and encoding release the interpreter lock.
 
         Args:
             pixels: how many a job has in memory meanwhile; what exceeds `PIXELS_AT_ONCE` waits.
         """
 
+        def in_time(job: Job) -> None:
+            deadline.check("this picture was decoded and drawn")
+            step(job)
+
         def run(job: Job) -> None:
-            job.error = guard(step, job)
+            job.error = guard(in_time, job)
             if job.error:
                 job.canvas = None  # memory that its neighbours may wait for
 
@@ -178,23 +195,26 @@ class Pipeline:
         with self.explainer.observer.stage("decode"):
             self._pictures.prepare(job, canvases)
 
-    def _predict(self, jobs: Sequence[Job]) -> None:
+    def _predict(self, jobs: Sequence[Job], deadline: Deadline) -> None:
         """Run what could be prepared through the model, in chunks of one size."""
         ready = [job for job in jobs if job.error is None]
         for places in split_into_chunks([tuple(job.input.shape) for job in ready], self._served.config.max_batch):
             part = [ready[place] for place in places]
-            for job, outcome in zip(part, run_bisecting(part, self._explain_chunk, self._blame), strict=True):
+            for job, outcome in zip(part, run_bisecting(part, partial(self._explain_chunk, deadline), self._blame), strict=True):
                 if isinstance(outcome, RequestError):
                     job.error = outcome
                 else:
                     job.prediction = outcome
 
-    def _explain_chunk(self, part: Sequence[Job]) -> list[Prediction | RequestError]:
+    def _explain_chunk(self, deadline: Deadline, part: Sequence[Job]) -> list[Prediction | RequestError]:
         observer = self.explainer.observer
+        late = guard(deadline.check, "the model saw this picture")
+        if late:
+            return [late] * len(part)
         tensors, tasks = [job.input for job in part], [_task(job) for job in part]
         plan = self._sampling.plan(len(part), observer.samples, observer.budget)
         try:
-            predictions = self.explainer.explain(tensors, tasks, plan)
+            predictions = self.explainer.explain(tensors, tasks, plan, deadline)
         except Exception as error:
             if not plan.rows:
                 raise
@@ -204,7 +224,7 @@ class Pipeline:
                 observer.missed("budget", plan.skipped)
             return predictions
         logger.warning("a chunk of %d pictures failed (%s): trying it unobserved", len(part), kind)
-        predictions = self.explainer.explain(tensors, tasks)  # if this fails too, measuring was not to blame
+        predictions = self.explainer.explain(tensors, tasks, NOTHING, deadline)  # if this fails too, measuring was not to blame
         observer.missed("failed", len(plan.rows))
         return predictions
 
@@ -230,7 +250,7 @@ class Pipeline:
         image = None if job.size is None else ImageInfo(*job.size, job.view)
         explanations = tuple(_place(each, image) for each in job.prediction.explanations)
         options = job.item.options
-        answer = Answer(job.prediction.classes, explanations, image, options.method, options.layer)
+        answer = Answer(job.prediction.classes, explanations, image, options.method, options.layer, grid=job.prediction.grid)
         if self._hooks.predictions_of is not None:
             answer = replace(answer, predictions=self._hooks.predictions_of(job.prediction.logits))
         if job.needs_drawing and quota:
@@ -246,6 +266,8 @@ class Pipeline:
             size = job.size or (job.input.shape[2], job.input.shape[1])
             rows = sample_rows(job.input.detach().cpu().float().numpy())  # a handler's own may be of any type, anywhere
             scores = tuple((score.index, score.probability) for score in job.prediction.classes[:2])
+            if self._served.scores == "none":
+                scores = (scores[0], (-1, math.nan))  # nothing that a value exceeds
             observer.observe(Observation(job.prediction.raw_maps, rows, scores, size))
         except Exception:
             logger.exception("a picture cannot be observed")

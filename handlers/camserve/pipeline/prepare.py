@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,18 @@ from torch import Tensor
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
-from camserve.core.messages import Answer, Item
+from camserve.core.messages import Answer, Encoded, Item, Request
 from camserve.explain.explainer import Prediction
 from camserve.explain.observer import Observer
-from camserve.pictures.bounds.limits import Quota
-from camserve.pictures.decode import check_limits, count_pixels
+from camserve.pictures.bounds.limits import SEND_LESS, Quota
+from camserve.pictures.bounds.work import DRAWN, Measure, Weight, share_out
+from camserve.pictures.decode import check_limits, measure, weigh
 from camserve.pictures.inputs import open_again
 from camserve.pictures.overlays import Canvas, check_quota, draw_explanations, prepare_canvas, wants_drawing
 from camserve.pictures.preprocess import Preprocess
+
+CANVAS_PIXELS = 64_000_000
+"""Pixels of a batch's pictures that are kept until they are drawn on; those beyond are decoded a second time."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Job:
     Attributes:
         call: the position of its call in the batch.
         explain: an explanation is asked for, not only a prediction.
-        pixels: how many its picture has, by its header; 0 for a tensor.
+        measure: of its picture, by its header.
+        rank: which jobs come first: those of the request with the least work.
         tensor: the model's input `[channels, H, W]`.
         size: (width, height) of the picture; None: there is none, or nobody asks.
         view: the part of the picture that the model sees; None: not known.
@@ -57,7 +63,8 @@ class Job:
     call: int
     item: Item
     explain: bool
-    pixels: int
+    measure: Measure = field(default_factory=Measure)
+    rank: float = 0.0
     tensor: Tensor | None = None
     size: tuple[int, int] | None = None
     view: Rect | None = None
@@ -91,25 +98,87 @@ class Pictures:
         self._preprocess = preprocess
         self._tensor_of = tensor_of
 
-    def count_pixels(self, items: Sequence[Item]) -> list[int]:
-        """Count the pixels of each item of one request, by the pictures' headers; 0 for tensors.
+    def measure(self, requests: Sequence[Request]) -> list[list[Measure] | RequestError]:
+        """Measure the pictures of each request of a batch, by their headers, and say which are too much.
 
-        Raises:
-            RequestError: 413 `ImageTooLarge`, they are too many together. A picture that is too large by itself does not
-                count, for it is refused by itself.
+        `max_work` is shared twice: before Pillow opens a header, and before it decodes a pixel.
+
+        Returns:
+            For each request its pictures' measures, zeros for tensors; or 413 `ImageTooLarge`, they have too many pixels
+            together (a picture that is too large by itself does not count, for it is refused by itself); or 413 `TooMuchWork`,
+            or 503 `Busy`.
         """
-        most, limit = self._config.max_pixels, max(self._config.max_request_pixels, self._config.max_pixels)
-        counts = [self._pixels_of(item.image) for item in items]
-        total = sum(count for count in counts if count <= most)
-        if total > limit:
-            message = f"expected at most {limit} pixels in all pictures of one request, got {total}: send fewer or smaller ones"
-            raise RequestError(413, "ImageTooLarge", message)
-        return counts
+        weights = [[self._weigh(item.image) for item in request.items] for request in requests]
+        faults = self._share([[each.header if each else 0.0 for each in several] for several in weights])
+        measures: list[list[Measure]] = []
+        for place, request in enumerate(requests):
+            measures.append([] if faults[place] else self._measure(request.items, weights[place]))
+            faults[place] = faults[place] or self._check_pixels(measures[place])
+        canvases = [self._canvas_of(*each) for each in zip(requests, measures, strict=True)]
+        again = sum(map(sum, canvases)) > CANVAS_PIXELS
+        works = [
+            [] if fault else self._works(request.items, several, drawn, again=again)
+            for fault, request, several, drawn in zip(faults, requests, measures, canvases, strict=True)
+        ]
+        faults = [fault or later for fault, later in zip(faults, self._share(works), strict=True)]
+        return [
+            fault or [replace(each, work=work) for each, work in zip(*both, strict=True)]
+            for fault, *both in zip(faults, measures, works, strict=True)
+        ]
 
-    def _pixels_of(self, image: Any) -> int:
-        if isinstance(image, np.ndarray):
-            return 0
-        return image.width * image.height if isinstance(image, Image.Image) else count_pixels(image.data, self._config)
+    def measure_alone(self, item: Item) -> Measure:
+        """Measure a picture that came without a protocol, and may be open already."""
+        image: Any = item.image
+        if isinstance(image, Image.Image):
+            return Measure(image.size, image.width * image.height)
+        return self._measure([item], [self._weigh(image)])[0]
+
+    def _check_pixels(self, measures: Sequence[Measure]) -> RequestError | None:
+        most, limit = self._config.max_pixels, max(self._config.max_request_pixels, self._config.max_pixels)
+        total = sum(each.pixels for each in measures if each.pixels <= most)
+        if total <= limit:
+            return None
+        message = f"expected at most {limit} pixels in all pictures of one request, got {total}: send fewer or smaller ones"
+        return RequestError(413, "ImageTooLarge", message)
+
+    def _share(self, works: Sequence[Sequence[float]]) -> list[RequestError | None]:
+        """Say which requests are too much: by themselves, or beside the others of their batch."""
+        limit = self._config.max_work
+        totals = [sum(each) for each in works]
+        met = share_out(limit, totals)
+        return [None if met[place] else _too_much(limit, totals[place], works[place]) for place in range(len(works))]
+
+    def _weigh(self, image: Any) -> Weight | None:
+        return weigh(image.data, self._config) if isinstance(image, Encoded) else None
+
+    def _measure(self, items: Sequence[Item], weights: Sequence[Weight | None]) -> list[Measure]:
+        return [
+            measure(item.image.data, self._config, weight) if isinstance(item.image, Encoded) and weight else Measure()
+            for item, weight in zip(items, weights, strict=True)
+        ]
+
+    def _canvas_of(self, request: Request, measures: Sequence[Measure]) -> list[float]:
+        """Return the pixels on which each item's explanations are drawn; 0 where nothing is drawn."""
+        longest = self._config.max_picture_side
+        return [
+            math.prod(each.size) * min(1.0, longest / max(1, *each.size)) ** 2 if wants_drawing(item.options) else 0.0
+            for item, each in zip(request.items if request.explain else (), measures, strict=False)
+        ]
+
+    def _works(
+        self, items: Sequence[Item], measures: Sequence[Measure], canvases: Sequence[float], *, again: bool
+    ) -> list[float]:
+        """Return each item's units of work; `again`: pictures that are drawn on may be decoded a second time."""
+        works = [each.work for each in measures]
+        for place, canvas in enumerate(canvases):
+            options = items[place].options
+            works[place] *= 2 if again and canvas else 1
+            works[place] += canvas / 1e6 * DRAWN[options.media] * options.maps if canvas else 0
+        return works
+
+    def canvas_quota(self) -> Quota:
+        """Return the pixels that may be kept of a batch's pictures."""
+        return Quota(CANVAS_PIXELS)
 
     def prepare(self, job: Job, canvases: Quota) -> None:
         """Decode and preprocess one item.
@@ -123,14 +192,14 @@ class Pictures:
             return
         if self._tensor_of is None:
             self._preprocess.check_channels()
-            picture = self._open(image)
+            picture = self._open(job.item.image)
             job.tensor, job.view = self._preprocess(picture), self._preprocess.view(*picture.size)
         else:
             check_limits(image.data, self._config)
             job.tensor = self._tensor_of(image.data)
             if not job.explain:
                 return
-            picture = self._open(image)
+            picture = self._open(job.item.image)
         job.size = picture.size
         if job.needs_drawing and not canvases.exceeded:
             canvas = prepare_canvas(picture, job.view, self._config.max_picture_side)
@@ -162,3 +231,14 @@ class Pictures:
     def _open(self, image: Any) -> Image.Image:
         """Open an encoded picture, or take one that is open already."""
         return open_again(image, self._config)
+
+
+def _too_much(limit: int, total: float, works: Sequence[float]) -> RequestError:
+    dearest = max(range(len(works)), key=lambda place: works[place])
+    part = f", {works[dearest]:.0f} of it for instance {dearest}" if len(works) > 1 else ""
+    came = f"{total:.0f}{part}"
+    if total > limit:
+        what = f"expected at most {limit} ms of work on one request's pictures, decoding and drawing, got {came}"
+        return RequestError(413, "TooMuchWork", f"{what}: send fewer or smaller pictures, or ask for fewer targets")
+    what = f"the requests of a batch share {limit} ms of work on pictures, decoding and drawing, and this one's is {came}"
+    return RequestError(503, "Busy", f"{what}: {SEND_LESS}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -56,19 +57,47 @@ class Option:
 
 
 def _targets(served: Served) -> Values:
-    labels, most = served.labels, served.config.max_targets
+    """Of scores that are values, what lowers one is asked for behind a `-`, and read as `~index`.
+
+    JSON's number -0 is 0, so what lowers the first value is the text `-0` there; a header's or a field's `-0` is text too.
+    """
+    labels, most, values = served.labels, served.config.max_targets, served.scores == "none"
+
+    def read_one(value: object) -> int:
+        if isinstance(value, str):
+            return labels.index_or_lowered(value) if values else labels.index(value)
+        index = _read_integer(value)
+        if values and math.copysign(1, value) < 0:  # type: ignore[arg-type]
+            message = f'target: for what lowers a value send the text "{value}" or "-{labels[0]}", got the number {value}'
+            raise RequestError(400, "InvalidOption", message)
+        return labels.index(index)
 
     def read(value: object) -> tuple[int, ...]:
         several = value if isinstance(value, list) else [value]
         if not 1 <= len(several) <= most:
             raise ValueError
-        return tuple(dict.fromkeys(labels.index(each if isinstance(each, str) else _read_integer(each)) for each in several))
+        return tuple(dict.fromkeys(read_one(each) for each in several))
 
     index = {"type": "integer", "minimum": 0, "maximum": len(labels) - 1}
-    label = {"type": "string", "format": "label", "examples": [labels[0]]}
+    label = {"type": "string", "format": "label", "examples": [labels[0], *([f"-{labels[0]}"] if values else [])]}
     several = {"type": "array", "items": {"anyOf": [index, label]}, "minItems": 1, "maxItems": most}
-    accepts = f"a class index from 0 to {len(labels) - 1}, a label, or a list of 1 to {most} of them"
-    return Values(accepts, read, {"anyOf": [index, label, several]}, _parse_target)
+    lowered = ", behind a - and as text for what lowers its value" if values else ""
+    accepts = f"a class index from 0 to {len(labels) - 1}, a label{lowered}, or a list of 1 to {most} of them"
+    return Values(accepts, read, {"anyOf": [index, label, several]}, _parse_value_target if values else _parse_target)
+
+
+def _parse_value_target(text: str) -> object:
+    if _is_list(text):
+        return json.loads(text, parse_int=_keep_minus)
+    return text.strip() if text.strip().startswith("-") else parse_integer(text)
+
+
+def _keep_minus(text: str) -> int | str:
+    return text if text.startswith("-") else int(text)
+
+
+def _default_top_k(served: Served) -> int | None:
+    return None if served.by_threshold else 1
 
 
 def _top_k(served: Served) -> Values:
@@ -101,7 +130,8 @@ _NAME = Values("a name", str, {"type": "string"}, parse=str)
 OPTIONS = (
     Option(
         "target",
-        "a class index, a label, or a list of them; by default the most probable class",
+        "a class index, a label, or a list of them; by default the most probable class, or each label that reaches the "
+        "threshold; of a value, -index or -label is what lowers it",
         _CLASS,
         narrow=_targets,
         field="targets",
@@ -112,7 +142,7 @@ OPTIONS = (
         "explain the k most probable classes; not together with target",
         KEYS["max_targets"].values,
         narrow=_top_k,
-        default=lambda _: 1,
+        default=_default_top_k,
     ),
     Option(
         "method",
@@ -170,6 +200,7 @@ class OptionReader:
         self.table: Mapping[str, Option] = {option.name: option.of(served) for option in OPTIONS}
         defaults = {option.field or option.name: option.default(served) for option in OPTIONS if option.default}
         self.defaults = Options(targets=(), **defaults)
+        self.scores = served.scores
 
     def from_headers(self, headers: Mapping[str, str]) -> dict[str, Given]:
         """Collects the `X-Explain-*` headers. A label may be sent in UTF-8 or in Latin-1.
@@ -246,7 +277,7 @@ def _as_json(option: Option, given: Given) -> object:
     if given.spelling == "text" and isinstance(value, (bytes, bytearray, str)):
         return option.values.parse(value if isinstance(value, str) else bytes(value).decode())
     if given.spelling == "parameter" and option.in_text and isinstance(value, str) and _is_list(value):
-        return json.loads(value)
+        return option.values.parse(value)
     return value
 
 

@@ -11,7 +11,7 @@ from camserve.core.messages import CONTENT_TYPES, Call, Encoded, Image, Item, Pa
 from camserve.core.served import Served
 from camserve.core.text import join_names, show
 from camserve.pictures.formats import is_picture
-from camserve.protocol.accept import wants_page
+from camserve.protocol.accept import check_host, wants_page
 from camserve.protocol.body import HOW_TO_SEND, as_bytes, read_image, read_json, starts_json
 from camserve.protocol.kserve.request import parse_v1, parse_v2
 from camserve.protocol.options import OptionReader, Spelling
@@ -40,9 +40,10 @@ class Parser:
         """Reads and checks one request. Predictions on plain routes read the image only, as the stock handler does.
 
         Raises:
-            RequestError: 400, 406 and 413, whatever the client sent.
+            RequestError: 400, 403, 406 and 413, whatever the client sent.
         """
         headers = {name: value for name, value in call.headers.items() if isinstance(value, str)}
+        check_host(headers, self._config.allowed_hosts)
         call = Call(call.explain, headers, call.fields)
         if len(call.fields) > 1 or (call.fields and "body" not in call.fields):
             return self._parse_form(call)

@@ -14,6 +14,7 @@ from camserve.core.errors import RequestError
 from camserve.core.messages import CONTENT_TYPES, Answer, Explanation, Reply, Request
 from camserve.core.served import Served
 from camserve.protocol.float32 import shorten
+from camserve.protocol.kserve.outputs import name_direction
 from camserve.protocol.kserve.reply import write_v2
 
 _WAYS_OUT = {
@@ -35,13 +36,18 @@ class Responder:
     def __init__(self, served: Served) -> None:
         self._model = served.model
         self._limit = served.config.max_response_bytes
+        self._values = served.scores == "none"
+        self._kind: dict[str, object] = {} if served.scores == "softmax" else {"scores": served.scores}
+        if served.scores == "sigmoid":
+            self._kind["threshold"] = served.config.threshold
 
     def reply(self, request: Request, answers: Sequence[Answer]) -> Reply:
         """Writes the reply to `request`, given one answer for each of its items, in order.
 
         Pictures and arrays say the rest in headers, each of them JSON: `x-explain-target` (`285`), `x-explain-range`
         (`[0.0,0.00031]`, or null where the map is not finite), `x-explain-view` (`[left,top,right,bottom]`, or null), and
-        pictures `x-explain-scale` (`1.0`). With several targets, the first two are lists of these in the targets' order.
+        pictures `x-explain-scale` (`1.0`). With several targets, or none, the first two are lists of these in the targets' order.
+        Of scores that are values, `x-explain-direction` says whether a heatmap is of what `raises` or `lowers` its target.
 
         Raises:
             RequestError: 413 `ResponseTooLarge`; of V2, 400 `InvalidImage` and `NoPicture` as `write_v2` says.
@@ -58,7 +64,7 @@ class Responder:
         body = _write_array(answers[0]) if media == "npy" else answers[0].picture
         if body is None:
             raise ValueError(f"no picture was rendered for {media}")
-        return self._check_size(Reply(200, CONTENT_TYPES[media], body, _headers(answers[0], media)), _WAYS_OUT[media])
+        return self._check_size(Reply(200, CONTENT_TYPES[media], body, self._headers(answers[0], media)), _WAYS_OUT[media])
 
     def _check_size(self, reply: Reply, way_out: str) -> Reply:
         if len(reply.body) > self._limit:
@@ -73,7 +79,7 @@ class Responder:
         return body
 
     def _v2_reply(self, request: Request, answers: Sequence[Answer]) -> Reply:
-        body, binary = write_v2(request, answers, self._model)
+        body, binary = write_v2(request, answers, self._model, self._values)
         reply = _json_reply(body)
         if not any("parameters" in output for output in body["outputs"]):
             return reply
@@ -88,14 +94,48 @@ class Responder:
             "classes": [
                 {"index": score.index, "label": score.label, "probability": score.probability} for score in answer.classes
             ],
-            "explanations": [_explanation(explanation) for explanation in answer.explanations],
+            "explanations": [self._explanation(explanation) for explanation in answer.explanations],
             "image": image,
             "method": answer.method,
             "layer": answer.layer,
+            **self._kind,
             "model": self._model.name,
             "version": self._model.version,
             "weights": self._model.weights,
         }
+
+    def _explanation(self, explanation: Explanation) -> dict[str, Any]:
+        region = explanation.region
+        body = {
+            "target": explanation.target,
+            "label": explanation.label,
+            **({"direction": name_direction(explanation)} if self._values else {}),
+            "probability": explanation.probability,
+            "heatmap": shorten(explanation.heatmap),
+            "range": _range(explanation),
+            "region": region and list(region.rounded()),
+            "warnings": list(explanation.warnings),
+        }
+        if explanation.overlay is not None:
+            body["overlay"] = "data:image/png;base64," + base64.b64encode(explanation.overlay).decode("ascii")
+        return body
+
+    def _headers(self, answer: Answer, media: str) -> Mapping[str, str]:
+        view = answer.image and answer.image.view
+        headers: dict[str, object] = {
+            "x-explain-target": _one_or_list([explanation.target for explanation in answer.explanations]),
+            "x-explain-range": _one_or_list([_range(explanation) for explanation in answer.explanations]),
+            "x-explain-view": view and list(view.rounded()),
+        }
+        if self._values:
+            headers["x-explain-direction"] = _one_or_list([name_direction(each) for each in answer.explanations])
+        if media != "npy":
+            headers["x-explain-scale"] = answer.scale
+        return {name: json.dumps(value, separators=(",", ":"), allow_nan=False) for name, value in headers.items()}
+
+
+def _one_or_list(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
 
 
 def write_error(error: RequestError) -> Reply:
@@ -115,22 +155,6 @@ def _predictions(answer: Answer) -> object:
     return {score.label: score.probability for score in answer.classes}
 
 
-def _explanation(explanation: Explanation) -> dict[str, Any]:
-    region = explanation.region
-    body = {
-        "target": explanation.target,
-        "label": explanation.label,
-        "probability": explanation.probability,
-        "heatmap": shorten(explanation.heatmap),
-        "range": _range(explanation),
-        "region": region and list(region.rounded()),
-        "warnings": list(explanation.warnings),
-    }
-    if explanation.overlay is not None:
-        body["overlay"] = "data:image/png;base64," + base64.b64encode(explanation.overlay).decode("ascii")
-    return body
-
-
 def _range(explanation: Explanation) -> list[float] | None:
     if explanation.range is None:
         return None
@@ -139,21 +163,8 @@ def _range(explanation: Explanation) -> list[float] | None:
 
 def _write_array(answer: Answer) -> bytes:
     """Writes NumPy's format 1.0: float32 `[targets, h, w]`, little-endian, in row-major order."""
-    stack = np.stack([explanation.heatmap for explanation in answer.explanations]).astype("<f4")
+    maps = [explanation.heatmap for explanation in answer.explanations]
+    stack = (np.stack(maps) if maps else np.zeros((0, *answer.grid))).astype("<f4")
     file = io.BytesIO()
     np.lib.format.write_array(file, np.ascontiguousarray(stack), version=(1, 0), allow_pickle=False)
     return file.getvalue()
-
-
-def _headers(answer: Answer, media: str) -> Mapping[str, str]:
-    view = answer.image and answer.image.view
-    targets = [explanation.target for explanation in answer.explanations]
-    ranges = [_range(explanation) for explanation in answer.explanations]
-    headers: dict[str, object] = {
-        "x-explain-target": targets if len(targets) > 1 else targets[0],
-        "x-explain-range": ranges if len(ranges) > 1 else ranges[0],
-        "x-explain-view": view and list(view.rounded()),
-    }
-    if media != "npy":
-        headers["x-explain-scale"] = answer.scale
-    return {name: json.dumps(value, separators=(",", ":"), allow_nan=False) for name, value in headers.items()}

@@ -212,7 +212,7 @@ def test_tokens_left_out_for_want_of_a_grid_are_told_in_the_reason() -> None:
 
 def test_extra_tokens_are_told_in_the_reason() -> None:
     """A class token is what one expects; twenty tokens before those of the picture are not."""
-    assert opened_at(Rows(20), SIZE, token_grid=(4, 8)).why.endswith("8 channels, 4x8 cells behind 20 other tokens")
+    assert opened_at(Rows(20), SIZE, token_grid=(4, 8)).why.endswith("8 channels, 4x8 cells beside 20 other tokens")
     assert opened_at(Rows(1), SIZE, token_grid=(4, 8)).why.endswith("8 channels, 4x8 cells")
     with pytest.raises(ConfigError, match=r"^token_grid: 4x8 = 32 tokens fit no layer of this model: .* are 97"):
         opened_at(Rows(65), SIZE, token_grid=(4, 8))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from camserve.capture.survey.layout import Layout, extract_logits, extract_tensor, guess_grid, replace_tensor, synthesize_pictures
+from camserve.capture.survey.layout import Layout, extract_tensor, guess_grid, replace_tensor, synthesize_pictures
 from camserve.capture.survey.readings import Moments, Output, Readings
 
 
-def layout_of(shape: tuple[int, ...], picture: tuple[int, int], token_grid: tuple[int, int] | None = None) -> Layout | None:
+def layout_of(shape: tuple[int, ...], picture: tuple[int, int], token_grid: tuple[int, ...] | None = None) -> Layout | None:
     """The layout of the only output of a run, for two pictures."""
     output = Output("layer", "Module", shape, Moments(negative=True, mean=0, square=1, absolute=0.8))
     return Readings([output], 2, picture, token_grid).all[0].layout
@@ -105,27 +105,6 @@ def test_tokens_that_no_patches_make_are_no_grid() -> None:
     """Better no map than one whose rows are mixed up."""
     with pytest.raises(ValueError, match=r"^1000 tokens are no grid of about 32\.0 x 16\.0 cells$"):
         Layout("tokens", 16, 16, 3).to_grid(torch.zeros(1, 1000, 3), (2.0, 1.0))
-
-
-def test_outputs_of_any_form() -> None:
-    """Scores are found in tensors, tuples, dicts and `.logits`; with 1x1 cells too; anything else is refused."""
-    scores = torch.ones(2, 5)
-
-    class Output:
-        logits = scores
-
-    for output in (scores, (scores, 1), [scores], {"logits": scores}, {"a": scores}, Output(), scores[:, :, None, None]):
-        assert torch.equal(extract_logits(output), scores)
-    for wrong in (None, 3, (), torch.ones(2, 5, 3), {"logits": 1}):
-        with pytest.raises(ValueError, match=r"class scores of shape \[N, classes\]"):
-            extract_logits(wrong)
-
-
-def test_there_is_a_row_of_scores_for_each_picture() -> None:
-    """Where it is said how many pictures there were."""
-    assert len(extract_logits(torch.ones(2, 5), 2)) == 2
-    with pytest.raises(ValueError, match="one row of class scores for each picture, got 2 for 3"):
-        extract_logits(torch.ones(2, 5), 3)
 
 
 def test_the_first_tensor_is_replaced_in_place_of_itself() -> None:

@@ -22,7 +22,7 @@ def softmax(shape: tuple[int, ...]) -> Output:
 
 
 def read(
-    *outputs: Output, picture: tuple[int, int] = (224, 224), token_grid: tuple[int, int] | None = None
+    *outputs: Output, picture: tuple[int, int] = (224, 224), token_grid: tuple[int, ...] | None = None
 ) -> list[Layout | None]:
     """The layouts of a run's outputs, for two pictures."""
     return [reading.layout for reading in Readings(outputs, 2, picture, token_grid).all]

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from camserve.capture import open_backend, synthesize_pictures
 from camserve.capture.tuning.prepack import PrepackedConv, prepack
 from camserve.core.config import Config
-from camserve.explain.explainer import Explainer, Task
+from camserve.explain.explainer import Explainer
+from camserve.explain.ranking import Task
 
 CPU = torch.device("cpu")
 PICTURES = synthesize_pictures((32, 32), 4)

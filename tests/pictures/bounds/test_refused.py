@@ -18,7 +18,7 @@ from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.pictures import decode
 from camserve.pictures.bounds import gif, ifd, jpeg, png, tiff
-from camserve.pictures.decode import count_pixels, open_picture
+from camserve.pictures.decode import measure, open_picture
 
 CONFIG = Config(exif=True)
 
@@ -100,6 +100,17 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "segments": (lambda: jpeg_with(*[(0xE5, b"")] * jpeg.MAX_SEGMENTS), "2,000 segments"),
     "markers behind the scan": (lambda: encoded("JPEG")[:-2] + b"\xff\x01" * jpeg.MAX_SEGMENTS + b"\xff\xd9", "2,000 segments"),
     "resources": (lambda: jpeg_with((0xED, b"Photoshop 3.0\0" + (b"8BIM" + bytes(8)) * 5_001)), "5,000 Photoshop resources"),
+    "tables": (lambda: jpeg_with(*[(0xDB, bytes(65))] * 245), "16,384 bytes of quantisation tables"),
+    "frames": (lambda: jpeg_with((0xC0, b"\x08\0\x1e\0\x28\3" + bytes(9))), "1 frame"),
+    "tables behind an end that is none": (
+        lambda: jpeg_with(*[(0xDB, bytes(65))] * 245)[:2] + b"\xff\xd9" + jpeg_with(*[(0xDB, bytes(65))] * 245)[2:],
+        "16,384 bytes",
+    ),
+    "tables in a segment that is none": (
+        lambda: b"\xff\xd8\xff\xf0\xff\xf0" + jpeg_with(*[(0xDB, bytes(65))] * 245)[2:],
+        "16,384 bytes",
+    ),
+    "components": (lambda: encoded("JPEG").replace(b"\xff\xc0\0\x11", b"\xff\xc0\x04\x11"), "at most 773 bytes"),
     "fractions in EXIF": (
         lambda: jpeg_with((0xE1, b"Exif\0\0" + directory((282, 5, 2_001, 26)) + bytes(8 * 2_001))),
         "2,000 fractions",
@@ -157,7 +168,7 @@ def test_what_no_tool_makes_is_refused_before_pillow_sees_it(name: str, monkeypa
 
     assert (caught.value.status, caught.value.kind) == (400, "InvalidImage")
     assert words in caught.value.message
-    assert count_pixels(make(), CONFIG) == 0
+    assert measure(make(), CONFIG).pixels == 0
 
 
 def text(count: int) -> PngImagePlugin.PngInfo:

@@ -13,7 +13,8 @@ from torch import nn
 
 from camserve.capture import open_backend, synthesize_pictures
 from camserve.core.config import Config
-from camserve.explain.explainer import Explainer, Prediction, Task
+from camserve.explain.explainer import Explainer, Prediction
+from camserve.explain.ranking import Task
 
 pytestmark = pytest.mark.gpu
 SIZE = (96, 96)

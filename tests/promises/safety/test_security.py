@@ -54,6 +54,20 @@ def post(server: Server, path: str, body: Any = PICTURE, **headers: str) -> requ
 # ------------------------------------------------------------------ who reaches what
 
 
+@pytest.mark.parametrize(
+    "path", ["predictions/hostile", "explanations/hostile", "v1/models/hostile:predict", "v2/models/hostile/infer"]
+)
+def test_a_page_whose_name_points_here_gets_no_answer(live: Server, path: str) -> None:
+    """As after DNS rebinding: the browser sends the page's own name. By address and by localhost all is as ever."""
+    wanted = 200 if not path.startswith("v") else 400  # a bare picture is nothing to KServe
+    for host, status in (("evil.example", 403), ("localhost:1", wanted), ("127.0.0.1", wanted)):
+        answer = post(live, path, Host=host)
+        assert answer.status_code == status
+        assert status != 403 or answer.json()["type"] == "HostNotAllowed"
+    page = requests.get(f"{live.url}/explanations/{HOSTILE}", headers={"accept": "text/html", "Host": "evil.example"}, timeout=60)
+    assert page.status_code == 403
+
+
 def test_nothing_listens_beyond_this_machine(live: Server) -> None:
     """Java and its workers hold sockets on loopback only: inference, management, metrics and gRPC."""
     listening = [

@@ -9,7 +9,7 @@ from camserve.capture.models.kinds import open_model, survey_model
 from camserve.capture.survey.layers import Survey
 
 
-def survey(model: object, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+def survey(model: object, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
     """Open a model of any kind, run it over `pictures` `[N, 3, H, W]` and describe every layer."""
     return survey_model(open_model(model, pictures), pictures, token_grid)
 

@@ -22,10 +22,6 @@ DETACHED = (
     "the prediction depends on it, but no gradient reaches it: the model runs what is behind it in torch.no_grad() or "
     "torch.inference_mode(), or detaches it; its weights are frozen anyway, so take that out of its forward"
 )
-QUANTIZED = (
-    "the prediction depends on it, but no gradient reaches it: quantized layers behind it have none, and are no single linear "
-    "layer behind pooling, whose gradients are known without; package the model as it was before it was quantized"
-)
 OVERWRITTEN = "its gradient needs values that the model overwrites (an operation in place behind it does)"
 NO_CELL = "the prediction depends on none of its cells (perhaps on the class token beside them)"
 ONE_CELL = "the prediction depends on a single cell of its map"
@@ -64,7 +60,7 @@ def choose_layer(model: Classifier, pictures: Tensor, survey: Survey) -> tuple[s
         independent += [info for info in reversed(part) if faults[info.name] == INDEPENDENT]
     detached = next((info for info in independent[:AT_ONCE] if _matters(model, pictures, info)), None)
     if detached:
-        raise ConfigError(f"this model has no layer that can be explained; of {detached.name}, {_why_detached(model)}")
+        raise ConfigError(f"this model has no layer that can be explained; of {detached.name}, {DETACHED}")
     hint = f": {survey.hint}" if survey.hint and not survey.hidden else ""
     doubtful = [info for info in survey.layers if info.fault == UNKNOWN_ORDER]
     if doubtful:
@@ -84,7 +80,7 @@ def check_layer(model: Classifier, pictures: Tensor, survey: Survey, name: str) 
     info = survey.info(name)
     fault = find_faults(model, pictures, [info], survey.outputs).get(name)
     if fault == INDEPENDENT and _matters(model, pictures, info):
-        fault = _why_detached(model)
+        fault = DETACHED
     if fault and fault not in ALLOWED:
         raise ConfigError(f"layer {name} cannot be explained: {fault}{_instead(model, pictures, survey)}")
 
@@ -123,10 +119,6 @@ def find_faults(model: Classifier, pictures: Tensor, infos: Sequence[LayerInfo],
     return {name: fault for name, fault in faults.items() if fault}
 
 
-def _why_detached(model: Classifier) -> str:
-    return QUANTIZED if any(weight.is_quantized for weight in model.weights()) else DETACHED
-
-
 def _matters(model: Classifier, pictures: Tensor, info: LayerInfo) -> bool:
     """Return whether the scores change with the layer's output, by trial: a gradient may not show it."""
     pictures = fit_batch(pictures, model.batch)
@@ -152,7 +144,7 @@ def _fault_of(captured: Captured, info: LayerInfo, outputs: int) -> str:
     lines = [(int(reached.any(0).any(axis).sum()), reached.shape[2 - axis]) for axis in (0, 1)]
     if any(lines_reached == 1 < lines_in_all for lines_reached, lines_in_all in lines):
         return ONE_ROW
-    if info.layout and info.layout.extra and not channels.all():
+    if info.layout and info.layout.others and not channels.all():
         return PARTLY
     own = len(channels) == outputs > 1 and bool(channels[top].item()) and int(channels.sum()) == 1
     return SCORES if own else ""
@@ -161,7 +153,7 @@ def _fault_of(captured: Captured, info: LayerInfo, outputs: int) -> str:
 def _reason(info: LayerInfo, survey: Survey) -> str:
     layout = info.site.layout
     calls = f", at the last of its {info.calls} calls" if info.calls > 1 else ""
-    extra = f" behind {layout.extra} other tokens" if layout.extra > 1 else ""
+    extra = f" beside {layout.others} other tokens" if layout.others > 1 else ""
     return (
         f"the last of {len(survey.maps)} layers with a map that the prediction depends on: "
         f"{layout.channels} channels, {layout.height}x{layout.width} cells{extra}{calls}{_warning(info, survey)}"

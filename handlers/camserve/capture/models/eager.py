@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -15,16 +16,11 @@ from torch import Tensor, nn
 
 from camserve.capture.base import Capture, Captured, CaptureSettings
 from camserve.capture.models.hooks import hook_every_call, hook_last_calls, hook_parents
-from camserve.capture.models.passes import Pass, SplitCapture, copy_saved_tensors
-from camserve.capture.models.quantized import (
-    dequantize,
-    find_dynamic_layers,
-    let_gradients_through,
-    list_quantized_weights,
-    quantize_like,
-)
+from camserve.capture.models.passes import Pass, copy_saved_tensors
+from camserve.capture.survey.endings import Ending, EndingWatch
 from camserve.capture.survey.layers import Site, Survey, SurveyBuilder, resolve_orders
-from camserve.capture.survey.layout import extract_logits, extract_tensor
+from camserve.capture.survey.layout import extract_tensor, replace_tensor
+from camserve.capture.survey.reader import FIRST, Scores
 
 
 class EagerCapture:
@@ -49,7 +45,6 @@ class EagerCapture:
         self._settings = settings or CaptureSettings({})
         self._modules = modules or {}
         self._dtype = find_dtype(chain(model.parameters(), model.buffers()))
-        self._dynamic = find_dynamic_layers(model)
         self._aliased: frozenset[str] = frozenset()
 
     @property
@@ -67,16 +62,17 @@ class EagerCapture:
             if not asked:
                 with torch.no_grad():
                     answer = self._settings.predict_only(self._model, pictures)
-                    return Pass({}, {}, {}, {}, extract_logits(answer, len(pictures)))
+                    return Pass({}, {}, {}, {}, *self._settings.reader.read(answer, len(pictures)))
             while True:
                 hook = _OutputHook(cam_weights, self._aliased)
                 scores = self._run(pictures, asked, hook)
                 if hook.overwritten <= self._aliased:
-                    return Pass(asked, cam_weights, hook.activations, hook.leaves, scores, self._settings.scale_of(pictures))
+                    return Pass(asked, cam_weights, hook.activations, hook.leaves, *scores, self._settings.scale_of(pictures))
                 self._aliased |= hook.overwritten  # so a model's pass is repeated once in its life
 
-    def _run(self, pictures: Tensor, asked: Mapping[str, Site], hook: _OutputHook) -> Tensor:
-        """Run the model with the hook at the asked layers, and return the scores `[N, K]`."""
+    def _run(self, pictures: Tensor, asked: Mapping[str, Site], hook: _OutputHook) -> Scores:
+        """Run the model with the hook at the asked layers, and return its scores."""
+        reader = self._settings.reader
         with ExitStack() as stack:
             closed = all(hook.has_closed_form(layer) for layer in asked)
             stack.enter_context(torch.set_grad_enabled(not closed))
@@ -84,11 +80,11 @@ class EagerCapture:
             if not self._aliased.isdisjoint(asked):
                 stack.enter_context(copy_saved_tensors())
             if not closed:
-                stack.enter_context(let_gradients_through(self._dynamic))
                 stack.enter_context(
                     hook_parents(self._model, [self._modules.get(layer, layer) for layer in asked], hook.restore_grad_mode)
                 )
-            return extract_logits(self._model(pictures), len(pictures))
+            watch = None if closed else stack.enter_context(reader.watch(len(pictures)))
+            return reader.read(self._model(pictures), len(pictures), watch)
 
 
 class _OutputHook:
@@ -131,9 +127,6 @@ class _OutputHook:
 
     def __call__(self, layer: str, output: Tensor) -> Tensor:
         """Store a layer's output, of any shape, and return what the head goes on with."""
-        if output.is_quantized:  # which has no gradient: what is behind it is known in closed form, or not at all
-            self.activations[layer] = output.dequantize()
-            return output
         if self.has_closed_form(layer):
             if layer in self._aliased or output.is_inference():
                 self.activations[layer] = output.detach().clone()
@@ -167,14 +160,13 @@ class EagerClassifier:
     """An eager module, in eval mode and with frozen parameters (`Classifier`)."""
 
     kind = "eager"
+    batch: tuple[int, int | None] = (1, None)
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        # dynamic quantization rounds by the range of the whole batch: pictures run one by one, or each one's scores would
-        # depend on the others
-        self.batch: tuple[int, int | None] = (1, 1) if find_dynamic_layers(module) else (1, None)
+        self.reader = FIRST
 
-    def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+    def survey(self, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
         """Run the module over `[N, 3, H, W]` and describe every layer that ran."""
         builder = SurveyBuilder(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
         scores = self._record(pictures, builder)
@@ -185,11 +177,33 @@ class EagerClassifier:
         """Record a run, and return its scores `[N, K]`."""
 
         def record(name: str, module: nn.Module, output: Any) -> None:
-            tensor = extract_tensor(output)
-            builder.record(name, self.class_of(module), None if tensor is None else dequantize(tensor))
+            builder.record(name, self.class_of(module), extract_tensor(output))
 
         with torch.no_grad(), hook_every_call(self.module, record):
-            return extract_logits(self.module(self.cast_input(pictures)), len(pictures))
+            return self.reader.read(self.run(pictures), len(pictures)).logits
+
+    def run(self, pictures: Tensor) -> Any:
+        """Run the module over `[N, 3, H, W]`, and return what it gives."""
+        return self.module(self.cast_input(pictures))
+
+    def read_logits(self, pictures: Tensor) -> Tensor:
+        """Run the module over `[N, 3, H, W]`, and return the logits `[N, K]`."""
+        with self.reader.watch(len(pictures)) as watch:
+            return self.reader.read(self.run(pictures), len(pictures), watch).logits
+
+    def find_ending(self, pictures: Tensor) -> Ending:
+        """Find the function that makes the module's scores of pictures `[N, 3, H, W]`, where its input can be watched."""
+        width = self.reader.width
+        if width is None:
+            return ""
+        with torch.no_grad(), EndingWatch(len(pictures) * width) as watch:
+            values = self.reader.read(self.run(pictures), len(pictures)).values
+        found = watch.find(values)
+        return found[0] if found else ""
+
+    def complete(self, settings: CaptureSettings | None) -> CaptureSettings:
+        """Return how to run the model, with how its scores are read."""
+        return replace(settings or CaptureSettings({}), reader=self.reader)
 
     def cast_input(self, pictures: Tensor) -> Tensor:
         """Convert pictures `[N, 3, H, W]` to the type of the weights."""
@@ -201,31 +215,39 @@ class EagerClassifier:
 
     def capture(self, sites: Mapping[str, Site], settings: CaptureSettings | None = None) -> Capture:
         """Make a capture at these layers."""
-        capture = EagerCapture(self.module, sites, settings)
-        return SplitCapture(capture, *self.batch) if self.batch[1] else capture
+        return EagerCapture(self.module, sites, self.complete(settings))
 
     def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
         """Run the module with the layer's output replaced by `values`, and return the scores `[N, K]`."""
-        with torch.no_grad(), hook_last_calls(self.module, {site.layer: site}, lambda _, output: quantize_like(values, output)):
-            return extract_logits(self.module(self.cast_input(pictures)))
+        with torch.no_grad(), hook_last_calls(self.module, {site.layer: site}, lambda _, output: values.to(output, copy=True)):
+            return self.read_logits(pictures)
+
+    def run_calls(
+        self, layers: Collection[str], pictures: Tensor, replaced: Mapping[tuple[str, int], Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Run the module; return the scores, and the output of every call of these layers."""
+        given = replaced or {}
+        outputs: dict[str, list[Tensor]] = {layer: [] for layer in (*layers, *(layer for layer, _ in given))}
+
+        def record(name: str, _module: nn.Module, output: Any) -> Any:
+            layer, tensor = self.name_of(name), extract_tensor(output)
+            if layer not in outputs or tensor is None:
+                return None
+            values = given.get((layer, len(outputs[layer])))
+            outputs[layer].append(tensor.detach().clone())
+            return None if values is None else replace_tensor(output, values.to(tensor, copy=True))
+
+        with torch.no_grad(), hook_every_call(self.module, record):
+            scores = self.read_logits(pictures)
+        return scores, outputs
+
+    def name_of(self, path: str) -> str:
+        """Return the name of the layer whose module has this path."""
+        return path
 
     def weights(self) -> Iterable[Tensor]:
-        """Return the module's parameters, and its quantized weights."""
-        return chain(self.module.parameters(), list_quantized_weights(self.module))
-
-    def quantized_output(self, site: Site, pictures: Tensor) -> Tensor | None:
-        """Return the layer's output as floats where it is quantized."""
-        if next(iter(list_quantized_weights(self.module)), None) is None:
-            return None
-        found: list[Tensor] = []
-
-        def keep(_layer: str, output: Tensor) -> Tensor:
-            found.extend([output.dequantize()] if output.is_quantized else [])
-            return output
-
-        with torch.no_grad(), hook_last_calls(self.module, {site.layer: site}, keep):
-            self.module(self.cast_input(pictures))
-        return found[0] if found else None
+        """Return the module's parameters."""
+        return self.module.parameters()
 
 
 def find_dtype(weights: Iterable[Tensor]) -> torch.dtype | None:

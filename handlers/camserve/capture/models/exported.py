@@ -21,7 +21,7 @@ from camserve.capture.models.eager import EagerCapture, EagerClassifier, freeze
 from camserve.capture.models.hooks import hook_every_call, hook_last_calls
 from camserve.capture.models.passes import SplitCapture, fit_batch
 from camserve.capture.survey.layers import Site, Survey, SurveyBuilder
-from camserve.capture.survey.layout import extract_logits, extract_tensor
+from camserve.capture.survey.layout import extract_tensor
 from camserve.core.errors import ConfigError
 
 ANY = sys.maxsize - 1
@@ -120,14 +120,12 @@ class ExportedClassifier(EagerClassifier):
         given = fit_batch(pictures, self.batch)
         others = torch.cat([given[:1], -given[1:]])
         with torch.no_grad():
-            first, again, mixed = (
-                extract_logits(self.module(self.cast_input(each)), len(given)) for each in (given, given, others)
-            )
+            first, again, mixed = (self.reader.read(self.run(each), len(given)).values for each in (given, given, others))
         scale = first.abs().max()
         if (first - again).abs().max() > MODE_ERROR * scale or (first[0] - mixed[0]).abs().max() > MODE_ERROR * scale:
             raise ConfigError("the program was exported in training mode; call model.eval() before torch.export.export")
 
-    def survey(self, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+    def survey(self, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
         """Run the program and describe every layer that ran. A layer that runs with two graphs has one name."""
         pictures = fit_batch(pictures, self.batch)
         operations = _operations(self.module)
@@ -136,20 +134,20 @@ class ExportedClassifier(EagerClassifier):
         calls: dict[str, int] = {}
 
         def record(name: str, module: nn.Module, output: Any) -> None:
-            layer = _layer_name(name)
+            layer = self.name_of(name)
             calls[name] = calls.get(name, 0) + 1
             self._modules[layer], self._calls[layer] = name, calls[name]
             builder.record(layer, self._classes.get(layer) or self.class_of(module), extract_tensor(output))
 
         with torch.no_grad(), hook_every_call(self.module, record):
-            scores = extract_logits(self.module(self.cast_input(pictures)), len(pictures))
+            scores = self.reader.read(self.run(pictures), len(pictures)).logits
         hint = NO_GRAD if any("wrap_with_set_grad_enabled" in operation for operation in operations) else ""
         return builder.build(scores, hint=hint)
 
     def capture(self, sites: Mapping[str, Site], settings: CaptureSettings | None = None) -> Capture:
         """Make a capture at these layers."""
         last = {layer: self._at_last_module(site) for layer, site in sites.items()}
-        capture: Capture = EagerCapture(self.module, last, settings, self._modules)
+        capture: Capture = EagerCapture(self.module, last, self.complete(settings), self._modules)
         if any(type(module).__name__ == DISPATCHER for module in self.module.modules()):
             capture = LockedCapture(capture)
         return SplitCapture(capture, *self.batch)
@@ -158,7 +156,11 @@ class ExportedClassifier(EagerClassifier):
         """Run the program with the layer's output replaced by `values`, and return the scores `[N, K]`."""
         last = {site.layer: self._at_last_module(site)}
         with torch.no_grad(), hook_last_calls(self.module, last, lambda _, output: values.to(output, copy=True), self._modules):
-            return extract_logits(self.module(self.cast_input(pictures)))
+            return self.read_logits(pictures)
+
+    def name_of(self, path: str) -> str:
+        """Return the name of the layer whose module has this path."""
+        return _layer_name(path)
 
     def _at_last_module(self, site: Site) -> Site:
         """Return the site at the module that ran last under the layer's name."""

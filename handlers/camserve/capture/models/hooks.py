@@ -63,8 +63,11 @@ def hook_parents(model: nn.Module, names: Collection[str], ended: Callable[[], N
 
 
 @contextmanager
-def hook_every_call(model: nn.Module, record: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
-    """Context manager that calls `record` with the name, the module and the output of every call of a submodule."""
+def hook_every_call(model: nn.Module, record: Callable[[str, nn.Module, Any], Any]) -> Iterator[None]:
+    """Context manager that calls `record` with the name, the module and the output of every call of a submodule.
+
+    What it returns, where that is not None, the model goes on with.
+    """
 
     def hook_for(name: str) -> Callable[..., None]:
         return lambda module, _inputs, output: record(name, module, output)

@@ -50,7 +50,7 @@ def open_model(model: object, pictures: Tensor) -> Classifier:
         freeze(model)
         return EagerClassifier(model)
     except MODEL_ERRORS as error:
-        raise _does_not_run(pictures, error) from error
+        raise describe_failure(pictures, error) from error
 
 
 def _called_modules(graph: torch.fx.GraphModule) -> set[object]:
@@ -69,11 +69,11 @@ WRONG_CHANNELS = (
 """How a convolution, and a program of torch.export, say how many channels they take, and how many they got."""
 
 
-def survey_model(model: Classifier, pictures: Tensor, token_grid: tuple[int, int] | None = None) -> Survey:
+def survey_model(model: Classifier, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
     """Survey an opened model with pictures `[N, 3, H, W]`.
 
     Args:
-        token_grid: (rows, columns) of a transformer's tokens, where the configuration gives them.
+        token_grid: (rows, columns) of a transformer's tokens, or (rows, columns, others before), where the configuration has it.
 
     Raises:
         ConfigError: it does not run on such pictures, or gives no row of scores for each; or `token_grid` fits no layer.
@@ -81,10 +81,11 @@ def survey_model(model: Classifier, pictures: Tensor, token_grid: tuple[int, int
     try:
         return model.survey(pictures, token_grid)
     except MODEL_ERRORS as error:
-        raise _does_not_run(pictures, error) from error
+        raise describe_failure(pictures, error) from error
 
 
-def _does_not_run(pictures: Tensor, error: Exception) -> ConfigError:
+def describe_failure(pictures: Tensor, error: Exception) -> ConfigError:
+    """Make the error of a model that does not run on pictures `[N, 3, H, W]`, with what to do where that is known."""
     if isinstance(error, ConfigError):
         return error
     return ConfigError(f"{DOES_NOT_RUN} {list(pictures.shape)}: {summarize_error(error)}{_advise_on_channels(pictures, error)}")

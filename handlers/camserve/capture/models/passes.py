@@ -23,7 +23,8 @@ class Pass:
         cam_weights: the weights `[K, C]` of those whose gradients are known in closed form.
         activations: each layer's output as the model lays it out, without a graph.
         leaves: for the other layers, what the scores are differentiated with respect to, of the same shape.
-        scores: `[N, K]`, with the graph of what is behind the layers.
+        scores: the logits `[N, K]`, with the graph of what is behind the layers.
+        own: what the model itself gives.
         scale: of the pictures, in relation to those that were surveyed; None: not known.
     """
 
@@ -32,12 +33,18 @@ class Pass:
     activations: Mapping[str, Tensor]
     leaves: Mapping[str, Tensor]
     scores: Tensor
+    own: Tensor
     scale: Scale | None = None
 
     @property
     def logits(self) -> Tensor:
         """`[N, K]`, float32."""
         return self.scores.detach().float()
+
+    @property
+    def values(self) -> Tensor:
+        """`[N, K]` or `[N, 1]`, float32."""
+        return self.own.detach().float()
 
     def activation(self, layer: str) -> Tensor:
         """Return the layer's activation `[N, C, h, w]`, without a graph."""
@@ -52,8 +59,6 @@ class Pass:
         if self.has_closed_form(layer):
             height, width = self.activation(layer).shape[2:]
             return seed * self.cam_weights[layer][targets][:, :, None, None] / (height * width)
-        if layer not in self.leaves or not self.scores.requires_grad:
-            raise RuntimeError(f"the scores have no gradient with respect to layer {layer}")
         seeds = torch.zeros_like(self.scores)
         seeds[rows, targets] = seed
         (gradient,) = torch.autograd.grad(self.scores, self.leaves[layer], seeds, retain_graph=True)
@@ -111,6 +116,11 @@ class JoinedPasses:
     def logits(self) -> Tensor:
         """`[N, K]`, float32."""
         return torch.cat([each.logits[:size] for each, size in zip(self._passes, self._sizes, strict=True)])
+
+    @property
+    def values(self) -> Tensor:
+        """`[N, K]` or `[N, 1]`, float32."""
+        return torch.cat([each.values[:size] for each, size in zip(self._passes, self._sizes, strict=True)])
 
     def activation(self, layer: str) -> Tensor:
         """Return the layer's activation `[N, C, h, w]`, without a graph."""

@@ -23,9 +23,6 @@ PASSING_CLASSES = frozenset(
 )
 """Classes of modules that compute nothing of their own, or only pool: the layer before them is the one to explain."""
 
-REACHING_CLASSES = frozenset({"DeQuantize", "DeQuantStub"})
-"""Classes of modules that pass on what was out of a gradient's reach: from there on values are floats, and not quantized."""
-
 MODEL_ERRORS = (
     RuntimeError,
     ValueError,
@@ -150,13 +147,13 @@ class SurveyBuilder:
     Attributes:
         batch: number of pictures in the run.
         size: their (height, width).
-        token_grid: (rows, columns) of a transformer's tokens, where the configuration gives them.
+        token_grid: (rows, columns) of a transformer's tokens, or (rows, columns, others before), where the configuration has it.
         usual: the order of all maps of this model, where it is known.
     """
 
     batch: int
     size: tuple[int, int]
-    token_grid: tuple[int, int] | None = None
+    token_grid: tuple[int, ...] | None = None
     usual: Order | None = None
     _outputs: list[Output] = field(default_factory=list)
     _orders: dict[int, Order] = field(default_factory=dict)
@@ -204,8 +201,7 @@ class SurveyBuilder:
             calls[name] = calls.get(name, 0) + 1
             by_name.pop(name, None)
             if output.shape is not None:
-                repeats = output.kind not in REACHING_CLASSES and _repeats(name, layout, moments, by_name.values())
-                passes_through = output.kind in PASSING_CLASSES or repeats
+                passes_through = output.kind in PASSING_CLASSES or _repeats(name, layout, moments, by_name.values())
                 signed = bool(moments and moments.negative)
                 info = LayerInfo(name, output.kind, output.shape, calls[name], layout, signed, passes_through, reading.fault)
                 by_name[name] = info, moments

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,10 +30,38 @@ Scale = tuple[float, float]
 """How many times as high, and as wide, pictures are as those that were surveyed."""
 
 Order = Literal["nchw", "nhwc", "tokens", "sequence"]
-"""Order of axes: `[N, C, h, w]`, `[N, h, w, C]`, `[N, extra + h * w, C]` with rows first, or `[extra + h * w, N, C]`."""
+"""Order of axes: `[N, C, h, w]`, `[N, h, w, C]`, `[N, extra + h * w + behind, C]`, or `[extra + h * w + behind, N, C]`."""
 
 Grid = tuple[int, int, int]
 """Rows and columns of tokens, and the number of extra tokens before them."""
+
+
+class Turn(NamedTuple):
+    """How a grid of cells is turned: rows and columns are exchanged first, then their orders are reversed."""
+
+    transposed: bool = False
+    upended: bool = False
+    mirrored: bool = False
+
+    def apply(self, values: Tensor) -> Tensor:
+        """Turn `[N, C, h, w]`; the result may be a view."""
+        values = values.transpose(2, 3) if self.transposed else values
+        reversed_axes = [axis for axis, turned in ((2, self.upended), (3, self.mirrored)) if turned]
+        return values.flip(reversed_axes) if reversed_axes else values
+
+    def place(self, row: float, column: float) -> tuple[float, float]:
+        """Return where a place goes; all are shares of the height and the width, from the upper left."""
+        if self.transposed:
+            row, column = column, row
+        return (1 - row if self.upended else row), (1 - column if self.mirrored else column)
+
+    def __str__(self) -> str:
+        words = [word for word, turned in zip(("transposed", "upside down", "mirrored"), self, strict=True) if turned]
+        return " and ".join(words) or "upright"
+
+
+UPRIGHT = Turn()
+"""As in the picture."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +70,12 @@ class Layout:
 
     Attributes:
         order: of the axes.
-        height: rows of cells, h.
-        width: columns of cells, w.
+        height: rows of cells as they lie in memory.
+        width: columns of cells as they lie in memory.
         channels: C.
         extra: tokens before those of the cells.
+        behind: tokens behind those of the cells.
+        turn: how what lies in memory is turned to lie as in the picture.
     """
 
     order: Order
@@ -53,6 +83,18 @@ class Layout:
     width: int
     channels: int
     extra: int = 0
+    behind: int = 0
+    turn: Turn = UPRIGHT
+
+    @property
+    def others(self) -> int:
+        """Number of tokens beside those of the cells."""
+        return self.extra + self.behind
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of cells, as in the picture: h, w."""
+        return (self.width, self.height) if self.turn.transposed else (self.height, self.width)
 
     def to_grid(self, values: Tensor, scale: Scale | None = None) -> Tensor:
         """Return the layer's output, or its gradient, as `[N, C, h, w]`.
@@ -65,17 +107,17 @@ class Layout:
             ValueError: so many tokens fit no grid of about the expected size.
         """
         if self.order == "nchw":
-            return values
+            return self.turn.apply(values)
         if self.order == "nhwc":
-            return values.permute(0, 3, 1, 2)
+            return self.turn.apply(values.permute(0, 3, 1, 2))
         tokens = values.transpose(0, 1) if self.order == "sequence" else values
-        cells = tokens[:, self.extra :]
+        cells = tokens[:, self.extra : tokens.shape[1] - self.behind]
         height, width = self._cells(cells.shape[1], scale)
-        return cells.transpose(1, 2).reshape(len(cells), -1, height, width)
+        return self.turn.apply(cells.transpose(1, 2).reshape(len(cells), -1, height, width))
 
     def shape(self, batch: int) -> tuple[int, ...]:
         """Return the shape of the layer's output for `batch` pictures of the surveyed size."""
-        tokens = self.extra + self.height * self.width
+        tokens = self.others + self.height * self.width
         return {
             "nchw": (batch, self.channels, self.height, self.width),
             "nhwc": (batch, self.height, self.width, self.channels),
@@ -92,6 +134,7 @@ class Layout:
         if scale is None:
             side = (count / (self.height * self.width)) ** 0.5
             scale = side, side
+        scale = (scale[1], scale[0]) if self.turn.transposed else scale
         rows, columns = self.height * scale[0], self.width * scale[1]
         near = range(max(1, math.ceil(rows - BORDER)), math.floor(rows + BORDER) + 1)
         grids = [(h, count // h) for h in near if count % h == 0 and abs(count // h - columns) <= BORDER]
@@ -179,38 +222,6 @@ def replace_tensor(output: Any, value: Tensor) -> Any:
         rest = (value, *output[1:])
         return type(output)(*rest) if hasattr(output, "_fields") else rest
     return [value, *output[1:]] if isinstance(output, list) else value
-
-
-OUTPUT_FAULTS = (
-    "the model's output must be class scores of shape",
-    "the model must give one row of class scores for each picture",
-)
-"""How the messages of `extract_logits` begin."""
-
-
-def extract_logits(output: Any, count: int | None = None) -> Tensor:
-    """Return the class scores `[N, K]` of a model's output: a tensor, the first of a tuple, a dictionary's, or `.logits`.
-
-    Args:
-        output: `[N, K]`, perhaps with further axes of one element behind, or what holds such a tensor.
-        count: number of pictures that were answered, where it should be checked.
-
-    Raises:
-        ValueError: there are no scores of that shape, or not `count` rows of them.
-    """
-    logits = getattr(output, "logits", None)
-    if isinstance(output, dict):
-        logits = output.get("logits", next(iter(output.values()), None))
-    if not isinstance(logits, Tensor):
-        logits = extract_tensor(output)
-    if logits is not None and logits.ndim > 2 and all(side == 1 for side in logits.shape[2:]):
-        logits = logits.flatten(1)
-    if logits is None or logits.ndim != 2:
-        got = "no tensor" if logits is None else f"shape {list(logits.shape)}"
-        raise ValueError(f"{OUTPUT_FAULTS[0]} [N, classes], got {got}")
-    if count is not None and len(logits) != count:
-        raise ValueError(f"{OUTPUT_FAULTS[1]}, got {len(logits)} for {count}")
-    return logits
 
 
 def synthesize_pictures(size: tuple[int, int], count: int = 2, seed: int = 0, config: Config | None = None) -> Tensor:

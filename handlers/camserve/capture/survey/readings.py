@@ -101,7 +101,7 @@ class Readings:
         outputs: of all calls, in the order in which they finished.
         batch: number of pictures.
         picture: their (height, width).
-        token_grid: (rows, columns) of a transformer's tokens, where the configuration gives them.
+        token_grid: (rows, columns) of a transformer's tokens, or (rows, columns, others before), where the configuration has it.
         orders: the orders of ambiguous outputs, by their places, as far as another run told them.
         usual: the order of all maps of this model, where it is known.
 
@@ -116,13 +116,14 @@ class Readings:
         outputs: Sequence[Output],
         batch: int,
         picture: tuple[int, int],
-        token_grid: tuple[int, int] | None = None,
+        token_grid: tuple[int, ...] | None = None,
         *,
         orders: Mapping[int, Order] | None = None,
         usual: Order | None = None,
     ) -> None:
         self._picture = picture
-        self._given = token_grid
+        self._given = (token_grid[0], token_grid[1]) if token_grid else None
+        self._before = token_grid[2] if token_grid and len(token_grid) > 2 else None
         self.token_grid_fits = False
         shapes = [output.shape if output.shape and output.moments else () for output in outputs]
         self._tokens = [find_tokens(shape, batch) for shape in shapes]
@@ -161,7 +162,8 @@ class Readings:
         grid = self._grid(place, tokens)
         if grid is None:
             return Reading(None, UNKNOWN_GRID if tokens > MAX_EXTRA_TOKENS and channels > 1 else "")
-        return Reading(Layout(order, grid[0], grid[1], channels, grid[2]))
+        extra = grid[2] if self._before is None or grid[:2] != self._given else self._before
+        return Reading(Layout(order, grid[0], grid[1], channels, extra, grid[2] - extra))
 
     def _grid(self, place: int, tokens: int) -> Grid | None:
         """Return the grid of tokens: as configured, of a map of this run with as many cells, or as the picture's size tells."""
@@ -170,6 +172,7 @@ class Readings:
         if self._given is not None:
             height, width = self._given
             extra = tokens - height * width
+            extra = extra if extra >= (self._before or 0) else -1
             likely = extra <= MAX_EXTRA_TOKENS or (extra <= MAX_EXTRA_GIVEN and inferred is None)
             contradicted = of_map is not None and of_map[2] <= extra and of_map[:2] != self._given
             if extra >= 0 and likely and not contradicted:
@@ -198,15 +201,16 @@ class Readings:
         grids = {
             tokens[1]: reading.layout for tokens, reading in zip(self._tokens, self.all, strict=True) if tokens and tokens[1] > 1
         }
+        before = f" and {self._before} before them" if self._before else ""
         numbers = join_names((f"{count} ({_describe(layout)})" for count, layout in grids.items()), limit=6)
         present = f"the numbers of tokens are {numbers}" if numbers else "no layer gives tokens"
-        raise ConfigError(f"token_grid: {height}x{width} = {height * width} tokens fit no layer of this model: {present}")
+        raise ConfigError(f"token_grid: {height}x{width} = {height * width} tokens{before} fit no layer of this model: {present}")
 
 
 def _describe(layout: Layout | None) -> str:
     if layout is None:
         return "whose grid cannot be told"
-    return f"{layout.height}x{layout.width}" + (f" and {layout.extra} more" if layout.extra else "")
+    return f"{layout.height}x{layout.width}" + (f" and {layout.others} more" if layout.others else "")
 
 
 def _choose_layouts(

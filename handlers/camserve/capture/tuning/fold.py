@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from camserve.capture.models.eager import cast_input
 from camserve.capture.precision import disable_tf32
-from camserve.capture.survey.layout import extract_logits, extract_tensor
+from camserve.capture.survey.layout import extract_tensor
+from camserve.capture.survey.reader import FIRST, OutputReader
 
 CLOSE = 1e-5
 """Tolerance between a folded convolution's output and the normalised one, as a share of the largest value."""
@@ -33,7 +34,7 @@ class _Pair:
     bias: Tensor
 
 
-def fold_norms(model: nn.Module, pictures: Tensor, layers: Collection[str]) -> int:
+def fold_norms(model: nn.Module, pictures: Tensor, layers: Collection[str], reader: OutputReader = FIRST) -> int:
     """Fold batch normalisation into convolutions, in place, where a trial shows no difference.
 
     A run of the model shows which normalisation takes a convolution's output; names never do. Each pair is compared on its own
@@ -45,15 +46,16 @@ def fold_norms(model: nn.Module, pictures: Tensor, layers: Collection[str]) -> i
         model: eager, in eval mode, with frozen parameters.
         pictures: `[N, 3, H, W]` to try it on.
         layers: layers whose outputs must not change.
+        reader: how the model's scores are read.
 
     Returns:
         How many normalisations were folded.
     """
     modules = dict(model.named_modules())
     with torch.no_grad(), disable_tf32():
-        pairs, before = _find_pairs(model, modules, pictures, layers)
+        pairs, before = _find_pairs(model, modules, pictures, layers, reader)
         originals = [_fold(modules, pair) for pair in pairs]
-        if pairs and not _alike(before, _run(model, modules, pictures, layers)):
+        if pairs and not _alike(before, _run(model, modules, pictures, layers, reader)):
             for pair, (weight, bias) in zip(pairs, originals, strict=True):
                 _put(modules, pair, weight, bias, pair.norm)
             return 0
@@ -61,14 +63,14 @@ def fold_norms(model: nn.Module, pictures: Tensor, layers: Collection[str]) -> i
 
 
 def _find_pairs(
-    model: nn.Module, modules: dict[str, nn.Module], pictures: Tensor, layers: Collection[str]
+    model: nn.Module, modules: dict[str, nn.Module], pictures: Tensor, layers: Collection[str], reader: OutputReader
 ) -> tuple[list[_Pair], list[Tensor]]:
     """Return the pairs, and what `_run` gives before anything is folded."""
     finder = _Finder(model, modules, layers)
     with ExitStack() as stack:
         for name, module in finder.candidates():
             stack.enter_context(_hook(module, lambda own, given, output, name=name: finder.record(name, own, given, output)))
-        before = _run(model, modules, pictures, layers)
+        before = _run(model, modules, pictures, layers, reader)
     return finder.pairs(), before
 
 
@@ -163,7 +165,9 @@ def _set(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, 
     return old
 
 
-def _run(model: nn.Module, modules: dict[str, nn.Module], pictures: Tensor, layers: Collection[str]) -> list[Tensor]:
+def _run(
+    model: nn.Module, modules: dict[str, nn.Module], pictures: Tensor, layers: Collection[str], reader: OutputReader
+) -> list[Tensor]:
     """Return the model's probabilities `[N, K]`, then the outputs of `layers`."""
     outputs: dict[str, Tensor] = {}
 
@@ -177,8 +181,8 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], pictures: Tensor, laye
             module = model.get_submodule(layer)
             handle = module.register_forward_hook(lambda _own, _given, output, layer=layer: keep(layer, output))
             stack.callback(handle.remove)
-        scores = extract_logits(model(cast_input(model, pictures)))
-    return [scores.double().softmax(1), *(outputs[layer] for layer in sorted(outputs))]
+        scores = reader.compare(model(cast_input(model, pictures)), len(pictures))
+    return [scores, *(outputs[layer] for layer in sorted(outputs))]
 
 
 def _hook(module: nn.Module, record: Any) -> ExitStack:

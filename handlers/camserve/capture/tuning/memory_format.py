@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from camserve.capture.models.eager import cast_input
 from camserve.capture.precision import disable_tf32
-from camserve.capture.survey.layout import extract_logits
+from camserve.capture.survey.reader import FIRST, OutputReader
 from camserve.capture.tuning.prepack import prepack
 from camserve.core.errors import ConfigError
 
@@ -42,7 +42,7 @@ class Trial:
     """How a model ran.
 
     Attributes:
-        scores: `[N, K]`.
+        scores: `[N, K]`, as `OutputReader.compare` gives them.
         single: those of the first picture alone, `[1, K]`.
         seconds: of the fastest pass over all N.
     """
@@ -52,9 +52,9 @@ class Trial:
     seconds: float
 
     def equals(self, other: Trial) -> bool:
-        """Return whether both give the same probabilities, but for rounding."""
+        """Return whether both give the same, but for rounding."""
         pairs = ((self.scores, other.scores), (self.single, other.single))
-        return all(bool((one.softmax(1) - two.softmax(1)).abs().max() <= EQUAL) for one, two in pairs)
+        return all(bool((one - two).abs().max() <= EQUAL) for one, two in pairs)
 
 
 def choose_memory_format(
@@ -64,6 +64,7 @@ def choose_memory_format(
     may_prepack: bool = False,
     *,
     recorded: str | None = None,
+    reader: OutputReader = FIRST,
 ) -> MemoryFormat:
     """Put the model into the memory format that is asked for or recorded, or else into the fastest, and return it.
 
@@ -75,21 +76,22 @@ def choose_memory_format(
         recorded: the format that packaging measured, which is taken without measuring; `prepacked` becomes channels_last, with a
             line in the log, where this torch or this processor cannot do it with equal answers.
         may_prepack: whether convolutions may be prepacked, where that is clearly faster; never where contiguous is asked for.
+        reader: how the model's scores are read.
 
     Raises:
         ConfigError: channels_last was asked for, and the model does not run in it.
     """
     if recorded is not None:
-        return _take_recorded(model, cast_input(model, pictures), recorded, may_prepack)
+        return _take_recorded(model, cast_input(model, pictures), recorded, may_prepack, reader)
     if channels_last is False or (channels_last is None and not _has_maps(model)):
         return _convert(model, "contiguous")
     pictures = cast_input(model, pictures)
     best: MemoryFormat = "channels_last" if channels_last else "contiguous"
-    plain = None if channels_last else run_trial(model, pictures)
+    plain = None if channels_last else run_trial(model, pictures, reader)
     _convert(model, "channels_last")
     pictures = pictures.contiguous(memory_format=torch.channels_last)
     try:
-        trial = run_trial(model, pictures)
+        trial = run_trial(model, pictures, reader)
     except UNABLE as error:
         if channels_last:
             raise _unable("channels_last: true", error) from error
@@ -98,12 +100,12 @@ def choose_memory_format(
         best = "channels_last"
     elif plain:
         trial = plain
-    if may_prepack and _try_prepacking(model, pictures, trial):
+    if may_prepack and _try_prepacking(model, pictures, trial, reader):
         return "prepacked"
     return _convert(model, best)
 
 
-def _take_recorded(model: nn.Module, pictures: Tensor, recorded: str, may_prepack: bool) -> MemoryFormat:
+def _take_recorded(model: nn.Module, pictures: Tensor, recorded: str, may_prepack: bool, reader: OutputReader) -> MemoryFormat:
     """Put the model into a recorded format, and see that it runs.
 
     Raises:
@@ -114,11 +116,11 @@ def _take_recorded(model: nn.Module, pictures: Tensor, recorded: str, may_prepac
     _convert(model, "channels_last")
     pictures = pictures.contiguous(memory_format=torch.channels_last)
     try:
-        trial = run_trial(model, pictures, timed=False)
+        trial = run_trial(model, pictures, reader, timed=False)
     except UNABLE as error:
         raise _unable(f"memory_format: {recorded}", error) from error
     if recorded == "prepacked" and may_prepack:
-        if _try_prepacking(model, pictures, trial, measure=False):
+        if _try_prepacking(model, pictures, trial, reader, measure=False):
             return "prepacked"
         logger.warning(
             "camserve: memory_format: prepacked was recorded, and cannot be had here with equal answers: channels_last instead, "
@@ -131,13 +133,13 @@ def _unable(asked: str, error: Exception) -> ConfigError:
     return ConfigError(f"{asked}: the model does not run in this memory format: {' '.join(str(error).split())[:300]}")
 
 
-def _try_prepacking(model: nn.Module, pictures: Tensor, best: Trial, *, measure: bool = True) -> bool:
+def _try_prepacking(model: nn.Module, pictures: Tensor, best: Trial, reader: OutputReader, *, measure: bool = True) -> bool:
     """Prepack the model, which is in channels_last, where that is equal to the `best` trial without, and faster."""
     undo = prepack(model, pictures)
     if undo is None:
         return False
     try:
-        prepacked = run_trial(model, pictures, timed=measure)
+        prepacked = run_trial(model, pictures, reader, timed=measure)
     except UNABLE as error:
         logger.info("camserve: convolutions run as torch has them, not prepacked: %s", " ".join(str(error).split())[:300])
     else:
@@ -157,7 +159,7 @@ def _has_maps(model: nn.Module) -> bool:
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
 
 
-def run_trial(model: nn.Module, pictures: Tensor, *, timed: bool = True) -> Trial:
+def run_trial(model: nn.Module, pictures: Tensor, reader: OutputReader = FIRST, *, timed: bool = True) -> Trial:
     """Run the model on pictures `[N, 3, H, W]`, and time it.
 
     The scores of one picture and of all N are computed without TF32. The timed passes run as the model is served, up to 5 of them
@@ -166,10 +168,10 @@ def run_trial(model: nn.Module, pictures: Tensor, *, timed: bool = True) -> Tria
     seconds: list[float] = []
     with torch.no_grad():
         with disable_tf32():
-            single = extract_logits(model(pictures[:1])).float()
-            scores = extract_logits(model(pictures)).float()
+            single = reader.compare(model(pictures[:1]), 1)
+            scores = reader.compare(model(pictures), len(pictures))
         while timed and (not seconds or (sum(seconds) < BUDGET and len(seconds) < 5)):
             start = time.perf_counter()
-            extract_logits(model(pictures)).sum().item()
+            reader.compare(model(pictures), len(pictures)).sum().item()
             seconds.append(time.perf_counter() - start)
     return Trial(scores, single, min(seconds, default=0.0))

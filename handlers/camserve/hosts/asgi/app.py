@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, unquote
 from camserve.core.errors import RequestError
 from camserve.hosts.asgi.fields import read_fields
 from camserve.hosts.batcher import Batcher, HostError
+from camserve.protocol.accept import check_host
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,13 @@ def _read_headers(pairs: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 class Base:
-    """What both applications share: one request in, one answer out, and no exception past it."""
+    """What both applications share: one request in, one answer out, and no exception past it.
+
+    Attributes:
+        allowed_hosts: names by which it may be asked beside addresses and localhost; None: any.
+    """
+
+    allowed_hosts: Sequence[str] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, as the ASGI standard hands it over."""
@@ -118,6 +125,7 @@ class Base:
             return
         client = Client(scope, receive, send)
         try:
+            check_host(client.headers, self.allowed_hosts)
             await self.answer(client)
         except (ConnectionError, asyncio.CancelledError):
             return  # the client is gone

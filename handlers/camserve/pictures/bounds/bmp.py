@@ -23,7 +23,7 @@ _HIGH, _LOW = bytes(value >> 4 for value in range(256)), bytes(value & 15 for va
 def check(data: bytes | bytearray) -> Effort:
     """Count what decoding takes: as many runs as the file can hold, where it is run-length encoded."""
     packed = int.from_bytes(data[_COMPRESSION_AT : _COMPRESSION_AT + 4], "little") in _RLE
-    return Effort(parts=min(MAX_RUNS, len(data) // 2) // 40 if packed else 0)  # forty runs take as long as a part of a header
+    return Effort(parts=min(MAX_RUNS, len(data) // 2) // 25 if packed else 0)  # so many runs take as long as a part of a header
 
 
 def use_decoder(picture: Image.Image) -> None:

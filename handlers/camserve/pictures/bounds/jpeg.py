@@ -13,11 +13,24 @@ MAX_SCANS = 100
 MAX_SEGMENTS = 2_000
 """Segments before the picture ends: a colour profile takes up to 255, extended metadata one for each 64 kB."""
 
+MAX_JUNK = 10_000
+"""Bytes between segments before the first scan, which Pillow passes over one by one: some tools fill up with a few."""
+
+MAX_TABLES = 16_384
+"""Bytes of quantisation tables, each of which Pillow orders in Python: four of 16 bits take 520."""
+
+MAX_COMPONENTS = 255
+"""Components that a frame can name; Pillow lists them all."""
+
 MAX_RESOURCES = 5_000
 """Photoshop's resources, which Pillow parses in Python; a real picture has some dozen."""
 
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
-_TEM, _SOI, _EOI, _SOS, _APP1 = 0x01, 0xD8, 0xD9, 0xDA, 0xE1
+_EOI, _SOS, _DQT, _APP1 = 0xD9, 0xDA, 0xDB, 0xE1
+_BARE = frozenset((0x01, 0xC8, 0xD8, _EOI, *range(0xF0, 0xFE)))
+"""Markers after which Pillow expects no segment; all others are followed by one, which begins with its length."""
+
+_FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7))
 _ARITHMETIC = frozenset((0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
 _EXIF = b"Exif\0\0"
 _FRAME = re.compile(rb"\xff[\xc9-\xcb\xcd-\xcf]\x00[\x0b\x0e\x11\x14]\x08", re.DOTALL)
@@ -31,26 +44,36 @@ def check(data: bytes | bytearray) -> Effort:
         RefusedError: arithmetic coding, which only benchmarks write and which takes ten times as long as Huffman's; or more
             scans, segments or resources than cameras and tools write; or EXIF as none of them writes it.
     """
-    segments = scans = 0
+    segments = scans = frames = tables = junk = 0
     first_scan = len(data)
     exif = b""
     position = 2
     while match := _MARKER.search(data, position):
         marker = match[1][0]
+        if not scans:
+            junk += match.start() - position
+            refuse_above(MAX_JUNK, junk, "a JPEG picture of at most {} bytes between its segments")
         position = match.end()
-        if marker == _EOI:
+        if marker == _EOI and scans:
             break
         segments += 1
         refuse_above(MAX_SEGMENTS, segments, "a JPEG picture of at most {} segments")
         if marker in _ARITHMETIC:
             raise RefusedError("expected a JPEG picture in Huffman coding, got one in arithmetic coding")
-        if marker in {_TEM, _SOI}:  # the others are followed by a segment, which begins with its length
+        if marker in _BARE:
             continue
         length = max(2, int.from_bytes(data[position : position + 2], "big"))
         if marker == _SOS:
             scans += 1
             first_scan = min(first_scan, position)
             refuse_above(MAX_SCANS, scans, "a JPEG picture of at most {} scans")
+        elif marker == _DQT:
+            tables += length
+            refuse_above(MAX_TABLES, tables, "a JPEG picture of at most {} bytes of quantisation tables")
+        elif marker in _FRAMES:
+            frames += 1
+            refuse_above(1, frames, "a JPEG picture of {} frame")
+            refuse_above(8 + 3 * MAX_COMPONENTS, length, "a JPEG picture whose frame header has at most {} bytes")
         elif marker == _APP1 and data[position + 2 : position + 8] == _EXIF:
             exif += data[position + 8 : position + length]
         position += length

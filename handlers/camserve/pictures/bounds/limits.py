@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 import time
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 
 from camserve.core.errors import RequestError
 
-SEND_LESS = "send fewer or smaller pictures, or ask for fewer targets, or try again later"
+SEND_LESS = "try again later, or send fewer or smaller pictures, or ask for fewer targets"
 
 
 class Semaphore:
@@ -71,14 +72,28 @@ class Deadline:
 
     def __init__(self, seconds: float = math.inf) -> None:
         self.seconds = seconds
-        self._end = time.monotonic() + seconds
+        self._started = time.monotonic()
+        self._share = 1.0
+
+    def until(self, share: float) -> Deadline:
+        """Return the deadline of a part of the work, after this share of the time: what comes later is left the rest."""
+        part = copy.copy(self)
+        part._share = share
+        return part
 
     @property
     def over(self) -> bool:
         """Whether it has passed."""
-        return time.monotonic() > self._end
+        return time.monotonic() > self._started + self._share * self.seconds
 
     def check(self, what: str) -> None:
-        """Raise 503 `Busy` once it has passed; `what` was left to do."""
+        """Raise `error` once it has passed."""
         if self.over:
-            raise RequestError(503, "Busy", f"the time of this batch, {self.seconds:g} s, was over before {what}; {SEND_LESS}")
+            raise self.error(what)
+
+    def error(self, what: str) -> RequestError:
+        """Return 503 `Busy`; `what` was left to do."""
+        return RequestError(503, "Busy", f"the time of this batch, {self.seconds:g} s, was over before {what}: {SEND_LESS}")
+
+
+FOREVER = Deadline()

@@ -14,7 +14,10 @@ PART = 0.02
 """Units of a part that Pillow reads in Python; with the interpreter lock held, so that nothing else runs meanwhile."""
 
 SCAN, UNPACKED, PREPARED = 0.5, 2.0, 6.0
-"""Units of a megapixel in each further scan; of a megabyte of text that is unpacked; of a megapixel's way to the model."""
+"""Units of a megapixel in each further scan; of a megabyte of text that is unpacked; of a megapixel that is resized."""
+
+AGAIN = 3
+"""How many times as dear a byte is that refines what earlier scans have drawn."""
 
 DRAWN: Mapping[str, float] = MappingProxyType({"json": 60.0, "png": 60.0, "jpeg": 60.0, "webp": 150.0})
 """Units of a megapixel that is drawn on and encoded, by the answer's medium; overlays in JSON are PNGs."""
@@ -77,6 +80,21 @@ class Weight:
     header: float
 
 
+@dataclass(frozen=True)
+class Measure:
+    """How large a picture is, and how much work.
+
+    Attributes:
+        size: (width, height), by its header; (0, 0) where there is no picture, or none that will be decoded.
+        pixels: that are decoded: the picture's, or those of one TIFF tile where it has more.
+        work: units of decoding and resizing it once, and of reading its header.
+    """
+
+    size: tuple[int, int] = (0, 0)
+    pixels: int = 0
+    work: float = 0.0
+
+
 def refuse_above(limit: int, count: int, what: str) -> None:
     """Raise `RefusedError` for more than `limit` of something; `what` names it, with its format (`a PNG picture`, `chunks`)."""
     if count > limit:
@@ -85,12 +103,13 @@ def refuse_above(limit: int, count: int, what: str) -> None:
 
 def price_header(name: str, effort: Effort, size: int) -> float:
     """Return the units of reading a file of `size` bytes twice, to measure it and to decode it, without its pixels."""
-    return effort.parts * PART + effort.unpacked / 1e6 * UNPACKED + size / 1e6 * PRICES.get(name, _OTHER).size
+    again = AGAIN if effort.passes > 1 else 1
+    return effort.parts * PART + effort.unpacked / 1e6 * UNPACKED + size / 1e6 * PRICES.get(name, _OTHER).size * again
 
 
-def price_pixels(name: str, effort: Effort, pixels: int) -> float:
-    """Return the units of decoding a picture's pixels once, and of making the model's input of them."""
-    return pixels / 1e6 * (PRICES.get(name, _OTHER).pixels + (effort.passes - 1) * SCAN + PREPARED)
+def price_pixels(name: str, effort: Effort, pixels: int, resized: int) -> float:
+    """Return the units of decoding a picture's pixels once, and of resizing it to so many for the model."""
+    return (pixels * (PRICES.get(name, _OTHER).pixels + (effort.passes - 1) * SCAN) + max(pixels, resized) * PREPARED) / 1e6
 
 
 def share_out(total: float, demands: Sequence[float]) -> list[bool]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camserve.core.errors import RequestError
-from camserve.core.messages import Answer
+from camserve.core.messages import Answer, Explanation
 
 
 @dataclass(frozen=True)
@@ -31,41 +31,62 @@ class OutputTensor:
     collect: Callable[[Sequence[Answer]], NDArray[Any]]
 
 
+def name_direction(explanation: Explanation) -> str:
+    """Returns whether a heatmap is of what `raises` or `lowers` its target's value."""
+    return "lowers" if explanation.lowers else "raises"
+
+
+def _fill(rows: Sequence[Sequence[Any]], empty: Any, dtype: Any) -> NDArray[Any]:
+    """Makes an array of rows, those with fewer elements filled up with `empty`: not all have as many labels above a threshold."""
+    longest = max(map(len, rows))
+    return np.array([[*row, *[empty] * (longest - len(row))] for row in rows], dtype=dtype)
+
+
 def _labels(answers: Sequence[Answer]) -> NDArray[Any]:
-    return np.array([[score.label for score in answer.classes] for answer in answers], dtype=object)
+    return _fill([[score.label for score in answer.classes] for answer in answers], "", object)
 
 
 def _indices(answers: Sequence[Answer]) -> NDArray[Any]:
-    return np.array([[score.index for score in answer.classes] for answer in answers], dtype=np.int64)
+    return _fill([[score.index for score in answer.classes] for answer in answers], -1, np.int64)
 
 
 def _probabilities(answers: Sequence[Answer]) -> NDArray[Any]:
-    return np.array([[score.probability for score in answer.classes] for answer in answers], dtype=np.float32)
+    return _fill([[score.probability for score in answer.classes] for answer in answers], np.nan, np.float32)
 
 
 def _heatmaps(answers: Sequence[Answer]) -> NDArray[Any]:
-    first = answers[0].explanations[0].heatmap.shape
+    first = _grid_of(answers[0])
     for index, answer in enumerate(answers):
-        for explanation in answer.explanations:
-            if explanation.heatmap.shape != first:
-                height, width = explanation.heatmap.shape
-                message = (
-                    f"instance {index}: its heatmap is {height} x {width}, the first one's {first[0]} x {first[1]}; "
-                    "one V2 request takes images whose heatmaps have one shape: ask in V1, or without the output heatmap"
-                )
-                raise RequestError(400, "InvalidImage", message)
-    return np.stack([np.stack([explanation.heatmap for explanation in answer.explanations]) for answer in answers])
+        if _grid_of(answer) != first:
+            height, width = _grid_of(answer)
+            message = (
+                f"instance {index}: its heatmap is {height} x {width}, the first one's {first[0]} x {first[1]}; "
+                "one V2 request takes images whose heatmaps have one shape: ask in V1, or without the output heatmap"
+            )
+            raise RequestError(400, "InvalidImage", message)
+    empty = np.zeros(first, np.float32)
+    maps = _fill([[explanation.heatmap for explanation in answer.explanations] for answer in answers], empty, np.float32)
+    return maps.reshape(*maps.shape[:2], *first)
+
+
+def _grid_of(answer: Answer) -> tuple[int, ...]:
+    return answer.explanations[0].heatmap.shape if answer.explanations else answer.grid
 
 
 def _targets(answers: Sequence[Answer]) -> NDArray[Any]:
-    return np.array([[explanation.target for explanation in answer.explanations] for answer in answers], dtype=np.int64)
+    return _fill([[explanation.target for explanation in answer.explanations] for answer in answers], -1, np.int64)
+
+
+def _directions(answers: Sequence[Answer]) -> NDArray[Any]:
+    return _fill([[name_direction(explanation) for explanation in answer.explanations] for answer in answers], "", object)
 
 
 def _ranges(answers: Sequence[Answer]) -> NDArray[Any]:
     """NaN where a map is not finite."""
     unknown = (np.nan, np.nan)
     ranges = [[explanation.range or unknown for explanation in answer.explanations] for answer in answers]
-    return np.array(ranges, dtype=np.float32)
+    filled = _fill(ranges, unknown, np.float32)
+    return filled.reshape(*filled.shape[:2], 2)
 
 
 def _views(answers: Sequence[Answer]) -> NDArray[Any]:
@@ -90,6 +111,14 @@ _EXPLANATION = {
     "range": OutputTensor("FP32", 3, {"anyOf": [{"type": "number"}, {"type": "null"}]}, _ranges),
     "view": OutputTensor("FP32", 2, {"type": "number"}, _views),
 }
-OUTPUTS: Mapping[str, OutputTensor] = MappingProxyType({**_PREDICTION, **_EXPLANATION})
+_DIRECTION = {"direction": OutputTensor("BYTES", 2, {"type": "string", "enum": ["raises", "lowers"]}, _directions)}
+OUTPUTS: Mapping[str, OutputTensor] = MappingProxyType({**_PREDICTION, **_EXPLANATION, **_DIRECTION})
 PREDICTION_OUTPUTS = tuple(_PREDICTION)
-EXPLANATION_OUTPUTS = tuple(OUTPUTS)
+EXPLANATION_OUTPUTS = (*_PREDICTION, *_EXPLANATION)
+
+
+def list_outputs(*, explain: bool, values: bool) -> tuple[str, ...]:
+    """Lists the outputs of a request; `values`: of a model whose scores are values, whose heatmaps have a direction."""
+    if not explain:
+        return PREDICTION_OUTPUTS
+    return (*EXPLANATION_OUTPUTS, *_DIRECTION) if values else EXPLANATION_OUTPUTS

@@ -10,15 +10,19 @@ from numpy.typing import NDArray
 
 from camserve.core.messages import Answer, ModelInfo, Output, Request
 from camserve.protocol.float32 import shorten
-from camserve.protocol.kserve.outputs import EXPLANATION_OUTPUTS, OUTPUTS, PREDICTION_OUTPUTS
+from camserve.protocol.kserve.outputs import OUTPUTS, list_outputs
 
 
-def write_v2(request: Request, answers: Sequence[Answer], model: ModelInfo) -> tuple[dict[str, Any], bytes]:
+def write_v2(request: Request, answers: Sequence[Answer], model: ModelInfo, values: bool = False) -> tuple[dict[str, Any], bytes]:
     """Writes the JSON part and the binary part of a V2 answer.
 
     Outputs: `label` BYTES, `index` INT64, `probability` FP32, each `[n, k]`; for explanations also `heatmap` FP32
     `[n, t, h, w]`, `target` INT64 `[n, t]`, `range` FP32 `[n, t, 2]` (null in JSON and NaN in binary where the map is not
-    finite) and `view` FP32 `[n, 4]` (left out where the input is a tensor, so that there is no picture to view).
+    finite) and `view` FP32 `[n, 4]` (left out where the input is a tensor, so that there is no picture to view). Where some
+    pictures have fewer labels above the threshold than others, the rest is index and target -1, empty text, NaN and zeros.
+
+    Args:
+        values: the scores are values: there is also `direction` BYTES `[n, t]`.
 
     Raises:
         RequestError: 400 `InvalidImage`, the images' heatmaps differ in shape, so they make no tensor; 400 `NoPicture`,
@@ -26,7 +30,7 @@ def write_v2(request: Request, answers: Sequence[Answer], model: ModelInfo) -> t
     """
     outputs: list[dict[str, Any]] = []
     binary: list[bytes] = []
-    for asked in request.outputs or _choose_outputs(request, answers):
+    for asked in request.outputs or _choose_outputs(request, answers, values):
         array = OUTPUTS[asked.name].collect(answers)
         output: dict[str, Any] = {"name": asked.name, "datatype": OUTPUTS[asked.name].datatype, "shape": list(array.shape)}
         if request.binary if asked.binary is None else asked.binary:
@@ -39,8 +43,8 @@ def write_v2(request: Request, answers: Sequence[Answer], model: ModelInfo) -> t
     return {**head, "model_name": model.name, "model_version": model.version, "outputs": outputs}, b"".join(binary)
 
 
-def _choose_outputs(request: Request, answers: Sequence[Answer]) -> list[Output]:
-    names = EXPLANATION_OUTPUTS if request.explain else PREDICTION_OUTPUTS
+def _choose_outputs(request: Request, answers: Sequence[Answer], values: bool) -> list[Output]:
+    names = list_outputs(explain=request.explain, values=values)
     viewed = all(answer.image is not None and answer.image.view is not None for answer in answers)
     return [Output(name) for name in names if name != "view" or viewed]
 

@@ -14,7 +14,7 @@ from camserve.core.errors import RequestError
 from camserve.core.messages import Call, Encoded, Image, Item, Options, Output, Request
 from camserve.core.text import join_names, show
 from camserve.protocol.body import read_image
-from camserve.protocol.kserve.outputs import EXPLANATION_OUTPUTS, PREDICTION_OUTPUTS
+from camserve.protocol.kserve.outputs import list_outputs
 from camserve.protocol.options import Given, OptionReader
 from camserve.protocol.tensors import read_numbers, read_tensor, shape_of_lists
 
@@ -105,7 +105,7 @@ def parse_v2(body: Mapping[str, Any], tail: bytes, call: Call, config: Config, r
         call.explain,
         tuple(Item(image, asked) for image in images),
         id=_read_id(body.get("id")),
-        outputs=_read_outputs(body.get("outputs"), EXPLANATION_OUTPUTS if call.explain else PREDICTION_OUTPUTS),
+        outputs=_read_outputs(body.get("outputs"), list_outputs(explain=call.explain, values=reader.scores == "none")),
         binary=_read_flag(parameters, "binary_data_output") or False,
     )
 

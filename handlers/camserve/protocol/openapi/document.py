@@ -24,11 +24,12 @@ LENGTH = "Inference-Header-Content-Length"
 
 _MEANINGS = {
     400: "The request cannot be answered; the message says what came and what is accepted.",
+    403: "The request names a host that is not allowed.",
     404: "TorchServe's own: no such model or version.",
     406: "Nothing on offer is acceptable.",
     413: "Too large. TorchServe's own 413, for a body beyond its limit, has no body.",
     500: "A fault of the server's. TorchServe's own: a form that it cannot decode.",
-    503: "TorchServe's own: the queue is full.",
+    503: "The time or the work of the batch was used up: try again later. TorchServe's own: the queue is full.",
     507: "Memory ran out, even for this request alone.",
 }
 
@@ -49,8 +50,8 @@ def describe_api(served: Served) -> dict[str, Any]:
             "schemas": write_schemas(served),
             "parameters": _parameters(model),
             "requestBodies": _bodies(served.config),
-            "headers": _headers(served.config),
-            "responses": _responses(),
+            "headers": _headers(served),
+            "responses": _responses(served),
         },
     }
 
@@ -108,7 +109,8 @@ def _page() -> dict[str, Any]:
     return {
         "operationId": "inspector",
         "summary": "The inspector page, for browsers: where Accept prefers text/html.",
-        "responses": {"200": {"description": "One self-contained document.", "content": content}} | _failures((400, 404, 503)),
+        "responses": {"200": {"description": "One self-contained document.", "content": content}}
+        | _failures((400, 403, 404, 503)),
     }
 
 
@@ -199,14 +201,18 @@ def _sample() -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _headers(config: Config) -> dict[str, Any]:
-    """What pictures and arrays say of themselves; with several targets the first two are lists."""
+def _headers(served: Served) -> dict[str, Any]:
+    """What pictures and arrays say of themselves; with several targets, or none, the first two are lists."""
     number = {"type": "number"}
     pair = {"anyOf": [{"type": "array", "items": number, "minItems": 2, "maxItems": 2}, {"type": "null"}]}
     view = {"anyOf": [{"type": "array", "items": number, "minItems": 4, "maxItems": 4}, {"type": "null"}]}
     index = {"type": "integer", "minimum": 0}
-    several = {"type": "array", "minItems": 2, "maxItems": config.max_targets}
+    least = 0 if served.scores == "sigmoid" else 2
+    several = {"type": "array", "minItems": least, "maxItems": served.config.max_targets}
+    way: Schema = {"type": "string", "enum": ["raises", "lowers"]}
+    direction = _header("Of what each heatmap is.", {"anyOf": [way, {**several, "items": way}]})
     return {
+        **({"x-explain-direction": direction} if served.scores == "none" else {}),
         "x-explain-target": _header("Of each heatmap.", {"anyOf": [index, {**several, "items": index}]}),
         "x-explain-range": _header("Before scaling.", {"anyOf": [pair, {**several, "items": pair}]}),
         "x-explain-view": _header("Left, top, right and bottom in the original picture.", view),
@@ -221,8 +227,8 @@ def _header(description: str, schema: Schema) -> dict[str, Any]:
     return {"description": description, "content": {JSON: {"schema": schema}}}
 
 
-def _responses() -> dict[str, Any]:
-    headers = {name: {"$ref": f"#/components/headers/x-explain-{name}"} for name in ("target", "range", "view", "scale")}
+def _responses(served: Served) -> dict[str, Any]:
+    headers = {name: {"$ref": f"#/components/headers/x-explain-{name}"} for name in _said_of_heatmaps(served)}
     files = {kind: {"schema": {"type": "string", "format": "file"}} for kind in CONTENT_TYPES.values() if kind != JSON}
     answer = _answer("Answer")
     answer["content"] |= files
@@ -237,6 +243,10 @@ def _responses() -> dict[str, Any]:
         **{name: _answer(kind, binary) | length for name, kind in (("V2Infer", "V2Inferred"), ("V2Explain", "V2Explained"))},
         **failures,
     }
+
+
+def _said_of_heatmaps(served: Served) -> tuple[str, ...]:
+    return ("target", *(["direction"] if served.scores == "none" else []), "range", "view", "scale")
 
 
 def _answer(schema: str, others: dict[str, Any] | None = None) -> dict[str, Any]:

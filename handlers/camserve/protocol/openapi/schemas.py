@@ -7,9 +7,8 @@ from typing import Any
 
 from camserve.core.config import METHODS, Config
 from camserve.core.errors import KINDS
-from camserve.core.labels import Labels
 from camserve.core.served import Served
-from camserve.protocol.kserve.outputs import EXPLANATION_OUTPUTS, OUTPUTS, PREDICTION_OUTPUTS
+from camserve.protocol.kserve.outputs import OUTPUTS, list_outputs
 from camserve.protocol.kserve.request import FOREIGN_PARAMETERS
 from camserve.protocol.options import OPTIONS
 
@@ -23,17 +22,17 @@ _ID: Schema = {"type": "string"}
 
 def write_schemas(served: Served) -> dict[str, Schema]:
     """Writes every named schema of one archive."""
-    config, labels, layers = served.config, served.labels, served.layers
+    config = served.config
     return {
         **_options(served),
         **_images(config),
         **_requests(config),
-        **_answers(labels, served.listed),
-        **_kserve_requests(config),
-        **_kserve_answers(),
+        **_answers(served),
+        **_kserve_requests(served),
+        **_kserve_answers(served),
         **{f"Error{status}": _error(status) for status in KINDS},
         "ServerError": _object(code={"type": "integer"}, type=_ID, message=_ID) | {"description": "TorchServe's own."},
-        "Metadata": _metadata(config, labels, layers),
+        "Metadata": _metadata(served),
     }
 
 
@@ -65,7 +64,8 @@ def _options(served: Served) -> dict[str, Schema]:
     """Writes every option as JSON spells it; those that take lists also as headers and form fields do (`target_text`)."""
     named: dict[str, Schema] = {}
     for option in (row.of(served) for row in OPTIONS):
-        default = {"default": option.default(served)} if option.default else {}
+        usual = option.default(served) if option.default else None
+        default = {} if usual is None else {"default": usual}
         named[option.name] = {"description": _sentence(option.meaning), **option.values.schema, **default}
         if option.in_text:
             kinds = [_as_text(kind) if kind["type"] == "array" else kind for kind in option.values.schema["anyOf"]]
@@ -134,15 +134,18 @@ def _requests(config: Config) -> dict[str, Schema]:
     }
 
 
-def _answers(labels: Labels, listed: int | None) -> dict[str, Schema]:
-    most = listed or len(labels)
-    predictions: Schema = {"type": "object", "additionalProperties": _SHARE, "minProperties": 1, "maxProperties": most}
+def _answers(served: Served) -> dict[str, Schema]:
+    labels, listed = served.labels, served.listed
+    most = (listed if served.scores == "softmax" else None) or len(labels)
+    score = _SHARE if served.scores != "none" else {"description": "The value, which is no probability.", **_NUMBER}
+    predictions: Schema = {"type": "object", "additionalProperties": score, "minProperties": 1, "maxProperties": most}
     rectangle = _list(_NUMBER, 4, 4)
-    kind = {"index": {"type": "integer", "minimum": 0, "maximum": len(labels) - 1}, "label": _ID, "probability": _SHARE}
+    kind = {"index": {"type": "integer", "minimum": 0, "maximum": len(labels) - 1}, "label": _ID, "probability": score}
     explanation = {
         "target": kind["index"],
         "label": _ID,
-        "probability": _SHARE,
+        **({"direction": _choice(("raises", "lowers"))} if served.scores == "none" else {}),
+        "probability": score,
         "heatmap": {"description": "Rows at the layer's own resolution.", **_list(_list(_SHARE, 1), 1)},
         "range": {"description": "The map's minimum and maximum before scaling.", **_nullable(_list(_NUMBER, 2, 2))},
         "region": _nullable(rectangle),
@@ -151,9 +154,13 @@ def _answers(labels: Labels, listed: int | None) -> dict[str, Schema]:
     }
     explained = {
         "classes": _list(_object(**kind), 1, most),
-        "explanations": _list(_object([name for name in explanation if name != "overlay"], **explanation), 1),
+        "explanations": _list(
+            _object([name for name in explanation if name != "overlay"], **explanation), 0 if served.scores == "sigmoid" else 1
+        ),
         "image": _nullable(_object(width=_SIZE, height=_SIZE, view=_nullable(rectangle))),
         **dict.fromkeys(("method", "layer", "model", "version", "weights"), _ID),
+        **({} if served.scores == "softmax" else {"scores": {"const": served.scores}}),
+        **({"threshold": {"const": served.config.threshold}} if served.scores == "sigmoid" else {}),
     }
     return {
         "Predictions": predictions if listed else {"description": "Made by the archive's own handler."},
@@ -164,7 +171,8 @@ def _answers(labels: Labels, listed: int | None) -> dict[str, Schema]:
     }
 
 
-def _kserve_requests(config: Config) -> dict[str, Schema]:
+def _kserve_requests(served: Served) -> dict[str, Schema]:
+    config = served.config
     count = {**_SIZE, "maximum": config.max_instances}
     size = {**_SIZE, "maximum": 4096}
     foreign: Mapping[str, Schema] = {name: {} for name in sorted(FOREIGN_PARAMETERS - {"binary_data_output"})}
@@ -181,11 +189,13 @@ def _kserve_requests(config: Config) -> dict[str, Schema]:
     return {
         "V2Parameters": {"description": "The options, for every image.", **parameters},
         "V2Input": {"description": "BYTES: base64. FP32: normalised tensors, flat or nested.", "oneOf": kinds},
-        **{name: _v2_request(outputs, binary) for name, outputs in _V2_REQUESTS.items()},
+        "V2InferRequest": _v2_request(_v2_outputs(served, explain=False), binary),
+        "V2ExplainRequest": _v2_request(_v2_outputs(served, explain=True), binary),
     }
 
 
-_V2_REQUESTS = {"V2InferRequest": PREDICTION_OUTPUTS, "V2ExplainRequest": EXPLANATION_OUTPUTS}
+def _v2_outputs(served: Served, *, explain: bool) -> tuple[str, ...]:
+    return list_outputs(explain=explain, values=served.scores == "none")
 
 
 def _v2_request(outputs: Sequence[str], binary: Schema) -> Schema:
@@ -194,21 +204,29 @@ def _v2_request(outputs: Sequence[str], binary: Schema) -> Schema:
     return _object(("inputs",), **names, parameters=ref("V2Parameters"), inputs=_list(ref("V2Input"), 1, 1), outputs=asked)
 
 
-def _kserve_answers() -> dict[str, Schema]:
+def _kserve_answers(served: Served) -> dict[str, Schema]:
+    """Several labels at once fill rows up: index and target -1, empty labels, and no probability."""
+    filled = served.scores == "sigmoid"
+    size = {**_SIZE, "minimum": 0} if filled else _SIZE
+    values: dict[str, Mapping[str, Any]] = {}
+    if served.scores == "none":
+        values["probability"] = _NUMBER
+    elif filled:
+        values["probability"] = _nullable(_SHARE)
     outputs = {
         name: _object(
             ("name", "datatype", "shape"),
             name={"const": name},
             datatype={"const": tensor.datatype},
-            shape=_list(_SIZE, tensor.rank, tensor.rank),
-            data=_list(dict(tensor.value)),
+            shape=_list(size, tensor.rank, tensor.rank),
+            data=_list(dict(values.get(name, tensor.value))),
             parameters=_object(binary_data_size={"type": "integer", "minimum": 0}),
         )
         for name, tensor in OUTPUTS.items()
     }
     answers: dict[str, Schema] = {}
-    for name, chosen in (("V2Inferred", PREDICTION_OUTPUTS), ("V2Explained", EXPLANATION_OUTPUTS)):
-        several = _list({"oneOf": [outputs[each] for each in chosen]}, 1)
+    for name, explain in (("V2Inferred", False), ("V2Explained", True)):
+        several = _list({"oneOf": [outputs[each] for each in _v2_outputs(served, explain=explain)]}, 1)
         answers[name] = _object(
             ("model_name", "model_version", "outputs"), id=_ID, model_name=_ID, model_version=_ID, outputs=several
         )
@@ -219,13 +237,16 @@ def _error(status: int) -> Schema:
     return _object(code={"const": status}, type=_choice(KINDS[status]), message=_ID)
 
 
-def _metadata(config: Config, labels: Labels, layers: Sequence[str]) -> Schema:
+def _metadata(served: Served) -> Schema:
+    config, labels, layers = served.config, served.labels, served.layers
     known = {
         "method": {"const": config.method},
         "methods": {"const": list(METHODS)},
         "layers": {"const": list(layers)},
         "labels": {"const": len(labels)},
         "channels": {"const": config.channels},
+        "scores": {"const": served.scores},
+        "threshold": {"const": config.threshold if served.by_threshold else None},
         "input_size": _list(_SIZE, 2, 2),
         "limits": {"type": "object", "additionalProperties": _SIZE},
         "versions": {"type": "object", "additionalProperties": _ID},

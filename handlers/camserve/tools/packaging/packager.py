@@ -6,12 +6,13 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from camserve.core.labels import Labels
+from camserve.capture.survey.reader import OutputReader
+from camserve.core.labels import Labels, name_both
 from camserve.tools.archive.archive import Archive, open_archive
 from camserve.tools.archive.trust import review
 from camserve.tools.console import Progress, ToolError
@@ -63,10 +64,13 @@ def package(options: Options, progress: Progress) -> Path:
         space = _open_workspace(target, stack)
         loaded = _load(options, archive, space, progress)
         settings = merge_settings(loaded.old.settings if loaded.old else {}, config.server, options.settings)
+        labels = _read_labels(options, loaded)
         with progress.step("Run the model once to find its layers"):
-            probed = probe_model(loaded.source, loaded.old, {**config.explain, **options.keys})
+            classes = None if labels is None else len(labels)
+            probed = probe_model(loaded.source, loaded.old, {**config.explain, **options.keys}, classes)
         _say_all(probed.notes, progress)
-        _put_labels(options.model.labels, loaded, probed.outputs, space.stage, progress)
+        labels = _fit_labels(labels, options, loaded, probed.reader, probed.outputs)
+        _put_labels(labels, probed.outputs, space.stage, progress)
         _put_modules(loaded, probed, space.stage, progress)
         handler = _put_handler(loaded.old, space.stage, progress)
         written = write_settings(space.workdir, settings, {**probed.explain, "layers": probed.layers})
@@ -136,17 +140,35 @@ def _say_all(notes: Sequence[str], progress: Progress) -> None:
         progress.note(note)
 
 
-def _put_labels(file: Path | None, loaded: Loaded, outputs: int, stage: Path, progress: Progress) -> None:
-    """Writes the labels of a file, of the old archive, or of the model, where they are as many as its outputs."""
-    own = loaded.source.label_mapping
-    known = loaded.old.labels if loaded.old else own if own is None or len(own) == outputs else None
-    mapping = read_labels(file) if file else known
-    labels = Labels(outputs, mapping)
+def _fit_labels(
+    labels: Mapping[str, str] | None, options: Options, loaded: Loaded, reader: OutputReader, outputs: int
+) -> Mapping[str, str] | None:
+    """Fits the labels to the model's classes; its own count only where they are as many."""
+    if options.positive is not None and not reader.binary:
+        raise ToolError(f"--positive names the class of a model of one logit; this one has {outputs} outputs: give --labels")
+    if labels is not None and reader.binary:
+        labels = name_both(labels)
+    own = not loaded.old and not options.model.labels and options.positive is None
+    return None if labels is not None and own and len(labels) != outputs else labels
+
+
+def _put_labels(mapping: Mapping[str, str] | None, outputs: int, stage: Path, progress: Progress) -> None:
+    """Writes the labels, if there are any."""
+    named = Labels(outputs, mapping)
     if mapping is None:
         progress.note(f"No labels: the {outputs} classes are named by their index; --labels gives them names")
     else:
-        progress.note(f"Labels: {outputs} classes, from {labels[0]} to {labels[outputs - 1]}")
+        progress.note(f"Labels: {outputs} classes, from {named[0]} to {named[outputs - 1]}")
         write_labels(stage, mapping)
+
+
+def _read_labels(options: Options, loaded: Loaded) -> Mapping[str, str] | None:
+    """Reads the labels of a file, of the old archive, or of the model; `--positive` names the class of a single logit."""
+    if options.positive is not None:
+        return {"0": options.positive}
+    if options.model.labels:
+        return read_labels(options.model.labels)
+    return loaded.old.labels if loaded.old else loaded.source.label_mapping
 
 
 def _put_modules(loaded: Loaded, probed: Probed, stage: Path, progress: Progress) -> None:

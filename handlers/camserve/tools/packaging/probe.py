@@ -11,6 +11,8 @@ import torch
 
 from camserve.capture.backend import Backend, open_backend
 from camserve.capture.survey.layout import synthesize_pictures
+from camserve.capture.survey.outputs import name_path
+from camserve.capture.survey.reader import OutputReader
 from camserve.capture.tuning.fold import fold_norms
 from camserve.capture.tuning.memory_format import choose_memory_format
 from camserve.core.config import Config
@@ -29,6 +31,7 @@ class Probed:
         explain: the section `explain:` as it stands.
         config: that section as the worker will read it.
         layers: the layers that are explained; the first is the default.
+        reader: how the model's scores are read.
         outputs: how many classes the model scores.
         shape: of the input on which it was run, `[1, channels, height, width]`.
         notes: what the user should hear.
@@ -38,12 +41,16 @@ class Probed:
     config: Config
     layers: tuple[str, ...]
     outputs: int
+    reader: OutputReader
     shape: tuple[int, ...]
     notes: tuple[str, ...]
 
 
-def probe_model(source: ModelSource, old: OldArchive | None, asked: Mapping[str, Any]) -> Probed:
+def probe_model(source: ModelSource, old: OldArchive | None, asked: Mapping[str, Any], classes: int | None = None) -> Probed:
     """Runs the model as a worker will; keys that are `asked` for beat the old archive's, and these the model's own.
+
+    Args:
+        classes: how many labels there are, which may tell where the model's scores are; None: it is not known.
 
     Raises:
         ConfigError: a key does not fit, the model does not run, or a layer cannot be explained.
@@ -54,25 +61,38 @@ def probe_model(source: ModelSource, old: OldArchive | None, asked: Mapping[str,
     handler = old.handler if old else AdoptedHandler()
     config = replace(config, channels=handler.channels) if handler.processing else config
     size = handler.size or input_size(256, 256, config.resize, config.crop, config.fit)
-    backend, warnings = _run(source, config, size, own=handler.size is not None)
+    backend = _run(source, config, size, classes, own=handler.size is not None)
     recorded, remarks = _measure_format(source, config, backend, size)
+    recorded |= _record_scores(config, backend)
     explain.update(recorded)
-    notes = [advice.describe_layers(backend), *advice.describe_preparation(config, origins, handler), *warnings, *remarks]
+    notes = [advice.describe_layers(backend), *advice.describe_preparation(config, origins, handler), *backend.notes, *remarks]
     shape = (1, config.channels, *size)
-    return Probed(explain, replace(config, **recorded), tuple(backend.layers), backend.outputs, shape, tuple(notes))
+    return Probed(
+        explain, replace(config, **recorded), tuple(backend.layers), backend.outputs, backend.reader, shape, tuple(notes)
+    )
 
 
-def _run(source: ModelSource, config: Config, size: tuple[int, int], *, own: bool) -> tuple[Backend, list[str]]:
-    """Runs the model on pictures of `size`, and checks its outputs; `own`: a handler's own code prepares the pictures."""
+def _run(source: ModelSource, config: Config, size: tuple[int, int], classes: int | None, *, own: bool) -> Backend:
+    """Runs the model on pictures of `size`; `own`: a handler's own code prepares the pictures."""
     quick = replace(config, channels_last=False, memory_format=None)  # `_measure_format` sees to that
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine a few small runs wait longer for threads than they gain by them
     try:
         with advice.suggest_size(source.model, size, config, own=own):
-            backend = open_backend(source.model, quick, size, torch.device("cpu"))
-        return backend, advice.warn_of_outputs(source.model, backend, size, config)
+            return open_backend(source.model, quick, size, torch.device("cpu"), classes=classes)
     finally:
         torch.set_num_threads(threads)
+
+
+def _record_scores(config: Config, backend: Backend) -> dict[str, Any]:
+    """Return the keys that say what a trial showed of the model's scores, so that no worker can come to another result."""
+    keys: dict[str, Any] = {}
+    if config.output is None and backend.reader.path:
+        name = name_path(backend.reader.path)
+        keys["output"] = int(name) if name.isdecimal() else name
+    if backend.reader.kind == "sigmoid":
+        keys["scores"] = "sigmoid"
+    return keys
 
 
 def _measure_format(
@@ -89,8 +109,8 @@ def _measure_format(
     except Exception:  # noqa: BLE001 whatever a model's own __deepcopy__ raises: workers measure for themselves then
         return {}, []
     pictures = synthesize_pictures(size, config=config)
-    fold_norms(model, pictures, backend.layers)
-    form = choose_memory_format(model, pictures, None, True)
+    fold_norms(model, pictures, backend.layers, backend.reader)
+    form = choose_memory_format(model, pictures, None, True, reader=backend.reader)
     processor = torch.backends.cpu.get_cpu_capability()
     note = (
         f"Memory format: {form}, the fastest here ({processor}) with equal answers, is recorded, so that replicas answer alike; "

@@ -18,12 +18,14 @@ from rich.table import Table
 from camserve.capture import LayerInfo, open_model, synthesize_pictures
 from camserve.capture.backend import Backend, open_backend
 from camserve.capture.choose.layer import find_faults
+from camserve.capture.choose.scores import read_kind_of_scores
 from camserve.capture.models.kinds import survey_model
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 from camserve.core.geometry import Rect
-from camserve.core.labels import Labels
-from camserve.explain.explainer import Explainer, Task
+from camserve.core.labels import Labels, name_both
+from camserve.explain.explainer import Explainer
+from camserve.explain.ranking import Task
 from camserve.pictures import render
 from camserve.pictures.bounds.reading import silence_decoders
 from camserve.pictures.decode import convert_to_rgb, open_picture
@@ -50,7 +52,7 @@ def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> 
     with progress.step("Run the model once to find its layers"):
         try:
             with advice.suggest_size(inspected.model, inspected.size, config, own=inspected.preprocess.view(*PROBE) is None):
-                picked = open_backend(inspected.model, config, inspected.size, device)
+                picked = _open(inspected, config, device)
         except ConfigError:
             with suppress(ConfigError):  # it does not even run, as the error says already
                 _print_none(inspected, options.depth, progress)
@@ -61,8 +63,13 @@ def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> 
     listed = [info for info in shown if info.name in backend.layers]
     _print(listed, picked.layers[0], backend.closed_form, costs, inspected.size, progress=progress)
     progress.note(ABOUT_COSTS.format(precision=config.precision, threads=torch.get_num_threads()))
+    for note in picked.notes:
+        progress.note(note)
     for name, why in refused.items():
         progress.note(f"  {name}: {why}")
+    for name, aligned in backend.aligned.items():
+        if aligned.note:
+            progress.note(f"  {name}: {aligned.note}")
     progress.note(f"The rule picks {picked.layers[0]}: {picked.why}")
     if len(picked.maps) > len(shown):
         progress.note(f"{len(picked.maps) - len(shown)} deeper layers are not listed; --depth {options.depth + 1} lists more")
@@ -75,6 +82,11 @@ def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> 
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_bytes(render.encode(sheet, "png"))
         progress.note(f"Heatmaps by layer and method: {options.out}")
+
+
+def _open(inspected: InspectedModel, config: Config, device: torch.device) -> Backend:
+    classes = len(inspected.labels) if inspected.labels else None
+    return open_backend(inspected.model, config, inspected.size, device, classes=classes)
 
 
 def _shown(picked: Backend, asked: Sequence[str], depth: int) -> list[LayerInfo]:
@@ -93,16 +105,16 @@ def _usable(
     """A backend for all of these layers that can be explained, and why the others cannot."""
     names = tuple(info.name for info in shown)
     try:
-        return open_backend(inspected.model, replace(config, layers=names), inspected.size, device), {}
+        return _open(inspected, replace(config, layers=names), device), {}
     except ConfigError:  # one of them cannot be explained: which?
         refused = {name: why for name in names if (why := _refusal(inspected, replace(config, layers=(name,)), device))}
     usable = tuple(name for name in names if name not in refused)
-    return open_backend(inspected.model, replace(config, layers=usable), inspected.size, device), refused
+    return _open(inspected, replace(config, layers=usable), device), refused
 
 
 def _refusal(inspected: InspectedModel, config: Config, device: torch.device) -> str:
     try:
-        open_backend(inspected.model, config, inspected.size, device)
+        _open(inspected, config, device)
     except ConfigError as error:
         return str(error)
     return ""
@@ -142,10 +154,11 @@ def _print(
     table = Table("layer", "kind", "map", "stride", "signed", "gradients", "x prediction", "", box=None, padding=(0, 2, 0, 0))
     for info in shown:
         layout = info.site.layout
-        stride = f"{size[0] / layout.height:g}x{size[1] / layout.width:g}"
+        rows, columns = layout.grid
+        stride = f"{size[0] / rows:g}x{size[1] / columns:g}"
         closed = "closed form" if info.name in closed_form else "autograd"
         mark = "the rule's choice" if info.name == picked else ""
-        shape = f"{layout.channels} x {layout.height}x{layout.width}"
+        shape = f"{layout.channels} x {rows}x{columns}"
         signed = "yes" if info.signed else "no"
         table.add_row(info.name, info.kind, shape, stride, signed, closed, f"{costs[info.name]:.2f}", mark)
     progress.console.width = max(progress.console.width, TABLE_WIDTH)
@@ -160,6 +173,7 @@ def _print_none(inspected: InspectedModel, depth: int, progress: Progress) -> No
     """
     pictures = synthesize_pictures(inspected.size, config=inspected.config)
     own = open_model(inspected.model, pictures)
+    read_kind_of_scores(own, pictures, inspected.config, len(inspected.labels) if inspected.labels else None)
     found = survey_model(own, pictures, inspected.config.token_grid)
     shown = [info for info in found.layers if info.name.count(".") < depth]
     maps = [info for info in shown if info.cells > 1]
@@ -187,5 +201,6 @@ def _sheet(inspected: InspectedModel, backend: Backend, rows: Sequence[LayerInfo
     picture = open_picture(path.read_bytes(), inspected.config)
     view = inspected.preprocess.view(*picture.size) or Rect(0, 0, *picture.size)
     shot = Shot(np.asarray(convert_to_rgb(picture)), view, inspected.preprocess(picture), path.name)
-    label = Labels(backend.outputs, inspected.labels).__getitem__
+    names = inspected.labels
+    label = Labels(backend.outputs, name_both(names) if names and backend.reader.binary else names).__getitem__
     return draw_sheet(backend, rows, shot, picked=picked, label=label, style=inspected.config)

@@ -18,8 +18,9 @@ from camserve.hosts.hosted import Hosted
 from camserve.hosts.worker import LoadError, make_environment
 from camserve.pipeline.archive import unpack
 from camserve.tools.serving.configuration import advice
-from camserve.tools.serving.configuration.addresses import Addresses, Settings
+from camserve.tools.serving.configuration.addresses import Addresses, Settings, is_loopback
 from camserve.tools.serving.configuration.cores import count_cores
+from camserve.tools.serving.configuration.environment import HOSTS, compose_hosts
 from camserve.tools.serving.configuration.store import StoredArchive, describe, select
 from camserve.tools.serving.process.errors import Interrupted, OutageError, ServeError
 from camserve.tools.serving.process.signal_flag import SignalFlag
@@ -88,6 +89,7 @@ class AsgiServer:
                 self._listen(stack),
                 make_environment(threads),
                 gpus=_find_gpus(),
+                allowed_hosts=self._find_allowed(),
                 max_request_size=self._number("max_request_size", 6553500),
                 take_line=lambda line: self._take(line, sinks),
             )
@@ -96,6 +98,12 @@ class AsgiServer:
                 yield
             finally:
                 self._host.stop()
+
+    def _find_allowed(self) -> tuple[Sequence[str] | None, Sequence[str] | None]:
+        """Finds by which names inference and management may be asked; management's own are those of this machine."""
+        names = compose_hosts(self._settings, self._addresses, os.environ.get(HOSTS))
+        local = is_loopback(self._addresses.http[1][1])
+        return names.split(",") if names else None, () if local else None
 
     @property
     def url(self) -> str:

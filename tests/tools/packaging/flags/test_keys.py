@@ -40,6 +40,7 @@ def test_layers_are_collected_in_order() -> None:
         (["--resize", "[24, 32]"], {"resize": (24, 32)}),
         (["--resize", "null"], {"resize": None}),
         (["--token-grid", "7,8"], {"token_grid": (7, 8)}),
+        (["--token-grid", "7", "8", "1"], {"token_grid": (7, 8, 1)}),
         (["--layers", "a,b"], {"layers": ("a,b",)}),
     ],
 )
@@ -66,7 +67,7 @@ def test_help_shows_choices_and_how_many_words(tool: Any) -> None:
         f"--formats {{{','.join(FORMATS)}}} [...]",
         "--mean N [N ...]",
         "--resize PIXELS [PIXELS]",
-        "--token-grid ROWS COLUMNS",
+        "--token-grid ROWS COLUMNS [BEFORE]",
         "--max-targets N",
         "--layers NAME [NAME ...]",
     ):

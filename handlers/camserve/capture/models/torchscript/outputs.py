@@ -5,38 +5,41 @@ Like `rewriting`, this uses private parts of torch, which `rewriting.check_torch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from camserve.capture.models.torchscript.rewriting import Graph, Node, Program, Value, destroy
+from camserve.capture.survey.endings import FUNCTIONS, Ending
 
 FLOAT32 = 6
 """TorchScript's number of the type."""
 
-QUANTIZED = frozenset({12, 13, 14})
-"""The numbers of qint8, quint8 and qint32."""
+FLOATING = frozenset({5, FLOAT32, 7, 15})
+"""The numbers of float16, float32, float64 and bfloat16."""
 
-FLOATING = frozenset({5, FLOAT32, 7, 15}) | QUANTIZED
-"""The numbers of float16, float32, float64, bfloat16, and of what stands for floats."""
+ENDINGS = frozenset({"aten::sigmoid", "aten::special_expit", "aten::softmax"})
+"""Operations in which a model may end."""
 
 Insert = Callable[[Graph, Value], tuple[Value, list[Value]]]
 """Inserts nodes behind a value: returns the value that the program goes on with, and values that become further outputs."""
 
 
-def add_outputs(program: Program, inserts: Mapping[int, Insert]) -> Any:
+def add_outputs(program: Program, inserts: Mapping[int, Insert], endings: Sequence[int] = ()) -> Any:
     """Make a function of the program with further outputs.
 
     Args:
         inserts: what is inserted at which marks, by their places.
+        endings: the places, in `list_endings`, of functions whose inputs become outputs.
 
     Returns:
         A function of the module and the pictures. It returns a tuple: the program's own output, then the further outputs of each
-        insert in turn.
+        insert in turn, then those of `endings`.
     """
     graph, outputs = _insert(program, inserts)
     further = [value for each in outputs for value in each]
+    further += [list_endings(graph)[place][1] for place in endings]
     for value in further:
         graph.registerOutput(value)
     if further:
@@ -44,28 +47,44 @@ def add_outputs(program: Program, inserts: Mapping[int, Insert]) -> Any:
     return torch._C._create_function_from_graph("explained", graph)
 
 
-def add_leaves(program: Program, places: Sequence[int], quantized: Collection[int] = ()) -> tuple[Any, bool]:
+def list_endings(graph: Graph) -> list[tuple[Ending, Value]]:
+    """List the sigmoids and softmaxes of a graph, with the input of each, where that can become an output of the program."""
+    own = {value.unique() for node in graph.nodes() for value in node.outputs()}
+    return [
+        (FUNCTIONS[node.kind().removeprefix("aten::")], value)
+        for node in _list_nodes(graph)
+        if node.kind() in ENDINGS and (value := next(node.inputs())).unique() in own
+    ]
+
+
+def _list_nodes(block: Any) -> Iterator[Node]:
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _list_nodes(inner)
+
+
+def add_leaves(program: Program, places: Sequence[int], endings: Sequence[int] = ()) -> tuple[Any, bool]:
     """Make a function whose further outputs are, for each place, the value there and a leaf of zeros that was added to it.
 
     The scores can be differentiated with respect to the leaves. Where the program later writes into a value, perhaps through an
-    alias, the leaf is added in place. A quantized value has no gradient: the leaf is then no leaf, but the value again.
+    alias, the leaf is added in place.
 
     Args:
-        quantized: the places whose values are quantized.
+        endings: as of `add_outputs`.
 
     Returns:
         The function, as of `add_outputs`, and whether the program writes into one of the values.
     """
-    inserts = {place: insert_value if place in quantized else insert_leaf for place in places}
-    graph, outputs = _insert(program, inserts)
+    graph, outputs = _insert(program, dict.fromkeys(places, insert_leaf))
     aliases = graph.alias_db()
     overwritten = {
         place
         for place, (kept, _) in zip(places, outputs, strict=True)
-        if place not in quantized and any(aliases.may_contain_alias(value, kept) for value in _written_after(graph, kept))
+        if any(aliases.may_contain_alias(value, kept) for value in _written_after(graph, kept))
     }
-    inserts |= dict.fromkeys(overwritten, insert_leaf_in_place)
-    return add_outputs(program, inserts), bool(overwritten)
+    inserts = {place: insert_leaf_in_place if place in overwritten else insert_leaf for place in places}
+    return add_outputs(program, inserts, endings), bool(overwritten)
 
 
 def _written_after(graph: Graph, value: Value) -> Iterator[Value]:
@@ -123,15 +142,7 @@ def insert_leaf_in_place(graph: Graph, value: Value) -> tuple[Value, list[Value]
 def insert_statistics(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
     """Summarise the value. Outputs: shape, type, whether some element is negative, mean, mean square, mean magnitude."""
     false, true, float32 = graph.insertConstant(False), graph.insertConstant(True), graph.insertConstant(FLOAT32)
-    return _summarise(graph, value, graph.insert("aten::to", [value, float32, false, true]))
-
-
-def insert_quantized_statistics(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
-    """Do the same in a program of which some values are quantized."""
-    return _summarise(graph, value, graph.insert("aten::dequantize", [value]))
-
-
-def _summarise(graph: Graph, value: Value, copy: Value) -> tuple[Value, list[Value]]:
+    copy = graph.insert("aten::to", [value, float32, false, true])
     negative = graph.insert("aten::any", [graph.insert("aten::lt", [copy, graph.insertConstant(0)])])
     parts = [copy, graph.insert("aten::mul", [copy, copy]), graph.insert("aten::abs", [copy])]
     means = [graph.insert("aten::mean", [part]) for part in parts]
@@ -143,17 +154,11 @@ def insert_input(graph: Graph, _value: Value) -> tuple[Value, list[Value]]:
     return graph.addInput(), []
 
 
-def insert_value(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
-    """Output the value as floats, twice: there is no leaf."""
-    return value, [graph.insert("aten::dequantize", [value])] * 2
-
-
-def insert_quantized_input(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
-    """Replace a quantized value by a further input of floats, quantized as the value is. There are no outputs."""
-    how = [graph.insert(name, [value]) for name in ("aten::q_scale", "aten::q_zero_point", "prim::dtype")]
-    return graph.insert("aten::quantize_per_tensor", [graph.addInput(), *how]), []
+def insert_copy(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
+    """Keep the value as it is now. Outputs: a copy."""
+    return value, [graph.insert("aten::clone", [graph.insert("aten::detach", [value])])]
 
 
 def is_floating(dtype: int) -> bool:
-    """Return whether TorchScript's number of a type is that of a floating type, or of one that stands for it."""
+    """Return whether TorchScript's number of a type is that of a floating type."""
     return dtype in FLOATING

@@ -24,7 +24,7 @@ def explain(directory: str, picture: str) -> dict[str, Any]:
     try:
         service = load_service(folder)
         check_prepared(service)
-        (response,) = ask(service, [Row({"body": bytearray(Path(picture).read_bytes())}, explain=True)])
+        (response,) = ask(service, [Row({"body": bytearray(Path(picture).read_bytes())}, {"X-Explain-Top-K": "1"}, explain=True)])
     except Exception as error:  # noqa: BLE001 the archive's handler may raise anything
         return {"error": words(error)}
     for name in sorted(own & set(sys.modules)):

@@ -17,6 +17,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("channels", "resize", "crop", "fit", "fill", "interpolation"),
             *("scale", "mean", "std", "exif"),
         ),
+        "what the model's scores are": ("output", "scores", "threshold"),
         "how they are explained": ("layers", "method", "colormap", "opacity"),
         "how the model runs": ("precision", "channels_last", "memory_format", "token_grid", "monitor"),
     }
@@ -32,7 +33,7 @@ NUMBERS: Mapping[str, str] = MappingProxyType(
         "fill": "SHARE [SHARE ...]",
         "mean": "N [N ...]",
         "std": "N [N ...]",
-        "token_grid": "ROWS COLUMNS",
+        "token_grid": "ROWS COLUMNS [BEFORE]",
     }
 )
 """The keys that take several numbers, with their words on a command line. Commas may stand between them."""
@@ -42,11 +43,14 @@ WORDS: Mapping[str, str] = MappingProxyType(
         **NUMBERS,
         **{name: f"{{{','.join(key.values.schema['enum'])}}}" for name, key in KEYS.items() if "enum" in key.values.schema},
         "layers": "NAME [NAME ...]",
+        "allowed_hosts": "NAME [NAME ...]",
         "formats": f"{{{','.join(FORMATS)}}} [...]",
         "exif": "{true,false}",
         "channels_last": "{true,false,null}",
         "memory_format": f"{{{','.join(MEMORY_FORMATS)},null}}",
         "opacity": "SHARE",
+        "output": "NAME|N",
+        "threshold": "SHARE",
         "scale": "FACTOR",
         "monitor": "VALUE",
     }

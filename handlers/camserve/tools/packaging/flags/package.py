@@ -34,7 +34,11 @@ class Options:
 
     Attributes:
         model: which model.
+<<<<<<< HEAD
         trust: the code of an archive that is served already may run.
+=======
+        positive: the name of the class that a single logit speaks for.
+>>>>>>> parent of 733a50d (Quantized models are explained where a gradient is known, and refused in true words elsewhere; dynamic ones run pictures one by one, since they round by the whole batch)
         keys: keys of the configuration.
         settings: TorchServe's settings, by their names in model-config.yaml.
         name: the model's name; None: its own.
@@ -47,7 +51,11 @@ class Options:
     """
 
     model: ModelFlags
+<<<<<<< HEAD
     trust: bool
+=======
+    positive: str | None
+>>>>>>> parent of 733a50d (Quantized models are explained where a gradient is known, and refused in true words elsewhere; dynamic ones run pictures one by one, since they round by the whole batch)
     keys: Mapping[str, Any]
     settings: Mapping[str, int]
     name: str | None
@@ -74,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
     add_weights_flag(weights)
     add_weights_key_flag(group)
     weights.add_argument("--random-weights", action="store_true", help="for trials; without either, the published ones")
-    add_labels_flag(parser.add_argument_group("its classes"))
+    classes = parser.add_argument_group("its classes")
+    add_labels_flag(classes)
+    classes.add_argument("--positive", metavar="NAME", help="of a model of one logit: the class that it speaks for")
     _add_archive_flags(parser.add_argument_group("the archive"))
     add_key_flags(parser)
     _add_server_flags(parser.add_argument_group("how TorchServe runs it"))
@@ -125,7 +135,11 @@ def parse(argv: Sequence[str]) -> Options:
     }
     options = Options(
         model=read_model_flags(given, random_weights=given.random_weights),
+<<<<<<< HEAD
         trust=given.trust,
+=======
+        positive=given.positive,
+>>>>>>> parent of 733a50d (Quantized models are explained where a gradient is known, and refused in true words elsewhere; dynamic ones run pictures one by one, since they round by the whole batch)
         keys=read_keys(given),
         settings={name: value for name, value in settings.items() if value is not None},
         name=given.name,
@@ -137,6 +151,8 @@ def parse(argv: Sequence[str]) -> Options:
         force=given.force,
     )
     options.model.check()
+    if options.positive is not None and (options.model.labels or not options.positive.strip()):
+        raise ToolError("--positive: expected one name, and no --labels beside it, which name both classes")
     if options.version is not None and not re.fullmatch(NAME, options.version):
         raise ToolError(f"--version: expected letters, digits, '.', '_' and '-', got {options.version!r}")
     return options

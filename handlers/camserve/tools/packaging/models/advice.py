@@ -9,14 +9,12 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.export import UnflattenedModule
 
 from camserve.capture.backend import Backend
-from camserve.capture.models.kinds import DOES_NOT_RUN, open_model, survey_model
-from camserve.capture.models.passes import fit_batch
-from camserve.capture.survey.layers import MODEL_ERRORS
-from camserve.capture.survey.layout import OUTPUT_FAULTS, extract_logits, synthesize_pictures
+from camserve.capture.models.kinds import DOES_NOT_RUN
+from camserve.capture.survey.layout import synthesize_pictures
+from camserve.capture.survey.outputs import OUTPUT_FAULTS, read_scores
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 from camserve.core.geometry import frame, input_size
@@ -35,23 +33,13 @@ PROBE = 256, 256
 PATIENCE = 10.0
 """Seconds that these trials may take."""
 
-EXPECTED = (
-    "camserve expects logits: each probability is the softmax of the model's output, and explanations are of that output; take "
-    "the {} out of the model"
-)
-SOFTMAX = "each picture's outputs sum to 1, as behind a softmax, but " + EXPECTED.format("softmax")
-SIGMOID = "all outputs lie between 0 and 1, as behind a sigmoid, but " + EXPECTED.format("sigmoid")
-SINGLE = (
-    "the model has one output, and probabilities are the softmax of a model's outputs, so this one's is always 1; give it one "
-    "for each class: for a logit z, torch.cat([torch.zeros_like(z), z], 1)"
-)
-
 
 def describe_layers(backend: Backend) -> str:
-    """Says which layer is explained, and why."""
+    """Says which layer is explained, why, and where its cells lie, where that is worth a word."""
+    notes = [f"; of {layer}, {each.note}" for layer, each in backend.aligned.items() if each.note]
     if backend.why:
-        return f"Layer {backend.layers[0]}: {backend.why}; --layer chooses another"
-    return f"Layer {', '.join(backend.layers)}, as asked"
+        return f"Layer {backend.layers[0]}: {backend.why}; --layer chooses another{''.join(notes)}"
+    return f"Layer {', '.join(backend.layers)}, as asked{''.join(notes)}"
 
 
 def describe_preparation(config: Config, origins: Mapping[str, Collection[str]], handler: AdoptedHandler) -> list[str]:
@@ -141,53 +129,6 @@ def _warn_of_std(config: Config) -> Iterator[str]:
         yield f"std {_channels(config.std)} divides values from 0 to 1; if it is meant for 0 to 255, divide it by 255"
 
 
-def warn_of_outputs(model: object, backend: Backend, size: tuple[int, int], config: Config | None = None) -> list[str]:
-    """Warns where the model's outputs are no logits.
-
-    It is run on a few synthetic pictures of `size` = (height, width), in pixels.
-    """
-    if backend.outputs == 1:
-        return [f"Warning: {SINGLE}"]
-    soft = synthesize_pictures(size, config=config)
-    noise = torch.randn(soft.shape, generator=torch.Generator().manual_seed(1))
-    outputs = []
-    for pictures in (soft, noise, 10 * soft, 10 * noise):
-        try:
-            outputs.append(backend.capture.forward(pictures, ()).logits)
-        except Exception:  # noqa: BLE001 it may refuse what is no picture; this is but advice
-            return []
-        if not between_0_and_1(outputs[-1]):
-            return []
-    scores = torch.cat(outputs)
-    if bool((scores.sum(1) - 1).abs().max() < 1e-2):  # half precision sums that well
-        return [f"Warning: {SOFTMAX}"]
-    return [f"Warning: {SIGMOID}"] if _vary(scores) and _stay_bounded(model, backend.layers[0], soft) else []
-
-
-def between_0_and_1(scores: Tensor) -> bool:
-    """Says whether all scores lie where probabilities do."""
-    return bool(scores.min() >= 0) and bool(scores.max() <= 1)
-
-
-def _vary(scores: Tensor) -> bool:
-    """False for a head of zeros, as an untrained transformer has."""
-    return bool(scores.std(0).max() > 1e-6)
-
-
-def _stay_bounded(model: object, layer: str, pictures: Tensor) -> bool:
-    """True where the scores stay between 0 and 1 whatever the layer gives: those of two classes may lie there by chance."""
-    try:
-        own = open_model(model, pictures)
-        site = survey_model(own, pictures).site(layer)
-        fed = fit_batch(pictures, own.batch)
-        generator = torch.Generator().manual_seed(2)
-        shape = site.layout.shape(len(fed))
-        outputs = [own.run_with(site, fed, scale * torch.randn(shape, generator=generator)) for scale in (1, 1, 100, 100, 1e4)]
-    except MODEL_ERRORS:
-        return False
-    return between_0_and_1(torch.cat(outputs))
-
-
 @contextmanager
 def suggest_size(model: object, size: tuple[int, int], config: Config | None = None, *, own: bool = False) -> Iterator[None]:
     """Where an error of the block says that the model does not run, adds the size on which it does, if there is one.
@@ -231,6 +172,6 @@ def _runs(model: Any, size: tuple[int, int], config: Config | None) -> bool:
     """True where one picture of this size, or two, get scores."""
     for count in (1, 2):
         with suppress(Exception), torch.no_grad():  # the model's own code may raise anything
-            extract_logits(model(synthesize_pictures(size, count, config=config)), count)
+            read_scores(model(synthesize_pictures(size, count, config=config)), count)
             return True
     return False

@@ -6,9 +6,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from camserve.tools.serving.configuration.addresses import Addresses, Settings
+from camserve.core.text import show
+from camserve.core.values import read_hosts
+from camserve.tools.serving.configuration.addresses import OURS, Addresses, Settings, is_loopback
 from camserve.tools.serving.configuration.cores import count_cores
 from camserve.tools.serving.configuration.store import StoredArchive
+from camserve.tools.serving.process.errors import ServeError
+
+HOSTS = "CAMSERVE_ALLOWED_HOSTS"
+"""The variable that the handler reads. One that is set already is added to."""
+ALLOWED = f"{OURS}allowed_hosts"
 
 DROPPED = {"PYTHONPATH", "PYTHONHOME", "TS_CONFIG_FILE"}
 """Variables that are not passed on: each archive runs its own code, by the configuration that it is given."""
@@ -21,8 +28,35 @@ def compose_environment(
     with this machine's cores shared out among the workers."""
     dropped = DROPPED | {"TS_" + line.partition("=")[0].upper() for line in addresses.properties().split()}
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    hosts = compose_hosts(settings, addresses, environment.get(HOSTS))
+    if hosts:
+        environment[HOSTS] = hosts
     environment.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // _count_workers(settings, archives))))
     return environment | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
+
+
+def compose_hosts(settings: Settings, addresses: Addresses, given: str | None) -> str | None:
+    """Composes the host names by which requests may ask, for the handler to check; None: any.
+
+    A server that only this machine reaches has no other names than its own, so pages of other sites cannot pose as one: by
+    default these are checked. One that others reach has names that are known only where they are told.
+
+    Raises:
+        ServeError: they are no host names.
+    """
+    told = ",".join(each for each in (settings.own.get(ALLOWED), given) if each)
+    own = addresses.http[0][1]
+    if not told and not is_loopback(own):
+        return None
+    try:
+        names = read_hosts([each.strip() for each in told.split(",") if each.strip()]) or ()
+    except (TypeError, ValueError):
+        raise ServeError(f"{ALLOWED}: expected host names with commas between them, got {show(told)}") from None
+    return ",".join(dict.fromkeys(["localhost", *([own] if _is_name(own) else []), *names]))
+
+
+def _is_name(host: str) -> bool:
+    return ":" not in host and not host.replace(".", "").isdigit()
 
 
 def _count_workers(settings: Settings, archives: Sequence[StoredArchive]) -> int:

@@ -1,0 +1,136 @@
+"""Probes: pictures that differ from a plain one in one patch, and how much each cell of a layer changes with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from camserve.capture.base import Classifier
+from camserve.capture.models.passes import pad_batch
+from camserve.capture.survey.layout import Layout
+
+SPREAD = (0.7548776662466927, 0.5698402909980532)
+"""Steps, as shares of the height and the width, that spread places evenly, and off every diagonal (the R2 sequence)."""
+
+STRENGTH = 2.0
+"""Standard deviation of the noise in the patch, as a share of the picture's."""
+
+SMALLEST = 4
+"""Least side of a patch, in pixels."""
+
+FLOOR = 0.3
+"""What is added to a cell's mean change by other probes, as a share of the largest: cells that hardly change are no peaks."""
+
+QUIET = 0.02
+"""A probe that changes no cell by more than this share of the median probe's largest change is not seen by the layer."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """A plain picture, and the same with one patch of noise.
+
+    Attributes:
+        pictures: `[1 + K, C, H, W]`, the plain one first.
+        places: the middles of the K patches, as shares of the height and the width.
+    """
+
+    pictures: Tensor
+    places: tuple[tuple[float, float], ...]
+
+
+def make_probes(plain: Tensor, grid: tuple[int, int], count: int) -> Probes:
+    """Make up to `count` probes for a grid of (rows, columns) of cells, each inside one cell, no cell twice.
+
+    Args:
+        plain: a picture as the model takes it, `[1, C, H, W]`.
+    """
+    cells: dict[tuple[int, int], None] = {}
+    for turn in range(8 * count):
+        shares = [(0.5 + (turn + 1) * step) % 1 for step in SPREAD]
+        cells[int(shares[0] * grid[0]), int(shares[1] * grid[1])] = None
+        if len(cells) == min(count, grid[0] * grid[1]):
+            break
+    generator, size = torch.Generator().manual_seed(3), (plain.shape[2], plain.shape[3])
+    strength = STRENGTH * float(plain.std())
+    pictures, places = [plain], []
+    for cell in cells:
+        (top, bottom), (left, right) = (_span(*each) for each in zip(cell, grid, size, strict=True))
+        changed = plain.clone()
+        noise = torch.randn(plain.shape[1], bottom - top, right - left, generator=generator)
+        changed[:, :, top:bottom, left:right] += strength * noise.to(plain)
+        pictures.append(changed)
+        places.append(((top + bottom) / 2 / size[0], (left + right) / 2 / size[1]))
+    return Probes(torch.cat(pictures), tuple(places))
+
+
+def _span(cell: int, cells: int, side: int) -> tuple[int, int]:
+    """Return the pixels of a cell, without those that it shares with its neighbours; at least `SMALLEST`, around its middle."""
+    first, last = math.ceil(cell * side / cells), (cell + 1) * side // cells
+    if last - first < SMALLEST:
+        first = min(max(0, round((cell + 0.5) * side / cells) - SMALLEST // 2), max(0, side - SMALLEST))
+        last = min(side, first + SMALLEST)
+    return first, last
+
+
+def find_changes(model: Classifier, layouts: Mapping[str, Layout], probes: Probes) -> dict[str, list[Tensor | None]]:
+    """Measure how much each probe changes each cell of these layers.
+
+    Returns:
+        For each call of each layer, in order, the norms over channels of the changes, `[K, h, w]` of a map and `[K, T]` of
+        tokens, as these lie in memory; None where the call's output is of another kind than the layout.
+    """
+    low, high = model.batch
+    parts = torch.split(probes.pictures, high or len(probes.pictures))
+    plain: dict[tuple[str, int], Tensor] = {}
+    changes: dict[tuple[str, int], list[Tensor] | None] = {}
+    for part in parts:
+        _, outputs = model.run_calls(tuple(layouts), pad_batch(part, low))
+        for layer, calls in outputs.items():
+            for call, output in enumerate(calls):
+                values = _channels_last(output, layouts[layer], max(low, len(part)))
+                if values is None:
+                    changes[layer, call] = None
+                    continue
+                first = plain.setdefault((layer, call), values[:1])
+                kept = changes.setdefault((layer, call), [])
+                if kept is not None:
+                    kept.append((values[: len(part)] - first).norm(dim=-1).nan_to_num(0, 0, 0).cpu())
+    found: dict[str, list[Tensor | None]] = {layer: [] for layer in layouts}
+    for (layer, _), norms in changes.items():
+        found[layer].append(None if norms is None else torch.cat(norms)[1:])
+    return found
+
+
+def _channels_last(output: Tensor, layout: Layout, count: int) -> Tensor | None:
+    """Return an output as `[N, ..., C]`, float32; None where it is of another kind than the layout."""
+    expected = layout.shape(count)
+    batch, channel = {"nchw": (0, 1), "nhwc": (0, 3), "tokens": (0, 2), "sequence": (1, 2)}[layout.order]
+    if output.ndim != len(expected) or output.shape[batch] != count or output.shape[channel] != layout.channels:
+        return None
+    return output.movedim((batch, channel), (0, -1)).float()
+
+
+def find_peaks(changes: Tensor) -> list[int | None]:
+    """Return the cell that each probe changes most, beyond what the other probes change of it.
+
+    A class token changes with every probe, a cell with those in its patch; and some cells change more with anything.
+
+    Args:
+        changes: `[K, cells]`.
+
+    Returns:
+        A cell's index for each probe; None where it changes hardly any.
+    """
+    others = (changes.sum(0, keepdim=True) - changes) / max(1, len(changes) - 1)
+    excess = changes - others
+    largest = excess.max(1).values
+    positive = largest[largest > 0]
+    if not len(positive):
+        return [None] * len(changes)
+    scale = float(positive.median())
+    relative = excess / (others + FLOOR * scale)
+    return [int(row.argmax()) if top >= QUIET * scale else None for row, top in zip(relative, largest, strict=True)]

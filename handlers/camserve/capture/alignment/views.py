@@ -1,0 +1,120 @@
+"""What part of the picture an early layer sees, and how it is turned: there each probe's changes still lie close together."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from camserve.capture.alignment.places import Place
+from camserve.capture.survey.layout import UPRIGHT, Turn
+
+WHOLE = (0.0, 1.0)
+"""All of an axis, in shares of the picture."""
+
+FEWEST = 4
+"""Least number of probes that tell a line."""
+
+OFF_LINE = 0.04
+"""How far a middle of changes may lie from its line, as a share of the layer; three of four must lie so near."""
+
+SLOPES = (0.25, 20.0)
+"""Least and largest slope of the line, in shares of the layer for one of the picture."""
+
+LOCAL = 0.15
+"""Largest spread, as a share of the layer, of what a probe changes, where its place is evident."""
+
+QUIET = 1e-3
+"""A probe that changes a layer by less than this share of what the strongest does is not seen by it."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a layer sees of the picture.
+
+    Attributes:
+        rows, columns: from where to where, in shares of the height and the width; beyond 0 and 1 where there is a border.
+        turn: how its cells are turned to lie as in the picture.
+    """
+
+    rows: tuple[float, float] = WHOLE
+    columns: tuple[float, float] = WHOLE
+    turn: Turn = UPRIGHT
+
+    def offset(self, grid: tuple[int, int]) -> float:
+        """Return how far a cell of `grid` = (rows, columns) lies from where it would if all were seen, at most, in cells."""
+        return max(_shift(span, count) for span, count in zip((self.rows, self.columns), grid, strict=True))
+
+
+def _shift(span: tuple[float, float], cells: int) -> float:
+    shares = [(cell + 0.5) / cells for cell in range(cells)]
+    return max(abs(span[0] + share * (span[1] - span[0]) - share) * cells for share in shares)
+
+
+def is_local(changes: Tensor) -> bool:
+    """Return whether each probe changes a layer in one part of it only: where that is, is then evident.
+
+    Args:
+        changes: of one call of a layer, `[K, h, w]`.
+    """
+    weights = changes.double().square()
+    total = weights.sum((1, 2))
+    kept = weights[total > QUIET**2 * total.max()]
+    spreads = [_middles((kept.sum(axis)), kept.sum((1, 2)))[1] for axis in (2, 1)]
+    return bool(len(kept)) and all(statistics.median(spread) <= LOCAL for spread in spreads)
+
+
+def count_seen(changes: Tensor) -> int:
+    """Count the probes that change a call of a layer, of which `changes` `[K, h, w]` are given."""
+    total = changes.double().square().sum((1, 2))
+    return int((total > QUIET**2 * total.max()).sum())
+
+
+def find_view(changes: Tensor, places: Sequence[Place]) -> View | None:
+    """Find what a layer sees from the middles of its changes; None where these lie on no lines.
+
+    Args:
+        changes: of one call of an early layer, `[K, h, w]`, as they lie in memory.
+        places: of the K probes.
+    """
+    weights = changes.double().square()
+    total = weights.sum((1, 2))
+    seen = (total > QUIET**2 * total.max()).nonzero().flatten().tolist()
+    if len(seen) < FEWEST:
+        return None
+    rows, columns = (_middles(weights.sum(axis)[seen], total[seen])[0] for axis in (2, 1))
+    for transposed in (False, True):
+        down, across = (columns, rows) if transposed else (rows, columns)
+        vertical = _fit([places[each][0] for each in seen], down)
+        horizontal = _fit([places[each][1] for each in seen], across)
+        if vertical and horizontal:
+            return View(vertical[0], horizontal[0], Turn(transposed, vertical[1], horizontal[1]))
+    return None
+
+
+def _middles(weights: Tensor, total: Tensor) -> tuple[list[float], list[float]]:
+    """Return the mean places of weights `[K, cells]`, and their standard deviations, in shares."""
+    cells = weights.shape[1]
+    places = (torch.arange(cells, dtype=weights.dtype) + 0.5) / cells
+    shares = weights / total[:, None]
+    means = (shares * places).sum(1)
+    spreads = (shares * (places - means[:, None]).square()).sum(1).sqrt()
+    return means.tolist(), spreads.tolist()
+
+
+def _fit(places: Sequence[float], cells: Sequence[float]) -> tuple[tuple[float, float], bool] | None:
+    """Fit `cell = slope * place + start` (Theil and Sen's median of slopes); return the span and whether it is reversed."""
+    pairs = [(a, b) for a, b in combinations(range(len(places)), 2) if abs(places[a] - places[b]) > OFF_LINE]
+    if not pairs:
+        return None
+    slope = statistics.median((cells[a] - cells[b]) / (places[a] - places[b]) for a, b in pairs)
+    start = statistics.median(cell - slope * place for place, cell in zip(places, cells, strict=True))
+    near = sum(abs(cell - slope * place - start) <= OFF_LINE for place, cell in zip(places, cells, strict=True))
+    if near < 0.75 * len(places) or not SLOPES[0] <= abs(slope) <= SLOPES[1]:
+        return None
+    first, last = -start / slope, (1 - start) / slope
+    return (min(first, last), max(first, last)), slope < 0

@@ -1,0 +1,89 @@
+"""The function in which a model ends, a sigmoid or a softmax, and what goes into it: the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Ending = Literal["", "sigmoid", "softmax", "log_softmax"]
+"""A model's last function; "" where it gives logits. A log-softmax's values serve as logits: their softmax is the same."""
+
+FUNCTIONS: Mapping[str, Ending] = MappingProxyType(
+    {"sigmoid": "sigmoid", "special_expit": "sigmoid", "softmax": "softmax", "special_softmax": "softmax"}
+)
+"""torch's functions, methods and operations by their names."""
+
+ROUNDED = 1e-3
+"""How far probabilities may lie from adding up to 1, in half precision too, and from those that a model clamps to its liking."""
+
+LOWEST, HIGHEST = 1e-38, 1 - 6e-8
+"""Between these a probability has a logit in float32; its gradient is 0 beyond."""
+
+
+class EndingWatch(TorchFunctionMode):
+    """Context manager that sees what goes into sigmoids and softmaxes in this thread, and what comes out.
+
+    Modules, functions and methods of eager models and of exported programs are seen alike. TorchScript is not.
+
+    Args:
+        numel: how many scores all pictures have: what has another size is let go.
+    """
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self._numel = numel
+        self._calls: list[tuple[Ending, Tensor, Tensor]] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a function of torch's, and keep what matters of it."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        ending = FUNCTIONS.get(getattr(func, "__name__", "").partition(".")[0])
+        if ending and isinstance(result, Tensor) and result.numel() == self._numel:
+            given = args[0] if args else kwargs.get("input", kwargs.get("self"))
+            if isinstance(given, Tensor):
+                self._calls.append((ending, given, result))
+        return result
+
+    def find(self, scores: Tensor) -> tuple[Ending, Tensor] | None:
+        """Return the function that gave the scores `[N, K]`, and its input in their shape; None: none of those seen did."""
+        for ending, given, result in reversed(self._calls):
+            if torch.allclose(result.detach().reshape(scores.shape).to(scores.dtype), scores.detach(), rtol=0, atol=ROUNDED):
+                return ending, given.reshape(scores.shape)
+        return None
+
+
+def guess_ending(scores: Tensor) -> Ending:
+    """Guess a model's last function from scores `[N, K]` of several pictures.
+
+    Between 0 and 1 they may still be logits, by chance: "sigmoid" is to be tried further.
+    """
+    scores = scores.float()
+    if not bool(torch.isfinite(scores).all()) or not bool(scores.std(0).max() > 1e-6):  # a head of zeros says nothing
+        return ""
+    low, high = float(scores.min()), float(scores.max())
+    several = scores.shape[1] > 1
+    if low >= 0 and high <= 1:
+        return "softmax" if several and bool((scores.sum(1) - 1).abs().max() < ROUNDED) else "sigmoid"
+    if several and high <= 0 and bool(scores.logsumexp(1).abs().max() < ROUNDED):
+        return "log_softmax"
+    return ""
+
+
+def invert_ending(ending: Ending, scores: Tensor) -> Tensor:
+    """Return logits `[N, K]` of a model whose last function cannot be looked behind.
+
+    Of a sigmoid these are the logits. Of a softmax they are `log p`, the logits but for what is common to all of a picture.
+    """
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        scores = scores.float()
+    if ending == "sigmoid":
+        return torch.logit(scores.clamp(LOWEST, HIGHEST))
+    return scores.clamp_min(LOWEST).log()
