@@ -34,11 +34,8 @@ class Options:
 
     Attributes:
         model: which model.
-<<<<<<< HEAD
         trust: the code of an archive that is served already may run.
-=======
         positive: the name of the class that a single logit speaks for.
->>>>>>> parent of 733a50d (Quantized models are explained where a gradient is known, and refused in true words elsewhere; dynamic ones run pictures one by one, since they round by the whole batch)
         keys: keys of the configuration.
         settings: TorchServe's settings, by their names in model-config.yaml.
         name: the model's name; None: its own.
@@ -51,11 +48,8 @@ class Options:
     """
 
     model: ModelFlags
-<<<<<<< HEAD
     trust: bool
-=======
     positive: str | None
->>>>>>> parent of 733a50d (Quantized models are explained where a gradient is known, and refused in true words elsewhere; dynamic ones run pictures one by one, since they round by the whole batch)
     keys: Mapping[str, Any]
     settings: Mapping[str, int]
     name: str | None
@@ -135,11 +129,8 @@ def parse(argv: Sequence[str]) -> Options:
     }
     options = Options(
         model=read_model_flags(given, random_weights=given.random_weights),
-<<<<<<< HEAD
         trust=given.trust,
-=======
         positive=given.positive,
->>>>>>> parent of 733a50d (Quantized models are explained where a gradient is known, and refused in true words elsewhere; dynamic ones run pictures one by one, since they round by the whole batch)
         keys=read_keys(given),
         settings={name: value for name, value in settings.items() if value is not None},
         name=given.name,
