@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ def open_backend(
     for layer in config.layers:
         check_layer(classifier, pictures, survey, layer)
     aligned = align_layers(classifier, survey, layers, pictures[:1], given=len(config.token_grid or ()) > 2)
-    sites = {layer: replace(survey.site(layer), layout=aligned[layer].layout) for layer in layers}
+    sites = {layer: each.site for layer, each in aligned.items()}
     weights = {layer: find_cam_weights(classifier, site, pictures, survey.outputs) for layer, site in sites.items()}
     cam_weights = {layer: weight for layer, weight in weights.items() if weight is not None}
     eager: Any = getattr(model, "_orig_mod", model)

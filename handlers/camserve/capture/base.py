@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +19,10 @@ Context = Callable[[], AbstractContextManager[object]]
 
 Predict = Callable[[Tensor], object]
 """Runs a model on pictures `[N, 3, H, W]` and returns the model's own output."""
+
+
+Values = Tensor | Sequence[Tensor]
+"""A layer's output as the model lays it out; of a layer with several views, that of each."""
 
 
 class Captured(Protocol):
@@ -149,12 +153,12 @@ class Classifier(Protocol):
         """Make a capture at these layers."""
         ...
 
-    def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
-        """Run the model with the layer's output (of its last call) replaced by `values`, and return the scores `[N, K]`.
+    def run_with(self, site: Site, pictures: Tensor, values: Values) -> Tensor:
+        """Run the model with the output of the layer's calls that are taken replaced; return the scores `[N, K]`.
 
         Args:
             pictures: `[N, 3, H, W]`, as many as `batch` allows.
-            values: of the shape `site.layout.shape(N)`.
+            values: of the shape `site.layout.shape(N)`; of several views, one for each or one for all.
         """
         ...
 

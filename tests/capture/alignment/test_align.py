@@ -108,7 +108,7 @@ def test_the_configuration_may_say_where_tokens_lie() -> None:
     model = Ordered(before=1, behind=3)
     for grid, before in (((8, 12), 1), ((8, 12, 1), 1), ((8, 12, 3), 3)):
         made = opened(model, token_grid=grid)
-        layout = made.aligned[made.layers[0]].layout
+        layout = made.aligned[made.layers[0]].site.layout
         assert (layout.extra, layout.behind) == (before, 4 - before)
     with pytest.raises(ConfigError, match="token_grid: 8x12 = 96 tokens and 5 before them fit no layer of this model"):
         opened(model, token_grid=(8, 12, 5))

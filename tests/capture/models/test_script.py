@@ -299,7 +299,7 @@ def test_only_what_is_written_into_later_is_copied() -> None:
         classifier = open_model(nets.loaded(name, "script"), PICTURES)
         assert isinstance(classifier, ScriptClassifier)
         for layer in layers:
-            _, writes = outputs.add_leaves(classifier.program, [classifier.place(classifier.survey(PICTURES).site(layer))])
+            _, writes = outputs.add_leaves(classifier.program, classifier.places_of(classifier.survey(PICTURES).site(layer)))
             assert not writes
 
 

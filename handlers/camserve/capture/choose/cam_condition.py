@@ -37,8 +37,10 @@ def find_cam_weights(model: Classifier, site: Site, pictures: Tensor, outputs: i
         outputs: number of the model's classes, K. Of one logit they are two, whose weights are `-w` and `w`.
 
     Returns:
-        `[K, C]`, float32.
+        `[K, C]`, float32. None of a layer with several views, whose channels share the head.
     """
+    if site.views:
+        return None
     shape = (1 if model.reader.binary else outputs, site.layout.channels)
     candidates = [weight for weight in model.weights() if tuple(weight.shape) in (shape, (*shape, 1, 1))]
     if not candidates:

@@ -5,7 +5,7 @@ What is behind a layer, up to the scores, is called its head.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from itertools import chain
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camserve.capture.base import Capture, Captured, CaptureSettings
-from camserve.capture.models.hooks import hook_every_call, hook_last_calls, hook_parents
-from camserve.capture.models.passes import Pass, copy_saved_tensors
+from camserve.capture.base import Capture, Captured, CaptureSettings, Values
+from camserve.capture.models.hooks import hook_calls, hook_every_call, hook_parents
+from camserve.capture.models.passes import Pass, copy_saved_tensors, values_of
 from camserve.capture.survey.endings import Ending, EndingWatch
 from camserve.capture.survey.layers import Site, Survey, SurveyBuilder, resolve_orders
 from camserve.capture.survey.layout import extract_tensor, replace_tensor
@@ -38,7 +38,7 @@ class EagerCapture:
         model: nn.Module,
         sites: Mapping[str, Site],
         settings: CaptureSettings | None = None,
-        modules: Mapping[str, str] | None = None,
+        modules: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._model = model
         self._sites = dict(sites)
@@ -76,13 +76,12 @@ class EagerCapture:
         with ExitStack() as stack:
             closed = all(hook.has_closed_form(layer) for layer in asked)
             stack.enter_context(torch.set_grad_enabled(not closed))
-            stack.enter_context(hook_last_calls(self._model, asked, hook, self._modules))
-            if not self._aliased.isdisjoint(asked):
+            stack.enter_context(hook_calls(self._model, asked, hook, self._modules))
+            if not self._aliased.isdisjoint(key for site in asked.values() for key in site.keys.values()):
                 stack.enter_context(copy_saved_tensors())
             if not closed:
-                stack.enter_context(
-                    hook_parents(self._model, [self._modules.get(layer, layer) for layer in asked], hook.restore_grad_mode)
-                )
+                paths = [path for layer in asked for path in self._modules.get(layer, (layer,))]
+                stack.enter_context(hook_parents(self._model, paths, hook.restore_grad_mode))
             watch = None if closed else stack.enter_context(reader.watch(len(pictures)))
             return reader.read(self._model(pictures), len(pictures), watch)
 
@@ -165,6 +164,7 @@ class EagerClassifier:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.reader = FIRST
+        self._modules: dict[str, tuple[str, ...]] = {}
 
     def survey(self, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
         """Run the module over `[N, 3, H, W]` and describe every layer that ran."""
@@ -217,9 +217,13 @@ class EagerClassifier:
         """Make a capture at these layers."""
         return EagerCapture(self.module, sites, self.complete(settings))
 
-    def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
+    def run_with(self, site: Site, pictures: Tensor, values: Values) -> Tensor:
         """Run the module with the layer's output replaced by `values`, and return the scores `[N, K]`."""
-        with torch.no_grad(), hook_last_calls(self.module, {site.layer: site}, lambda _, output: values.to(output, copy=True)):
+        given = values_of(site, values)
+        with (
+            torch.no_grad(),
+            hook_calls(self.module, {site.layer: site}, lambda key, output: given[key].to(output, copy=True), self._modules),
+        ):
             return self.read_logits(pictures)
 
     def run_calls(

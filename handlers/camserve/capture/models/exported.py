@@ -8,7 +8,6 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.export import ExportedProgram, unflatten
 
 from camserve.capture.base import Capture, Captured, CaptureSettings
 from camserve.capture.models.eager import EagerCapture, EagerClassifier, freeze
-from camserve.capture.models.hooks import hook_every_call, hook_last_calls
+from camserve.capture.models.hooks import hook_every_call
 from camserve.capture.models.passes import SplitCapture, fit_batch
 from camserve.capture.survey.layers import Site, Survey, SurveyBuilder
 from camserve.capture.survey.layout import extract_tensor
@@ -110,8 +109,6 @@ class ExportedClassifier(EagerClassifier):
     def __init__(self, module: nn.Module, pictures: Tensor) -> None:
         super().__init__(module)
         self.batch = _batch_of(module)
-        self._modules: dict[str, str] = {}
-        self._calls: dict[str, int] = {}
         self._classes = _classes_of(module)
         self._check_mode(pictures)
 
@@ -131,12 +128,10 @@ class ExportedClassifier(EagerClassifier):
         operations = _operations(self.module)
         reordered = any(part in operation for operation in operations for part in REORDERING)
         builder = SurveyBuilder(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid, None if reordered else "nchw")
-        calls: dict[str, int] = {}
 
         def record(name: str, module: nn.Module, output: Any) -> None:
             layer = self.name_of(name)
-            calls[name] = calls.get(name, 0) + 1
-            self._modules[layer], self._calls[layer] = name, calls[name]
+            self._modules[layer] = tuple(dict.fromkeys((*self._modules.get(layer, ()), name)))
             builder.record(layer, self._classes.get(layer) or self.class_of(module), extract_tensor(output))
 
         with torch.no_grad(), hook_every_call(self.module, record):
@@ -146,25 +141,14 @@ class ExportedClassifier(EagerClassifier):
 
     def capture(self, sites: Mapping[str, Site], settings: CaptureSettings | None = None) -> Capture:
         """Make a capture at these layers."""
-        last = {layer: self._at_last_module(site) for layer, site in sites.items()}
-        capture: Capture = EagerCapture(self.module, last, self.complete(settings), self._modules)
+        capture: Capture = EagerCapture(self.module, sites, self.complete(settings), self._modules)
         if any(type(module).__name__ == DISPATCHER for module in self.module.modules()):
             capture = LockedCapture(capture)
         return SplitCapture(capture, *self.batch)
 
-    def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
-        """Run the program with the layer's output replaced by `values`, and return the scores `[N, K]`."""
-        last = {site.layer: self._at_last_module(site)}
-        with torch.no_grad(), hook_last_calls(self.module, last, lambda _, output: values.to(output, copy=True), self._modules):
-            return self.read_logits(pictures)
-
     def name_of(self, path: str) -> str:
         """Return the name of the layer whose module has this path."""
         return _layer_name(path)
-
-    def _at_last_module(self, site: Site) -> Site:
-        """Return the site at the module that ran last under the layer's name."""
-        return replace(site, calls=self._calls[site.layer])
 
 
 def _layer_name(path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
@@ -14,14 +14,14 @@ from camserve.capture.survey.layers import Site
 from camserve.capture.survey.layout import extract_tensor, replace_tensor
 
 Replace = Callable[[str, Tensor], Tensor]
-"""Takes a layer's name and its output, of any shape, and returns the tensor that the model goes on with."""
+"""Takes the key of a layer's call (`Site.keys`) and its output, and returns the tensor that the model goes on with."""
 
 
 @contextmanager
-def hook_last_calls(
-    model: nn.Module, sites: Mapping[str, Site], replace: Replace, modules: Mapping[str, str] | None = None
+def hook_calls(
+    model: nn.Module, sites: Mapping[str, Site], replace: Replace, modules: Mapping[str, Sequence[str]] | None = None
 ) -> Iterator[None]:
-    """Context manager that calls `replace` at the last call of each layer, in this thread only.
+    """Context manager that calls `replace` at the calls of each layer that are taken, in this thread only.
 
     Args:
         modules: the paths of the modules of layers that go by another name.
@@ -30,12 +30,12 @@ def hook_last_calls(
         RuntimeError: a layer ran another number of times than when it was surveyed.
     """
     names = modules or {}
-    hooks = [_LastCall(site, replace) for site in sites.values()]
+    hooks = [_TakenCalls(site, replace) for site in sites.values()]
     handles = []
     try:
         for hook in hooks:
-            module = model.get_submodule(names.get(hook.site.layer, hook.site.layer))
-            handles.append(module.register_forward_hook(hook))
+            paths = names.get(hook.site.layer, (hook.site.layer,))
+            handles += [model.get_submodule(path).register_forward_hook(hook) for path in paths]
         yield
     finally:
         for handle in handles:
@@ -80,8 +80,8 @@ def hook_every_call(model: nn.Module, record: Callable[[str, nn.Module, Any], An
             handle.remove()
 
 
-class _LastCall:
-    """A forward hook that acts at the call that was the last one when the layer was surveyed."""
+class _TakenCalls:
+    """A forward hook that acts at a layer's last call, or at each of several that are taken together."""
 
     def __init__(self, site: Site, replace: Replace) -> None:
         self.site = site
@@ -93,10 +93,10 @@ class _LastCall:
         if threading.get_ident() != self._thread:
             return None
         self._calls += 1
-        tensor = extract_tensor(output)
-        if self._calls != self.site.calls or tensor is None:
+        tensor, key = extract_tensor(output), self.site.keys.get(self._calls)
+        if key is None or tensor is None:
             return None
-        return replace_tensor(output, self._replace(self.site.layer, tensor))
+        return replace_tensor(output, self._replace(key, tensor))
 
     def check(self) -> None:
         if self._calls != self.site.calls:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram, UnflattenedModule
 
 from camserve.capture.base import Classifier
+from camserve.capture.models.calls import find_views
 from camserve.capture.models.eager import EagerClassifier, freeze
 from camserve.capture.models.exported import ExportedClassifier, restore_program
 from camserve.capture.models.torchscript.script import ScriptClassifier
@@ -79,7 +80,7 @@ def survey_model(model: Classifier, pictures: Tensor, token_grid: tuple[int, ...
         ConfigError: it does not run on such pictures, or gives no row of scores for each; or `token_grid` fits no layer.
     """
     try:
-        return model.survey(pictures, token_grid)
+        return find_views(model, pictures, model.survey(pictures, token_grid))
     except MODEL_ERRORS as error:
         raise describe_failure(pictures, error) from error
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from camserve.capture.base import Capture, Captured
+from camserve.capture.base import Capture, Captured, Values
+from camserve.capture.models.views import join_views
 from camserve.capture.survey.layers import Site
 from camserve.capture.survey.layout import Scale
 
@@ -21,7 +22,7 @@ class Pass:
     Attributes:
         sites: the layers that were asked for.
         cam_weights: the weights `[K, C]` of those whose gradients are known in closed form.
-        activations: each layer's output as the model lays it out, without a graph.
+        activations: the output of each call that is taken, by its key (`Site.keys`), as the model lays it out, without a graph.
         leaves: for the other layers, what the scores are differentiated with respect to, of the same shape.
         scores: the logits `[N, K]`, with the graph of what is behind the layers.
         own: what the model itself gives.
@@ -48,7 +49,15 @@ class Pass:
 
     def activation(self, layer: str) -> Tensor:
         """Return the layer's activation `[N, C, h, w]`, without a graph."""
-        return self.sites[layer].layout.to_grid(self.activations[layer], self.scale)
+        return self._to_grid(layer, self.activations)
+
+    def _to_grid(self, layer: str, values: Mapping[str, Tensor], *, sums: bool = False) -> Tensor:
+        """Return a layer's values as `[N, C, h, w]`; `sums`: they are of the cells, as gradients are, not of places."""
+        site = self.sites[layer]
+        if not site.views:
+            return site.layout.to_grid(values[layer], self.scale)
+        grids = [view.layout.to_grid(values[site.keys[view.call]], self.scale) for view in site.views]
+        return join_views(site.views, grids, sums=sums)
 
     def has_closed_form(self, layer: str) -> bool:
         """Return whether the layer meets the CAM condition."""
@@ -61,8 +70,16 @@ class Pass:
             return seed * self.cam_weights[layer][targets][:, :, None, None] / (height * width)
         seeds = torch.zeros_like(self.scores)
         seeds[rows, targets] = seed
-        (gradient,) = torch.autograd.grad(self.scores, self.leaves[layer], seeds, retain_graph=True)
-        return self.sites[layer].layout.to_grid(gradient, self.scale)[rows]
+        keys = list(self.sites[layer].keys.values())
+        gradients = torch.autograd.grad(self.scores, [self.leaves[key] for key in keys], seeds, retain_graph=True)
+        return self._to_grid(layer, dict(zip(keys, gradients, strict=True)), sums=True)[rows]
+
+
+def values_of(site: Site, values: Values) -> dict[str, Tensor]:
+    """Return what replaces each call of a layer that is taken, by its key; a single tensor replaces each of them."""
+    keys = site.keys.values()
+    several = [values] * len(keys) if isinstance(values, Tensor) else values
+    return dict(zip(keys, several, strict=True))
 
 
 def copy_saved_tensors() -> AbstractContextManager[object]:

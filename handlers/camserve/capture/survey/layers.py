@@ -37,18 +37,41 @@ MODEL_ERRORS = (
 
 
 @dataclass(frozen=True)
+class View:
+    """One of several calls of a layer, none of which goes into another: each sees the picture in its own way.
+
+    Attributes:
+        call: its number, from 1.
+        layout: how its output lies in memory.
+        rows, columns: what part of the picture its cells cover, in shares of the height and the width.
+    """
+
+    call: int
+    layout: Layout
+    rows: tuple[float, float] = (0.0, 1.0)
+    columns: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
 class Site:
     """A layer that can be explained.
 
     Attributes:
         layer: its name.
-        calls: how often its module runs in one pass; its output is taken at the last call.
+        calls: how often its module runs in one pass; its output is taken at the last call, unless there are `views`.
         layout: how the output lies in memory.
+        views: the calls that are taken together, each channel of each as one of the layer's; none: the last call alone.
     """
 
     layer: str
     calls: int
     layout: Layout
+    views: tuple[View, ...] = ()
+
+    @property
+    def keys(self) -> dict[int, str]:
+        """Under which name the output of which call is kept."""
+        return {view.call: f"{self.layer} (call {view.call})" for view in self.views} or {self.calls: self.layer}
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,8 @@ class LayerInfo:
         signed: whether some activations were negative.
         passes_through: whether it only pools, or passes on (perhaps in another order) what an earlier layer computed.
         fault: why it has no map, where it might have one.
+        layouts: the layout of each call.
+        views: the numbers of the calls that are taken together.
     """
 
     name: str
@@ -74,6 +99,8 @@ class LayerInfo:
     signed: bool
     passes_through: bool = False
     fault: str = ""
+    layouts: tuple[Layout | None, ...] = ()
+    views: tuple[int, ...] = ()
 
     @property
     def cells(self) -> int:
@@ -89,7 +116,8 @@ class LayerInfo:
         """
         if self.layout is None:
             raise ConfigError(f"layer {self.name} has no spatial map: its output has the shape {list(self.shape)}")
-        return Site(self.name, self.calls, self.layout)
+        pairs = ((call, self.layouts[call - 1]) for call in self.views)
+        return Site(self.name, self.calls, self.layout, tuple(View(call, layout) for call, layout in pairs if layout))
 
 
 @dataclass(frozen=True)
@@ -194,17 +222,17 @@ class SurveyBuilder:
         """
         readings = self._read()
         readings.check_token_grid()
-        calls: dict[str, int] = {}
+        layouts: dict[str, tuple[Layout | None, ...]] = {}
         by_name: dict[str, tuple[LayerInfo, Moments | None]] = {}
         for output, reading in zip(self._outputs, readings.all, strict=True):
             name, layout, moments = output.name, reading.layout, output.moments
-            calls[name] = calls.get(name, 0) + 1
+            layouts[name] = (*layouts.get(name, ()), layout)
             by_name.pop(name, None)
             if output.shape is not None:
                 passes_through = output.kind in PASSING_CLASSES or _repeats(name, layout, moments, by_name.values())
                 signed = bool(moments and moments.negative)
-                info = LayerInfo(name, output.kind, output.shape, calls[name], layout, signed, passes_through, reading.fault)
-                by_name[name] = info, moments
+                made = len(layouts[name]), layout, signed, passes_through, reading.fault, layouts[name]
+                by_name[name] = LayerInfo(name, output.kind, output.shape, *made), moments
         return Survey(tuple(info for info, _ in by_name.values()), scores.shape[1], frozenset(hidden), hint)
 
 

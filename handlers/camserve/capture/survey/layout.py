@@ -32,6 +32,9 @@ Scale = tuple[float, float]
 Order = Literal["nchw", "nhwc", "tokens", "sequence"]
 """Order of axes: `[N, C, h, w]`, `[N, h, w, C]`, `[N, extra + h * w + behind, C]`, or `[extra + h * w + behind, N, C]`."""
 
+TOKENS: tuple[Order, ...] = ("tokens", "sequence")
+"""Orders without axes of their own for rows and columns."""
+
 Grid = tuple[int, int, int]
 """Rows and columns of tokens, and the number of extra tokens before them."""
 

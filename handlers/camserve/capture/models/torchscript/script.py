@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camserve.capture.base import Capture, Captured, CaptureSettings
+from camserve.capture.base import Capture, Captured, CaptureSettings, Values
 from camserve.capture.models.eager import find_dtype
-from camserve.capture.models.passes import Pass, SplitCapture, copy_saved_tensors, fit_batch, pad_batch
+from camserve.capture.models.passes import Pass, SplitCapture, copy_saved_tensors, fit_batch, pad_batch, values_of
 from camserve.capture.models.torchscript import outputs, rewriting
 from camserve.capture.survey.endings import Ending
 from camserve.capture.survey.layers import MODEL_ERRORS, POOL_INPUT, Site, Survey, SurveyBuilder, resolve_orders
@@ -69,16 +69,17 @@ class ScriptCapture:
                 copy_saved_tensors() if overwrites else nullcontext(),
             ):
                 answer, *further = function(self._model.module._c, pictures)
-            further, behind = further[: 2 * len(names)], further[2 * len(names) :]
-            activations = dict(zip(names, further[::2], strict=True))
-            leaves = dict(zip(names, further[1::2], strict=True))
+            keys = [key for name in names for key in self._sites[name].keys.values()]
+            further, behind = further[: 2 * len(keys)], further[2 * len(keys) :]
+            activations = dict(zip(keys, further[::2], strict=True))
+            leaves = dict(zip(keys, further[1::2], strict=True))
             scores = self._model.read(answer, len(pictures), behind)
             return Pass(asked, cam_weights, activations, leaves, *scores, self._settings.scale_of(pictures))
 
     def _function(self, names: tuple[str, ...]) -> tuple[Any, bool]:
         with self._lock:
             if names not in self._functions:
-                places = [self._model.place(self._sites[name]) for name in names]
+                places = [place for name in names for place in self._model.places_of(self._sites[name])]
                 self._functions[names] = outputs.add_leaves(self._model.program, places, self._model.endings)
             return self._functions[names]
 
@@ -108,9 +109,10 @@ class ScriptClassifier:
         """Convert pictures `[N, 3, H, W]` to the type of the weights."""
         return pictures.to(self._dtype) if self._dtype else pictures
 
-    def place(self, site: Site) -> int:
-        """Return the place of the mark of the layer's last call."""
-        return self._places[site.layer]
+    def places_of(self, site: Site) -> list[int]:
+        """Return the places of the marks of those of a layer's calls that are taken."""
+        marks = self._calls_of(site.layer)
+        return [marks[call - 1] for call in site.keys]
 
     def _find_batch(self, pictures: Tensor) -> tuple[int, int | None]:
         """Find, by trial, the fewest and most pictures that it takes at once: a trace may have fixed their number."""
@@ -196,15 +198,16 @@ class ScriptClassifier:
         capture = ScriptCapture(self, sites, settings)
         return SplitCapture(capture, *self.batch) if self.batch[1] else capture
 
-    def run_with(self, site: Site, pictures: Tensor, values: Tensor) -> Tensor:
+    def run_with(self, site: Site, pictures: Tensor, values: Values) -> Tensor:
         """Run the program with the layer's output replaced by `values`, and return the scores `[N, K]`."""
         function = self._replacing.get(site.layer)
         if function is None:
-            function = outputs.add_outputs(self.program, {self.place(site): outputs.insert_input}, self.endings)
+            inserts = dict.fromkeys(self.places_of(site), outputs.insert_input)
+            function = outputs.add_outputs(self.program, inserts, self.endings)
             self._replacing[site.layer] = function
+        given = [self.cast_input(each).clone() for each in values_of(site, values).values()]  # the program may write into them
         with torch.no_grad():
-            values = self.cast_input(values).clone()  # the program may write into them
-            answer = function(self.module._c, self.cast_input(pictures), values)
+            answer = function(self.module._c, self.cast_input(pictures), *given)
             answer, *behind = answer if self.endings else (answer,)
             return self.read(answer, len(pictures), behind).logits
 

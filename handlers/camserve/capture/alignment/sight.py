@@ -25,6 +25,9 @@ OFF_LINE = 0.04
 SLOPES = (0.25, 20.0)
 """Least and largest slope of the line, in shares of the layer for one of the picture."""
 
+CUT = 0.6
+"""A probe that changes less, as a share of the median, may lie across the edge of what is seen, and its middle elsewhere."""
+
 LOCAL = 0.15
 """Largest spread, as a share of the layer, of what a probe changes, where its place is evident."""
 
@@ -33,7 +36,7 @@ QUIET = 1e-3
 
 
 @dataclass(frozen=True)
-class View:
+class Sight:
     """What a layer sees of the picture.
 
     Attributes:
@@ -74,7 +77,7 @@ def count_seen(changes: Tensor) -> int:
     return int((total > QUIET**2 * total.max()).sum())
 
 
-def find_view(changes: Tensor, places: Sequence[Place]) -> View | None:
+def find_sight(changes: Tensor, places: Sequence[Place]) -> Sight | None:
     """Find what a layer sees from the middles of its changes; None where these lie on no lines.
 
     Args:
@@ -83,16 +86,18 @@ def find_view(changes: Tensor, places: Sequence[Place]) -> View | None:
     """
     weights = changes.double().square()
     total = weights.sum((1, 2))
-    seen = (total > QUIET**2 * total.max()).nonzero().flatten().tolist()
-    if len(seen) < FEWEST:
+    reached = (total > QUIET**2 * total.max()).nonzero().flatten()
+    if len(reached) < FEWEST:
         return None
+    inside = reached[total[reached] > CUT * total[reached].median()]
+    seen: list[int] = (inside if len(inside) >= FEWEST else reached).tolist()
     rows, columns = (_middles(weights.sum(axis)[seen], total[seen])[0] for axis in (2, 1))
     for transposed in (False, True):
         down, across = (columns, rows) if transposed else (rows, columns)
         vertical = _fit([places[each][0] for each in seen], down)
         horizontal = _fit([places[each][1] for each in seen], across)
         if vertical and horizontal:
-            return View(vertical[0], horizontal[0], Turn(transposed, vertical[1], horizontal[1]))
+            return Sight(vertical[0], horizontal[0], Turn(transposed, vertical[1], horizontal[1]))
     return None
 
 
