@@ -27,7 +27,7 @@ from camserve.core.version import __version__
 from camserve.monitoring.metrics import undeclared
 from camserve.pictures.bounds.reading import silence_decoders
 from camserve.pictures.preprocess import Preprocess, is_stateless
-from camserve.pipeline.glibc import keep_freed_memory
+from camserve.pipeline.glibc import collect_rarely, keep_freed_memory
 from camserve.pipeline.loading import digest_file, is_compiled
 from camserve.pipeline.model import Model
 from camserve.pipeline.prepare import Hooks
@@ -67,6 +67,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             ConfigError: in one line, what in the archive's configuration is wrong and what is accepted.
         """
         keep_freed_memory()
+        collect_rarely()
         silence_decoders()
         self._turn = threading.RLock()  # image_processing may run inside preprocess
         config = self._load(context)

@@ -85,3 +85,15 @@ def test_the_right_name_is_among_the_few() -> None:
 
 COLOURS = ("green", "black", "white", "grey", "red", "blue", "little", "great", "common", "northern")
 BIRDS = ("sandpiper", "tern", "stork", "heron", "egret")
+
+
+def test_names_beyond_the_limit_are_not_spelled() -> None:
+    """A body may hold millions of keys, and spelling each takes a microsecond."""
+    spelled: list[object] = []
+
+    def spell(name: object) -> str:
+        spelled.append(name)
+        return f"<{name}>"
+
+    assert join_names(range(10**6), 3, spell) == "<0>, <1>, <2> or 999997 more"
+    assert spelled == [0, 1, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -58,3 +59,17 @@ def test_an_older_glibc_takes_a_smaller_threshold(
 
     assert glibc.keep_freed_memory() is bool(accepted)
     assert taken == accepted
+
+
+def test_the_collector_looks_at_everything_rarely() -> None:
+    """Young objects are looked at as often as ever; a parser of JSON makes millions, none of which is garbage."""
+    before = gc.get_threshold()
+    try:
+        glibc.collect_rarely()
+        assert gc.get_threshold() == (*before[:2], 1_000)
+        kept: list[object] = []
+        full = gc.get_stats()[2]["collections"]
+        kept.extend([] for _ in range(2_000_000))
+        assert gc.get_stats()[2]["collections"] - full <= 1
+    finally:
+        gc.set_threshold(*before)

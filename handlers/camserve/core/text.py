@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import heapq
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 
 _COMPARED = 100
 """Names that are compared in full."""
@@ -35,11 +35,13 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def join_names(names: Iterable[object], limit: int = 12) -> str:
-    """Join names to `a, b or c`; beyond `limit` names the rest is counted."""
-    words = [str(name) for name in names]
-    if len(words) > limit:
-        return ", ".join(words[:limit]) + f" or {len(words) - limit} more"
+def join_names(names: Iterable[object], limit: int = 12, spell: Callable[[object], str] = str) -> str:
+    """Join names to `a, b or c`, each as `spell` writes it; beyond `limit` names the rest is only counted: it may be millions."""
+    rest = iter(names)
+    words = [spell(name) for name in islice(rest, limit)]
+    more = sum(1 for _ in rest)
+    if more:
+        return ", ".join(words) + f" or {more} more"
     return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 

@@ -79,13 +79,12 @@ class Pipeline:
         A call for which memory ran out is tried again by itself, once its neighbours' pictures are let go of.
         """
         observer = self.explainer.observer
-        deadline = Deadline(self._served.config.max_seconds)
         with observer.stage("batch"):
-            replies, pixels = self._reply_to(calls, deadline, again=len(calls) > 1)
+            replies, pixels = self._reply_to(calls, again=len(calls) > 1)
             for position, reply in enumerate(replies):
                 if reply.status == 507 and len(calls) > 1:
                     give_back()
-                    (replies[position],), more = self._reply_to([calls[position]], deadline, again=False)
+                    (replies[position],), more = self._reply_to([calls[position]], again=False)
                     pixels += more
         if pixels > LARGE_BATCH or any(reply.status == 507 for reply in replies):
             give_back()
@@ -113,10 +112,10 @@ class Pipeline:
             return prediction.message
         return "the map is not finite" if any("not_finite" in each.warnings for each in prediction.explanations) else ""
 
-    def _reply_to(self, calls: Sequence[Call], deadline: Deadline, *, again: bool) -> tuple[list[Reply], int]:
+    def _reply_to(self, calls: Sequence[Call], *, again: bool) -> tuple[list[Reply], int]:
         """Answer each call, and count their pixels; `again`: what runs out of memory is not observed, for it is tried again."""
         requests, jobs = self._read(calls)
-        self._run_jobs(sorted(jobs, key=lambda job: job.rank), deadline)
+        self._run_jobs(sorted(jobs, key=lambda job: job.rank), Deadline(self._served.config.max_seconds))
         by_call: dict[int, list[Job]] = {}
         for job in jobs:
             by_call.setdefault(job.call, []).append(job)

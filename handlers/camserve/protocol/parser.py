@@ -110,7 +110,7 @@ def _is_empty(body: object) -> bool:
 
 
 def _names(options: dict[str, object]) -> str:
-    return join_names((show(name) for name in options), 5) or "{}"
+    return join_names(options, 5, show) or "{}"
 
 
 def _split(raw: bytes, length: str) -> tuple[bytes, bytes]:

@@ -60,7 +60,7 @@ def _read_instance(instance: object, headers: Mapping[str, Given], config: Confi
         options = dict(instance)
         place = "data" if "data" in options else "b64"
         if place not in options:
-            names = join_names((show(name) for name in options), 5) or "{}"
+            names = join_names(options, 5, show) or "{}"
             raise RequestError(400, "NoImage", f"expected an object with data or b64, got only {names}")
         instance = options.pop(place)
     image = read_image(instance, config, place)
