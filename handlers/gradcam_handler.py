@@ -10,8 +10,10 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,9 @@ TIMEOUT = 120.0
 HOSTS = "CAMSERVE_ALLOWED_HOSTS"
 """The variable by which a server tells its workers the host names that it may be asked by."""
 
+REPEATED = "camserve repeated"
+"""Where a request's headers hold the names of repeated fields, as a tuple, which no client can send."""
+
 INSTEAD = {
     "model": "change the model in _load_pickled_model() or _load_torchscript_model(), or in the model's file",
     "mapping": "put the labels into index_to_name.json",
@@ -66,6 +71,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         Raises:
             ConfigError: in one line, what in the archive's configuration is wrong and what is accepted.
         """
+        keep_repeats()
         keep_freed_memory()
         collect_rarely()
         silence_decoders()
@@ -245,7 +251,35 @@ def read_call(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call:
     Its own header is `explain`, in this case exactly: a client's `Explain` stands beside it.
     """
     plain = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
-    return Call(explain=headers.get("explain") == "True", headers=plain, fields=row)
+    repeated = headers.get(REPEATED)
+    return Call(headers.get("explain") == "True", plain, row, repeated if isinstance(repeated, tuple) else ())
+
+
+def keep_repeats() -> None:
+    """Have TorchServe's worker tell which fields a form gives more than once: of those it hands over the last, without a word.
+
+    The frontend passes all of them on; they are gone when a handler is called.
+    """
+    try:
+        from ts.service import Service  # noqa: PLC0415 a host without TorchServe reads forms itself
+    except ImportError:
+        return
+    original = Service.retrieve_data_for_inference
+    if getattr(original, "keeps_repeats", False):
+        return
+
+    @wraps(original)
+    def retrieve(batch: Sequence[Mapping[str, Any]]) -> Any:
+        found = original(batch)
+        for request, processor in zip(batch, found[0], strict=True):
+            counts = Counter(parameter["name"] for parameter in request["parameters"])
+            repeated = tuple(name for name, count in counts.items() if count > 1)
+            if repeated:
+                processor.get_request_properties()[REPEATED] = repeated
+        return found
+
+    retrieve.keeps_repeats = True  # type: ignore[attr-defined]
+    Service.retrieve_data_for_inference = staticmethod(retrieve)
 
 
 def half_timeout(settings: Mapping[str, Any]) -> float:

@@ -52,11 +52,13 @@ class Call:
         explain: an explanation is asked for, not only predictions.
         headers: names in lower case.
         fields: name to bytes, str or parsed JSON; a raw body is the field `body`.
+        repeated: names of fields that came more than once, of which `fields` holds one.
     """
 
     explain: bool
     headers: Mapping[str, str]
     fields: Mapping[str, object]
+    repeated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

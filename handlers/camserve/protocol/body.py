@@ -53,6 +53,15 @@ def read_json(raw: bytes, place: str = "the body") -> Any:
         raise _invalid_json(f"{place} is not accepted as JSON: a number in it has too many digits") from None
 
 
+def name_repeated(name: str) -> RequestError:
+    """Names the field that a form gives more than once: whoever sends two pictures, or two targets, expects two answers."""
+    message = (
+        f"the form gives the field {name[:40]!r} twice; one request takes one picture, and each option once: several pictures go "
+        'as KServe\'s {"instances": [{"data": "<base64>"}, ...]}, several targets as target=[1,2]'
+    )
+    return RequestError(400, "NoImage" if name in ("data", "body") else "InvalidOption", message)
+
+
 def _invalid_json(message: str) -> RequestError:
     return RequestError(400, "InvalidJSON", message)
 

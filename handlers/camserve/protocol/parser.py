@@ -12,7 +12,7 @@ from camserve.core.served import Served
 from camserve.core.text import join_names, show
 from camserve.pictures.formats import is_picture
 from camserve.protocol.accept import check_host, wants_page
-from camserve.protocol.body import HOW_TO_SEND, as_bytes, read_image, read_json, starts_json
+from camserve.protocol.body import HOW_TO_SEND, as_bytes, name_repeated, read_image, read_json, starts_json
 from camserve.protocol.kserve.request import parse_v1, parse_v2
 from camserve.protocol.options import OptionReader, Spelling
 from camserve.protocol.tensors import bad_tensor, is_npy
@@ -44,6 +44,9 @@ class Parser:
         """
         headers = {name: value for name, value in call.headers.items() if isinstance(value, str)}
         check_host(headers, self._config.allowed_hosts)
+        for name in call.repeated:
+            if call.explain or name in ("data", "body"):  # a prediction ignores options, as the stock handler does
+                raise name_repeated(name)
         call = Call(call.explain, headers, call.fields)
         if len(call.fields) > 1 or (call.fields and "body" not in call.fields):
             return self._parse_form(call)

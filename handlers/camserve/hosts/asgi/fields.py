@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from camserve.core.errors import RequestError
+from camserve.protocol.body import name_repeated
 
 
 def read_fields(body: bytes, content_type: str) -> tuple[dict[str, object], dict[str, dict[str, str]]]:
@@ -45,8 +46,7 @@ def _collect(parts: object) -> tuple[dict[str, object], dict[str, dict[str, str]
     types: dict[str, dict[str, str]] = {}
     for name, content_type, value in parts:  # type: ignore[attr-defined]
         if name in fields:
-            message = f"the form gives the field {name[:40]!r} twice; one request takes one picture, and each option once"
-            raise RequestError(400, "NoImage" if name in ("data", "body") else "InvalidOption", message)
+            raise name_repeated(name)
         fields[name] = _typed(value, content_type)
         types[name] = {"content-type": content_type}
     return fields, types
