@@ -58,6 +58,35 @@ def test_a_compiled_model_predicts_compiled_and_is_explained_as_it_was(compiler:
     assert ran == ["compiled"] * 3
 
 
+def test_a_part_that_is_compiled_runs_as_it_was() -> None:
+    """Nothing is compiled for the trials, nor for requests; the names of layers and weights stay as they are."""
+    ran: list[str] = []
+
+    def compiler(graph: Any, _inputs: object) -> Any:
+        ran.append("compiled")
+        return graph
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = torch.compile(nets.net("deep"), backend=compiler)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x)
+
+    model = Wrapped().eval()
+    keys = list(model.state_dict())
+    made = open_backend(model, Config(channels_last=False), SIZE, CPU)
+    plain = open_backend(nets.net("deep"), Config(channels_last=False), SIZE, CPU)
+    assert made.layers == (f"model._orig_mod.{plain.layers[0]}",)
+    batch = nets.pictures(2)
+    found, wanted = (each.capture.forward(batch, each.layers).activation(each.layers[0]) for each in (made, plain))
+    assert torch.equal(found, wanted)
+    assert torch.equal(made.capture.forward(batch, ()).logits, plain.capture.forward(batch, ()).logits)
+    assert not ran
+    assert list(model.state_dict()) == keys
+
+
 def test_a_compiler_that_fails_is_named_when_the_model_is_loaded() -> None:
     """Not at the first prediction, which may be long after the worker reported ready."""
 

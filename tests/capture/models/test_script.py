@@ -369,3 +369,34 @@ def test_a_program_that_was_not_saved_is_taken_too() -> None:
     for module in live:
         captured = open_(module, "norm").capture.forward(PICTURES, ["norm"])
         assert torch.allclose(captured.activation("norm"), expected, atol=1e-6)
+
+
+class Optional(nn.Module):
+    """A trunk behind arguments that a caller may leave out, one of which chooses how it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.ReLU())
+        self.fc = nn.Linear(6, nets.CLASSES)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 2.0, plain: bool = True, name: str = "a") -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        x = self.trunk(x) if plain and mask is None else self.trunk(x * 2)
+        if mask is not None:
+            x = x * mask
+        return self.fc(scale * x.mean((2, 3))) if name == "a" else self.fc(x.mean((2, 3)))
+
+
+def test_arguments_that_may_be_left_out_keep_their_defaults() -> None:
+    """A layer inside a branch on one of them is found, and everything is as the eager model has it."""
+    torch.manual_seed(0)
+    model = Optional().eval()
+    made = open_(nets.stored(model, "script", PICTURES))
+    assert made.layers == ("trunk",)
+    targets = torch.tensor([1, 4])
+    scores, output, slope = nets.by_autograd(model, "trunk", PICTURES, targets)
+    captured = made.capture.forward(PICTURES, ["trunk"])
+    assert torch.allclose(captured.logits, scores, atol=1e-6)
+    assert torch.allclose(captured.activation("trunk"), output, atol=1e-6)
+    gradients = captured.gradients("trunk", torch.arange(2), targets)
+    assert torch.allclose(gradients.expand_as(slope), slope, atol=1e-7)

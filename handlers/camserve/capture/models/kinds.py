@@ -17,7 +17,7 @@ from torch.export import ExportedProgram, UnflattenedModule
 
 from camserve.capture.base import Classifier
 from camserve.capture.models.calls import find_views
-from camserve.capture.models.eager import EagerClassifier, freeze
+from camserve.capture.models.eager import EagerClassifier, freeze, run_eagerly
 from camserve.capture.models.exported import ExportedClassifier, restore_program
 from camserve.capture.models.torchscript.script import ScriptClassifier
 from camserve.capture.survey.layers import MODEL_ERRORS, Survey
@@ -49,6 +49,7 @@ def open_model(model: object, pictures: Tensor) -> Classifier:
             model.requires_grad_(requires_grad=False)
             return ExportedClassifier(model, pictures)
         freeze(model)
+        run_eagerly(model)
         return EagerClassifier(model)
     except MODEL_ERRORS as error:
         raise describe_failure(pictures, error) from error

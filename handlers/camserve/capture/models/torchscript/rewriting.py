@@ -18,7 +18,7 @@ from camserve.core.errors import ConfigError
 from camserve.core.text import join_names
 
 NEEDED: Mapping[str, Sequence[str]] = {
-    "torch._C": ("_create_function_from_graph", "_jit_pass_inline", "Graph", "Node", "Value"),
+    "torch._C": ("_create_function_from_graph", "_jit_pass_constant_propagation", "_jit_pass_inline", "Graph", "Node", "Value"),
     "torch._C.Graph": (
         *("addInput", "alias_db", "copy", "create", "inputs", "insert", "insertConstant", "insertGraph", "insertNode"),
         *("makeMultiOutputIntoTuple", "nodes", "registerOutput", "return_node", "setInsertPoint"),
@@ -90,12 +90,14 @@ class Program:
         marks: in the order in which the calls finish.
         pools: the places of the marks before and behind each operation that may pool.
         hidden: submodules that run inside a branch or a loop, where their outputs cannot be made outputs of the program.
+        defaults: of the arguments that `forward` has beside the pictures.
     """
 
     graph: Graph
     marks: tuple[Mark, ...]
     pools: tuple[tuple[int, int], ...]
     hidden: frozenset[str]
+    defaults: tuple[Any, ...] = ()
 
 
 def inline_calls(module: torch.jit.ScriptModule) -> Program:
@@ -105,8 +107,11 @@ def inline_calls(module: torch.jit.ScriptModule) -> Program:
         ConfigError: this version of torch lacks what is needed.
     """
     check_torch()
-    graph = module._c._get_method("forward").graph.copy()
+    forward = module._c._get_method("forward")
+    graph = forward.graph.copy()
     owner = next(graph.inputs())
+    optional = [argument.default_value for argument in forward.schema.arguments[2:] if argument.has_default_value()]
+    _bind(graph, optional)
     called: dict[int, tuple[str, str]] = {}
     while calls := [(call, path) for call in _calls(graph) if (path := _path(call, owner)) is not None]:
         for call, path in calls:
@@ -115,6 +120,7 @@ def inline_calls(module: torch.jit.ScriptModule) -> Program:
             mark = _inline_call(graph, call, callee._c._get_method(method).graph, marked)
             if mark is not None:
                 called[mark.unique()] = path, str(callee.original_name)
+        _fold(graph, optional)
     hidden = set(_nested_calls(module, graph, owner))
     torch._C._jit_pass_inline(graph)
     _remove_no_grad(graph, graph)
@@ -122,7 +128,22 @@ def inline_calls(module: torch.jit.ScriptModule) -> Program:
     places = {node.output().unique(): place for place, node in enumerate(graph.nodes()) if node.kind() == MARK}
     marks = [Mark(*called[value], place) for value, place in places.items() if value in called]
     ends = tuple((places[first], places[last]) for first, last in pools)
-    return Program(graph, tuple(marks), ends, frozenset(hidden.difference(mark.path for mark in marks)))
+    return Program(graph, tuple(marks), ends, frozenset(hidden.difference(mark.path for mark in marks)), tuple(optional))
+
+
+def _bind(graph: Graph, values: Sequence[Any]) -> None:
+    """Give constant values to what a graph takes beside the module and the pictures, so that branches on them are no branches."""
+    inputs = list(graph.inputs())[2:]
+    graph.setInsertPoint(next(iter(graph.nodes())))
+    for taken, value in zip(inputs, values, strict=False):
+        taken.replaceAllUsesWith(graph.insertConstant(value))
+    graph.setInsertPoint(graph.return_node())
+    _fold(graph, values)
+
+
+def _fold(graph: Graph, values: Sequence[Any]) -> None:
+    if values:
+        torch._C._jit_pass_constant_propagation(graph)
 
 
 def _remove_no_grad(graph: Graph, block: Any) -> None:

@@ -68,7 +68,7 @@ class ScriptCapture:
                 torch.set_grad_enabled(not all(layer in cam_weights for layer in asked)),
                 copy_saved_tensors() if overwrites else nullcontext(),
             ):
-                answer, *further = function(self._model.module._c, pictures)
+                answer, *further = function(self._model.module._c, pictures, *self._model.program.defaults)
             keys = [key for name in names for key in self._sites[name].keys.values()]
             further, behind = further[: 2 * len(keys)], further[2 * len(keys) :]
             activations = dict(zip(keys, further[::2], strict=True))
@@ -145,6 +145,10 @@ class ScriptClassifier:
         """Run the program over `[N, 3, H, W]`, and return what it gives."""
         return self.module(self.cast_input(pictures))
 
+    def _given(self, pictures: Tensor) -> tuple[Any, ...]:
+        """Return what a function of the program takes: the module, the pictures, and its own defaults."""
+        return self.module._c, self.cast_input(pictures), *self.program.defaults
+
     def read(self, answer: object, count: int, behind: Sequence[Tensor]) -> Scores:
         """Read the scores of `count` pictures; `behind` holds what goes into the program's last function, if that is known."""
         scores = self.reader.read(answer, count)
@@ -157,7 +161,7 @@ class ScriptClassifier:
             return ""
         function = outputs.add_outputs(self.program, {}, range(len(endings)))
         with torch.no_grad():
-            answer, *inputs = function(self.module._c, self.cast_input(pictures))
+            answer, *inputs = function(*self._given(pictures))
             values = self.reader.read(answer, len(pictures)).values
             for place in reversed(range(len(endings))):
                 if inputs[place].numel() == values.numel() and _makes(
@@ -182,7 +186,7 @@ class ScriptClassifier:
         places = sorted(set(layers).union(*self.program.pools))
         function = outputs.add_outputs(self.program, dict.fromkeys(places, outputs.insert_statistics))
         with torch.no_grad():
-            answer, *further = function(self.module._c, self.cast_input(pictures))
+            answer, *further = function(*self._given(pictures))
         summaries = {place: _summary_of(further[6 * index : 6 * index + 6]) for index, place in enumerate(places)}
         for first, last in reversed(self.program.pools):
             if POOL_INPUT not in self._places and _is_pooled(summaries[last][0]) and builder.cells(*summaries[first]) > 1:
@@ -207,7 +211,7 @@ class ScriptClassifier:
             self._replacing[site.layer] = function
         given = [self.cast_input(each).clone() for each in values_of(site, values).values()]  # the program may write into them
         with torch.no_grad():
-            answer = function(self.module._c, self.cast_input(pictures), *given)
+            answer = function(*self._given(pictures), *given)
             answer, *behind = answer if self.endings else (answer,)
             return self.read(answer, len(pictures), behind).logits
 
@@ -222,7 +226,7 @@ class ScriptClassifier:
         function = outputs.add_outputs(self.program, inserts, self.endings)
         values = [self.cast_input(each).clone() for each in inputs.values()]
         with torch.no_grad():
-            answer = function(self.module._c, self.cast_input(pictures), *values)
+            answer = function(*self._given(pictures), *values)
         answer, *further = answer if kept or self.endings else (answer,)
         found = {**inputs, **dict(zip(kept, further, strict=False))}
         scores = self.read(answer, len(pictures), further[len(kept) :]).logits
