@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -85,6 +86,32 @@ def test_a_part_that_is_compiled_runs_as_it_was() -> None:
     assert torch.equal(made.capture.forward(batch, ()).logits, plain.capture.forward(batch, ()).logits)
     assert not ran
     assert list(model.state_dict()) == keys
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_are_tried_in_float32(dtype: torch.dtype) -> None:
+    """The model itself runs as it was given, and only for what it answers: once with the layer taken out, and to read its scores."""
+    ran: list[torch.dtype] = []
+    model = copy.deepcopy(nets.net("pooled")).to(dtype)
+    model.register_forward_hook(lambda own, _inputs, _output: ran.append(own.fc.weight.dtype))
+    made = open_backend(model, Config(channels_last=False), SIZE, CPU)
+    plain = open_backend(nets.net("pooled"), Config(channels_last=False), SIZE, CPU)
+    assert (made.layers, made.closed_form, made.why) == (plain.layers, plain.closed_form, plain.why)
+    assert ran.count(dtype) < ran.count(torch.float32)
+    captured = made.capture.forward(nets.pictures(2), made.layers)
+    assert captured.activation(made.layers[0]).dtype == dtype
+
+
+def test_a_model_of_half_precision_that_does_not_run_in_float32_is_tried_as_it_is() -> None:
+    """Its own code converts values to the type that it was trained in."""
+
+    class Converting(nets.Pooled):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.bfloat16())
+
+    made = open_backend(Converting().eval().bfloat16(), Config(channels_last=False), SIZE, CPU)
+    assert made.layers == ("features",)
 
 
 def test_a_compiler_that_fails_is_named_when_the_model_is_loaded() -> None:

@@ -15,6 +15,7 @@ from camserve.capture.base import Capture, CaptureSettings, Context
 from camserve.capture.choose.cam_condition import find_cam_weights
 from camserve.capture.choose.layer import check_layer, choose_layer
 from camserve.capture.choose.scores import read_kind_of_scores
+from camserve.capture.models.eager import EagerClassifier, copy_exactly
 from camserve.capture.models.kinds import open_model, summarize_error, survey_model
 from camserve.capture.survey.layers import LayerInfo
 from camserve.capture.survey.layout import synthesize_pictures
@@ -91,16 +92,17 @@ def open_backend(
     pictures = synthesize_pictures(size, config=config).to(device)
     classifier = open_model(model, pictures)
     notes = read_kind_of_scores(classifier, pictures, config, classes)
-    survey = survey_model(classifier, pictures, config.token_grid)
+    tried = copy_exactly(classifier, pictures) if type(classifier) is EagerClassifier else classifier
+    survey = survey_model(tried, pictures, config.token_grid)
     layers, why = config.layers, ""
     if not layers:
-        layer, why = choose_layer(classifier, pictures, survey)
+        layer, why = choose_layer(tried, pictures, survey)
         layers = (layer,)
     for layer in config.layers:
-        check_layer(classifier, pictures, survey, layer)
-    aligned = align_layers(classifier, survey, layers, pictures[:1], given=len(config.token_grid or ()) > 2)
+        check_layer(tried, pictures, survey, layer)
+    aligned = align_layers(tried, survey, layers, pictures[:1], given=len(config.token_grid or ()) > 2)
     sites = {layer: each.site for layer, each in aligned.items()}
-    weights = {layer: find_cam_weights(classifier, site, pictures, survey.outputs) for layer, site in sites.items()}
+    weights = {layer: find_cam_weights(tried, site, pictures, survey.outputs) for layer, site in sites.items()}
     cam_weights = {layer: weight for layer, weight in weights.items() if weight is not None}
     eager: Any = getattr(model, "_orig_mod", model)
     if tune and classifier.kind == "eager":
