@@ -30,13 +30,14 @@ from rich.markdown import Markdown
 from benchmarks.speed.report import tables
 from benchmarks.speed.served import archives
 
-PARTS = ("engine", "forward", "live", "profile", "scaling", "memory")
+PARTS = ("engine", "forward", "live", "hosts", "profile", "scaling", "memory")
 Found = dict[str, Any]
 
 
 def parts(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Callable[[], Found]]:
     """What is to be measured, by the names under which it is kept."""
     from benchmarks.speed import engine, forward, live, memory, scaling  # noqa: PLC0415 only now is it known that all is installed
+    from benchmarks.speed.served import hosts  # noqa: PLC0415
 
     if options.processor:
         torch.set_num_threads(1)
@@ -47,6 +48,8 @@ def parts(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
     found["forward"] = lambda: forward.measure(rounds, say)
     for model in options.models:
         found[f"live-{model}"] = partial(live.measure, model, rounds, seconds, say)
+    for model in options.models[:1]:
+        found[f"hosts-{model}"] = partial(hosts.measure, model, rounds, seconds, say)
     for model in options.models:
         found[f"profile-{model}"] = partial(live.profile, model, 2 * seconds, say)
     found["scaling-engine"] = lambda: scaling.engine(min(rounds, 5), say, quick, options.processor)

@@ -52,6 +52,7 @@ PARTS = (
     ("The engine, without a server", ("engine",)),
     ("The forward pass alone", ("forward",)),
     ("A live server", ("live",)),
+    ("TorchServe and the ASGI host", ("hosts",)),
     ("Where a picture's time goes", ("profile",)),
     ("Memory of a worker", ("memory",)),
     ("Scaling", ("scaling",)),

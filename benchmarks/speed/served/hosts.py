@@ -1,0 +1,128 @@
+"""The same archive on TorchServe and on the ASGI host: answers a second, processor time a request, memory, batches that form."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+
+from benchmarks.speed.conditions import Spread, alternate, conditions, java_version, ratios
+from benchmarks.speed.served import archives
+from benchmarks.speed.served.load import load, wrk_version
+
+CONNECTIONS = 16
+HOSTS = ("torchserve", "asgi")
+BATCHES = re.compile(r'^camserve_host_batches_total\{[^}]*size="(\d+)"[^}]*\} (\S+)', re.MULTILINE)
+
+
+class Hosted:
+    """A server in a process of its own, started as users do."""
+
+    def __init__(self, host: str, store: Path, model: str) -> None:
+        command = [sys.executable, "scripts/serve.py", "--host", host, "--model-store", str(store), "--models", model]
+        command += ["--port", "0", "--log-dir", str(store)]
+        self.process = subprocess.Popen(command, cwd=archives.ROOT, stdout=subprocess.PIPE, text=True)
+        self.url = ""
+        for line in self.process.stdout or ():
+            if line.startswith("ready "):
+                self.url = line.split()[1]
+                break
+        if not self.url:
+            raise RuntimeError(f"the host {host} does not start")
+
+    def processes(self) -> list[psutil.Process]:
+        """The command's own process and all below it."""
+        own = psutil.Process(self.process.pid)
+        return [own, *own.children(recursive=True)]
+
+    def used(self) -> float:
+        """Processor seconds so far."""
+        return sum(times.user + times.system for times in (each.cpu_times() for each in self.processes()))
+
+    def memory(self) -> float:
+        """MiB, what is shared counted once."""
+        return sum(each.memory_full_info().pss for each in self.processes()) / 2**20
+
+    def batches(self) -> dict[int, float]:
+        """How many batches of each size were formed; TorchServe does not tell."""
+        port = int(self.url.rpartition(":")[2])
+        text = requests.get(f"http://127.0.0.1:{port + 2}/metrics", timeout=30).text
+        return {int(size): float(count) for size, count in BATCHES.findall(text)}
+
+    def stop(self) -> None:
+        """Ends it as a user would."""
+        self.process.terminate()
+        self.process.wait(60)
+
+
+@contextmanager
+def hosted(host: str, store: Path, model: str) -> Iterator[Hosted]:
+    """A running host."""
+    server = Hosted(host, store, model)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Both hosts with one archive, in turns; the other one is idle meanwhile."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        store = Path(folder)
+        say(f"{model}: packaging")
+        archives.ours(store, model)
+        picture = archives.photograph(store)
+        say(f"{model}: starting two servers")
+        servers = {host: stack.enter_context(hosted(host, store, model)) for host in HOSTS}
+        cost: dict[str, list[float]] = {}
+        work: dict[str, Callable[[], float]] = {}
+        for host, server in servers.items():
+            for words, share in (("predictions", 0.0), ("explanations", 1.0)):
+                name = f"{host}, {words}"
+                cost[name] = []
+                work[name] = lambda name=name, server=server, share=share: _slice(  # type: ignore[misc]
+                    server, model, picture, seconds, share=share, cost=cost[name]
+                )
+        found = alternate(work, rounds, lambda text: say(f"{model}, {text}"))
+        memory = {host: server.memory() for host, server in servers.items()}
+        batches = servers["asgi"].batches()
+    told = conditions(
+        model=f"{model}, {'ImageNet' if model == archives.DEMO else 'random'} weights",
+        picture="photograph, JPEG, 640 x 480",
+        load=f"{wrk_version()}, one thread, {CONNECTIONS} connections, {seconds:g} s a slice, {rounds} rounds",
+        server="one worker each, as packaged and by config.properties; monitoring on",
+        java=java_version(),
+    )
+    rates = {name: Spread.of(values).__dict__ for name, values in found.items()}
+    rates |= {f"{name}: processor ms a request": Spread.of(values[1:]).__dict__ for name, values in cost.items()}
+    rates |= {f"{host}: memory, MiB": Spread.of([value]).__dict__ for host, value in memory.items()}
+    mean = sum(size * count for size, count in batches.items()) / sum(batches.values())
+    rates["asgi: requests in a batch, mean"] = Spread.of([mean]).__dict__
+    return {"conditions": told, "rows": _rows(found, cost, memory), "rates": rates}
+
+
+def _slice(server: Hosted, model: str, picture: Path, seconds: float, *, share: float, cost: list[float]) -> float:
+    """Answers a second; adds to `cost` the milliseconds of processor time that a request took."""
+    before = server.used()
+    done = load(server.url, model, picture, seconds=seconds, share=share, connections=CONNECTIONS)
+    cost.append(1000 * (server.used() - before) / done.requests)
+    return done.rate
+
+
+def _rows(found: dict[str, list[float]], cost: dict[str, list[float]], memory: dict[str, float]) -> list[dict[str, Any]]:
+    rows = []
+    for words in ("predictions", "explanations"):
+        ours, theirs = f"asgi, {words}", f"torchserve, {words}"
+        rows.append((f"ASGI's {words}/s over TorchServe's", ratios(found[ours], found[theirs]), 1.1, "least"))
+        used = ratios(cost[ours][1:], cost[theirs][1:])
+        rows.append((f"ASGI's processor time a request over TorchServe's, {words}", used, 0.9, "most"))
+    rows.append(("ASGI's memory over TorchServe's", [memory["asgi"] / memory["torchserve"]], 0.75, "most"))
+    return [{"what": what, "goal": goal, "side": side, **Spread.of(values).__dict__} for what, values, goal, side in rows]
