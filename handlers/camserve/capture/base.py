@@ -174,5 +174,9 @@ class Classifier(Protocol):
         ...
 
     def weights(self) -> Iterable[Tensor]:
-        """Return the model's parameters, in order."""
+        """Return the model's parameters, in order, and its quantized weights."""
+        ...
+
+    def quantized_output(self, site: Site, pictures: Tensor) -> Tensor | None:
+        """Return the layer's output for pictures `[N, channels, H, W]` as floats where it is quantized; None: it is floats."""
         ...

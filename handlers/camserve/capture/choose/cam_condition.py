@@ -17,6 +17,13 @@ from camserve.capture.survey.layers import Site
 RELATIVE_ERROR = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Relative tolerance between the model's scores and the closed form's, by the type of the weights: both round differently."""
 
+QUANTIZED_ERROR = 5e-2
+"""The same where weights have 8 bits: what they are multiplied with is rounded to 127 or 255 steps. A ReLU, a norm or a second
+layer behind the site changes scores by several tenths."""
+
+QUANTIZED_SCORES_ERROR = 1e-1
+"""The same where the activations, their means and the scores are rounded too."""
+
 FULL_PRECISION_ERROR = 1e-4
 """The same for float32, where sums in another order differ by a tenth of it, and for float64."""
 
@@ -47,27 +54,38 @@ def find_cam_weights(model: Classifier, site: Site, pictures: Tensor, outputs: i
         return None
     pictures = fit_batch(pictures, model.batch)
     with disable_tf32():
-        trials = [_trial(model, site, pictures, scale) for scale in SCALES]
+        own = model.quantized_output(site, pictures)
+        trials = [_trial(model, site, pictures, scale, own) for scale in SCALES]
     for candidate in reversed(candidates):
-        weight = candidate.detach().flatten(1)
+        weight = candidate.detach().dequantize().flatten(1) if candidate.is_quantized else candidate.detach().flatten(1)
         weight = torch.cat([-weight, weight]) if model.reader.binary else weight
-        if all(_agrees(weight, *trial) for trial in trials):
+        tolerance = RELATIVE_ERROR.get(weight.dtype, FULL_PRECISION_ERROR)
+        if candidate.is_quantized:
+            tolerance = QUANTIZED_ERROR if own is None else QUANTIZED_SCORES_ERROR
+        if all(_agrees(weight, *trial, tolerance) for trial in trials):
             return weight.float()
     return None
 
 
-def _trial(model: Classifier, site: Site, pictures: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the means `[N, C]` of random activations, and what these add to the scores `[N, K]`; both float64."""
+def _trial(model: Classifier, site: Site, pictures: Tensor, scale: float, own: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the means `[N, C]` of random activations, and what these add to the scores `[N, K]`; both float64.
+
+    A quantized layer can give nothing beyond its range, and neither can the scores: there, parts of its own activations are
+    taken at random, more of them the smaller `scale` is.
+    """
     generator = torch.Generator().manual_seed(1)
-    values = scale * torch.randn(site.layout.shape(len(pictures)), generator=generator)
+    if own is None:
+        values = scale * torch.randn(site.layout.shape(len(pictures)), generator=generator)
+    else:
+        channels = [*own.shape[:2], *([1] * (own.ndim - 2))]
+        values = own.cpu() * (torch.rand(channels, generator=generator) < (0.9 if scale == 1 else 0.5))
     values = values.to(pictures.device)
     empty = model.run_with(site, pictures, torch.zeros_like(values))
     scores = model.run_with(site, pictures, values)
     return site.layout.to_grid(values).double().mean((2, 3)).cpu(), (scores.double() - empty.double()).cpu()
 
 
-def _agrees(weight: Tensor, pooled: Tensor, scores: Tensor) -> bool:
-    tolerance = RELATIVE_ERROR.get(weight.dtype, FULL_PRECISION_ERROR)
+def _agrees(weight: Tensor, pooled: Tensor, scores: Tensor, tolerance: float) -> bool:
     expected = pooled @ weight.double().cpu().T
     scale = expected.abs().max()
     return bool(scale > 0) and bool((scores - expected).abs().max() <= tolerance * scale)

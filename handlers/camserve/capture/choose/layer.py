@@ -22,6 +22,10 @@ DETACHED = (
     "the prediction depends on it, but no gradient reaches it: the model runs what is behind it in torch.no_grad() or "
     "torch.inference_mode(), or detaches it; its weights are frozen anyway, so take that out of its forward"
 )
+QUANTIZED = (
+    "the prediction depends on it, but no gradient reaches it: quantized layers behind it have none, and are no single linear "
+    "layer behind pooling, whose gradients are known without; package the model as it was before it was quantized"
+)
 OVERWRITTEN = "its gradient needs values that the model overwrites (an operation in place behind it does)"
 NO_CELL = "the prediction depends on none of its cells (perhaps on the class token beside them)"
 ONE_CELL = "the prediction depends on a single cell of its map"
@@ -60,7 +64,7 @@ def choose_layer(model: Classifier, pictures: Tensor, survey: Survey) -> tuple[s
         independent += [info for info in reversed(part) if faults[info.name] == INDEPENDENT]
     detached = next((info for info in independent[:AT_ONCE] if _matters(model, pictures, info)), None)
     if detached:
-        raise ConfigError(f"this model has no layer that can be explained; of {detached.name}, {DETACHED}")
+        raise ConfigError(f"this model has no layer that can be explained; of {detached.name}, {_why_detached(model)}")
     hint = f": {survey.hint}" if survey.hint and not survey.hidden else ""
     doubtful = [info for info in survey.layers if info.fault == UNKNOWN_ORDER]
     if doubtful:
@@ -80,7 +84,7 @@ def check_layer(model: Classifier, pictures: Tensor, survey: Survey, name: str) 
     info = survey.info(name)
     fault = find_faults(model, pictures, [info], survey.outputs).get(name)
     if fault == INDEPENDENT and _matters(model, pictures, info):
-        fault = DETACHED
+        fault = _why_detached(model)
     if fault and fault not in ALLOWED:
         raise ConfigError(f"layer {name} cannot be explained: {fault}{_instead(model, pictures, survey)}")
 
@@ -117,6 +121,10 @@ def find_faults(model: Classifier, pictures: Tensor, infos: Sequence[LayerInfo],
     if without_gradient and all(without_gradient):  # under the CAM condition none is needed
         faults |= {info.name: "" for info in infos if find_cam_weights(model, info.site, pictures, outputs) is not None}
     return {name: fault for name, fault in faults.items() if fault}
+
+
+def _why_detached(model: Classifier) -> str:
+    return QUANTIZED if any(weight.is_quantized for weight in model.weights()) else DETACHED
 
 
 def _matters(model: Classifier, pictures: Tensor, info: LayerInfo) -> bool:

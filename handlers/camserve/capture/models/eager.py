@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from camserve.capture.base import Capture, Captured, CaptureSettings, Values
+from camserve.capture.models import quantized
 from camserve.capture.models.hooks import hook_calls, hook_every_call, hook_parents
-from camserve.capture.models.passes import Pass, copy_saved_tensors, values_of
+from camserve.capture.models.passes import Pass, SplitCapture, copy_saved_tensors, values_of
 from camserve.capture.survey.endings import Ending, EndingWatch
 from camserve.capture.survey.layers import MODEL_ERRORS, Site, Survey, SurveyBuilder, resolve_orders
 from camserve.capture.survey.layout import extract_tensor, replace_tensor
@@ -46,6 +47,7 @@ class EagerCapture:
         self._settings = settings or CaptureSettings({})
         self._modules = modules or {}
         self._dtype = find_dtype(chain(model.parameters(), model.buffers()))
+        self._dynamic = quantized.find_dynamic_layers(model)
         self._aliased: frozenset[str] = frozenset()
 
     @property
@@ -83,6 +85,7 @@ class EagerCapture:
             if not closed:
                 paths = [path for layer in asked for path in self._modules.get(layer, (layer,))]
                 stack.enter_context(hook_parents(self._model, paths, hook.restore_grad_mode))
+                stack.enter_context(quantized.let_gradients_through(self._dynamic))
             watch = None if closed else stack.enter_context(reader.watch(len(pictures)))
             return reader.read(self._model(pictures), len(pictures), watch)
 
@@ -127,6 +130,9 @@ class _OutputHook:
 
     def __call__(self, layer: str, output: Tensor) -> Tensor:
         """Store a layer's output, of any shape, and return what the head goes on with."""
+        if output.is_quantized:  # which has no gradient: what is behind it is known in closed form, or not at all
+            self.activations[layer] = output.dequantize()
+            return output
         if self.has_closed_form(layer):
             if layer in self._aliased or output.is_inference():
                 self.activations[layer] = output.detach().clone()
@@ -160,12 +166,14 @@ class EagerClassifier:
     """An eager module, in eval mode and with frozen parameters (`Classifier`)."""
 
     kind = "eager"
-    batch: tuple[int, int | None] = (1, None)
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.reader = FIRST
         self._modules: dict[str, tuple[str, ...]] = {}
+        # dynamic quantization rounds by the range of the whole batch: pictures run one by one, or each one's scores would
+        # depend on the others
+        self.batch: tuple[int, int | None] = (1, 1) if quantized.find_dynamic_layers(module) else (1, None)
 
     def survey(self, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
         """Run the module over `[N, 3, H, W]` and describe every layer that ran."""
@@ -178,7 +186,8 @@ class EagerClassifier:
         """Record a run, and return its scores `[N, K]`."""
 
         def record(name: str, module: nn.Module, output: Any) -> None:
-            builder.record(name, self.class_of(module), extract_tensor(output))
+            tensor = extract_tensor(output)
+            builder.record(name, self.class_of(module), None if tensor is None else quantized.dequantize(tensor))
 
         with torch.no_grad(), hook_every_call(self.module, record):
             return self.reader.read(self.run(pictures), len(pictures)).logits
@@ -216,14 +225,17 @@ class EagerClassifier:
 
     def capture(self, sites: Mapping[str, Site], settings: CaptureSettings | None = None) -> Capture:
         """Make a capture at these layers."""
-        return EagerCapture(self.module, sites, self.complete(settings))
+        capture = EagerCapture(self.module, sites, self.complete(settings))
+        return SplitCapture(capture, *self.batch) if self.batch[1] else capture
 
     def run_with(self, site: Site, pictures: Tensor, values: Values) -> Tensor:
         """Run the module with the layer's output replaced by `values`, and return the scores `[N, K]`."""
         given = values_of(site, values)
         with (
             torch.no_grad(),
-            hook_calls(self.module, {site.layer: site}, lambda key, output: given[key].to(output, copy=True), self._modules),
+            hook_calls(
+                self.module, {site.layer: site}, lambda key, output: quantized.quantize_like(given[key], output), self._modules
+            ),
         ):
             return self.read_logits(pictures)
 
@@ -239,8 +251,8 @@ class EagerClassifier:
             if layer not in outputs or tensor is None:
                 return None
             values = given.get((layer, len(outputs[layer])))
-            outputs[layer].append(tensor.detach().clone())
-            return None if values is None else replace_tensor(output, values.to(tensor, copy=True))
+            outputs[layer].append(quantized.dequantize(tensor.detach().clone()))
+            return None if values is None else replace_tensor(output, quantized.quantize_like(values, tensor))
 
         with torch.no_grad(), hook_every_call(self.module, record):
             scores = self.read_logits(pictures)
@@ -251,8 +263,22 @@ class EagerClassifier:
         return path
 
     def weights(self) -> Iterable[Tensor]:
-        """Return the module's parameters."""
-        return self.module.parameters()
+        """Return the module's parameters, and its quantized weights."""
+        return chain(self.module.parameters(), quantized.list_quantized_weights(self.module))
+
+    def quantized_output(self, site: Site, pictures: Tensor) -> Tensor | None:
+        """Return the layer's output as floats where it is quantized."""
+        if next(iter(quantized.list_quantized_weights(self.module)), None) is None:
+            return None
+        found: list[Tensor] = []
+
+        def keep(_layer: str, output: Tensor) -> Tensor:
+            found.extend([output.dequantize()] if output.is_quantized else [])
+            return output
+
+        with torch.no_grad(), hook_calls(self.module, {site.layer: site}, keep, self._modules):
+            self.module(self.cast_input(pictures))
+        return found[0] if found else None
 
 
 def find_dtype(weights: Iterable[Tensor]) -> torch.dtype | None:

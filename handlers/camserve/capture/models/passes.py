@@ -71,6 +71,8 @@ class Pass:
         seeds = torch.zeros_like(self.scores)
         seeds[rows, targets] = seed
         keys = list(self.sites[layer].keys.values())
+        if not self.scores.requires_grad or any(key not in self.leaves for key in keys):
+            raise RuntimeError(f"the scores have no gradient with respect to layer {layer}")
         gradients = torch.autograd.grad(self.scores, [self.leaves[key] for key in keys], seeds, retain_graph=True)
         return self._to_grid(layer, dict(zip(keys, gradients, strict=True)), sums=True)[rows]
 

@@ -23,6 +23,9 @@ PASSING_CLASSES = frozenset(
 )
 """Classes of modules that compute nothing of their own, or only pool: the layer before them is the one to explain."""
 
+REACHING_CLASSES = frozenset({"DeQuantize", "DeQuantStub"})
+"""Classes of modules that pass on what was out of a gradient's reach: from there on values are floats, and not quantized."""
+
 MODEL_ERRORS = (
     RuntimeError,
     ValueError,
@@ -229,7 +232,8 @@ class SurveyBuilder:
             layouts[name] = (*layouts.get(name, ()), layout)
             by_name.pop(name, None)
             if output.shape is not None:
-                passes_through = output.kind in PASSING_CLASSES or _repeats(name, layout, moments, by_name.values())
+                repeats = output.kind not in REACHING_CLASSES and _repeats(name, layout, moments, by_name.values())
+                passes_through = output.kind in PASSING_CLASSES or repeats
                 signed = bool(moments and moments.negative)
                 made = len(layouts[name]), layout, signed, passes_through, reading.fault, layouts[name]
                 by_name[name] = LayerInfo(name, output.kind, output.shape, *made), moments

@@ -5,7 +5,7 @@ Like `rewriting`, this uses private parts of torch, which `rewriting.check_torch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,11 @@ from camserve.capture.survey.endings import FUNCTIONS, Ending
 FLOAT32 = 6
 """TorchScript's number of the type."""
 
-FLOATING = frozenset({5, FLOAT32, 7, 15})
-"""The numbers of float16, float32, float64 and bfloat16."""
+QUANTIZED = frozenset({12, 13, 14})
+"""The numbers of qint8, quint8 and qint32."""
+
+FLOATING = frozenset({5, FLOAT32, 7, 15}) | QUANTIZED
+"""The numbers of float16, float32, float64, bfloat16, and of what stands for floats."""
 
 ENDINGS = frozenset({"aten::sigmoid", "aten::special_expit", "aten::softmax"})
 """Operations in which a model may end."""
@@ -64,26 +67,30 @@ def _list_nodes(block: Any) -> Iterator[Node]:
             yield from _list_nodes(inner)
 
 
-def add_leaves(program: Program, places: Sequence[int], endings: Sequence[int] = ()) -> tuple[Any, bool]:
+def add_leaves(
+    program: Program, places: Sequence[int], endings: Sequence[int] = (), quantized: Collection[int] = ()
+) -> tuple[Any, bool]:
     """Make a function whose further outputs are, for each place, the value there and a leaf of zeros that was added to it.
 
     The scores can be differentiated with respect to the leaves. Where the program later writes into a value, perhaps through an
-    alias, the leaf is added in place.
+    alias, the leaf is added in place. A quantized value has no gradient: the leaf is then no leaf, but the value again.
 
     Args:
         endings: as of `add_outputs`.
+        quantized: the places whose values are quantized.
 
     Returns:
         The function, as of `add_outputs`, and whether the program writes into one of the values.
     """
-    graph, outputs = _insert(program, dict.fromkeys(places, insert_leaf))
+    inserts = {place: insert_value if place in quantized else insert_leaf for place in places}
+    graph, outputs = _insert(program, inserts)
     aliases = graph.alias_db()
     overwritten = {
         place
         for place, (kept, _) in zip(places, outputs, strict=True)
-        if any(aliases.may_contain_alias(value, kept) for value in _written_after(graph, kept))
+        if place not in quantized and any(aliases.may_contain_alias(value, kept) for value in _written_after(graph, kept))
     }
-    inserts = {place: insert_leaf_in_place if place in overwritten else insert_leaf for place in places}
+    inserts |= dict.fromkeys(overwritten, insert_leaf_in_place)
     return add_outputs(program, inserts, endings), bool(overwritten)
 
 
@@ -142,7 +149,15 @@ def insert_leaf_in_place(graph: Graph, value: Value) -> tuple[Value, list[Value]
 def insert_statistics(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
     """Summarise the value. Outputs: shape, type, whether some element is negative, mean, mean square, mean magnitude."""
     false, true, float32 = graph.insertConstant(False), graph.insertConstant(True), graph.insertConstant(FLOAT32)
-    copy = graph.insert("aten::to", [value, float32, false, true])
+    return _summarise(graph, value, graph.insert("aten::to", [value, float32, false, true]))
+
+
+def insert_quantized_statistics(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
+    """Do the same in a program of which some values are quantized."""
+    return _summarise(graph, value, graph.insert("aten::dequantize", [value]))
+
+
+def _summarise(graph: Graph, value: Value, copy: Value) -> tuple[Value, list[Value]]:
     negative = graph.insert("aten::any", [graph.insert("aten::lt", [copy, graph.insertConstant(0)])])
     parts = [copy, graph.insert("aten::mul", [copy, copy]), graph.insert("aten::abs", [copy])]
     means = [graph.insert("aten::mean", [part]) for part in parts]
@@ -159,6 +174,22 @@ def insert_copy(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
     return value, [graph.insert("aten::clone", [graph.insert("aten::detach", [value])])]
 
 
+def insert_value(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
+    """Output the value as floats, twice: there is no leaf."""
+    return value, [graph.insert("aten::dequantize", [value])] * 2
+
+
+def insert_quantized_copy(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
+    """Keep a quantized value as it is now. Outputs: a copy, as floats."""
+    return value, [graph.insert("aten::dequantize", [value])]
+
+
+def insert_quantized_input(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
+    """Replace a quantized value by a further input of floats, quantized as the value is. There are no outputs."""
+    how = [graph.insert(name, [value]) for name in ("aten::q_scale", "aten::q_zero_point", "prim::dtype")]
+    return graph.insert("aten::quantize_per_tensor", [graph.addInput(), *how]), []
+
+
 def is_floating(dtype: int) -> bool:
-    """Return whether TorchScript's number of a type is that of a floating type."""
+    """Return whether TorchScript's number of a type is that of a floating type, or of one that stands for it."""
     return dtype in FLOATING

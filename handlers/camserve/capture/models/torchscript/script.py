@@ -14,6 +14,7 @@ from torch import Tensor
 from camserve.capture.base import Capture, Captured, CaptureSettings, Values
 from camserve.capture.models.eager import find_dtype
 from camserve.capture.models.passes import Pass, SplitCapture, copy_saved_tensors, fit_batch, pad_batch, values_of
+from camserve.capture.models.quantized import list_quantized_weights
 from camserve.capture.models.torchscript import outputs, rewriting
 from camserve.capture.survey.endings import Ending
 from camserve.capture.survey.layers import MODEL_ERRORS, POOL_INPUT, Site, Survey, SurveyBuilder, resolve_orders
@@ -72,7 +73,7 @@ class ScriptCapture:
             keys = [key for name in names for key in self._sites[name].keys.values()]
             further, behind = further[: 2 * len(keys)], further[2 * len(keys) :]
             activations = dict(zip(keys, further[::2], strict=True))
-            leaves = dict(zip(keys, further[1::2], strict=True))
+            leaves = {key: leaf for key, leaf in zip(keys, further[1::2], strict=True) if leaf.requires_grad}
             scores = self._model.read(answer, len(pictures), behind)
             return Pass(asked, cam_weights, activations, leaves, *scores, self._settings.scale_of(pictures))
 
@@ -80,7 +81,8 @@ class ScriptCapture:
         with self._lock:
             if names not in self._functions:
                 places = [place for name in names for place in self._model.places_of(self._sites[name])]
-                self._functions[names] = outputs.add_leaves(self._model.program, places, self._model.endings)
+                quantized = self._model.quantized_places
+                self._functions[names] = outputs.add_leaves(self._model.program, places, self._model.endings, quantized)
             return self._functions[names]
 
 
@@ -97,6 +99,8 @@ class ScriptClassifier:
     def __init__(self, module: Any, pictures: Tensor) -> None:
         self.module = module
         self.program = rewriting.inline_calls(module)
+        self._quantized = any(True for _ in list_quantized_weights(module))
+        self.quantized_places: set[int] = set()
         self._dtype = find_dtype(chain(self.weights(), module.buffers()))
         self._places: dict[str, int] = {mark.path: mark.place for mark in self.program.marks}
         self._pool: int | None = None  # the place of POOL_INPUT, where the program has no names
@@ -184,10 +188,13 @@ class ScriptClassifier:
         """Record a run, and return its scores `[N, K]`."""
         layers = {mark.place: (mark.path, mark.kind) for mark in self.program.marks}
         places = sorted(set(layers).union(*self.program.pools))
-        function = outputs.add_outputs(self.program, dict.fromkeys(places, outputs.insert_statistics))
+        statistics = outputs.insert_quantized_statistics if self._quantized else outputs.insert_statistics
+        function = outputs.add_outputs(self.program, dict.fromkeys(places, statistics))
         with torch.no_grad():
             answer, *further = function(*self._given(pictures))
         summaries = {place: _summary_of(further[6 * index : 6 * index + 6]) for index, place in enumerate(places)}
+        types = {place: further[6 * index + 1] for index, place in enumerate(places)}
+        self.quantized_places |= {place for place, dtype in types.items() if dtype in outputs.QUANTIZED}
         for first, last in reversed(self.program.pools):
             if POOL_INPUT not in self._places and _is_pooled(summaries[last][0]) and builder.cells(*summaries[first]) > 1:
                 self._places[POOL_INPUT] = self._pool = first
@@ -206,7 +213,7 @@ class ScriptClassifier:
         """Run the program with the layer's output replaced by `values`, and return the scores `[N, K]`."""
         function = self._replacing.get(site.layer)
         if function is None:
-            inserts = dict.fromkeys(self.places_of(site), outputs.insert_input)
+            inserts = {place: self._insert_input(place) for place in self.places_of(site)}
             function = outputs.add_outputs(self.program, inserts, self.endings)
             self._replacing[site.layer] = function
         given = [self.cast_input(each).clone() for each in values_of(site, values).values()]  # the program may write into them
@@ -222,7 +229,9 @@ class ScriptClassifier:
         inputs = {self._calls_of(layer)[call]: values for (layer, call), values in (replaced or {}).items()}
         places = {layer: self._calls_of(layer) for layer in layers}
         kept = [place for each in places.values() for place in each if place not in inputs]
-        inserts = {**dict.fromkeys(inputs, outputs.insert_input), **dict.fromkeys(kept, outputs.insert_copy)}
+        inserts = {place: self._insert_input(place) for place in inputs}
+        quantized = self.quantized_places
+        inserts |= {place: outputs.insert_quantized_copy if place in quantized else outputs.insert_copy for place in kept}
         function = outputs.add_outputs(self.program, inserts, self.endings)
         values = [self.cast_input(each).clone() for each in inputs.values()]
         with torch.no_grad():
@@ -232,14 +241,28 @@ class ScriptClassifier:
         scores = self.read(answer, len(pictures), further[len(kept) :]).logits
         return scores, {layer: [found[place] for place in each] for layer, each in places.items()}
 
+    def _insert_input(self, place: int) -> outputs.Insert:
+        return outputs.insert_quantized_input if place in self.quantized_places else outputs.insert_input
+
     def _calls_of(self, layer: str) -> list[int]:
         """Return the places of the marks of a layer's calls, in order."""
         places = [mark.place for mark in self.program.marks if mark.path == layer]
         return places or [self._places[layer]]
 
     def weights(self) -> Iterable[Tensor]:
-        """Return the parameters, and the tensors that a frozen program holds as constants."""
-        return [*self.module.parameters(), *rewriting.list_constants(self.program)]
+        """Return the parameters, the tensors that a frozen program holds as constants, and quantized weights."""
+        constants = rewriting.list_constants(self.program)
+        return [*self.module.parameters(), *constants, *list_quantized_weights(self.module)]
+
+    def quantized_output(self, site: Site, pictures: Tensor) -> Tensor | None:
+        """Return the layer's output as floats where it is quantized."""
+        place = self.places_of(site)[-1]
+        if place not in self.quantized_places:
+            return None
+        function = outputs.add_outputs(self.program, {place: outputs.insert_value})
+        with torch.no_grad():
+            _, output, _ = function(self.module._c, self.cast_input(pictures))
+        return torch.as_tensor(output)
 
 
 def _makes(ending: Ending, given: Tensor, scores: Tensor) -> bool:

@@ -166,14 +166,19 @@ def _is_state_dict(value: object) -> bool:
     """Says whether this is a mapping of names to tensors, numbers and words among them or not."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         return False
-    tensors = sum(isinstance(each, Tensor) for each in value.values())
+    tensors = sum(_is_weight(name, each) for name, each in value.items())
     plain = sum(each is None or isinstance(each, (bool, int, float, str, Ignored)) for each in value.values())
     return tensors > plain and tensors + plain == len(value)
 
 
+def _is_weight(name: str, value: object) -> bool:
+    """Says whether this is a tensor, or part of a quantized layer, which torch packs with a type and its bias."""
+    return isinstance(value, Tensor) or ("_packed_params" in name and isinstance(value, (torch.dtype, tuple)))
+
+
 def _without_plain(state: Mapping[str, Any], notes: list[str]) -> dict[str, Tensor]:
     """The tensors among what is held; a state dict without anything else keeps its own type, and its modules' versions."""
-    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    others = [name for name, value in state.items() if not _is_weight(name, value)]
     if not others:
         return state  # type: ignore[return-value]
     notes.append(f"left out, since they are no tensors: {', '.join(others)}")

@@ -65,7 +65,8 @@ def _count(state: Mapping[str, object], own: Mapping[str, object]) -> int:
 
 
 def _find_misshapen(state: StateDict, own: StateDict) -> list[str]:
-    return [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
+    both = [name for name in state if isinstance(state[name], Tensor) and isinstance(own.get(name), Tensor)]
+    return [name for name in both if state[name].shape != own[name].shape]
 
 
 def _find_prefixes(state: Collection[str], own: Collection[str]) -> list[tuple[str, str]]:
@@ -103,6 +104,8 @@ def load_into(model: nn.Module, state: StateDict, kind: str) -> list[str]:
     left = [name for name in state if name not in own and _is_no_weight(name, state[name])]
     if left:
         notes.append(f"left out, since they are no weights of the model's: {_name_some(left)}")
+    if not hasattr(state, "_metadata") and any(not isinstance(each, Tensor) for each in state.values()):
+        notes.append("the weights of quantized layers were written again, with the versions of their format, which were missing")
     state_kept = OrderedDict((name, tensor) for name, tensor in state.items() if name not in left)
     shapes = _find_misshapen(state_kept, own)
     fitting = OrderedDict((name, tensor) for name, tensor in state_kept.items() if name not in shapes)
@@ -126,13 +129,16 @@ def _is_no_weight(name: str, tensor: Tensor) -> bool:
 
     A matrix in a loss may be the head that the model lacks, so it is none of these.
     """
-    return is_counter(name) or (tensor.ndim < 2 and LOSS.search(name.partition(".")[0]) is not None)
+    return is_counter(name) or (
+        isinstance(tensor, Tensor) and tensor.ndim < 2 and LOSS.search(name.partition(".")[0]) is not None
+    )
 
 
 def _find_missing(names: list[str], state: StateDict, own: Mapping[str, Any]) -> list[str]:
     """Those of the missing names that matter: neither unused, nor the second name of a tensor that is there."""
-    there = {own[name].data_ptr() for name in state if name in own and own[name].numel()}
-    return [name for name in names if name.rpartition(".")[2] != UNUSED and own[name].data_ptr() not in there]
+    places = {name: tensor.data_ptr() for name, tensor in own.items() if isinstance(tensor, Tensor)}  # a packed one has none
+    there = {places[name] for name in state if name in places and own[name].numel()}
+    return [name for name in names if name.rpartition(".")[2] != UNUSED and places.get(name) not in there]
 
 
 def _name_some(names: list[str]) -> str:
