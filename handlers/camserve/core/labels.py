@@ -82,10 +82,13 @@ class Labels:
         Raises:
             RequestError: as `index` does.
         """
-        if target.startswith("-") and not (self._exact.get(target) or self._folded.get(target.casefold())):
-            return ~self.index_or_lowered(target[1:])
-        known = self._exact.get(target) or self._folded.get(target.casefold())
-        return self.index(int(target) if not known and _is_index(target, len(self)) else target)
+        if self._exact.get(target) or self._folded.get(target.casefold()):
+            return self.index(target)
+        lowered = target.startswith("-")
+        name = target.removeprefix("-")
+        known = self._exact.get(name) or self._folded.get(name.casefold())
+        index = self.index(int(name) if not known and _is_index(name, len(self)) else name)
+        return ~index if lowered else index
 
     def _are_several(self, target: str) -> bool:
         """Whether these are classes between commas, by label or index; a label may have commas itself."""

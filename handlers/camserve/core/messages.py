@@ -170,7 +170,7 @@ class Explanation:
     region: Rect | None
     warnings: tuple[str, ...] = ()
     overlay: bytes | None = field(default=None, repr=False)
-    lowers: bool = False
+    lowers: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ def write_page(served: Served) -> Reply:
         "version": model.version,
         "weights": model.weights,
         "classes": len(labels),
+        "scores": served.scores,
+        "threshold": config.threshold if served.scores == "sigmoid" else None,
         "labels": _completions(labels),
         "methods": [{"name": method.name, "use": method.use} for method in METHODS.values()],
         "method": config.method,

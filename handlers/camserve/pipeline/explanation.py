@@ -27,7 +27,9 @@ _UNLIMITED = 2**62
 class Explanation:
     """One picture, explained.
 
-    `target`, `label`, `probability`, `heatmap`, `range`, `region` and `warnings` are those of the first target.
+    `target`, `label`, `probability`, `heatmap`, `range`, `region` and `warnings` are those of the first target. Of several labels
+    at once there may be none, where none was asked for and none reaches the threshold: `targets` is empty, the overlay is the
+    picture itself, and these raise ValueError.
 
     Args:
         answer: what the pipeline says of the picture.
@@ -70,37 +72,43 @@ class Explanation:
     @property
     def target(self) -> int:
         """Index of the explained class."""
-        return self.targets[0].target
+        return self._first.target
 
     @property
     def label(self) -> str:
         """Label of the explained class."""
-        return self.targets[0].label
+        return self._first.label
 
     @property
     def probability(self) -> float:
         """Probability of the explained class, 0 to 1."""
-        return self.targets[0].probability
+        return self._first.probability
 
     @property
     def heatmap(self) -> NDArray[np.float32]:
         """The heatmap `[h, w]` in [0, 1], float32, at the layer's own resolution."""
-        return self.targets[0].heatmap
+        return self._first.heatmap
 
     @property
     def range(self) -> tuple[float, float] | None:
         """The smallest and the largest value of the map before it was scaled; None where it was not finite."""
-        return self.targets[0].range
+        return self._first.range
 
     @property
     def region(self) -> Rect | None:
         """The box around the brightest part, in pixels of the picture; None where there is none."""
-        return self.targets[0].region
+        return self._first.region
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """`zero`, `constant` or `not_finite` where the map says nothing."""
-        return self.targets[0].warnings
+        return self._first.warnings
+
+    @property
+    def _first(self) -> Target:
+        if not self.targets:
+            raise ValueError("no label reaches the threshold, so none is explained; ask with target or top_k")
+        return self.targets[0]
 
     @property
     def overlay(self) -> Image.Image:
@@ -122,7 +130,8 @@ class Explanation:
         if media is None:
             raise ValueError(f"save: expected a name that ends in {join_names(MEDIA)}, got {path.name!r}")
         if media == "npy":
-            np.save(path, np.stack([each.heatmap for each in self.targets]))
+            maps = [each.heatmap for each in self.targets]
+            np.save(path, np.stack(maps) if maps else np.zeros((0, *self._answer.grid), np.float32))
         else:
             path.write_bytes(self._draw(media))
         return path
@@ -139,5 +148,5 @@ class Explanation:
 
     def __repr__(self) -> str:
         of = ", ".join(f"{each.label} {each.probability:.3f}" for each in self.targets)
-        height, width = self.heatmap.shape
-        return f"Explanation({of}; {self.method} of {self.layer}, {height} x {width})"
+        height, width = self.heatmap.shape if self.targets else self._answer.grid
+        return f"Explanation({of or 'no label reaches the threshold'}; {self.method} of {self.layer}, {height} x {width})"

@@ -250,9 +250,10 @@ class Model:
 
     @property
     def provenance(self) -> Provenance:
-        """What a reference for drift holds for: layer, method, weights and input."""
+        """What a reference for drift holds for: layer, method, weights, input, and how the scores are read."""
         config = self.served.config
-        return Provenance(self.backend.layers[0], config.method, self.served.model.weights, input_of(config))
+        given = " ".join(filter(None, (input_of(config), self.backend.reader.describe())))
+        return Provenance(self.backend.layers[0], config.method, self.served.model.weights, given)
 
     def _answer(self, images: Sequence[Any], options: Options, *, explain: bool) -> list[Answer]:
         answers: list[Answer] = []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from camserve.capture.survey.endings import Ending, EndingWatch, invert_ending
-from camserve.capture.survey.outputs import Path, read_scores
+from camserve.capture.survey.outputs import Path, name_path, read_scores
 
 Kind = Literal["softmax", "sigmoid", "none"]
 """What a model's scores are: of one class among several, of several labels at once, or values."""
@@ -64,6 +64,12 @@ class OutputReader:
         """
         values = read_scores(output, count, self.path, self.width)
         return self.complete(values, None if watch is None else self._look_behind(values, watch))
+
+    def describe(self) -> str:
+        """Say in one line what is unlike logits of several classes in a model's only output; "" where nothing is."""
+        parts = {"output": name_path(self.path or ()), "ending": self.ending}
+        parts["scores"] = "one_logit" if self.binary else "" if self.kind == "softmax" else self.kind
+        return " ".join(f"{name}={value}" for name, value in parts.items() if value)
 
     def probabilities(self, values: Tensor) -> Tensor:
         """Return each class's probability `[N, K]`, of the model's own values; of the kind `none`, the values themselves."""

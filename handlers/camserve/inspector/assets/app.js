@@ -15,16 +15,29 @@ async function open(blob, name) {
   const picture = { blob, name, source: null, info: null, dimmed: false };
   const defaults = { method: facts.method, layer: facts.layer };
   const job = async (signal) => {
-    const [source, { answer, seconds }] = await Promise.all([decode(blob), explain(picture, { top_k: String(FIRST) }, signal)]);
+    const [source, { answer, seconds }] = await Promise.all([decode(blob), explain(picture, firstTargets(), signal)]);
     await complete(picture, source, answer, signal);
-    Object.assign(state, { answer, explanations: new Map(), classes: [...answer.classes], compare: "", active: 0 });
+    Object.assign(state, { answer, explanations: new Map(), classes: rowsOf(answer), compare: "", active: 0 });
     keep(answer, defaults, seconds);
-    Object.assign(look, { picture, first: answer.classes[0].index, at: null });
-    state.wants = [{ ...defaults, target: answer.explanations[0].target }];
+    Object.assign(look, { picture, first: state.classes[0].index, at: null });
+    state.wants = [{ ...defaults, target: idOf(answer.explanations[0]) }];
     document.querySelector('input[name="compare"][value=""]').checked = true;
     reveal();
   };
   await runJob(job, `Explaining ${name}`, () => open(blob, name));
+}
+
+/** What is asked for first: the most probable classes, or of values what raises and what lowers each. */
+function firstTargets() {
+  if (facts.scores !== "none") return { top_k: String(FIRST) };
+  const both = Array.from({ length: facts.classes }, (_, index) => [index, `-${index}`]).flat();
+  return { target: JSON.stringify(both.slice(0, facts.max_targets)) };
+}
+
+/** The rows of the list of classes. */
+function rowsOf(answer) {
+  if (facts.scores !== "none") return [...answer.classes];
+  return answer.explanations.map((each) => ({ index: idOf(each), label: each.label, probability: each.probability }));
 }
 
 /** Adds what the answer says about the picture, and the server's rendering of it where the browser has none. */
@@ -48,8 +61,10 @@ function reveal() {
   $("another").hidden = false;
   $("cut").hidden = !isCut(look.picture);
   arrange();
-  const { label, probability } = state.answer.classes[0];
-  say(`The model says ${label}, ${percent(probability)}.`);
+  const { label, probability } = state.classes[0];
+  if (facts.scores === "none") say(`${label}: ${amount(probability)}.`);
+  else if (counts(probability)) say(`The model says ${label}, ${percent(probability)}.`);
+  else say(`No label reaches ${percent(facts.threshold)}; the most probable is ${label}, ${percent(probability)}.`);
   if (first) $("main").focus({ preventScroll: true });
 }
 
@@ -67,7 +82,7 @@ const keyOf = ({ target, method, layer }) => JSON.stringify([target, method, lay
 
 function keep(answer, { method, layer }, seconds) {
   for (const explanation of answer.explanations) {
-    state.explanations.set(keyOf({ target: explanation.target, method, layer }), { explanation, method, layer, seconds });
+    state.explanations.set(keyOf({ target: idOf(explanation), method, layer }), { explanation, method, layer, seconds });
   }
   $("took").textContent = `in ${seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`}`;
   $("took").title = "From sending the picture to the whole answer";
@@ -107,7 +122,8 @@ async function ask(typed) {
   const index = state.active;
   const answer = await request(targetOf(typed), state.wants[index], () => ask(typed), explained[index]);
   if (!answer) return;
-  const [{ target, label, probability }] = answer.explanations;
+  const [{ label, probability }] = answer.explanations;
+  const target = idOf(answer.explanations[0]);
   if (!state.classes.some((row) => row.index === target)) state.classes.push({ index: target, label, probability });
   $("label").value = "";
   if (index < state.wants.length) want(index, { target });
@@ -177,8 +193,9 @@ function listClasses() {
     const button = item.querySelector("button");
     const shown = state.wants.flatMap((wanted, index) => (wanted.target === row.index ? [index] : []));
     button.querySelector(".label").textContent = row.label;
-    button.querySelector(".share").textContent = percent(row.probability);
-    button.style.setProperty("--share", `${100 * row.probability}%`);
+    button.querySelector(".share").textContent = amount(row.probability);
+    button.style.setProperty("--share", facts.scores === "none" ? "0%" : `${100 * row.probability}%`);
+    button.classList.toggle("below", !counts(row.probability));
     button.setAttribute("aria-pressed", String(shown.includes(state.active)));
     button.classList.toggle("b", state.active === 1);
     button.dataset.target = row.index;
@@ -243,7 +260,7 @@ function say(text) {
 
 function announce(index) {
   const result = state.explanations.get(keyOf(state.wants[index]));
-  say(`${result.explanation.label}, ${percent(result.explanation.probability)}. ${sentence(result)}`);
+  say(`${result.explanation.label}, ${amount(result.explanation.probability)}. ${sentence(result)}`);
 }
 
 /** Shows the value under a point in every pane; `aloud` for a keyboard's user. */

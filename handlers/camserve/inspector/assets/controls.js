@@ -41,7 +41,7 @@ function caption(context, result, left, height, width) {
   context.fillStyle = "#ffffff";
   context.font = `${Math.round(height * 0.5)}px Inter, system-ui, sans-serif`;
   context.textBaseline = "middle";
-  const text = result ? `${result.explanation.label}, ${percent(result.explanation.probability)}, ${result.method}` : "Original";
+  const text = result ? `${result.explanation.label}, ${amount(result.explanation.probability)}, ${result.method}` : "Original";
   context.fillText(text, left + height / 3, height / 2, width - (2 * height) / 3);
 }
 

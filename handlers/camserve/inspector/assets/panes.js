@@ -10,6 +10,11 @@ const percent = (share) => {
   if (value > 0 && value < 0.1) return "< 0.1 %";
   return `${value.toFixed(1)} %`;
 };
+/** A probability, or a value where the scores are no probabilities. */
+const amount = (score) => (facts.scores === "none" ? String(Number(score.toPrecision(5))) : percent(score));
+const counts = (score) => facts.scores !== "sigmoid" || score >= facts.threshold;
+/** What a target is asked for by: its index, behind a minus for what lowers its value. */
+const idOf = ({ target, direction }) => (direction === "lowers" ? `-${target}` : target);
 const short = (value) => (value === 0 ? "0" : Math.abs(value) >= 0.01 && Math.abs(value) < 1000 ? value.toPrecision(3) : value.toExponential(1));
 
 const WARNINGS = {
@@ -68,7 +73,7 @@ class Pane {
     this.parts.badge.textContent = letter || "";
     this.parts.badge.classList.toggle("b", letter === "B");
     this.parts.label.textContent = result ? result.explanation.label : "Original";
-    this.parts.share.textContent = result ? percent(result.explanation.probability) : "";
+    this.parts.share.textContent = result ? amount(result.explanation.probability) : "";
     if (result) this.method.value = result.method;
     if (result) this.layer.value = result.layer;
     this.describe();
@@ -169,8 +174,15 @@ function nextPoint(event) {
 
 /** The explanation in one sentence. */
 function sentence(result) {
-  const { label, target, region, warnings } = result.explanation;
+  const { label, target, probability, direction, region, warnings } = result.explanation;
   if (warnings.length) return warnings.map((warning) => WARNINGS[warning] || warning).join(" ");
+  if (direction) {
+    const what = `What ${direction} ${direction === "lowers" ? label.slice(1) : label}, ${amount(probability)}, lies`;
+    if (!region) return `${what} in the brightest parts.`;
+    return `${what} mostly ${describePlace(region, look.picture.width, look.picture.height)}.`;
+  }
+  const below = counts(probability) ? "" : `${label} does not count: ${percent(probability)} is below ${percent(facts.threshold)}. `;
+  if (below) return `${below}The brightest parts are what there is of evidence for it.`;
   if (!region) return `The brightest parts are the strongest evidence for ${label}.`;
   const { picture } = look;
   const where = describePlace(region, picture.width, picture.height);

@@ -84,6 +84,7 @@ function suggestions(failure) {
 
 /** How a typed class is asked for: digits are an index, everything else is a label, whatever it looks like. */
 function targetOf(typed) {
+  if (facts.scores === "none" && /^-\d+$/.test(typed)) return typed;
   return /^\d+$/.test(typed) ? typed : JSON.stringify([typed]);
 }
 

@@ -28,7 +28,7 @@ GAP = 8
 
 
 class Prediction(messages.Score):
-    """One class: its index, its label, and its probability, 0 to 1."""
+    """One class: its index, its label, and its probability, 0 to 1; where the scores are values, its value."""
 
 
 class Explanation(messages.Explanation):
@@ -52,10 +52,13 @@ class Result:
 
     Attributes:
         predictions: most probable first.
-        explanations: one for each target, in the order asked for.
+        explanations: one for each target, in the order asked for; of several labels at once there may be none, where none was
+            asked for and none reaches the threshold.
         size: the picture's width and height in pixels; None for a tensor.
         view: the rectangle of the picture that reached the model; None for a tensor, or where the archive does not know it.
         weights: the start of the weights' digest.
+        scores: `softmax`, `sigmoid` or `none`: what the probabilities are.
+        threshold: from which on a label counts, where there are several at once.
     """
 
     predictions: tuple[Prediction, ...]
@@ -67,16 +70,33 @@ class Result:
     model: str
     version: str
     weights: str
+    scores: str = "softmax"
+    threshold: float | None = None
 
     @property
     def heatmap(self) -> NDArray[np.float32]:
-        """The first explanation's heatmap `[h, w]`."""
-        return self.explanations[0].heatmap
+        """The first explanation's heatmap `[h, w]`; raises ValueError where there is none."""
+        return self._first.heatmap
 
     @property
     def region(self) -> Rect | None:
-        """The first explanation's region."""
-        return self.explanations[0].region
+        """The first explanation's region; raises ValueError where there is none."""
+        return self._first.region
+
+    @property
+    def counting(self) -> set[int]:
+        """The indices of the classes that count: of several labels at once those that reach the threshold, else the first."""
+        if self.scores != "sigmoid":
+            return {each.index for each in self.predictions[:1]}
+        return {each.index for each in self.predictions if each.probability >= (self.threshold or 0.0)}
+
+    @property
+    def _first(self) -> Explanation:
+        if not self.explanations:
+            raise ValueError(
+                f"nothing is explained: no label reaches the threshold of {self.threshold}; ask with target or top_k"
+            )
+        return self.explanations[0]
 
     def save(self, path: str | Path) -> None:
         """Writes the overlay to `path`, as PNG, JPEG or WebP by the ending; those of several targets stand side by side.
@@ -89,7 +109,7 @@ class Result:
     def _repr_png_(self) -> bytes | None:
         overlays = [explanation.overlay for explanation in self.explanations]
         pictures = [overlay for overlay in overlays if overlay is not None]
-        if len(pictures) < len(overlays):
+        if len(pictures) < len(overlays) or not pictures:
             return None
         return pictures[0] if len(pictures) == 1 else _side_by_side(pictures)
 
@@ -107,6 +127,8 @@ def read_result(answer: Mapping[str, Any]) -> Result:
         model=answer["model"],
         version=answer["version"],
         weights=answer["weights"],
+        scores=answer.get("scores", "softmax"),
+        threshold=answer.get("threshold"),
     )
 
 
@@ -129,6 +151,7 @@ def _explanation(member: Mapping[str, Any]) -> Explanation:
         region=_rect(member["region"]),
         warnings=tuple(member["warnings"]),
         overlay=read_overlay(member),
+        lowers=member.get("direction") == "lowers",
     )
 
 
@@ -139,7 +162,8 @@ def _rect(edges: Sequence[float] | None) -> Rect | None:
 def _write(path: Path, picture: bytes | None) -> None:
     """Writes a PNG as `path`'s ending says."""
     if picture is None:
-        raise ValueError("there is no overlay: explain(..., overlay=False) was asked for, or the input was a tensor")
+        why = "explain(..., overlay=False) was asked for, the input was a tensor, or no label reached the threshold"
+        raise ValueError(f"there is no overlay: {why}")
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"path: expected a name that ends in {join_names(FORMATS)}, got {show(path.name)}")

@@ -124,7 +124,7 @@ def parse(argv: Sequence[str] | None) -> Options:
 def _flag(option: Option) -> dict[str, Any]:
     """What argparse needs for an option of a request: its choices, or how its text is read, and its help."""
     if option.in_text:
-        return {"action": "append", "type": parse_integer, "metavar": "CLASS", "help": f"{option.meaning}; may be repeated"}
+        return {"action": "append", "type": _parse_target, "metavar": "CLASS", "help": f"{option.meaning}; may be repeated"}
     if "enum" in option.values.schema:
         return {"choices": option.values.schema["enum"], "help": option.meaning}
 
@@ -136,6 +136,11 @@ def _flag(option: Option) -> dict[str, Any]:
 
     metavar = {"integer": "N", "number": "NUMBER"}.get(option.values.schema["type"], "NAME")
     return {"type": read, "metavar": metavar, "help": option.meaning}
+
+
+def _parse_target(text: str) -> int | str:
+    """Reads an index or a label; what begins with a `-` stays text: `-0` is what lowers the first value."""
+    return text if text.startswith("-") else parse_integer(text)
 
 
 def _count(text: str) -> int:

@@ -131,15 +131,19 @@ def _crop(shot: Shot) -> tuple[NDArray[np.uint8], Rect]:
 
 
 def _top(backend: Backend, tensor: Tensor) -> tuple[int, float]:
-    """Returns the most probable class of an input `[3, h, w]`, and its probability."""
-    probability, target = backend.capture.forward(tensor[None], ()).logits.softmax(1).max(1)
-    return int(target), float(probability)
+    """Returns the most probable class of an input `[3, h, w]`, and its probability; of values the first, and its value."""
+    probabilities = backend.reader.probabilities(backend.capture.forward(tensor[None], ()).values)[0]
+    target = 0 if backend.reader.kind == "none" else int(probabilities.argmax())
+    return target, float(probabilities[target])
 
 
 def _maps(backend: Backend, layer: str, tensor: Tensor) -> list[tuple[NDArray[np.float32], tuple[str, ...]]]:
     """Computes each method's heatmap `[h, w]` of the most probable class at one layer, and its warnings, from one pass."""
     captured = backend.capture.forward(tensor[None], [layer])
-    order = captured.logits[0].argsort(descending=True)[: CONTRAST_CLASSES + 1]
+    order = captured.logits[0].argsort(descending=True)
+    if backend.reader.kind == "none":
+        order = torch.arange(len(order))
+    order = order[: CONTRAST_CLASSES + 1]
     gradients = [_gradient(captured, layer, target) for target in order.unbind()]
     contrasts = torch.stack(gradients[1:], 1) if len(gradients) > 1 else torch.zeros_like(gradients[0])[:, None]
     activation = captured.activation(layer)

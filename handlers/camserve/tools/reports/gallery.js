@@ -70,7 +70,7 @@ function made(card) {
     return item;
   }
   set("label", card.label);
-  set("share", percent(card.probability));
+  set("share", card.amount ?? percent(card.probability));
   const region = card.region === null ? "" : `region ${percent(card.region)}`;
   const other = card.first ? `predicted ${card.first}` : "";
   set("more", [other, region, ...card.warnings.map((warning) => `map: ${warning}`), card.method, card.layer].filter(Boolean).join(" · "));

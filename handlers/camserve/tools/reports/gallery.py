@@ -31,21 +31,24 @@ def write(rows: Sequence[Row], folder: Path) -> Path:
 
 
 def _cards(row: Row, folder: Path) -> list[dict[str, Any]]:
-    """Makes a card for each explanation, or one for the error."""
+    """Makes a card for each explanation, or one for the error, or for a picture in which no label reaches the threshold."""
     if "error" in row:
         return [{"file": row["file"], "error": f"{row['error']['type']}: {row['error']['message']}"}]
-    first = row["classes"][0]
+    first, kind = row["classes"][0], row.get("scores", "softmax")
+    common = {"file": row["file"], "method": row["method"], "layer": row["layer"]}
+    if not row["explanations"]:
+        nothing = {"label": "no label reaches the threshold", "target": None, "probability": None, "amount": "", "first": None}
+        return [{**common, **nothing, "region": None, "warnings": [], "picture": None, "overlay": None}]
     return [
         {
-            "file": row["file"],
+            **common,
             "label": each["label"],
             "target": each["target"],
-            "probability": each["probability"],
-            "first": None if first["index"] == each["target"] else first["label"],
+            "probability": None if kind == "none" else each["probability"],
+            "amount": f"{each['probability']:.5g}" if kind == "none" else None,
+            "first": None if kind != "softmax" or first["index"] == each["target"] else first["label"],
             "region": _share(each["region"], row["image"]),
             "warnings": each["warnings"],
-            "method": row["method"],
-            "layer": row["layer"],
             "picture": _thumb(folder, each.get("overlay")),
             "overlay": each.get("overlay"),
         }

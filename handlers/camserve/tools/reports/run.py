@@ -26,7 +26,8 @@ TOLD = ("weights", "version", "method", "layer")
 """Members of an answer that tell a server's model and its settings from others."""
 
 CLOSE = 0.01
-"""By how much two answers of one model may differ, in probabilities and heatmaps: replicas compute on other processors."""
+"""By how much two answers of one model may differ, in probabilities and heatmaps: replicas compute on other processors. Of larger
+values it is a share."""
 
 
 class Run:
@@ -187,7 +188,8 @@ def _is_close(row: Row, answer: Mapping[str, Any]) -> bool:
     """Tells whether two answers for one picture are one model's, with the same settings."""
     scores, maps = ([_scores(each) for each in (row, answer)], [_maps(each) for each in (row, answer)])
     return row.get("image") == answer["image"] and all(
-        len(a) == len(b) and all(abs(x - y) <= CLOSE for x, y in zip(a, b, strict=True)) for a, b in (scores, maps)
+        len(a) == len(b) and all(abs(x - y) <= CLOSE * max(1.0, abs(x)) for x, y in zip(a, b, strict=True))
+        for a, b in (scores, maps)
     )
 
 

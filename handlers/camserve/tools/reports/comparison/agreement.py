@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from camserve.core.geometry import Rect
+from camserve.tools.client.client import CamserveError
 from camserve.tools.client.result import Result
 
 GRID = 32
@@ -25,9 +27,9 @@ class Agreement:
     Attributes:
         file: the picture.
         first, second: the predicted labels.
-        changed: the predicted classes differ.
+        changed: the predicted classes differ; of several labels at once, those that reach the threshold.
         target, index: the compared class's label, and its index in the first model.
-        confidence: difference of the compared class's probability, 0 to 1.
+        confidence: difference of the compared class's probability, 0 to 1, or of its value.
         silent: only the second heatmap says nothing (zero, constant or not finite).
         rank: Spearman's rank correlation of the heatmaps, -1 to 1.
         overlap: intersection over union of the areas with at least half the maximum, 0 to 1.
@@ -47,8 +49,12 @@ class Agreement:
     shift: float | None
 
 
-def compare(file: str, first: Result, second: Result) -> Agreement:
-    """Compares two results whose first explanations are of one class: the one that the first model predicts."""
+def compare(file: str, first: Result, second: Result, match: Callable[[int], int] = int) -> Agreement:
+    """Compares two results whose first explanations are of one class: the one that the first model predicts.
+
+    Args:
+        match: finds the second model's index of a class of the first's; raises CamserveError where it has none.
+    """
     one, other = first.explanations[0], second.explanations[0]
     rank, overlap, shift = None, None, None
     speaks = [not one.warnings, not other.warnings]
@@ -61,10 +67,23 @@ def compare(file: str, first: Result, second: Result) -> Agreement:
     confidence = abs(one.probability - other.probability)
     predicted = first.predictions[0], second.predictions[0]
     changed = (predicted[0].index, predicted[1].index) != (one.target, other.target)
+    if first.scores == "sigmoid" or second.scores == "sigmoid":
+        changed = _match_all(first.counting, match) != second.counting
     silent = speaks == [True, False]
     return Agreement(
         file, predicted[0].label, predicted[1].label, changed, one.label, one.target, confidence, silent, rank, overlap, shift
     )
+
+
+def _match_all(indices: set[int], match: Callable[[int], int]) -> set[int]:
+    """Finds the second model's indices of several classes of the first; -1 stands for those that it does not have."""
+    matched = set()
+    for index in indices:
+        try:
+            matched.add(match(index))
+        except CamserveError:
+            matched.add(-1)
+    return matched
 
 
 def _view(result: Result) -> Rect:

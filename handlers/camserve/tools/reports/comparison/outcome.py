@@ -49,7 +49,7 @@ def ask_both(first: AnswerSource, second: AnswerSource, classes: Classes, paths:
     for path in track(paths, description="comparing", transient=True):
         try:
             picture = path.read_bytes()
-            one = read_result(first.ask(picture, {}))
+            one = read_result(first.ask(picture, {"top_k": 1}))
         except (CamserveError, OSError) as error:
             outcome.skipped[str(path)] = str(error)
             continue
@@ -58,7 +58,7 @@ def ask_both(first: AnswerSource, second: AnswerSource, classes: Classes, paths:
         except CamserveError as error:
             outcome.failed[str(path)] = str(error)
         else:
-            outcome.rows.append(compare(str(path), one, other))
+            outcome.rows.append(compare(str(path), one, other, classes.match))
     return outcome
 
 
