@@ -6,6 +6,7 @@ An archive names this file as its handler. TorchServe wants exactly one class in
 from __future__ import annotations
 
 import datetime
+import inspect
 import logging
 import os
 import threading
@@ -13,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from camserve.capture import is_exported, load_exported
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 from camserve.core.messages import Call
-from camserve.core.values import read_hosts
 from camserve.core.version import __version__
 from camserve.monitoring.metrics import undeclared
 from camserve.pictures.bounds.reading import silence_decoders
@@ -33,14 +32,12 @@ from camserve.pipeline.glibc import collect_rarely, keep_freed_memory
 from camserve.pipeline.loading import digest_file, is_compiled
 from camserve.pipeline.model import Model
 from camserve.pipeline.prepare import Hooks
+from camserve.protocol.accept import HOSTS, allow_hosts
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 120.0
 """TorchServe's `default_response_timeout`, in seconds."""
-
-HOSTS = "CAMSERVE_ALLOWED_HOSTS"
-"""The variable by which a server tells its workers the host names that it may be asked by."""
 
 REPEATED = "camserve repeated"
 """Where a request's headers hold the names of repeated fields, as a tuple, which no client can send."""
@@ -72,6 +69,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             ConfigError: in one line, what in the archive's configuration is wrong and what is accepted.
         """
         keep_repeats()
+        refuse_envelope()
         keep_freed_memory()
         collect_rarely()
         silence_decoders()
@@ -230,29 +228,31 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         return locked
 
 
-def allow_hosts(config: Config, names: str | None) -> Config:
-    """Add the host names that the server allows (commas between them) to the archive's; None: the server checks none.
-
-    Raises:
-        ConfigError: they are no host names.
-    """
-    if not names:
-        return config
-    try:
-        known = read_hosts([each.strip() for each in names.split(",")]) or ()
-    except (TypeError, ValueError):
-        raise ConfigError(f"{HOSTS}: expected host names with commas between them, got {names!r}") from None
-    return replace(config, allowed_hosts=tuple(dict.fromkeys([*(config.allowed_hosts or ()), *known])))
-
-
 def read_call(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call:
     """Read a row and its headers; TorchServe keeps each parameter's content type among the headers, as a dict.
 
-    Its own header is `explain`, in this case exactly: a client's `Explain` stands beside it.
+    Its own header is `explain`, in this case exactly: a client's `Explain` stands beside it. gRPC has no headers and no call to
+    explain, so there the input `explain` asks for it: `true`, or `false`; anything else is refused as an option.
     """
     plain = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+    if not plain and isinstance(row.get("explain"), (bytes, bytearray)):
+        word = bytes(row["explain"]).strip().lower()
+        rest = {name: value for name, value in row.items() if name != "explain"}
+        return Call(word != b"false", {}, rest if word in (b"true", b"false") else row)
     repeated = headers.get(REPEATED)
     return Call(headers.get("explain") == "True", plain, row, repeated if isinstance(repeated, tuple) else ())
+
+
+def refuse_envelope() -> None:
+    """Raise `ConfigError` inside of an envelope, which only TorchServe's loader knows of: every request would be a 503."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        envelope = frame.f_locals.get("envelope") if frame.f_globals.get("__name__") == "ts.model_loader" else None
+        if envelope:
+            raise ConfigError(
+                f"service_envelope={envelope}: remove it from TorchServe's configuration; KServe's bodies need none"
+            )
+        frame = frame.f_back
 
 
 def keep_repeats() -> None:
@@ -268,7 +268,6 @@ def keep_repeats() -> None:
     if getattr(original, "keeps_repeats", False):
         return
 
-    @wraps(original)
     def retrieve(batch: Sequence[Mapping[str, Any]]) -> Any:
         found = original(batch)
         for request, processor in zip(batch, found[0], strict=True):

@@ -87,6 +87,14 @@ def test_v1_instances() -> None:
     assert {option.media for option in options} == {"json"}
 
 
+def test_v1_instances_as_tensorflow_s_clients_write_them() -> None:
+    """The picture wrapped once more, or under another name, with options beside it."""
+    instances = [{"data": {"b64": TEXT}, "top_k": 3}, {"image_bytes": {"b64": TEXT}}, {"image_bytes": TEXT, "layer": "low"}]
+    request = parse({"instances": instances})
+    assert [item.image for item in request.items] == [Encoded(JPEG)] * 3
+    assert [(item.options.top_k, item.options.layer) for item in request.items] == [(3, "top"), (1, "top"), (1, "low")]
+
+
 def test_v1_headers_hold_for_every_instance() -> None:
     """An option in a header is every instance's, unless the instance says otherwise."""
     request = parse({"instances": [TEXT, {"data": TEXT, "layer": "top"}]}, {"x-explain-layer": "low"})
@@ -98,8 +106,13 @@ def test_v1_headers_hold_for_every_instance() -> None:
     [
         ("no base64!", "InvalidBase64", "data: expected base64"),
         ({"b64": "no base64!"}, "InvalidBase64", "b64: expected base64"),
-        ({}, "NoImage", "expected an object with data or b64, got only {}"),
-        ({"image": TEXT}, "NoImage", 'expected an object with data or b64, got only "image"'),
+        ({"data": {"b64": "no base64!"}}, "InvalidBase64", "data.b64: expected base64"),
+        ({"image_bytes": {"b64": 7}}, "InvalidBase64", "image_bytes.b64: expected base64, got 7"),
+        ({"data": {"b64": TEXT, "target": 1}}, "NoImage", "got an object of 2"),
+        ({"b64": {"b64": TEXT}}, "NoImage", "got an object of 1"),
+        ({"data": TEXT, "image_bytes": TEXT}, "UnknownOption", 'unknown option "image_bytes"'),
+        ({}, "NoImage", "expected an object with data, b64 or image_bytes, got only {}"),
+        ({"image": TEXT}, "NoImage", 'expected an object with data, b64 or image_bytes, got only "image"'),
         (None, "NoImage", "got null"),
         (7, "NoImage", "got 7"),
         ([[1.0]], "InvalidTensor", "[3][H][W]"),

@@ -5,12 +5,18 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from camserve.core.errors import RequestError
+from camserve.core.config import Config
+from camserve.core.errors import ConfigError, RequestError
 from camserve.core.messages import CONTENT_TYPES, PICTURES, Media
 from camserve.core.text import join_names, show
+from camserve.core.values import read_hosts
 
 _NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")
+HOSTS = "CAMSERVE_ALLOWED_HOSTS"
+"""The variable by which a server tells its workers the host names that it may be asked by."""
+
 _ALWAYS = ("localhost", ".localhost", "host.docker.internal")
 """Names that nobody can have point to somebody else's server."""
 
@@ -98,6 +104,21 @@ def wants_page(text: str | None) -> bool:
 
 def _refusal(message: str, offers: Iterable[Media]) -> RequestError:
     return RequestError(406, "NotAcceptable", f"{message}; on offer are {join_names(CONTENT_TYPES[media] for media in offers)}")
+
+
+def allow_hosts(config: Config, names: str | None) -> Config:
+    """Add the host names that the server allows (commas between them) to the archive's; None: the server checks none.
+
+    Raises:
+        ConfigError: they are no host names.
+    """
+    if not names:
+        return config
+    try:
+        known = read_hosts([each.strip() for each in names.split(",")]) or ()
+    except (TypeError, ValueError):
+        raise ConfigError(f"{HOSTS}: expected host names with commas between them, got {names!r}") from None
+    return replace(config, allowed_hosts=tuple(dict.fromkeys([*(config.allowed_hosts or ()), *known])))
 
 
 def check_host(headers: Mapping[str, str], allowed: Sequence[str] | None) -> None:

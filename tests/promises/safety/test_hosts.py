@@ -14,12 +14,11 @@ from camserve.core.errors import ConfigError, RequestError
 from camserve.core.labels import Labels
 from camserve.core.messages import Call, Request
 from camserve.core.served import Served
-from camserve.protocol.accept import check_host
+from camserve.protocol.accept import allow_hosts, check_host
 from camserve.protocol.parser import Parser
 from camserve.tools.serving.configuration.addresses import Addresses
 from camserve.tools.serving.configuration.environment import HOSTS, compose_environment
 from camserve.tools.serving.process.errors import ServeError
-from gradcam_handler import allow_hosts
 
 OWN = ("127.0.0.1:8080", "localhost", "LOCALHOST:8080", "localhost.:80", "[::1]:8080", "[::1]", "my.localhost:1", "10.0.0.7")
 OWN += ("127.1:8080", "0x7f000001", "2130706433", "host.docker.internal:8080", "vision.example.com", "a.b.example.org:443")

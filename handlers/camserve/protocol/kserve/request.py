@@ -18,6 +18,9 @@ from camserve.protocol.kserve.outputs import list_outputs
 from camserve.protocol.options import Given, OptionReader
 from camserve.protocol.tensors import read_numbers, read_tensor, shape_of_lists
 
+PLACES = ("data", "b64", "image_bytes")
+"""Where an instance may hold its picture; `{"b64": ...}` may stand around it, as TensorFlow Serving's clients write it."""
+
 _V1_KEYS = frozenset(("instances", "signature_name"))
 _V2_KEYS = frozenset(("id", "model_name", "model_version", "parameters", "inputs", "outputs"))
 FOREIGN_PARAMETERS = frozenset(
@@ -32,8 +35,8 @@ FOREIGN_PARAMETERS = frozenset(
 def parse_v1(body: Mapping[str, Any], call: Call, config: Config, reader: OptionReader) -> Request:
     """Reads `{"instances": [...]}`.
 
-    An instance is `{"data": ..., options}`, `{"b64": ..., options}`, base64 or a tensor. Options are checked whether or not
-    explanations are asked for; `Accept` is ignored.
+    An instance is `{"data": ..., options}`, with `b64` or `image_bytes` in place of `data`, base64 or a tensor. Options are
+    checked whether or not explanations are asked for; `Accept` is ignored.
 
     Raises:
         RequestError: 413 `TooManyInstances`; 400, a bad instance's message starting with its index from 0, `instance 1:`.
@@ -58,11 +61,15 @@ def _read_instance(instance: object, headers: Mapping[str, Given], config: Confi
     place = "data"
     if isinstance(instance, dict):
         options = dict(instance)
-        place = "data" if "data" in options else "b64"
-        if place not in options:
+        place = next((name for name in PLACES if name in options), "")
+        if not place:
             names = join_names(options, 5, show) or "{}"
-            raise RequestError(400, "NoImage", f"expected an object with data or b64, got only {names}")
+            raise RequestError(400, "NoImage", f"expected an object with {join_names(PLACES)}, got only {names}")
         instance = options.pop(place)
+        if place != "b64" and isinstance(instance, dict) and set(instance) == {"b64"}:
+            place, instance = f"{place}.b64", instance["b64"]
+            if not isinstance(instance, str):
+                raise RequestError(400, "InvalidBase64", f"{place}: expected base64, got {show(instance)}")
     image = read_image(instance, config, place)
     given = reader.merge(headers, reader.from_values(options, "json"))
     return Item(image, _read_options(given, reader, not isinstance(image, Encoded)))

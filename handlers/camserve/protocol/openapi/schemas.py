@@ -117,7 +117,13 @@ def _requests(config: Config) -> dict[str, Schema]:
         file = {"description": "The tensor's .npy file.", "type": "string", "contentMediaType": "application/x-npy"}
     instance = _object(("data",), data=ref("Image"), **refer_to_options())
     v1 = {**refer_to_options(), "format": {"const": "json"}}
-    tagged = [_object((name,), **{name: ref(kind)}, **v1) | one_of_two for name, kind in (("data", "Image"), ("b64", "Picture"))]
+    wrapped = _object(("b64",), b64=ref("Picture"))
+    places = {
+        "data": {"anyOf": [ref("Image"), wrapped]},
+        "b64": ref("Picture"),
+        "image_bytes": {"anyOf": [ref("Picture"), wrapped]},
+    }
+    tagged = [_object((name,), **{name: kind}, **v1) | one_of_two for name, kind in places.items()]
     return {
         "PredictionRequest": {
             "description": "Options are ignored.",

@@ -68,6 +68,11 @@ class Settings:
                 name[len(ENVIRONMENT) :].lower(): value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)
             }
             values.update({name: value for name, value in given.items() if name not in CHOSEN})
+        if values.get("service_envelope"):
+            raise ServeError(
+                f"service_envelope={show(values['service_envelope'])}: remove it; camserve reads KServe's bodies itself, and an "
+                "envelope would fail every request"
+            )
         own = {key: values.pop(key) for key in list(values) if key.startswith(OURS)}
         return Settings(text, MappingProxyType(values), MappingProxyType(own))
 
