@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from camserve.capture.alignment.align import Aligned, align_layers
-from camserve.capture.base import Capture, CaptureSettings, Context
+from camserve.capture.base import Capture, CaptureSettings, Classifier, Context
+from camserve.capture.choose.bypass import BypassTrial
 from camserve.capture.choose.cam_condition import find_cam_weights
 from camserve.capture.choose.layer import check_layer, choose_layer
 from camserve.capture.choose.scores import read_kind_of_scores
 from camserve.capture.models.eager import EagerClassifier, copy_exactly
 from camserve.capture.models.kinds import open_model, summarize_error, survey_model
-from camserve.capture.survey.layers import LayerInfo
+from camserve.capture.survey.layers import LayerInfo, Survey
 from camserve.capture.survey.layout import synthesize_pictures
 from camserve.capture.survey.reader import FIRST, OutputReader
 from camserve.capture.tuning.fold import fold_norms
@@ -43,6 +44,9 @@ class Backend:
         reader: how the scores are read.
         notes: what a trial showed of them that the user should hear.
         aligned: where the cells of each of `layers` lie in the picture.
+        bypass: how much of the scores goes past each of `layers`, from 0 to about 1; None where that cannot be measured.
+        doubts: what speaks against each of `layers` that can be explained all the same, for those of which something does.
+        extra_tokens: whether the model has tokens beside those of the picture, such as a class token.
     """
 
     capture: Capture
@@ -57,6 +61,9 @@ class Backend:
     reader: OutputReader = FIRST
     notes: tuple[str, ...] = ()
     aligned: Mapping[str, Aligned] = field(default_factory=dict)
+    bypass: Mapping[str, float | None] = field(default_factory=dict)
+    doubts: Mapping[str, str] = field(default_factory=dict)
+    extra_tokens: bool = False
 
     @property
     def channels_last(self) -> bool:
@@ -94,19 +101,14 @@ def open_backend(
     notes = read_kind_of_scores(classifier, pictures, config, classes)
     tried = copy_exactly(classifier, pictures) if type(classifier) is EagerClassifier else classifier
     survey = survey_model(tried, pictures, config.token_grid)
-    layers, why = config.layers, ""
-    if not layers:
-        layer, why = choose_layer(tried, pictures, survey)
-        layers = (layer,)
-    for layer in config.layers:
-        check_layer(tried, pictures, survey, layer)
-    aligned = align_layers(tried, survey, layers, pictures[:1], given=len(config.token_grid or ()) > 2)
+    chosen = _choose_layers(tried, pictures, survey, config.layers)
+    aligned = align_layers(tried, survey, chosen.layers, pictures[:1], given=len(config.token_grid or ()) > 2)
     sites = {layer: each.site for layer, each in aligned.items()}
     weights = {layer: find_cam_weights(tried, site, pictures, survey.outputs) for layer, site in sites.items()}
     cam_weights = {layer: weight for layer, weight in weights.items() if weight is not None}
     eager: Any = getattr(model, "_orig_mod", model)
     if tune and classifier.kind == "eager":
-        fold_norms(eager, pictures, layers, classifier.reader)
+        fold_norms(eager, pictures, chosen.layers, classifier.reader)
     compiled = eager is not model
     may_prepack = tune and not compiled and config.precision == "float32"
     form: MemoryFormat = "contiguous"
@@ -126,9 +128,9 @@ def open_backend(
         _compile_now(capture, pictures.contiguous(memory_format=as_given))
     return Backend(
         capture,
-        layers,
+        chosen.layers,
         survey.outputs,
-        why,
+        chosen.why,
         tuple(cam_weights),
         form,
         classifier.kind,
@@ -137,7 +139,34 @@ def open_backend(
         classifier.reader,
         notes,
         aligned,
+        chosen.bypass,
+        chosen.doubts,
+        any(info.layout is not None and info.layout.others > 0 for info in survey.maps),
     )
+
+
+class _Chosen(NamedTuple):
+    """The layers that are explained, the default first; see `Backend`."""
+
+    layers: tuple[str, ...]
+    why: str
+    bypass: Mapping[str, float | None]
+    doubts: Mapping[str, str]
+
+
+def _choose_layers(classifier: Classifier, pictures: Tensor, survey: Survey, asked: tuple[str, ...]) -> _Chosen:
+    """Choose the layer where none is asked for; measure what goes past each.
+
+    Raises:
+        ConfigError: a layer cannot be explained, or none is found.
+    """
+    trial, layers, why = BypassTrial(classifier, pictures), asked, ""
+    if not asked:
+        layer, why = choose_layer(classifier, pictures, survey, trial)
+        layers = (layer,)
+    doubts = {layer: check_layer(classifier, pictures, survey, layer, trial) for layer in layers}
+    bypass = {layer: trial.measure(survey.info(layer)) for layer in layers}
+    return _Chosen(layers, why, bypass, {layer: doubt for layer, doubt in doubts.items() if doubt})
 
 
 def _compile_now(capture: Capture, pictures: Tensor) -> None:

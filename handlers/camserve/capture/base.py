@@ -43,6 +43,10 @@ class Captured(Protocol):
         """Return the layer's activation `[N, C, h, w]`, in the precision in which the model ran, without a graph."""
         ...
 
+    def output(self, layer: str) -> Tensor:
+        """Return the layer's output as the model lays it out, of the shape `site.layout.shape(N)`, without a graph."""
+        ...
+
     def has_closed_form(self, layer: str) -> bool:
         """Return whether the layer's gradients need no backward pass."""
         ...

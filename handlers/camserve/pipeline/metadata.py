@@ -43,6 +43,8 @@ def describe(served: Served, backend: Backend) -> dict[str, Any]:
         "layer": backend.layers[0],
         "layers": list(backend.layers),
         "closed_form": list(backend.closed_form),
+        "bypass": {layer: None if share is None else round(share, 3) for layer, share in backend.bypass.items()},
+        "doubts": dict(backend.doubts),
         "scores": served.scores,
         "threshold": config.threshold if served.by_threshold else None,
         "output": name_path(backend.reader.path or ()) or None,

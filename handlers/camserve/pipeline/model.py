@@ -108,6 +108,8 @@ class Model:
         reader = self.backend.reader
         for note in self.backend.notes:
             logger.log(logging.WARNING if note.startswith("Warning") else logging.INFO, "camserve: %s", note)
+        for layer, doubt in self.backend.doubts.items():
+            logger.warning("camserve: layer %s: %s", layer, doubt)
         classes = Labels(self.backend.outputs, name_both(names) if names and reader.binary else names)
         info = ModelInfo(name, version, weights[:19])
         shown = None if hooks.predictions_of else min(listed, self.backend.outputs)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from camserve.capture.base import Captured, Classifier
+from camserve.capture.choose.bypass import MAX_BYPASS, BypassTrial, describe_share
 from camserve.capture.choose.cam_condition import find_cam_weights
 from camserve.capture.models.passes import fit_batch
 from camserve.capture.survey.layers import MODEL_ERRORS, POOL_INPUT, LayerInfo, Survey
@@ -32,19 +33,24 @@ ONE_CELL = "the prediction depends on a single cell of its map"
 ONE_ROW = "the prediction depends on a single row of its map (perhaps it is no map, but the attention of the class token)"
 SCORES = "its channels are the class scores"
 PARTLY = "some of its channels are read at the class token only"
-ALLOWED = (SCORES, PARTLY)
+SAME = "every class has the same map there"
+SINGLE = f"its map has a single channel, so {SAME}"
+ALLOWED = (SCORES, PARTLY, SINGLE)
 """Faults that keep a layer from being the default, but not from being explained where it is asked for."""
 
 
-def choose_layer(model: Classifier, pictures: Tensor, survey: Survey) -> tuple[str, str]:
-    """Choose the layer to explain where none is named: the last one whose map still decides the prediction.
+def choose_layer(model: Classifier, pictures: Tensor, survey: Survey, trial: BypassTrial | None = None) -> tuple[str, str]:
+    """Choose the layer to explain where none is named: the last one that decides the prediction and that nothing bypasses.
 
-    Layers are skipped that only pool or pass on, whose map holds the class scores, or whose map the scores do not depend on in
-    more than one cell or one row. A vision transformer's last block is such a layer, because only its class token is read, and
-    so is its last projection to queries, keys and values, of whose queries only the class token's is read.
+    Layers are skipped that only pool or pass on, whose map holds the class scores or a single channel, or whose map the scores do
+    not depend on in more than one cell or one row. A vision transformer's last block is such a layer, because only its class
+    token is read, and so is its last projection to queries, keys and values, of whose queries only the class token's is read.
+    Past the norm before that projection goes the class token; nothing goes past the block before. Where something goes past
+    every layer, that is taken past which least goes.
 
     Args:
         pictures: `[N, 3, H, W]`, those of the survey.
+        trial: measures what goes past a layer; None: one that has measured nothing yet.
 
     Returns:
         The layer's name, and why it was chosen.
@@ -55,13 +61,19 @@ def choose_layer(model: Classifier, pictures: Tensor, survey: Survey) -> tuple[s
     named = [info for info in survey.maps if not info.passes_through and info.name != POOL_INPUT]
     candidates = [info for info in survey.maps if info.name == POOL_INPUT] + named  # the first one is the last resort
     independent: list[LayerInfo] = []
+    found = _Found(trial or BypassTrial(model, pictures))
     for start in range(len(candidates), 0, -AT_ONCE):
         part = candidates[max(0, start - AT_ONCE) : start]
         faults = find_faults(model, pictures, part, survey.outputs)
         for info in reversed(part):
-            if info.name not in faults:
-                return info.name, _reason(info, survey)
-        independent += [info for info in reversed(part) if faults[info.name] == INDEPENDENT]
+            if info.name not in faults and found.add(info):
+                break
+        independent += [info for info in reversed(part) if faults.get(info.name) == INDEPENDENT]
+        found.last_resorts += [info for info in reversed(part) if faults.get(info.name) == SINGLE]
+        if found.complete:
+            break
+    if best := found.best():
+        return best.name, _reason(best, survey, found)
     detached = next((info for info in independent[:AT_ONCE] if _matters(model, pictures, info)), None)
     if detached:
         raise ConfigError(f"this model has no layer that can be explained; of {detached.name}, {_why_detached(model)}")
@@ -72,21 +84,66 @@ def choose_layer(model: Classifier, pictures: Tensor, survey: Survey) -> tuple[s
     raise ConfigError(f"this model has no layer with a spatial map that its prediction depends on{hint}")
 
 
-def check_layer(model: Classifier, pictures: Tensor, survey: Survey, name: str) -> None:
-    """Refuse a layer whose map can show nothing.
+class _Found:
+    """The layers that could be explained, from the last on, and what goes past each.
+
+    Args:
+        trial: measures it.
+
+    Attributes:
+        shares: the bypass of each layer that was tried, in that order; None: not measured.
+        last_resorts: layers whose map is the same for every class.
+        complete: whether no further layer need be tried.
+    """
+
+    def __init__(self, trial: BypassTrial) -> None:
+        self._trial = trial
+        self._infos: list[LayerInfo] = []
+        self.shares: dict[str, float | None] = {}
+        self.last_resorts: list[LayerInfo] = []
+        self.complete = False
+
+    def add(self, info: LayerInfo) -> bool:
+        """Measure what goes past a layer; return whether no further one need be tried.
+
+        Where nothing goes past it, and its map is the same for every class, so is that of each layer before it.
+        """
+        self.shares[info.name] = self._trial.measure(info)
+        self.complete = (self.shares[info.name] or 0) <= MAX_BYPASS
+        if self.complete and not self._trial.depends_on_class(info):
+            self.last_resorts.insert(0, info)
+        else:
+            self._infos.append(info)
+        return self.complete
+
+    def best(self) -> LayerInfo | None:
+        """Return the layer past which least goes, of equal ones the last."""
+        for info in sorted(self._infos, key=lambda info: round(self.shares[info.name] or 0, 2)):
+            if not self.last_resorts or self._trial.depends_on_class(info):
+                return info
+        return self.last_resorts[0] if self.last_resorts else None
+
+
+def check_layer(model: Classifier, pictures: Tensor, survey: Survey, name: str, trial: BypassTrial) -> str:
+    """Refuse a layer whose map can show nothing; return what else speaks against it, "" where nothing does.
 
     Args:
         pictures: `[N, 3, H, W]`, those of the survey.
+        trial: measures what goes past it.
 
     Raises:
         ConfigError: there is no such layer or map, or the prediction does not depend on more than one cell of it.
     """
     info = survey.info(name)
-    fault = find_faults(model, pictures, [info], survey.outputs).get(name)
+    fault = find_faults(model, pictures, [info], survey.outputs).get(name, "")
     if fault == INDEPENDENT and _matters(model, pictures, info):
         fault = _why_detached(model)
     if fault and fault not in ALLOWED:
         raise ConfigError(f"layer {name} cannot be explained: {fault}{_instead(model, pictures, survey)}")
+    share = trial.measure(info) or 0
+    if share > MAX_BYPASS:
+        return f"{describe_share(share)} past it, which its maps cannot show"
+    return fault or ("" if trial.depends_on_class(info) else SAME)
 
 
 def _instead(model: Classifier, pictures: Tensor, survey: Survey) -> str:
@@ -154,18 +211,31 @@ def _fault_of(captured: Captured, info: LayerInfo, outputs: int) -> str:
         return ONE_ROW
     if info.layout and info.layout.others and not channels.all():
         return PARTLY
-    own = len(channels) == outputs > 1 and bool(channels[top].item()) and int(channels.sum()) == 1
-    return SCORES if own else ""
+    if len(channels) == outputs > 1 and bool(channels[top].item()) and int(channels.sum()) == 1:
+        return SCORES
+    return SINGLE if len(channels) == 1 else ""
 
 
-def _reason(info: LayerInfo, survey: Survey) -> str:
+def _reason(info: LayerInfo, survey: Survey, found: _Found) -> str:
     layout = info.site.layout
     calls = f", at the last of its {info.calls} calls" if info.calls > 1 else ""
     extra = f" beside {layout.others} other tokens" if layout.others > 1 else ""
     return (
         f"the last of {len(survey.maps)} layers with a map that the prediction depends on: "
-        f"{layout.channels} channels, {layout.height}x{layout.width} cells{extra}{calls}{_warning(info, survey)}"
+        f"{layout.channels} channels, {layout.height}x{layout.width} cells{extra}{calls}"
+        f"{_bypassed(info, found)}{_warning(info, survey)}"
     )
+
+
+def _bypassed(info: LayerInfo, found: _Found) -> str:
+    """Say what goes past the layer, or past the last one where that was not taken for it; "" where nothing is to be said."""
+    if info in found.last_resorts:
+        return f"; but {SAME}, and no other layer fits"
+    last, share = next(iter(found.shares.items()))
+    own = found.shares[info.name] or 0.0
+    if own > MAX_BYPASS:
+        return f"; {describe_share(own)} past it, and past every other as much or more"
+    return f"; nothing goes past it, where {describe_share(share)} past {last}" if share and info.name != last else ""
 
 
 def _warning(info: LayerInfo, survey: Survey) -> str:

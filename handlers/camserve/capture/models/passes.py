@@ -59,6 +59,10 @@ class Pass:
         grids = [view.layout.to_grid(values[site.keys[view.call]], self.scale) for view in site.views]
         return join_views(site.views, grids, sums=sums)
 
+    def output(self, layer: str) -> Tensor:
+        """Return the layer's output as the model lays it out, without a graph."""
+        return self.activations[layer]
+
     def has_closed_form(self, layer: str) -> bool:
         """Return whether the layer meets the CAM condition."""
         return layer in self.cam_weights
@@ -144,6 +148,16 @@ class JoinedPasses:
     def activation(self, layer: str) -> Tensor:
         """Return the layer's activation `[N, C, h, w]`, without a graph."""
         return torch.cat([each.activation(layer)[:size] for each, size in zip(self._passes, self._sizes, strict=True)])
+
+    def output(self, layer: str) -> Tensor:
+        """Return the layer's output as the model lays it out, without a graph.
+
+        Raises:
+            ValueError: the pictures took more than one pass, or were padded.
+        """
+        if len(self._passes) > 1 or len(self._passes[0].logits) != self._sizes[0]:
+            raise ValueError("a layer's output is that of one pass of as many pictures as the model takes")
+        return self._passes[0].output(layer)
 
     def has_closed_form(self, layer: str) -> bool:
         """Return whether the layer's gradients need no backward pass."""

@@ -65,7 +65,7 @@ def probe_model(source: ModelSource, old: OldArchive | None, asked: Mapping[str,
     recorded, remarks = _measure_format(source, config, backend, size)
     recorded |= _record_scores(config, backend)
     explain.update(recorded)
-    notes = [advice.describe_layers(backend), *advice.describe_preparation(config, origins, handler), *backend.notes, *remarks]
+    notes = [*advice.describe_layers(backend), *advice.describe_preparation(config, origins, handler), *backend.notes, *remarks]
     shape = (1, config.channels, *size)
     return Probed(
         explain, replace(config, **recorded), tuple(backend.layers), backend.outputs, backend.reader, shape, tuple(notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from camserve.capture import LayerInfo, open_model, synthesize_pictures
 from camserve.capture.backend import Backend, open_backend
+from camserve.capture.choose.bypass import MAX_BYPASS
 from camserve.capture.choose.layer import find_faults
 from camserve.capture.choose.scores import read_kind_of_scores
 from camserve.capture.models.kinds import survey_model
@@ -45,6 +46,12 @@ ABOUT_COSTS = (
 )
 
 
+ABOUT_BYPASS = (
+    "bypass: the share of what changes the scores that goes past the layer, by trial (its output is held while the picture "
+    f"changes); its maps cannot show that. Above {MAX_BYPASS:g} the rule takes a layer only where no other is below"
+)
+
+
 def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> None:
     """Prints the table, and draws the sheet where a picture is given."""
     device = torch.device("cpu")
@@ -61,8 +68,9 @@ def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> 
     backend, refused = _usable(inspected, config, shown, device)
     costs = _costs(backend, inspected, options.rounds)
     listed = [info for info in shown if info.name in backend.layers]
-    _print(listed, picked.layers[0], backend.closed_form, costs, inspected.size, progress=progress)
+    _print(listed, picked.layers[0], backend, costs, inspected.size, progress=progress)
     progress.note(ABOUT_COSTS.format(precision=config.precision, threads=torch.get_num_threads()))
+    progress.note(ABOUT_BYPASS)
     for note in picked.notes:
         progress.note(note)
     for name, why in refused.items():
@@ -145,22 +153,26 @@ def _seconds(work: Callable[[], object]) -> float:
 def _print(
     shown: Sequence[LayerInfo],
     picked: str,
-    closed_form: Collection[str],
+    backend: Backend,
     costs: dict[str, float],
     size: tuple[int, int],
     *,
     progress: Progress,
 ) -> None:
-    table = Table("layer", "kind", "map", "stride", "signed", "gradients", "x prediction", "", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        "layer", "kind", "map", "stride", "signed", "bypass", "gradients", "x prediction", "", box=None, padding=(0, 2, 0, 0)
+    )
     for info in shown:
         layout = info.site.layout
         rows, columns = layout.grid
         stride = f"{size[0] / rows:g}x{size[1] / columns:g}"
-        closed = "closed form" if info.name in closed_form else "autograd"
+        closed = "closed form" if info.name in backend.closed_form else "autograd"
         mark = "the rule's choice" if info.name == picked else ""
         shape = f"{layout.channels} x {rows}x{columns}"
         signed = "yes" if info.signed else "no"
-        table.add_row(info.name, info.kind, shape, stride, signed, closed, f"{costs[info.name]:.2f}", mark)
+        share = backend.bypass[info.name]
+        past = "?" if share is None else f"{share:.2f}"
+        table.add_row(info.name, info.kind, shape, stride, signed, past, closed, f"{costs[info.name]:.2f}", mark)
     progress.console.width = max(progress.console.width, TABLE_WIDTH)
     progress.console.print(table)
 

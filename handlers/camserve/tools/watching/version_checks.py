@@ -52,9 +52,20 @@ def check_version(name: str, description: Mapping[str, Any], exposition: str) ->
         yield Finding("wrong", f"{name}: its handler is not camserve's", f"{command_of('package')} makes archives that explain")
         return
     yield Finding("ok", f"{name}: camserve {metadata['camserve']}, layer {metadata['layer']}, weights {metadata['weights'][:19]}")
+    yield from _layers(name, metadata)
     yield from _device(name, {**description, **metadata}, ready)
     yield from _clock(name, metadata)
     yield from _monitoring(name, metadata, exposition)
+
+
+def _layers(name: str, metadata: Mapping[str, Any]) -> Iterator[Finding]:
+    """Says what speaks against the layers that are explained; archives of earlier releases do not tell."""
+    for layer, doubt in (metadata.get("doubts") or {}).items():
+        yield Finding(
+            "advice",
+            f"{name}: layer {layer}: {doubt}",
+            f"{command_of('inspect_model')} shows what goes past each layer; {command_of('package')} without --layer chooses one",
+        )
 
 
 def _batching(name: str, description: Mapping[str, Any]) -> Iterator[Finding]:

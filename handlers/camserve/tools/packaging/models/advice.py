@@ -34,12 +34,13 @@ PATIENCE = 10.0
 """Seconds that these trials may take."""
 
 
-def describe_layers(backend: Backend) -> str:
-    """Says which layer is explained, why, and where its cells lie, where that is worth a word."""
-    notes = [f"; of {layer}, {each.note}" for layer, each in backend.aligned.items() if each.note]
+def describe_layers(backend: Backend) -> list[str]:
+    """Says which layer is explained, why, where its cells lie, where that is worth a word, and what its maps cannot show."""
+    cells = "".join(f"; of {layer}, {each.note}" for layer, each in backend.aligned.items() if each.note)
     if backend.why:
-        return f"Layer {backend.layers[0]}: {backend.why}; --layer chooses another{''.join(notes)}"
-    return f"Layer {', '.join(backend.layers)}, as asked{''.join(notes)}"
+        return [f"Layer {backend.layers[0]}: {backend.why}; --layer chooses another{cells}"]
+    warnings = [f"Warning: layer {layer}: {doubt}; without --layer the rule chooses" for layer, doubt in backend.doubts.items()]
+    return [f"Layer {', '.join(backend.layers)}, as asked{cells}", *warnings]
 
 
 def describe_preparation(config: Config, origins: Mapping[str, Collection[str]], handler: AdoptedHandler) -> list[str]:

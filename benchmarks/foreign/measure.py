@@ -1,0 +1,150 @@
+"""What is found of one network: its layer, the bypass, where its cells lie, and the error of its heatmaps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tests.support.comparison import oracle
+from torch import Tensor, nn
+
+from benchmarks.foreign.networks import Network
+from camserve.capture import Backend, open_backend, open_model
+from camserve.capture.choose.bypass import MAX_BYPASS, BypassTrial
+from camserve.capture.choose.layer import find_faults
+from camserve.capture.models.kinds import survey_model
+from camserve.core.errors import ConfigError
+from camserve.explain.methods import METHODS, scale_maps
+
+PLACES = ((0.21, 0.21), (0.21, 0.79), (0.52, 0.48), (0.79, 0.21), (0.71, 0.79), (0.4, 0.7))
+"""Where the picture is changed, as shares of its height and width."""
+
+PATCH = 1 / 16
+"""The side of what is changed, as a share of the picture's."""
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is found of a network.
+
+    Attributes:
+        name: the network's.
+        layer: the default layer; "" where the network is refused.
+        grid: rows and columns of its map.
+        bypass: how much of the scores goes past it; None: not measured.
+        least: the least that goes past any layer that could be explained, where more than `MAX_BYPASS` goes past the default.
+        alignment: the median distance, in cells, from where the picture was changed to the cell that changed most.
+        error: the largest difference of a heatmap from the formula's in float64.
+        refused: why the network is refused.
+    """
+
+    name: str
+    layer: str = ""
+    grid: tuple[int, int] = (0, 0)
+    bypass: float | None = None
+    least: float | None = None
+    alignment: float = 0.0
+    error: float = 0.0
+    refused: str = ""
+
+
+def measure(network: Network) -> Found:
+    """Measure one network."""
+    model, size = network.make(), (network.side, network.side)
+    try:
+        made = open_backend(model, network.config, size, CPU)
+    except ConfigError as error:
+        return Found(network.name, refused=str(error))
+    (layer,) = made.layers
+    share = made.bypass[layer]
+    activation = made.capture.forward(network.pictures(), [layer]).activation(layer)
+    return Found(
+        network.name,
+        layer,
+        (activation.shape[2], activation.shape[3]),
+        share,
+        _least(model, network) if share is not None and share > MAX_BYPASS else None,
+        alignment_of(made, network),
+        heatmap_error(made, model, network),
+    )
+
+
+def _least(model: nn.Module, network: Network) -> float:
+    """Return the least bypass of all layers of several channels that can be explained, whatever the rule says of them."""
+    pictures = network.pictures(seed=0)
+    classifier = open_model(model, pictures)
+    survey = survey_model(classifier, pictures)
+    infos = [info for info in survey.maps if not info.passes_through]
+    trial, faults = BypassTrial(classifier, pictures), find_faults(classifier, pictures, infos, survey.outputs)
+    shares = [trial.measure(info) for info in infos if info.name not in faults]
+    return min(share for share in shares if share is not None)
+
+
+def alignment_of(made: Backend, network: Network) -> float:
+    """Return the median distance, in cells, from a change of the picture to the cell that changes most."""
+    picture, noise = network.pictures(2, seed=11)
+    changed = torch.stack([_change(picture, noise, place) for place in PLACES])
+    (layer,) = made.layers
+    maps = made.capture.forward(torch.cat([picture[None], changed]), [layer]).activation(layer).double()
+    height, width = maps.shape[2:]
+    distances = []
+    for (row, column), moved in zip(PLACES, (maps[1:] - maps[:1]).norm(dim=1), strict=True):
+        cell = int(moved.argmax())
+        distances.append(np.hypot(cell // width + 0.5 - row * height, cell % width + 0.5 - column * width))
+    return float(np.median(distances))
+
+
+def _change(picture: Tensor, noise: Tensor, place: Sequence[float]) -> Tensor:
+    height, width = picture.shape[1:]
+    top, left = int((place[0] - PATCH / 2) * height), int((place[1] - PATCH / 2) * width)
+    bottom, right = top + max(1, int(PATCH * height)), left + max(1, int(PATCH * width))
+    changed = picture.clone()
+    changed[:, top:bottom, left:right] = 3 * noise[:, top:bottom, left:right]
+    return changed
+
+
+def heatmap_error(made: Backend, model: nn.Module, network: Network) -> float:
+    """Return the largest difference of a heatmap, from 0 to 1, from the literal formula over float64's own autograd."""
+    (layer,) = made.layers
+    pictures = network.pictures()
+    captured = made.capture.forward(pictures, [layer])
+    targets = captured.logits.argmax(1)
+    gradients = captured.gradients(layer, torch.arange(len(pictures)), targets)
+    maps = METHODS["gradcam++"].function(captured.activation(layer), gradients)
+    heatmaps, _, warnings = scale_maps(maps)
+    exact = _exact(made, model, pictures, targets, tuple(maps.shape[1:]))
+    return max(float(np.abs(one - other).max()) for one, other, odd in zip(heatmaps, exact, warnings, strict=True) if not odd)
+
+
+def _exact(
+    made: Backend, model: nn.Module, pictures: Tensor, targets: Tensor, grid: tuple[int, ...]
+) -> list[NDArray[np.float64]]:
+    """Return the heatmaps by autograd through the whole network in float64."""
+    (layer,) = made.layers
+    double = copy.deepcopy(model).double().eval()
+    info = next(info for info in made.maps if info.name == layer)
+    outputs: list[Tensor] = []
+
+    def keep(_module: nn.Module, _given: object, output: Tensor | Sequence[Tensor]) -> None:
+        tensor = output if isinstance(output, Tensor) else output[0]
+        tensor.requires_grad_() if not tensor.requires_grad else tensor.retain_grad()
+        outputs.append(tensor)
+
+    handle = double.get_submodule(layer).register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            answer = double(pictures.double().requires_grad_())
+    finally:
+        handle.remove()
+    scores = getattr(answer, "logits", answer)
+    scores = scores if isinstance(scores, Tensor) else scores[0]
+    (slopes,) = torch.autograd.grad(scores[torch.arange(len(pictures)), targets].sum(), outputs[-1])
+    pair = (info.site.layout.to_grid(each.detach()).numpy() for each in (outputs[-1], slopes))
+    maps = [oracle.gradcam_plus_plus(a, g, rectify_sum=True) for a, g in zip(*pair, strict=True)]
+    return [oracle.heatmap(each) if each.max() > each.min() else np.zeros(grid) for each in maps]

@@ -1,0 +1,100 @@
+"""How much of the scores goes past a layer, by trial: its output is held fixed while the picture changes.
+
+A map can show only what passes through its layer. Behind a ResNet's last block nothing else reaches the scores; past one of four
+concatenated branches, a gate, or the norm before a transformer's last attention most of them goes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from camserve.capture.base import Captured, Classifier
+from camserve.capture.models.passes import fit_batch
+from camserve.capture.precision import disable_tf32
+from camserve.capture.survey.layers import MODEL_ERRORS, LayerInfo
+
+MAX_BYPASS = 0.1
+"""Largest share of the scores' change that may go past a layer which is to be the default."""
+
+UNCHANGED = 1e-6
+"""The scores of two pictures count as the same up to this share of the largest: then nothing can be measured."""
+
+ALIKE = 1e-4
+"""Two gradients count as parallel if the cosine between them falls short of 1 by no more: half precision rounds by so much."""
+
+CLASSES = 3
+"""Most classes whose gradients are compared."""
+
+
+def describe_share(share: float) -> str:
+    """Say in words how much goes past a layer, for a sentence that names the layer behind them."""
+    return f"{min(share, 1):.0%} of what changes the scores goes"
+
+
+class BypassTrial:
+    """Measures what goes past the layers of a model.
+
+    Args:
+        model: the model.
+        pictures: `[N, C, H, W]`, of which each, and the first upside down, is changed into the next.
+    """
+
+    def __init__(self, model: Classifier, pictures: Tensor) -> None:
+        self._model = model
+        pictures = torch.cat([pictures, pictures[:1].flip(2, 3)])
+        self._held = fit_batch(pictures, model.batch)
+        self._changed = fit_batch(pictures.roll(1, 0), model.batch)
+        self._scores: Tensor | None = None
+        self._shares: dict[str, float | None] = {}
+
+    def measure(self, info: LayerInfo) -> float | None:
+        """Return the bypass of a layer: 0 where all passes through it, about 1 where nothing does; None: it cannot be measured.
+
+        Its output is held at what one picture gives, while the model sees another. The root mean square of what then still
+        changes in the scores, over that of what changes without holding anything, is the layer's bypass.
+        """
+        if info.name not in self._shares:
+            with disable_tf32():
+                self._shares[info.name] = self._share(info)
+        return self._shares[info.name]
+
+    def depends_on_class(self, info: LayerInfo) -> bool:
+        """Return whether the map of one class can differ from another's: not where all gradients are parallel.
+
+        They are where all that is behind the layer passes through a single number.
+        """
+        captured = self._capture(info)
+        if captured is None:
+            return True
+        ranked = captured.logits[0].argsort(descending=True)
+        targets = ranked[torch.linspace(0, len(ranked) - 1, min(CLASSES, len(ranked))).long()]
+        row = torch.zeros_like(targets[:1])
+        try:
+            found = [captured.gradients(info.name, row, target[None]).double().flatten() for target in targets]
+        except RuntimeError:  # it has no gradient, as where only the closed form explains it
+            return True
+        directions = [each / each.norm() for each in found if each.norm() > 0]
+        return len(directions) < 2 or any(float(directions[0] @ each) < 1 - ALIKE for each in directions[1:])
+
+    def _capture(self, info: LayerInfo) -> Captured | None:
+        try:
+            return self._model.capture({info.name: info.site}).forward(self._held, [info.name])
+        except MODEL_ERRORS:
+            return None
+
+    def _share(self, info: LayerInfo) -> float | None:
+        captured = self._capture(info)
+        if captured is None:
+            return None
+        try:
+            if self._scores is None:
+                self._scores = self._model.capture({}).forward(self._changed, ()).logits.double()
+            held = self._model.run_with(info.site, self._changed, captured.output(info.name)).double()
+        except MODEL_ERRORS:
+            return None
+        fixed = captured.logits.double()
+        change, remains = (self._scores - fixed).norm(), (held - fixed).norm()
+        if not torch.isfinite(change + remains) or change <= UNCHANGED * fixed.norm():
+            return None
+        return float(remains / change)

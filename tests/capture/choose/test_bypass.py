@@ -1,0 +1,185 @@
+"""What goes past a layer: the share that is measured, the default that follows from it, and what is said of a layer by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tests.support.models import nets
+from tests.support.models.surveys import default_layer
+from torch import Tensor, nn
+
+from camserve.capture import open_backend, open_model, synthesize_pictures
+from camserve.capture.choose.bypass import MAX_BYPASS, BypassTrial
+from camserve.capture.models.kinds import survey_model
+from camserve.core.config import Config
+
+pytestmark = pytest.mark.numeric
+
+SIZE = (nets.SIDE, nets.SIDE)
+PICTURES = synthesize_pictures(SIZE)
+
+
+def opened(model: object, *layers: str) -> Any:
+    """A backend; nothing is timed."""
+    return open_backend(model, Config(layers=layers, channels_last=None), SIZE, torch.device("cpu"))
+
+
+def measured(model: object, layer: str, pictures: Tensor = PICTURES) -> float | None:
+    """The bypass of a layer."""
+    classifier = open_model(model, pictures)
+    return BypassTrial(classifier, pictures).measure(survey_model(classifier, pictures).info(layer))
+
+
+class Net(nn.Module):
+    """A trunk to `[N, 8, 8, 8]`, and further layers that `head` uses."""
+
+    def __init__(self, head: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.trunk = nn.Conv2d(3, 8, 3, 4, 1)
+        self.small = nn.Conv2d(8, 2, 1)
+        self.large = nn.Conv2d(8, 6, 1)
+        self.gate = nn.Conv2d(8, 1, 3, 1, 1)
+        self.bottleneck = nn.Linear(8, 1)
+        self.spread = nn.Linear(1, nets.CLASSES)
+        self.fc = nn.Linear(8, nets.CLASSES)
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        return self.head(self, self.trunk(x).relu())
+
+
+def made(head: Callable[[Any, Tensor], Tensor]) -> Net:
+    """The net with random weights."""
+    torch.manual_seed(0)
+    return Net(head).eval()
+
+
+def branches(m: Any, x: Tensor) -> Tensor:
+    """Two branches, concatenated by a function."""
+    return m.fc(torch.cat([m.small(x), m.large(x)], 1).mean((2, 3)))
+
+
+def gated(m: Any, x: Tensor) -> Tensor:
+    """A gate of one channel over the trunk."""
+    return m.fc((x * m.gate(x).sigmoid()).mean((2, 3)))
+
+
+def pooled(m: Any, x: Tensor) -> Tensor:
+    """Attention-MIL: cells weighted by one number each."""
+    return m.fc((x * m.gate(x).flatten(2).softmax(2).unflatten(2, x.shape[2:])).sum((2, 3)))
+
+
+def narrow(m: Any, x: Tensor) -> Tensor:
+    """All passes through one number."""
+    return m.spread(m.bottleneck(x.mean((2, 3))))
+
+
+def test_the_share_is_what_the_other_branch_changes() -> None:
+    """By hand, in float64: of two branches behind which all is linear, one's share of the change remains where the other is held."""
+    model = made(branches)
+    pictures = torch.cat([PICTURES, PICTURES[:1].flip(2, 3)])
+    double = made(branches).double()
+    with torch.no_grad():
+        trunk = double.trunk(pictures.double()).relu()
+        whole = torch.cat([double.small(trunk), double.large(trunk)], 1).mean((2, 3))
+        change = whole.roll(1, 0) - whole
+        weight = double.fc.weight
+        expected = float((change[:, 2:] @ weight[:, 2:].T).norm() / (change @ weight.T).norm())
+    assert measured(model, "small") == pytest.approx(expected, rel=1e-4)
+    assert expected > MAX_BYPASS
+    assert measured(model, "trunk") == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in nets.KINDS if kind not in ("eager", "frozen")])
+@pytest.mark.parametrize(("name", "layer"), [("tokens", "blocks.1.norm"), ("deep", "norm"), ("sequence", "mix.0")])
+def test_every_kind_measures_the_same(name: str, layer: str, kind: str) -> None:
+    """Tokens before and behind pictures, batches of a fixed size, programs."""
+    assert measured(nets.loaded(name, kind), layer) == pytest.approx(measured(nets.net(name), layer), abs=1e-4)
+
+
+def test_one_picture_at_a_time() -> None:
+    """A program for one picture holds one picture's output while it sees another."""
+    program = nets.stored(nets.net("tokens"), "exported for 3", PICTURES[:1])
+    own = measured(nets.net("tokens"), "blocks.1.norm")
+    assert own is not None
+    assert measured(program, "blocks.1.norm") == pytest.approx(own, rel=0.8)
+    assert measured(program, "blocks.0") == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["eager", "trace", "exported"])
+@pytest.mark.parametrize("head", [gated, pooled])
+def test_a_gate_is_not_the_layer(head: Callable[[Any, Tensor], Tensor], kind: str) -> None:
+    """Its one channel is the same for every class; what it weighs is taken."""
+    model = made(head)
+    made_backend = opened(nets.stored(model, kind, PICTURES))
+    assert made_backend.layers == ("trunk",)
+    assert made_backend.bypass["trunk"] == pytest.approx(0, abs=1e-5)
+    assert made_backend.doubts == {}
+
+
+def test_where_no_layer_holds_all_the_best_is_taken_and_the_share_said() -> None:
+    """The first branch sees the picture by itself: nothing has both."""
+
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Conv2d(3, 6, 3, 4, 1), nn.Conv2d(3, 2, 3, 4, 1)
+            self.fc = nn.Linear(8, nets.CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.cat([self.one(x), self.other(x)], 1).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    backend = opened(Apart().eval())
+    share = backend.bypass["one"]
+    assert backend.layers == ("one",)
+    assert share > MAX_BYPASS
+    assert f"; {share:.0%} of what changes the scores goes past it, and past every other as much or more" in backend.why
+    assert backend.doubts == {"one": f"{share:.0%} of what changes the scores goes past it, which its maps cannot show"}
+
+
+def test_a_layer_by_name_is_measured_and_doubted() -> None:
+    """It is explained all the same."""
+    backend = opened(made(branches), "trunk", "small")
+    assert backend.layers == ("trunk", "small")
+    assert list(backend.doubts) == ["small"]
+    assert "past it, which its maps cannot show" in backend.doubts["small"]
+    gate = opened(made(lambda m, x: m.fc(x.mean((2, 3)) + m.gate(x).mean((2, 3)) * 1e-3)), "gate")
+    assert "goes past it" in gate.doubts["gate"]
+
+
+def test_one_channel_that_nothing_bypasses_is_doubted_too() -> None:
+    """A map of one channel, read cell by cell: classes differ, and their maps do not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 1, 1), nn.Flatten(), nn.Linear(64, 5)).eval()
+    assert opened(model).layers == ("1",)
+    assert opened(model, "2").doubts == {"2": "its map has a single channel, so every class has the same map there"}
+
+
+def test_maps_that_are_the_same_for_every_class_are_said_to_be() -> None:
+    """Behind one number all gradients are parallel, at every layer."""
+    backend = opened(made(narrow))
+    assert backend.layers == ("trunk",)
+    assert "; but every class has the same map there, and no other layer fits" in backend.why
+    assert backend.doubts == {"trunk": "every class has the same map there"}
+
+
+def test_scores_that_never_change_measure_nothing() -> None:
+    """A head of zeros: the last layer is taken, as its gradient reaches."""
+    model = made(gated)
+    nn.init.zeros_(model.fc.weight)
+    assert measured(model, "trunk") is None
+    assert default_layer(model, PICTURES)[0] == "trunk"
+
+
+def test_a_class_token_passes_the_norm_and_not_the_block() -> None:
+    """What goes into the last attention holds the class token's own residual back no more than the other tokens'."""
+    norm, block = (measured(nets.net("tokens"), layer) for layer in ("blocks.1.norm", "blocks.0"))
+    assert norm is not None
+    assert norm > MAX_BYPASS
+    assert block == pytest.approx(0, abs=1e-5)
+    assert default_layer(nets.net("tokens"), PICTURES)[0] == "blocks.0"
