@@ -128,7 +128,6 @@ def _exact(
     """Return the heatmaps by autograd through the whole network in float64."""
     (layer,) = made.layers
     double = copy.deepcopy(model).double().eval()
-    info = next(info for info in made.maps if info.name == layer)
     outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _given: object, output: Tensor | Sequence[Tensor]) -> None:
@@ -145,6 +144,6 @@ def _exact(
     scores = getattr(answer, "logits", answer)
     scores = scores if isinstance(scores, Tensor) else scores[0]
     (slopes,) = torch.autograd.grad(scores[torch.arange(len(pictures)), targets].sum(), outputs[-1])
-    pair = (info.site.layout.to_grid(each.detach()).numpy() for each in (outputs[-1], slopes))
+    pair = (made.aligned[layer].layout.to_grid(each.detach()).numpy() for each in (outputs[-1], slopes))
     maps = [oracle.gradcam_plus_plus(a, g, rectify_sum=True) for a, g in zip(*pair, strict=True)]
     return [oracle.heatmap(each) if each.max() > each.min() else np.zeros(grid) for each in maps]
