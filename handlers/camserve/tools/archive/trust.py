@@ -119,7 +119,7 @@ def _is_ours(path: Path, name: str, role: str) -> bool:
     digest = hashlib.sha256(path.read_bytes()).digest()
     if role == "the handler" and digest == hashlib.sha256(OURS.read_bytes()).digest():
         return True
-    from camserve.tools.packaging.models.architectures import is_generated  # noqa: PLC0415 brings torch
+    from camserve.tools.packaging.models.libraries.architectures import is_generated  # noqa: PLC0415 brings torch
 
     return role == "the model's file" and is_generated(path.read_text("utf-8", "replace"))
 

@@ -76,7 +76,7 @@ def open_inspected(
         source = flags.load(workdir, workdir)
         for note in source.notes:
             progress.note(note)
-        config = Config.from_mapping({**source.preprocessing, **keys})
+        config = Config.from_mapping(source.choose_keys(keys))
         yield InspectedModel(source.model, config, Preprocess(config), labels or source.label_mapping)
 
 

@@ -20,8 +20,8 @@ from camserve.tools.packaging.adoption.old_archive import OldArchive, read_old_a
 from camserve.tools.packaging.archiver import Parts, build_archive
 from camserve.tools.packaging.contents.files import copy_extra_files, copy_package
 from camserve.tools.packaging.contents.labels import read_labels, write_labels
-from camserve.tools.packaging.contents.modules import copy_licences, copy_modules, find_needed_modules
-from camserve.tools.packaging.contents.requirements import check_requirements, copy_requirements
+from camserve.tools.packaging.contents.modules import UncarriedError, copy_licences, copy_modules, find_needed_modules
+from camserve.tools.packaging.contents.requirements import add_requirements, check_requirements, copy_requirements
 from camserve.tools.packaging.contents.settings import ModelConfig, merge_settings, read_settings, write_settings
 from camserve.tools.packaging.flags.package import NAME, STORE, Options
 from camserve.tools.packaging.models.source import ModelSource
@@ -71,11 +71,11 @@ def package(options: Options, progress: Progress) -> Path:
         _say_all(probed.notes, progress)
         labels = _fit_labels(labels, options, loaded, probed.reader, probed.outputs)
         _put_labels(labels, probed.outputs, space.stage, progress)
-        _put_modules(loaded, probed, space.stage, progress)
+        requirements = _put_modules(loaded, probed, space.stage, progress)
         handler = _put_handler(loaded.old, space.stage, progress)
         written = write_settings(space.workdir, settings, {**probed.explain, "layers": probed.layers})
         with progress.step("Build the archive with torch-model-archiver"):
-            parts = Parts(space.stage, handler, written, loaded.requirements)
+            parts = Parts(space.stage, handler, written, requirements)
             version = options.version or (loaded.old.version if loaded.old else "") or "1.0"
             built = build_archive(loaded.source, parts, space.built, name=target.stem, version=version)
         _try(built, probed, progress)
@@ -171,16 +171,30 @@ def _read_labels(options: Options, loaded: Loaded) -> Mapping[str, str] | None:
     return loaded.old.labels if loaded.old else loaded.source.label_mapping
 
 
-def _put_modules(loaded: Loaded, probed: Probed, stage: Path, progress: Progress) -> None:
-    """Copies the modules that the model's file needs and a server does not bring, and all licences."""
-    source, licensed = loaded.source, list(loaded.source.licensed)
+def _put_modules(loaded: Loaded, probed: Probed, stage: Path, progress: Progress) -> Path | None:
+    """Copies the modules that the model's file needs and a server does not bring, and all licences.
+
+    Returns:
+        The file of requirements in the stage. What the model's library needs and an archive cannot carry is written there.
+    """
+    source, licensed, requirements = loaded.source, list(loaded.source.licensed), loaded.requirements
     if source.model_file and not source.generated:
-        with progress.step("Find the modules that the model's file needs"):
-            modules = find_needed_modules(source.model_file, stage, loaded.requirements, beside=source.beside, shape=probed.shape)
+        try:
+            with progress.step("Find the modules that the model's file needs"):
+                modules = find_needed_modules(source.model_file, stage, requirements, beside=source.beside, shape=probed.shape)
+        except UncarriedError as error:
+            if not source.requires:
+                raise
+            requirements, modules = add_requirements(source.requires, requirements, stage), {}
+            progress.note(
+                f"{error.why}: {requirements.name} names it, and TorchServe installs that where its configuration has "
+                "install_py_dep_per_model=true"
+            )
         licensed += copy_modules(modules, stage)
         if modules:
             progress.note(f"Bundled, since TorchServe does not bring them: {', '.join(modules)}")
     copy_licences(licensed, stage)
+    return requirements
 
 
 def _put_handler(old: OldArchive | None, stage: Path, progress: Progress) -> Path:

@@ -56,7 +56,7 @@ def probe_model(source: ModelSource, old: OldArchive | None, asked: Mapping[str,
         ConfigError: a key does not fit, the model does not run, or a layer cannot be explained.
     """
     origins = {"the model's own": source.preprocessing, "the archive's": old.explain if old else {}, "as asked": asked}
-    explain = {key: value for each in origins.values() for key, value in each.items()}
+    explain = source.choose_keys({**origins["the archive's"], **asked})
     config = Config.from_mapping(explain)
     handler = old.handler if old else AdoptedHandler()
     config = replace(config, channels=handler.channels) if handler.processing else config

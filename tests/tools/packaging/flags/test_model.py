@@ -20,8 +20,12 @@ FILE = Path("folder/net.x")
         (ModelFlags(demo=True, torchvision="resnet18"), "give one of"),
         (ModelFlags(archive=FILE, exported=FILE), "give one of"),
         (ModelFlags(model_file=FILE), r"--model-file needs --weights FILE: a state dict, torch\.save"),
-        (ModelFlags(demo=True, weights=FILE), "^--weights goes with --torchvision or --model-file; others bring their own"),
-        (ModelFlags(exported=FILE, random_weights=True), "^--random-weights goes with --torchvision or --model-file"),
+        (ModelFlags(demo=True, weights=FILE), "^--weights goes with --torchvision, --timm or --model-file; others bring"),
+        (ModelFlags(exported=FILE, random_weights=True), "^--random-weights goes with --torchvision, --timm or --model-file"),
+        (ModelFlags(transformers=FILE, weights=FILE), "^--weights goes with --torchvision, --timm or --model-file"),
+        (ModelFlags(timm="resnet18", class_name="Net"), "^--class goes with --model-file"),
+        (ModelFlags(exported=FILE, model_args={"n": 3}), "^--model-args goes with --model-file or --timm"),
+        (ModelFlags(torchvision="resnet18", weights_key="ema"), "^--weights-key .* goes with --weights FILE"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(flags: ModelFlags, message: str) -> None:
@@ -35,6 +39,8 @@ def test_flags_that_do_not_go_together_are_refused(flags: ModelFlags, message: s
     [
         (ModelFlags(torchvision="resnet18", weights=FILE), "resnet18"),
         (ModelFlags(model_file=FILE, weights=FILE), "net"),
+        (ModelFlags(timm="test_vit.r160_in1k", random_weights=True), "test_vit.r160_in1k"),
+        (ModelFlags(transformers=Path("folder/pets")), "pets"),
         (ModelFlags(torchscript=FILE), "net"),
         (ModelFlags(exported=FILE), "net"),
         (ModelFlags(archive=FILE), "net"),

@@ -79,7 +79,7 @@ def warned(model: nn.Module, size: tuple[int, int] = SIZE) -> list[str]:
 def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The archive that was built is not asked for an explanation: other tests do."""
     monkeypatch.setattr(packager, "try_archive", lambda *_: {"explanations": [{"warnings": []}]})
-    monkeypatch.setattr(packager, "find_needed_modules", lambda *_: {})
+    monkeypatch.setattr(packager, "find_needed_modules", lambda *_, **__: {})
 
 
 def said(arguments: list[str]) -> str:

@@ -176,4 +176,4 @@ def test_class_and_arguments_go_with_a_models_file() -> None:
     """Others have none to choose."""
     for flags in ({"class_name": "Net"}, {"model_args": {"n": 3}}):
         with pytest.raises(ToolError, match="goes with --model-file"):
-            ModelFlags(torchvision="resnet18", **flags).check()  # type: ignore[arg-type]
+            ModelFlags(torchvision="resnet18", **flags).check()

@@ -24,7 +24,8 @@ class Needs:
     """Watches the imports of a model's file, and of what it needs.
 
     Attributes:
-        own: the user's own modules.
+        own: the model's file, and what goes into the archive anyway.
+        users: what else lies beside these: code of the user's, no library.
         wanted: modules that proved to be needed, though a library only tries to import them.
         modules: what may be bundled, each with the module that imports it.
         refused: what may not, with the reason.
@@ -34,6 +35,7 @@ class Needs:
     own: set[str]
     server: frozenset[str]
     find: Callable[[str], ModuleSpec | None]
+    users: Collection[str] = ()
     wanted: Collection[str] = ()
     modules: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -51,7 +53,7 @@ class Needs:
         spec = self.find(name)
         if spec is None:
             return False
-        if by not in self.own and name not in self.wanted and tries(frame):
+        if by not in self.own.union(self.users) and name not in self.wanted and tries(frame):
             self.withheld.add(name)
             return False
         reason = unfit(spec)
@@ -150,7 +152,7 @@ def needs(request: str) -> dict[str, Any]:
         return beside.find_spec(name) or PathFinder.find_spec(name)
 
     staged = top_modules(folders[0]) if folders else set()
-    found = Needs({path.stem} | staged, server, find, asked["wanted"])
+    found = Needs({path.stem} | staged, server, find, set(beside.folders), asked["wanted"])
     sys.meta_path.insert(0, beside)
     Hiding(found.visible)
     result: dict[str, Any] = {}

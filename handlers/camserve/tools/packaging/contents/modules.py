@@ -14,12 +14,17 @@ from camserve.tools.archive import fresh_process
 from camserve.tools.archive.fresh.modules import canonical
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.contents.names import SKIPPED
+from camserve.tools.packaging.contents.requirements import require_distributions
 
 LICENCE_FILES = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "AUTHORS")
 
 
 class UncarriedError(ToolError):
-    """A model needs a module that an archive cannot carry."""
+    """A model needs a module that an archive cannot carry; `why` says which and why not, the message also what to do."""
+
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(f"{why}; {remedy}")
+        self.why = why
 
 
 def find_needed_modules(
@@ -61,26 +66,20 @@ def find_needed_modules(
         refused: Mapping[str, str] = needs["refused"]
         for name, reason in refused.items():
             if re.search(rf"\b{re.escape(name)}\b", needs["error"]):
-                raise UncarriedError(_tell_uncarried(model_file, name, needs["roots"][name], reason))
+                raise _refuse(model_file, name, needs["roots"][name], reason)
         raise ToolError(f"{model_file} does not load: {needs['error']}")
     return {name: Path(origin) for name, origin in needs["modules"].items()}
 
 
-def _tell_uncarried(model_file: Path, name: str, root: str, reason: str) -> str:
+def _refuse(model_file: Path, name: str, root: str, reason: str) -> UncarriedError:
     through = name if name == root else f"{root}, which needs {name}"
     lines = require_distributions([root]) or [root]
-    return (
-        f"{model_file} needs {through}, which {reason} and cannot be carried in an archive, and TorchServe's own environment "
-        f"does not bring it; write {', '.join(lines)} into a file and give that with --requirements: TorchServe then installs "
-        "it, where its configuration has install_py_dep_per_model=true"
+    return UncarriedError(
+        f"{model_file.name} needs {through}, which {reason} and cannot be carried in an archive, and TorchServe's own "
+        "environment does not bring it",
+        f"write {', '.join(lines)} into a file and give that with --requirements: TorchServe then installs it, where its "
+        "configuration has install_py_dep_per_model=true",
     )
-
-
-def require_distributions(modules: Iterable[str]) -> list[str]:
-    """Returns the lines of a file of requirements for these modules: their distributions, at the releases installed here."""
-    brought = metadata.packages_distributions()
-    names = dict.fromkeys(canonical(name) for module in modules for name in brought.get(module, [])[:1])
-    return [f"{name}=={metadata.version(name)}" for name in names]
 
 
 def copy_modules(modules: Mapping[str, Path], staging: Path) -> list[str]:

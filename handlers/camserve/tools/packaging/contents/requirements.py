@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
+from camserve.tools.archive.fresh.modules import canonical
 from camserve.tools.archive.fresh.requirements import read_requirements
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.contents.names import OWN
@@ -23,6 +26,28 @@ def copy_requirements(file: Path, stage: Path) -> Path:
     if (stage / file.name).exists():
         raise ToolError(f"--requirements {file}: another file of the archive has this name; rename one")
     return Path(shutil.copyfile(file, stage / file.name))
+
+
+def require_distributions(modules: Iterable[str]) -> list[str]:
+    """Returns the lines of a file of requirements for these modules: their distributions, at the releases installed here."""
+    brought = metadata.packages_distributions()
+    names = dict.fromkeys(canonical(name) for module in modules for name in brought.get(module, [])[:1])
+    return [f"{name}=={metadata.version(name)}" for name in names]
+
+
+def add_requirements(modules: Iterable[str], file: Path | None, stage: Path) -> Path:
+    """Adds these modules' distributions to a file of requirements in `stage`, or writes one; returns its path.
+
+    Raises:
+        ToolError: another file of the archive has its name.
+    """
+    path = file or stage / "requirements.txt"
+    if file is None and path.exists():
+        raise ToolError(f"another file of the archive is named {path.name}, which packaging writes; give it with --requirements")
+    given = path.read_text("utf-8") if path.exists() else ""
+    lines = [given.rstrip("\n")] if given.strip() else []
+    path.write_text("\n".join([*lines, *require_distributions(modules)]) + "\n", "utf-8")
+    return path
 
 
 def check_requirements(file: Path) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--trust", action="store_true", help=f"of an archive: {TRUST}")
     add_model_flags(model)
     add_class_flags(parser.add_argument_group("in the model's file"))
-    weights = parser.add_argument_group("its weights", "without them torchvision's architectures have random ones")
+    weights = parser.add_argument_group("its weights", "without them torchvision's and timm's architectures have random ones")
     add_weights_flag(weights)
     add_weights_key_flag(weights)
     add_labels_flag(parser.add_argument_group("its classes"))
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str]) -> Options:
         ConfigError: a key of the configuration does not fit.
     """
     given = parser().parse_args(argv)
-    untrained = given.torchvision is not None and given.weights is None
+    untrained = (given.torchvision or given.timm) is not None and given.weights is None
     return Options(
         model=read_model_flags(given, random_weights=untrained),
         trust=given.trust,

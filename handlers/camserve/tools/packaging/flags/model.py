@@ -16,24 +16,28 @@ from camserve.tools.packaging.models.source import ModelSource
 
 @dataclass(frozen=True)
 class ModelFlags:
-    """Which model a command line names; one of the first six is given.
+    """Which model a command line names; one of the first eight is given.
 
     Attributes:
         torchvision: an architecture's name.
+        timm: an architecture's name.
+        transformers: a folder that `save_pretrained` wrote.
         model_file: a Python file that defines the model.
         torchscript: a file of `torch.jit.save`.
         exported: a file of `torch.export.save`.
         archive: an archive, whether it explains already or not.
         demo: the demo's model.
         weights: a state dict, or a checkpoint that holds one.
-        random_weights: torchvision's architecture stays untrained.
+        random_weights: torchvision's or timm's architecture stays untrained.
         labels: a file that names the classes.
         weights_key: which entry of a checkpoint, or which prefix of its names.
         class_name: the class in the model's file, or the function that builds the model.
-        model_args: what that is called with.
+        model_args: what that, or timm's architecture, is called with.
     """
 
     torchvision: str | None = None
+    timm: str | None = None
+    transformers: Path | None = None
     model_file: Path | None = None
     torchscript: Path | None = None
     exported: Path | None = None
@@ -48,9 +52,11 @@ class ModelFlags:
 
     @property
     def default_name(self) -> str:
-        """What the model is called where no flag names it: by its architecture or its file."""
+        """What the model is called where no flag names it: by its architecture, its file or its folder."""
+        if self.transformers:
+            return self.transformers.resolve().name
         file = self.model_file or self.torchscript or self.exported or self.archive
-        return DEMO if self.demo else self.torchvision or (file.stem if file else "")
+        return DEMO if self.demo else self.torchvision or self.timm or (file.stem if file else "")
 
     def check(self) -> None:
         """Refuses flags that do not go together.
@@ -58,20 +64,23 @@ class ModelFlags:
         Raises:
             ToolError: none or several name a model, or the weights do not go with it.
         """
-        named = [self.torchvision, self.model_file, self.torchscript, self.exported, self.archive]
+        named = [self.torchvision, self.timm, self.transformers, self.model_file, self.torchscript, self.exported, self.archive]
         if sum(each is not None for each in named) + self.demo != 1:
             raise ToolError(
-                "give one of ARCHIVE, --torchvision ARCH, --model-file FILE, --torchscript FILE, --exported FILE and --demo"
+                "give one of ARCHIVE, --torchvision ARCH, --timm ARCH, --transformers FOLDER, --model-file FILE, "
+                "--torchscript FILE, --exported FILE and --demo"
             )
         if self.model_file and not self.weights:
             raise ToolError("--model-file needs --weights FILE: a state dict, torch.save(model.state_dict(), FILE)")
-        if (self.weights or self.random_weights) and not (self.torchvision or self.model_file):
+        if (self.weights or self.random_weights) and not (self.torchvision or self.timm or self.model_file):
             flag = "--weights" if self.weights else "--random-weights"
-            raise ToolError(f"{flag} goes with --torchvision or --model-file; others bring their own")
+            raise ToolError(f"{flag} goes with --torchvision, --timm or --model-file; others bring their own")
         if self.weights_key is not None and not self.weights:
             raise ToolError("--weights-key says which entry of a checkpoint is used, so it goes with --weights FILE")
-        if (self.class_name or self.model_args) and not self.model_file:
-            raise ToolError(f"{'--class' if self.class_name else '--model-args'} goes with --model-file")
+        if self.class_name and not self.model_file:
+            raise ToolError("--class goes with --model-file")
+        if self.model_args and not (self.model_file or self.timm):
+            raise ToolError("--model-args goes with --model-file or --timm")
 
     def check_files(self) -> None:
         """Refuses files that are not there before the work begins; what is in them is looked at when they are read.
@@ -86,6 +95,8 @@ class ModelFlags:
                 raise ToolError(f"{flag}: there is no file {path}")
             if path and path.is_dir():
                 raise ToolError(f"{flag}: {path} is a folder, not a file")
+        if self.transformers and not self.transformers.is_dir():
+            raise ToolError(f"--transformers: there is no folder {self.transformers}")
 
     def load(self, workdir: Path, stage: Path, progress: bool = False) -> ModelSource:
         """Loads the model, where it is none of an archive.
@@ -100,8 +111,10 @@ class ModelFlags:
             ConfigError: a program of torch.export that this torch cannot read.
         """
         # torch takes seconds, and a command's help does without it
-        from camserve.tools.packaging.models.architectures import load_architecture  # noqa: PLC0415
         from camserve.tools.packaging.models.files import load_model_file, load_program  # noqa: PLC0415
+        from camserve.tools.packaging.models.libraries.architectures import load_architecture  # noqa: PLC0415
+        from camserve.tools.packaging.models.libraries.timm_models import TimmWeights, load_timm  # noqa: PLC0415
+        from camserve.tools.packaging.models.libraries.transformers_models import load_transformers  # noqa: PLC0415
 
         if self.demo:
             return load_demo()
@@ -109,6 +122,11 @@ class ModelFlags:
             return load_architecture(
                 self.torchvision, workdir, self.weights, self.random_weights, progress=progress, weights_key=self.weights_key
             )
+        if self.timm:
+            weights = TimmWeights(self.weights, self.weights_key, self.random_weights)
+            return load_timm(self.timm, workdir, weights, self.model_args)
+        if self.transformers:
+            return load_transformers(self.transformers, workdir)
         if self.model_file and self.weights:
             return load_model_file(
                 self.model_file,
@@ -128,6 +146,9 @@ class ModelFlags:
 def add_model_flags(group: Any) -> None:
     """Adds a flag for each way to give a model to a parser or a group."""
     group.add_argument("--torchvision", metavar="ARCH", help="a classifier of torchvision's, such as resnet50")
+    group.add_argument("--timm", metavar="ARCH", help="a classifier of timm's, such as convnext_tiny.in12k")
+    folder = "a folder that save_pretrained wrote: architecture, weights, labels and preprocessing"
+    group.add_argument("--transformers", metavar="FOLDER", type=Path, help=folder)
     group.add_argument("--model-file", metavar="FILE", type=Path, help="a Python file that defines the model")
     group.add_argument("--torchscript", metavar="FILE", type=Path, help="a TorchScript file, scripted or traced")
     group.add_argument("--exported", metavar="FILE", type=Path, help="a program that torch.export.save wrote")
@@ -179,6 +200,8 @@ def read_model_flags(options: argparse.Namespace, *, random_weights: bool) -> Mo
     """Reads the flags of the functions above, and `archive`, from a parsed command line."""
     return ModelFlags(
         torchvision=options.torchvision,
+        timm=options.timm,
+        transformers=options.transformers,
         model_file=options.model_file,
         torchscript=options.torchscript,
         exported=options.exported,

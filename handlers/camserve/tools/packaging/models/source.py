@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from camserve.tools.console import ToolError
+
 if TYPE_CHECKING:  # torch takes seconds, and a command's help does without it
     from torch import nn
 
@@ -24,6 +26,8 @@ class ModelSource:
         generated: packaging wrote `model_file`, which needs only torchvision.
         notes: what the user should hear.
         stored_as: the weights' name in the archive, where it is not to be packaging's own.
+        requires: modules that `model_file` imports and the archive's requirements name where it cannot carry them.
+        unprepared: why pictures cannot be prepared as they were for the training, unless the user says how; empty: they can.
         beside: a folder whose modules `model_file` imports, where that is not its own.
     """
 
@@ -36,9 +40,21 @@ class ModelSource:
     generated: bool = False
     notes: tuple[str, ...] = ()
     stored_as: str | None = None
+    requires: tuple[str, ...] = ()
+    unprepared: str = ""
     beside: Path | None = None
 
     @property
     def label_mapping(self) -> dict[str, str] | None:
         """The labels as `index_to_name.json` has them."""
         return None if self.labels is None else {str(index): label for index, label in enumerate(self.labels)}
+
+    def choose_keys(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration's keys: those that are asked for beat the model's own.
+
+        Raises:
+            ToolError: nothing tells how pictures were prepared for the training.
+        """
+        if self.unprepared and not ({"mean", "std"} <= set(asked) and {"resize", "crop"} & set(asked)):
+            raise ToolError(f"{self.unprepared}; or say how with --resize, --crop, --interpolation, --mean and --std")
+        return {**self.preprocessing, **asked}

@@ -14,10 +14,10 @@ from torchvision.models import vision_transformer as vit
 from camserve.capture import open_backend
 from camserve.core.config import Config
 from camserve.tools.console import ToolError
-from camserve.tools.packaging.models import architectures
-from camserve.tools.packaging.models.architectures import load_architecture
 from camserve.tools.packaging.models.files import load_model_file
-from camserve.tools.packaging.models.vit import find_image_size
+from camserve.tools.packaging.models.libraries import architectures
+from camserve.tools.packaging.models.libraries.architectures import load_architecture
+from camserve.tools.packaging.models.libraries.vit import find_image_size
 
 
 def test_torchvision_brings_preprocessing_and_labels(tmp_path: Path) -> None:
