@@ -46,8 +46,8 @@ def describe(served: Served, backend: Backend) -> dict[str, Any]:
         "bypass": {layer: None if share is None else round(share, 3) for layer, share in backend.bypass.items()},
         "doubts": dict(backend.doubts),
         "scores": served.scores,
-        "threshold": config.threshold if served.by_threshold else None,
-        "output": name_path(backend.reader.path or ()) or None,
+        **({"threshold": config.threshold} if served.by_threshold else {}),  # TorchServe's frontend would leave out a null
+        **({"output": name_path(backend.reader.path)} if backend.reader.path else {}),
         "cells": {layer: aligned.describe() for layer, aligned in backend.aligned.items()},
         "labels": len(labels),
         "labelled": labels.given,

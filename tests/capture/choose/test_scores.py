@@ -192,6 +192,16 @@ REFUSED: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
         {},
         r"nothing tells which .*: 0 \[2, 4\] and 1 \[2, 2\]; choose one \(--output 1\)",
     ),
+    "a backbone": (
+        lambda f, a, b: {"last_hidden_state": f[:, :, None, None].expand(-1, 8, 2, 2), "pooler_output": f},
+        {},
+        r"nothing tells which .*: last_hidden_state \[2, 8, 2, 2\] and pooler_output \[2, 8\]",
+    ),
+    "a map and its mean": (
+        lambda f, a, b: (torch.stack([f, 0 * f], 2)[:, :, None], f / 2),
+        {},
+        r"nothing tells which .*: 0 \[2, 8, 1, 2\] and 1 \[2, 8\]",
+    ),
     "no such output": (
         lambda f, a, b: (a, b),
         {"output": "kind"},

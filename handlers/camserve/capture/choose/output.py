@@ -77,7 +77,8 @@ def choose_output(model: Classifier, pictures: Tensor, asked: int | str | None =
         kept = keep(left)
         if kept and len(kept) < len(left):
             left, why = kept, reason
-    if len(left) > 1 and not all(_is_head(model, each) for each in left):
+    doubtful = len(entries) > 1 and left[0].rows.shape[1] != classes and _are_features(left[0], entries)
+    if doubtful or (len(left) > 1 and not all(_is_head(model, each) for each in left)):
         raise ConfigError(
             f"output: nothing tells which of the model's outputs are the class scores: {list_shapes(entries, 12)}; choose one "
             f"(--output {left[-1].entry.name}), by its name or its place, or give labels (--labels), whose number tells"
@@ -152,7 +153,20 @@ def _keep_named(left: Sequence[_Candidate]) -> Sequence[_Candidate]:
 
 
 def _drop_named_otherwise(left: Sequence[_Candidate]) -> Sequence[_Candidate]:
-    return [each for each in left if not any(part in str(step).lower() for step in each.entry.path for part in OTHERS)]
+    return [each for each in left if not _is_named_otherwise(each)]
+
+
+def _is_named_otherwise(candidate: _Candidate) -> bool:
+    return any(part in str(step).lower() for step in candidate.entry.path for part in OTHERS)
+
+
+def _are_features(candidate: _Candidate, entries: Sequence[Entry]) -> bool:
+    """Return whether an output says by its name that it is no class scores, or is a map beside it, pooled."""
+    if _is_named_otherwise(candidate):
+        return True
+    maps = [each.tensor.detach() for each in entries if each.tensor.ndim == 4 and each.tensor.is_floating_point()]
+    pooled = [made for each in maps for made in (each.mean((2, 3)), each.amax((2, 3)))]
+    return any(each.shape == candidate.rows.shape and _alike(each, candidate.rows) for each in pooled)
 
 
 def _word(candidate: _Candidate) -> str:

@@ -252,7 +252,7 @@ def _metadata(served: Served) -> Schema:
         "labels": {"const": len(labels)},
         "channels": {"const": config.channels},
         "scores": {"const": served.scores},
-        "threshold": {"const": config.threshold if served.by_threshold else None},
+        **({"threshold": {"const": config.threshold}} if served.by_threshold else {}),
         "input_size": _list(_SIZE, 2, 2),
         "limits": {"type": "object", "additionalProperties": _SIZE},
         "versions": {"type": "object", "additionalProperties": _ID},
