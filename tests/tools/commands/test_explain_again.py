@@ -236,11 +236,19 @@ JSON = st.recursive(
 )
 
 
+def test_an_answer_without_a_map_is_one(tmp_path: Path, out: Path) -> None:
+    """Of several labels at once none may reach the threshold: the row says so, and counts as done."""
+    source = Hostile({**GOOD, "explanations": [], "scores": "sigmoid", "threshold": 0.5})
+    pictures = files(tmp_path / "x", a="bad")
+    assert Run(source, out, ASKED).explain(pictures, jobs=1)["explained"] == 1
+    assert Run(source, out, ASKED).explain(pictures, jobs=1)["done"] == 1
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     answer=st.one_of(
-        st.builds(lambda name, value: {**GOOD, name: value}, st.sampled_from(list(GOOD)), JSON),
-        st.builds(lambda name, value: changed(**{name: value}), st.sampled_from(list(GOOD["explanations"][0])), JSON),
+        st.builds(lambda name, value: {**GOOD, name: value}, st.sampled_from([*GOOD, "scores", "threshold"]), JSON),
+        st.builds(lambda name, value: changed(**{name: value}), st.sampled_from([*GOOD["explanations"][0], "direction"]), JSON),
     )
 )
 def test_no_answer_ends_a_run(tmp_path_factory: pytest.TempPathFactory, answer: dict[str, Any]) -> None:

@@ -37,6 +37,8 @@ def find_fault(answer: Mapping[str, Any]) -> str | None:
     for name, check in _ANSWER.items():
         if name not in answer or not check(answer[name]):
             return name
+    if not _is_text(answer.get("scores", "")) or not (answer.get("threshold") is None or _is_number(answer["threshold"])):
+        return "scores or threshold"
     for place, explanation in enumerate(answer["explanations"]):
         for name, check in _EXPLANATION.items():
             if name not in explanation or not check(explanation[name]):
@@ -99,7 +101,7 @@ def _optional(length: int) -> Callable[[Any], bool]:
 
 
 def _is_explanations(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)  # none, where no label reaches the threshold
 
 
 def _is_words(value: Any) -> bool:
