@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def settled(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     return model
 
 
-def vision_transformer(size: tuple[int, int], **options: object) -> Made:
+def vision_transformer(size: tuple[int, int], **options: Any) -> Made:
     """timm's, small, for pictures of one size."""
     return lambda: timm.models.VisionTransformer(
         img_size=size, patch_size=16, embed_dim=32, depth=3, num_heads=4, num_classes=architectures.CLASSES, **options

@@ -22,6 +22,12 @@ FEWEST = 4
 OFF_LINE = 0.04
 """How far a middle of changes may lie from its line, as a share of the layer; three of four must lie so near."""
 
+EXACT = 0.02
+"""Median distance, as a share of the layer, up to which middles lie as if all of the picture were seen, beside `OF_CELL`."""
+
+OF_CELL = 0.4
+"""What is added to that, as a share of one of the layer's cells, in which a middle may lie anywhere."""
+
 SLOPES = (0.25, 20.0)
 """Least and largest slope of the line, in shares of the layer for one of the picture."""
 
@@ -94,8 +100,9 @@ def find_sight(changes: Tensor, places: Sequence[Place]) -> Sight | None:
     rows, columns = (_middles(weights.sum(axis)[seen], total[seen])[0] for axis in (2, 1))
     for transposed in (False, True):
         down, across = (columns, rows) if transposed else (rows, columns)
-        vertical = _fit([places[each][0] for each in seen], down)
-        horizontal = _fit([places[each][1] for each in seen], across)
+        heights, widths = changes.shape[:0:-1] if transposed else changes.shape[1:]
+        vertical = _fit([places[each][0] for each in seen], down, heights)
+        horizontal = _fit([places[each][1] for each in seen], across, widths)
         if vertical and horizontal:
             return Sight(vertical[0], horizontal[0], Turn(transposed, vertical[1], horizontal[1]))
     return None
@@ -111,13 +118,19 @@ def _middles(weights: Tensor, total: Tensor) -> tuple[list[float], list[float]]:
     return means.tolist(), spreads.tolist()
 
 
-def _fit(places: Sequence[float], cells: Sequence[float]) -> tuple[tuple[float, float], bool] | None:
-    """Fit `cell = slope * place + start` (Theil and Sen's median of slopes); return the span and whether it is reversed."""
+def _fit(places: Sequence[float], cells: Sequence[float], count: int) -> tuple[tuple[float, float], bool] | None:
+    """Fit `cell = slope * place + start` (Theil and Sen's median of slopes); return the span and whether it is reversed.
+
+    `count`: how many cells there are.
+    """
     pairs = [(a, b) for a, b in combinations(range(len(places)), 2) if abs(places[a] - places[b]) > OFF_LINE]
     if not pairs:
         return None
     slope = statistics.median((cells[a] - cells[b]) / (places[a] - places[b]) for a, b in pairs)
     start = statistics.median(cell - slope * place for place, cell in zip(places, cells, strict=True))
+    own = [1 - place for place in places] if slope < 0 else places
+    if statistics.median(abs(cell - place) for cell, place in zip(cells, own, strict=True)) <= EXACT + OF_CELL / count:
+        return WHOLE, slope < 0
     near = sum(abs(cell - slope * place - start) <= OFF_LINE for place, cell in zip(places, cells, strict=True))
     if near < 0.75 * len(places) or not SLOPES[0] <= abs(slope) <= SLOPES[1]:
         return None

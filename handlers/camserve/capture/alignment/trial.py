@@ -146,7 +146,8 @@ class Trial:
         if sight and sight.offset(layout.grid) > (ALL if self._info.views else OUT_OF_PLACE):
             if not self._info.views:
                 raise self._error(_describe_sight(sight))
-            return Placed(layout, None, f"over {_describe_part(sight)}", sight.rows, sight.columns)
+            words = [f"over {_describe_part(sight)}", _describe(self._layout, layout)]
+            return Placed(layout, None, ", ".join(filter(None, words)), sight.rows, sight.columns)
         if settled or sight or (near and not self._info.views):
             return Placed(layout, distance if near else None, _describe(self._layout, layout))
         if not last:

@@ -218,7 +218,7 @@ def _fault_of(captured: Captured, info: LayerInfo, outputs: int) -> str:
 
 def _reason(info: LayerInfo, survey: Survey, found: _Found) -> str:
     layout = info.site.layout
-    calls = f", at the last of its {info.calls} calls" if info.calls > 1 else ""
+    calls = f", at the last of its {info.calls} calls" if info.calls > 1 and not info.views else ""
     extra = f" beside {layout.others} other tokens" if layout.others > 1 else ""
     return (
         f"the last of {len(survey.maps)} layers with a map that the prediction depends on: "
