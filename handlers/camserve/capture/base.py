@@ -43,7 +43,7 @@ class Captured(Protocol):
         """Return the layer's activation `[N, C, h, w]`, in the precision in which the model ran, without a graph."""
         ...
 
-    def output(self, layer: str) -> Tensor:
+    def output(self, layer: str) -> Values:
         """Return the layer's output as the model lays it out, of the shape `site.layout.shape(N)`, without a graph."""
         ...
 

@@ -55,11 +55,16 @@ class Aligned:
 
     def describe(self) -> dict[str, object]:
         """Describe it in values that JSON can hold."""
-        distance = None if self.distance is None else round(self.distance, 2)
         layout = self.site.layout
-        tokens = {"tokens_before": layout.extra, "tokens_behind": layout.behind} if layout.order in TOKENS else {}
-        calls = [view.call for view in self.site.views] or [self.site.calls]
-        return {"grid": list(layout.grid), **tokens, "calls": calls, "distance": distance, "note": self.note}
+        told: dict[str, object] = {
+            "grid": list(layout.grid),
+            "calls": [view.call for view in self.site.views] or [self.site.calls],
+        }
+        if layout.order in TOKENS:
+            told |= {"tokens_before": layout.extra, "tokens_behind": layout.behind}
+        if self.distance is not None:
+            told["distance"] = round(self.distance, 2)
+        return {**told, "note": self.note} if self.note else told
 
 
 def align_layers(

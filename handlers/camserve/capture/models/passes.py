@@ -59,9 +59,10 @@ class Pass:
         grids = [view.layout.to_grid(values[site.keys[view.call]], self.scale) for view in site.views]
         return join_views(site.views, grids, sums=sums)
 
-    def output(self, layer: str) -> Tensor:
-        """Return the layer's output as the model lays it out, without a graph."""
-        return self.activations[layer]
+    def output(self, layer: str) -> Values:
+        """Return the layer's output as the model lays it out, without a graph; of several views, that of each."""
+        site = self.sites[layer]
+        return [self.activations[key] for key in site.keys.values()] if site.views else self.activations[layer]
 
     def has_closed_form(self, layer: str) -> bool:
         """Return whether the layer meets the CAM condition."""
@@ -149,7 +150,7 @@ class JoinedPasses:
         """Return the layer's activation `[N, C, h, w]`, without a graph."""
         return torch.cat([each.activation(layer)[:size] for each, size in zip(self._passes, self._sizes, strict=True)])
 
-    def output(self, layer: str) -> Tensor:
+    def output(self, layer: str) -> Values:
         """Return the layer's output as the model lays it out, without a graph.
 
         Raises:
