@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ts.protocol import otf_message_handler
 from ts.torch_handler.image_classifier import ImageClassifier
 
 from camserve.capture import is_exported, load_exported
@@ -33,6 +34,7 @@ from camserve.pipeline.loading import digest_file, is_compiled
 from camserve.pipeline.model import Model
 from camserve.pipeline.prepare import Hooks
 from camserve.protocol.accept import HOSTS, allow_hosts
+from camserve.protocol.body import SparingJson
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         refuse_envelope()
         keep_freed_memory()
         collect_rarely()
+        otf_message_handler.json = SparingJson()
         silence_decoders()
         self._turn = threading.RLock()  # image_processing may run inside preprocess
         config = self._load(context)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.abuse.case import received
 from PIL import Image
 from tests.support.build import archive, encoded, noise
 from torch import nn
@@ -21,7 +22,7 @@ from camserve.core.config import Config
 from camserve.core.messages import Call, Reply
 from camserve.pictures.inputs import open_again
 from camserve.pipeline.model import Model
-from camserve.tools.archive.archive import handler_of, load_service
+from camserve.tools.archive.archive import Row, ask, handler_of, load_service
 from gradcam_handler import half_timeout
 
 STEPS = {"resize": 32, "crop": 32, "layers": ["1"], "monitor": False}
@@ -200,3 +201,15 @@ def test_the_archives_timeout_bounds_the_time_of_a_batch(tmp_path: Path) -> None
 
     assert handler_of(service).face.served.config.max_seconds == 10
     assert handler_of(service).face.metadata["limits"]["max_seconds"] == 10
+
+
+def test_a_flood_of_json_is_refused_by_the_worker_itself(tmp_path: Path) -> None:
+    """TorchServe's codec leaves it as it came, once a worker of ours is loaded; other bodies are parsed as ever."""
+    service = load_service(archive(tmp_path / "spared"))
+    flood = received(b"[" + b"[]," * 200_000 + b"[]]", "application/json")
+    fair = received(b'{"data": "QUJD"}', "application/json")
+
+    assert isinstance(flood, (bytes, bytearray))
+    assert fair == {"data": "QUJD"}
+    answer = ask(service, [Row({"body": flood}, {"Content-Type": "application/json"}, explain=True)])[0]
+    assert (answer.status, json.loads(answer.body)["type"]) == (400, "InvalidJSON")

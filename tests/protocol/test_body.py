@@ -13,7 +13,7 @@ from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.messages import Encoded
 from camserve.pictures.decode import open_picture
-from camserve.protocol.body import decode_base64, read_image, read_json, starts_json
+from camserve.protocol.body import SparingJson, decode_base64, read_image, read_json, starts_json
 
 CONFIG = Config()
 JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\xfb\xff\xbe" + bytes(range(256)) + b"\xff\xd9"
@@ -135,7 +135,7 @@ def test_a_name_instead_of_a_file() -> None:
         (b'[1] "x"', "Extra data"),
         (b'["\xff"]', "byte 2 is not valid utf-8"),
         (b"[" * 200_000, "nested too deeply"),
-        (b'{"a":' * 200_000, "nested too deeply"),
+        (b'{"a":' * 90_000, "nested too deeply"),
         (b"[" + b"9" * 5000 + b"]", "too many digits"),
         (b'["\\x"]', "Invalid \\escape"),
     ],
@@ -179,3 +179,29 @@ def test_hostile_text_costs_little(raw: bytes) -> None:
     """Megabytes that are almost base64 are told from it in one pass; were they not, this would hang."""
     assert read_image(raw, CONFIG) == Encoded(raw)
     assert refused(raw.decode()).kind == "InvalidBase64"
+
+
+@pytest.mark.parametrize("part", ["[],", "{},", '"k":0,'])
+def test_json_of_too_many_parts_is_refused_unparsed(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 MiB of empty lists take a parser seconds and 700 MB; eight of them ended a worker."""
+    brackets = "{}" if ":" in part else "[]"
+    fits, floods = (brackets[0] + part * count + part[:-1] + brackets[1] for count in (150_000, 200_000))
+    assert read_json(fits.encode())
+
+    monkeypatch.setattr("camserve.protocol.body.json.loads", lambda _: pytest.fail("parsed"))
+    with pytest.raises(RequestError) as caught:
+        read_json(floods.encode())
+
+    assert (caught.value.status, caught.value.kind) == (400, "InvalidJSON")
+    assert "at most 200,000 lists, objects and keys" in caught.value.message
+    assert SparingJson().loads(floods) == floods.encode()
+
+
+def test_the_servers_codec_parses_what_is_no_flood() -> None:
+    """As ever, and the rest of the module is there."""
+    sparing = SparingJson()
+
+    assert sparing.loads('{"data": [1, "\\ud83d"]}') == {"data": [1, "\ud83d"]}
+    assert sparing.dumps({"a": 1}) == '{"a": 1}'
+    with pytest.raises(ValueError, match="Expecting"):
+        sparing.loads("nothing")

@@ -138,6 +138,13 @@ class Explainer:
             answers[row] = deadline.error(f"all maps of this picture were made, with {task.method}")
         return answers
 
+    def count_passes(self, task: Task | None) -> int:
+        """Count the model's passes for one picture, forward and backward."""
+        if task is None or task.layer in self.backend.closed_form:
+            return 1
+        each = 1 + CONTRAST_CLASSES if METHODS[task.method].contrasts else 1
+        return 1 + each * (len(task.targets) or task.top_k or 1)
+
     def _stack(self, pictures: Sequence[Tensor]) -> Tensor:
         stacked = torch.stack(list(pictures)).to(self._device)
         return stacked.contiguous(memory_format=torch.channels_last) if self.backend.channels_last else stacked
@@ -161,7 +168,8 @@ class Explainer:
         if rounds:
             with self.observer.stage("backward"):
                 for _, part in sorted(rounds.items(), key=lambda each: (METHODS[each[0][1]].contrasts, each[0][2])):
-                    maps = None if deadline.over else self._make_round(captured, part, deadline)
+                    spared = not raw and not METHODS[part[0].method].contrasts  # one round at least: the forward pass has run
+                    maps = self._make_round(captured, part, deadline) if spared or not deadline.over else None
                     if maps is not None:
                         raw.update(zip(part, maps.detach().cpu().unbind(), strict=True))
         return raw

@@ -104,12 +104,16 @@ def check_limits(data: bytes | bytearray, config: Config) -> None:
 
 
 def weigh(data: bytes | bytearray, config: Config) -> Weight | None:
-    """Say what a file is before Pillow sees it, in time that goes by its bytes; None: it will be refused when it is opened."""
+    """Say what a file is before Pillow sees it, in time that goes by its bytes; None: it is of no format that is opened.
+
+    Raises:
+        RequestError: 400 `InvalidImage`, no camera and no tool makes such a file, and it is dear to decode.
+    """
     try:
         name = _check_format(data, config)
-        effort = _check_effort(data, name)
     except RequestError:
         return None
+    effort = _check_effort(data, name)
     return Weight(name, effort, price_header(name, effort, len(data)))
 
 
@@ -119,7 +123,10 @@ def measure(data: bytes | bytearray, config: Config, weight: Weight | None = Non
     Args:
         weight: of the file, where it is known.
     """
-    weight = weight or weigh(data, config)
+    try:
+        weight = weight or weigh(data, config)
+    except RequestError as error:
+        return Measure(fault=error)
     if weight is None:
         return Measure()
     try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ from camserve.core.geometry import region
 from camserve.core.messages import Answer, Call, Explanation, ImageInfo, Item, Page, Reply, Request
 from camserve.core.served import Served
 from camserve.explain.explainer import Explainer, Prediction
-from camserve.explain.methods import CONTRAST_CLASSES, METHODS
 from camserve.explain.observer import Observation, sample_rows
 from camserve.explain.ranking import Task
 from camserve.explain.sampling import NOTHING, SamplingPolicy
@@ -94,7 +94,8 @@ class Pipeline:
 
     def answer(self, items: Sequence[Item], *, explain: bool) -> list[Answer | RequestError]:
         """Answer pictures that come without a protocol, each on its own: one answer or error for each, in order."""
-        jobs = [Job(position, item, explain, self._pictures.measure_alone(item)) for position, item in enumerate(items)]
+        measures = [self._pictures.measure_alone(item) for item in items]
+        jobs = [Job(place, *each, error=each[2].fault) for place, each in enumerate(zip(items, repeat(explain), measures))]
         self._run_jobs(jobs, Deadline())
         for job in jobs:
             self._observe(job)
@@ -136,46 +137,36 @@ class Pipeline:
             if isinstance(outcome, RequestError):
                 requests[position] = outcome
                 continue
-            rank = sum(each.work for each in outcome) + _PASS * sum(self._count_passes(item, request) for item in request.items)
+            tasks = [_task(item) if request.explain else None for item in request.items]
+            rank = sum(each.work for each in outcome) + _PASS * sum(map(self.explainer.count_passes, tasks))
             each = zip(request.items, outcome, strict=True)
-            jobs += [Job(position, item, request.explain, measured, rank) for item, measured in each]
+            jobs += [Job(position, item, request.explain, found, rank, error=found.fault) for item, found in each]
         return requests, jobs
-
-    def _count_passes(self, item: Item, request: Request) -> int:
-        """Count the model's passes for an item, forward and backward."""
-        options = item.options
-        if not request.explain or options.layer in self.explainer.backend.closed_form:
-            return 1
-        return 1 + options.maps * (1 + CONTRAST_CLASSES if METHODS[options.method].contrasts else 1)
 
     def _run_jobs(self, jobs: Sequence[Job], deadline: Deadline) -> None:
         """Take each job to its answer or its error."""
         canvases = self._pictures.canvas_quota()
-        self._each(lambda job: self._prepare(job, canvases), jobs, lambda job: job.measure.pixels, deadline.until(_DECODED))
+        decoding = deadline.until(_DECODED)
+        self._each(lambda job: self._prepare(job, canvases, decoding), jobs, lambda job: job.measure.pixels)
         self._predict(jobs, deadline.until(_PREDICTED))
         failed = {job.call for job in jobs if job.error}
         limit = self._served.config.max_response_bytes
         quotas = {job.call: Quota(limit) for job in jobs if job.call not in failed}  # nothing is drawn for a request that fails
         self._each(
-            lambda job: self._answer(job, quotas.get(job.call)),
+            lambda job: self._answer(job, quotas.get(job.call), deadline),
             jobs,
             lambda job: self._pictures.drawing_pixels(job) if job.call in quotas else 0,
-            deadline,
         )
 
-    def _each(self, step: Callable[[Job], None], jobs: Sequence[Job], pixels: Callable[[Job], int], deadline: Deadline) -> None:
+    def _each(self, step: Callable[[Job], None], jobs: Sequence[Job], pixels: Callable[[Job], int]) -> None:
         """Take each job without an error through a step, in threads: decoding and encoding release the interpreter lock.
 
         Args:
             pixels: how many a job has in memory meanwhile; what exceeds `PIXELS_AT_ONCE` waits.
         """
 
-        def in_time(job: Job) -> None:
-            deadline.check("this picture was decoded and drawn")
-            step(job)
-
         def run(job: Job) -> None:
-            job.error = guard(in_time, job)
+            job.error = guard(step, job)
             if job.error:
                 job.canvas = None  # memory that its neighbours may wait for
 
@@ -190,7 +181,8 @@ class Pipeline:
         else:
             list(self._threads.map(wait_and_run, open_jobs))
 
-    def _prepare(self, job: Job, canvases: Quota) -> None:
+    def _prepare(self, job: Job, canvases: Quota, deadline: Deadline) -> None:
+        deadline.check("this picture was decoded")
         with self.explainer.observer.stage("decode"):
             self._pictures.prepare(job, canvases)
 
@@ -210,7 +202,7 @@ class Pipeline:
         late = guard(deadline.check, "the model saw this picture")
         if late:
             return [late] * len(part)
-        tensors, tasks = [job.input for job in part], [_task(job) for job in part]
+        tensors, tasks = [job.input for job in part], [_task(job.item) if job.explain else None for job in part]
         plan = self._sampling.plan(len(part), observer.samples, observer.budget)
         try:
             predictions = self.explainer.explain(tensors, tasks, plan, deadline)
@@ -242,7 +234,7 @@ class Pipeline:
         came = f"a picture of {job.size[0]} x {job.size[1]}, which makes {given}"
         return RequestError(400, "InvalidImage", f"data: the model {fails} on {came}{own}")
 
-    def _answer(self, job: Job, quota: Quota | None) -> None:
+    def _answer(self, job: Job, quota: Quota | None, deadline: Deadline) -> None:
         """Make one item's answer; without pictures where there is no quota, because its request has failed already."""
         if job.prediction is None:
             raise ValueError("the model did not see this picture")
@@ -253,6 +245,7 @@ class Pipeline:
         if self._hooks.predictions_of is not None:
             answer = replace(answer, predictions=self._hooks.predictions_of(job.prediction.logits))
         if job.needs_drawing and quota:
+            deadline.check("this picture was drawn on")
             answer = self._pictures.draw(job, answer, quota, self.explainer.observer)
         job.answer = answer
 
@@ -286,9 +279,9 @@ class Pipeline:
         return write_error(reply) if isinstance(reply, RequestError) else reply
 
 
-def _task(job: Job) -> Task | None:
-    options = job.item.options
-    return Task(options.layer, options.method, options.targets, options.top_k) if job.explain else None
+def _task(item: Item) -> Task:
+    options = item.options
+    return Task(options.layer, options.method, options.targets, options.top_k)
 
 
 def _place(explanation: Explanation, image: ImageInfo | None) -> Explanation:

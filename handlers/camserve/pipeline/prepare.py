@@ -24,6 +24,7 @@ from camserve.pictures.decode import check_limits, measure, weigh
 from camserve.pictures.inputs import open_again
 from camserve.pictures.overlays import Canvas, check_quota, draw_explanations, prepare_canvas, wants_drawing
 from camserve.pictures.preprocess import Preprocess
+from camserve.pipeline.chunks import guard
 
 CANVAS_PIXELS = 64_000_000
 """Pixels of a batch's pictures that are kept until they are drawn on; those beyond are decoded a second time."""
@@ -109,7 +110,7 @@ class Pictures:
             or 503 `Busy`.
         """
         weights = [[self._weigh(item.image) for item in request.items] for request in requests]
-        faults = self._share([[each.header if each else 0.0 for each in several] for several in weights])
+        faults = self._share([[each.header if isinstance(each, Weight) else 0.0 for each in several] for several in weights])
         measures: list[list[Measure]] = []
         for place, request in enumerate(requests):
             measures.append([] if faults[place] else self._measure(request.items, weights[place]))
@@ -148,12 +149,14 @@ class Pictures:
         met = share_out(limit, totals)
         return [None if met[place] else _too_much(limit, totals[place], works[place]) for place in range(len(works))]
 
-    def _weigh(self, image: Any) -> Weight | None:
-        return weigh(image.data, self._config) if isinstance(image, Encoded) else None
+    def _weigh(self, image: Any) -> Weight | RequestError | None:
+        return guard(lambda file: weigh(file.data, self._config), image) if isinstance(image, Encoded) else None
 
-    def _measure(self, items: Sequence[Item], weights: Sequence[Weight | None]) -> list[Measure]:
+    def _measure(self, items: Sequence[Item], weights: Sequence[Weight | RequestError | None]) -> list[Measure]:
         return [
-            measure(item.image.data, self._config, weight) if isinstance(item.image, Encoded) and weight else Measure()
+            measure(item.image.data, self._config, weight)
+            if isinstance(item.image, Encoded) and isinstance(weight, Weight)
+            else Measure(fault=weight if isinstance(weight, RequestError) else None)
             for item, weight in zip(items, weights, strict=True)
         ]
 

@@ -9,8 +9,8 @@ from PIL import Image, ImageFile
 from camserve.core.errors import RequestError
 from camserve.pictures.bounds.work import Effort
 
-MAX_RUNS = 2_000_000
-"""Runs of one picture, each of which takes 0.2 µs with the interpreter lock held. A screen of 8 megapixels has fewer."""
+MAX_RUNS = 1_000_000
+"""Runs of one picture, each of which takes half a microsecond, the interpreter lock held. A screen of 8 megapixels has fewer."""
 
 DECODER = "camserve_runs"
 

@@ -16,6 +16,9 @@ MAX_SEGMENTS = 2_000
 MAX_JUNK = 10_000
 """Bytes between segments before the first scan, which Pillow passes over one by one: some tools fill up with a few."""
 
+MAX_FILL = 1 << 20
+"""Fill bytes in a row: libjpeg looks at all of them again for each 64 kB that come."""
+
 MAX_TABLES = 16_384
 """Bytes of quantisation tables, each of which Pillow orders in Python: four of 16 bits take 520."""
 
@@ -25,6 +28,7 @@ MAX_COMPONENTS = 255
 MAX_RESOURCES = 5_000
 """Photoshop's resources, which Pillow parses in Python; a real picture has some dozen."""
 
+_FILL = b"\xff" * (MAX_FILL + 1)
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
 _EOI, _SOS, _DQT, _APP1 = 0xD9, 0xDA, 0xDB, 0xE1
 _BARE = frozenset((0x01, 0xC8, 0xD8, _EOI, *range(0xF0, 0xFE)))
@@ -50,7 +54,9 @@ def check(data: bytes | bytearray) -> Effort:
     position = 2
     while match := _MARKER.search(data, position):
         marker = match[1][0]
-        if not scans:
+        if scans:
+            _check_fill(data, position, match.start())
+        else:
             junk += match.start() - position
             refuse_above(MAX_JUNK, junk, "a JPEG picture of at most {} bytes between its segments")
         position = match.end()
@@ -65,7 +71,9 @@ def check(data: bytes | bytearray) -> Effort:
         length = max(2, int.from_bytes(data[position : position + 2], "big"))
         if marker == _SOS:
             scans += 1
-            first_scan = min(first_scan, position)
+            if scans == 1:
+                first_scan = position
+                _check_flood(data, position)
             refuse_above(MAX_SCANS, scans, "a JPEG picture of at most {} scans")
         elif marker == _DQT:
             tables += length
@@ -77,9 +85,24 @@ def check(data: bytes | bytearray) -> Effort:
         elif marker == _APP1 and data[position + 2 : position + 8] == _EXIF:
             exif += data[position + 8 : position + length]
         position += length
+    if scans and match is None:
+        _check_fill(data, position, len(data))
     refuse_above(MAX_RESOURCES, data.count(b"8BIM", 0, first_scan), "a JPEG picture of at most {} Photoshop resources")
     check_exif(exif)
     return Effort(parts=segments, passes=max(1, scans))
+
+
+def _check_fill(data: bytes | bytearray, start: int, end: int) -> None:
+    """Refuse more than `MAX_FILL` fill bytes in a row between two places in a scan."""
+    if end - start > MAX_FILL and data.find(_FILL, start, end) >= 0:
+        raise RefusedError(f"expected a JPEG picture of at most {MAX_FILL:,} fill bytes in a row, got more")
+
+
+def _check_flood(data: bytes | bytearray, start: int) -> None:
+    """Refuse them without a search for markers, which takes half a second over 32 MiB, where nothing like an end comes before."""
+    flood = data.find(_FILL, start)
+    if flood >= 0 and data.find(b"\xff\xd9", start, flood) < 0:
+        _check_fill(data, flood, len(data))
 
 
 def count_passes(data: bytes | bytearray, pieces: int) -> int:

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-PART = 0.02
-"""Units of a part that Pillow reads in Python; with the interpreter lock held, so that nothing else runs meanwhile."""
+from camserve.core.errors import RequestError
+
+PART = 0.04
+"""Units of a part that Pillow reads in Python, twice what it takes: the interpreter lock is held, so no other thread runs."""
 
 SCAN, UNPACKED, PREPARED = 0.5, 2.0, 6.0
 """Units of a megapixel in each further scan; of a megabyte of text that is unpacked; of a megapixel that is resized."""
@@ -88,11 +90,13 @@ class Measure:
         size: (width, height), by its header; (0, 0) where there is no picture, or none that will be decoded.
         pixels: that are decoded: the picture's, or those of one TIFF tile where it has more.
         work: units of decoding and resizing it once, and of reading its header.
+        fault: why it is refused without a look at its pixels, where that is known.
     """
 
     size: tuple[int, int] = (0, 0)
     pixels: int = 0
     work: float = 0.0
+    fault: RequestError | None = None
 
 
 def refuse_above(limit: int, count: int, what: str) -> None:
