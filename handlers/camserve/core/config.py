@@ -16,6 +16,8 @@ METHOD_ALIASES = MappingProxyType({"finercam": "contrast"})
 """Other names that settings and requests may use; answers and metadata keep to `METHODS`."""
 
 FORMATS = ("jpeg", "png", "webp", "gif", "tiff", "bmp")
+MORE_FORMATS = ("avif", "heic", "dicom")
+"""Those that are opened only where the configuration lists them: they need what not every installation has."""
 COLORMAPS = ("viridis", "inferno", "turbo", "jet", "gray")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 MEMORY_FORMATS = ("contiguous", "channels_last", "prepacked")
@@ -126,7 +128,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         ),
         "threshold": Key("probability from which on a label counts, with scores: sigmoid or one logit", number(0, 1)),
         "exif": Key("apply the EXIF orientation", FLAG),
-        "formats": Key("picture formats that are opened", choices(FORMATS)),
+        "formats": Key("picture formats that are opened", choices((*FORMATS, *MORE_FORMATS))),
         "colormap": Key("colour map of overlays", choice(COLORMAPS)),
         "opacity": Key("opacity of overlays", number(0, 1)),
         "max_pixels": Key("largest picture, in pixels", integer(1, 2_000_000_000)),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import struct
 import zlib
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401 - else Pillow imports every decoder
@@ -18,7 +20,8 @@ from camserve.pictures.bounds import bmp, gif, jpeg, png, tiff
 from camserve.pictures.bounds.ifd import check_exif
 from camserve.pictures.bounds.reading import LENIENT, BoundedFile
 from camserve.pictures.bounds.work import Effort, Measure, RefusedError, Weight, price_header, price_pixels
-from camserve.pictures.formats import NAMES, read_webp_size, sniff
+from camserve.pictures.files import dicom
+from camserve.pictures.files.formats import ALL_NAMES, read_heif_size, read_webp_size, sniff
 
 _FAULTS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
@@ -27,6 +30,15 @@ _FAULTS = (
 """What Pillow's decoders raise on damaged files. MemoryError is not the file's fault, and passes."""
 
 _CHECKS = {"JPEG": jpeg.check, "PNG": png.check, "GIF": gif.check, "TIFF": tiff.check, "BMP": bmp.check}
+_SIZES: Mapping[str, Callable[[bytes | bytearray], tuple[int, int]]] = {
+    "WebP": read_webp_size,
+    "AVIF": read_heif_size,
+    "HEIC": read_heif_size,
+    "DICOM": lambda data: dicom.read_header(data).size,
+}
+"""How the size is read of those that Pillow allocates as soon as it opens them, or does not know."""
+
+_PILLOWS = {"HEIC": "HEIF"}
 _TILE_WIDTH, _TILE_LENGTH, _BITS_PER_SAMPLE, _PHOTOMETRIC = 322, 323, 258, 262
 _ORIENTATION = 0x0112
 _LONGEST_PROFILE = 150_000
@@ -68,6 +80,8 @@ def open_picture(data: bytes | bytearray, config: Config, origin: str = "") -> I
     name = _check_format(data, config, origin)
     try:
         with LENIENT:
+            if name == "DICOM":
+                return convert_picture(_open_dicom(data, config), config)
             picture = _check_header(data, name, config)
             picture.load()
             return convert_picture(picture, config)
@@ -143,8 +157,8 @@ def measure(data: bytes | bytearray, config: Config, weight: Weight | None = Non
 
 def _read_sizes(data: bytes | bytearray, name: str) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return (width, height) of the picture, and of a TIFF's tiles."""
-    if name == "WebP":
-        return read_webp_size(data), (0, 0)
+    if name in _SIZES:
+        return _SIZES[name](data), (0, 0)
     with LENIENT:
         picture = _read_header(data, name)
         return picture.size, _tile_size(picture)
@@ -161,7 +175,7 @@ def check_pixels(size: tuple[int, int], config: Config, what: str = "") -> None:
 def _check_format(data: bytes | bytearray, config: Config, origin: str = "") -> str:
     """Return the name of the file's format; raises 400 `UnsupportedFormat` if it is not one of `config.formats`."""
     name = sniff(data)
-    accepted = [NAMES[each] for each in config.formats]
+    accepted = [ALL_NAMES[each] for each in config.formats]
     if name is not None and name in accepted:
         return name
     came = name
@@ -193,8 +207,11 @@ def _check_header(data: bytes | bytearray, name: str, config: Config) -> Image.I
     Small files may be much work: TIFFs with huge tiles, and JPEGs that redraw each pixel often.
     """
     _check_effort(data, name)
-    if name == "WebP":
-        check_pixels(read_webp_size(data), config)  # Pillow allocates the canvas as soon as it opens the file
+    if name == "DICOM":
+        check_pixels(dicom.read_header(data).size, config)
+        return Image.new("L", (1, 1))  # nobody looks at it: `_open_dicom` opens the file
+    if name in _SIZES:
+        check_pixels(_SIZES[name](data), config)  # Pillow allocates the canvas as soon as it opens the file
     picture = _read_header(data, name)
     check_pixels(picture.size, config)
     check_pixels(_tile_size(picture), config, " in one TIFF tile")
@@ -206,10 +223,20 @@ def _read_header(data: bytes | bytearray, name: str) -> Image.Image:
     file = BoundedFile(data)
     if name == "JPEG":  # by itself: Pillow would look for further pictures in it, and older releases take long over that
         return JpegImagePlugin.JpegImageFile(file)
-    picture = Image.open(file, formats=[name.upper()])
+    if name == "AVIF":
+        importlib.import_module("PIL.AvifImagePlugin")
+    elif name == "HEIC":
+        importlib.import_module("pillow_heif.HeifImagePlugin")
+    picture = Image.open(file, formats=[_PILLOWS.get(name, name.upper())])
     if name == "BMP":
         bmp.use_decoder(picture)
     return picture
+
+
+def _open_dicom(data: bytes | bytearray, config: Config) -> Image.Image:
+    header = dicom.read_header(data)
+    check_pixels(header.size, config)
+    return dicom.open_dicom(data, header)
 
 
 def _tile_size(picture: Image.Image) -> tuple[int, int]:

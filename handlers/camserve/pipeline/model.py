@@ -29,6 +29,7 @@ from camserve.explain.ranking import TOP_CLASSES
 from camserve.monitoring.monitor import Monitor, open_monitor
 from camserve.monitoring.reference import Provenance, input_of
 from camserve.monitoring.statistics import Scale
+from camserve.pictures.files.formats import find_missing
 from camserve.pictures.inputs import Picture, open_again, read_pictures
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.archive import unpack
@@ -91,6 +92,9 @@ class Model:
     ) -> None:
         config = config or Config.from_mapping(settings)
         hooks = hooks or Hooks()
+        missing = find_missing(config.formats)
+        if missing:
+            raise ConfigError(f"explain: formats: {missing}")
         place = torch.device(device) if device is not None else _device_of(module)
         if isinstance(module, nn.Module):
             module.eval()

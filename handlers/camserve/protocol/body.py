@@ -11,7 +11,7 @@ from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.messages import Encoded, Image
 from camserve.core.text import show
-from camserve.pictures.formats import is_picture
+from camserve.pictures.files.formats import is_picture
 from camserve.protocol.tensors import is_npy, read_npy, read_tensor
 
 HOW_TO_SEND = """send the picture's bytes (curl -T cat.jpg), a form field (curl -F data=@cat.jpg), or JSON {"data": "<base64>"}"""

@@ -10,7 +10,7 @@ from camserve.core.errors import RequestError
 from camserve.core.messages import CONTENT_TYPES, Call, Encoded, Image, Item, Page, Request
 from camserve.core.served import Served
 from camserve.core.text import join_names, show
-from camserve.pictures.formats import is_picture
+from camserve.pictures.files.formats import is_picture
 from camserve.protocol.accept import check_host, wants_page
 from camserve.protocol.body import HOW_TO_SEND, as_bytes, name_repeated, read_image, read_json, starts_json
 from camserve.protocol.kserve.request import parse_v1, parse_v2

@@ -10,7 +10,7 @@ from PIL import Image
 from camserve.core.config import Config
 from camserve.pictures.bounds.work import PRICES, Effort, price_header, price_pixels, share_out
 from camserve.pictures.decode import measure
-from camserve.pictures.formats import NAMES
+from camserve.pictures.files.formats import NAMES
 
 CONFIG = Config()
 

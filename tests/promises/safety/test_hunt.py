@@ -12,7 +12,7 @@ from benchmarks.abuse.hunt.grammar import Recipe
 from benchmarks.abuse.hunt.run import Find, Hunter, answer, hunt
 from tests.support.build import archive
 
-from camserve.pictures.formats import sniff
+from camserve.pictures.files.formats import sniff
 from camserve.tools.archive.archive import load_service
 
 SMALL = {

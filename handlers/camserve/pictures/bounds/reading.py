@@ -22,7 +22,8 @@ def silence_decoders() -> None:
     For a worker, whose log a client must not fill. Pillow logs some faults of TIFF tags as errors; libtiff, which Pillow is
     linked with, prints what Pillow raises anyway. Where libtiff's functions cannot be found it goes on printing.
     """
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    for name in ("PIL", "pydicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with contextlib.suppress(AttributeError, OSError):
         libtiff = ctypes.CDLL(_imaging.__file__)
         libtiff.TIFFSetErrorHandler(None)
@@ -46,7 +47,7 @@ class Lenient:
             if self._inside == 0:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\b")
+                warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\b")
                 self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             self._inside += 1
 

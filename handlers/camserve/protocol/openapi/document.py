@@ -172,7 +172,7 @@ def _pictures(config: Config, name: str, example: dict[str, Any]) -> dict[str, A
     form: Schema = {"schema": ref(f"{name}Form")}
     if not config.takes_pictures:
         return {"required": True, "content": {JSON: request, "multipart/form-data": form, **array}}
-    kinds = [*(f"image/{kind}" for kind in config.formats), OCTETS]
+    kinds = [*("application/dicom" if kind == "dicom" else f"image/{kind}" for kind in config.formats), OCTETS]
     return {
         "required": True,
         "content": {

@@ -13,12 +13,15 @@ import numpy as np
 from PIL import Image
 
 from camserve.capture import synthesize_pictures
-from camserve.core.config import Config
+from camserve.core.config import FORMATS, Config
 from camserve.core.geometry import input_size
 from camserve.pipeline.model import PROBE
 from camserve.tools.archive import fresh_process
 from camserve.tools.archive.archive import open_archive
 from camserve.tools.console import ToolError
+
+DRAWN = frozenset((*FORMATS, "avif"))
+"""Formats in which Pillow writes a picture."""
 
 
 def try_archive(archive: Path, config: Config) -> dict[str, Any]:
@@ -30,7 +33,8 @@ def try_archive(archive: Path, config: Config) -> dict[str, Any]:
         ToolError: in the worker's own words, why there is no answer.
     """
     with open_archive(archive) as opened, tempfile.NamedTemporaryFile(prefix="camserve-") as picture:
-        picture.write(draw_test_picture(config) if config.takes_pictures else make_test_tensor(config))
+        drawn = config.takes_pictures and set(config.formats) & DRAWN
+        picture.write(draw_test_picture(config) if drawn else make_test_tensor(config))
         picture.flush()
         response = fresh_process.run_fresh("explain", str(opened.directory), picture.name)
     if "error" in response:
@@ -55,5 +59,5 @@ def draw_test_picture(config: Config) -> bytes:
     across = np.linspace(0, 6, side)
     waves = np.stack([np.sin(across[:, None] * k + across[None, :]) for k in (1, 2, 3)], axis=2)
     file = io.BytesIO()
-    Image.fromarray((127.5 + 127.5 * waves).astype(np.uint8)).save(file, config.formats[0])
+    Image.fromarray((127.5 + 127.5 * waves).astype(np.uint8)).save(file, next(name for name in config.formats if name in DRAWN))
     return file.getvalue()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from camserve.core.config import FORMATS, KEYS, MEMORY_FORMATS, defaults, read_value
+from camserve.core.config import FORMATS, KEYS, MEMORY_FORMATS, MORE_FORMATS, defaults, read_value
 from camserve.core.errors import ConfigError
 
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -44,7 +44,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         **{name: f"{{{','.join(key.values.schema['enum'])}}}" for name, key in KEYS.items() if "enum" in key.values.schema},
         "layers": "NAME [NAME ...]",
         "allowed_hosts": "NAME [NAME ...]",
-        "formats": f"{{{','.join(FORMATS)}}} [...]",
+        "formats": f"{{{','.join((*FORMATS, *MORE_FORMATS))}}} [...]",
         "exif": "{true,false}",
         "channels_last": "{true,false,null}",
         "memory_format": f"{{{','.join(MEMORY_FORMATS)},null}}",

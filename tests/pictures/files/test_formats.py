@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from camserve.core.config import FORMATS
-from camserve.pictures.formats import NAMES, is_picture, read_webp_size, sniff
+from camserve.pictures.files.formats import NAMES, is_picture, read_webp_size, sniff
 
 
 def encoded(kind: str, size: tuple[int, int] = (40, 30), **options: object) -> bytes:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from types import MappingProxyType
+
+from PIL import features
+
+from camserve.pictures.files.dicom import is_dicom
 
 NAMES: Mapping[str, str] = MappingProxyType(
     {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "gif": "GIF", "tiff": "TIFF", "bmp": "BMP"}
 )
-"""The formats that are opened: the name in the configuration, and the one in messages."""
+"""The formats that are opened by default: the name in the configuration, and the one in messages."""
+
+ALL_NAMES: Mapping[str, str] = MappingProxyType({**NAMES, "avif": "AVIF", "heic": "HEIC", "dicom": "DICOM"})
+"""All formats that may be opened."""
 
 _SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff",
@@ -41,17 +50,37 @@ _SIGNATURES = {
 _ANY = re.compile(b"|".join(b"(%s)" % pattern for pattern in _SIGNATURES.values()), re.DOTALL)
 _NAME_OF = tuple(_SIGNATURES)
 _LONGEST = 32
+_EXTENTS = re.compile(rb"ispe\0{4}(.{4})(.{4})", re.DOTALL)
 
 
 def sniff(data: bytes | bytearray) -> str | None:
     """Return the name of a file's format by its first bytes, as messages spell it; None if it is unknown."""
+    if is_dicom(data):
+        return "DICOM"
     match = _ANY.match(data, 0, _LONGEST)
     return _NAME_OF[match.lastindex - 1] if match and match.lastindex else None
 
 
+def find_missing(formats: Iterable[str]) -> str:
+    """Say what the formats of a configuration need that is not there; "" where nothing is missing."""
+    if "avif" in formats and not features.check("avif"):
+        return "avif needs Pillow 11.3 or newer, built with libavif"
+    for name, module, package in (("heic", "pillow_heif", "pillow-heif"), ("dicom", "pydicom", "pydicom")):
+        if name in formats and find_spec(module) is None:
+            way = f"pip install 'camserve[{name}]' where the model is served, or name it in the archive's --requirements"
+            return f"{name} needs {package}, which is not installed: {way}"
+    return ""
+
+
+def read_heif_size(data: bytes | bytearray) -> tuple[int, int]:
+    """Return the largest (width, height) that an AVIF's or HEIC's boxes give (`ispe`, ISO/IEC 23008-12); (0, 0) without any."""
+    sizes = [(int.from_bytes(match[1], "big"), int.from_bytes(match[2], "big")) for match in _EXTENTS.finditer(data)]
+    return max(sizes, key=math.prod, default=(0, 0))
+
+
 def is_picture(data: bytes | bytearray) -> bool:
     """Return True if the file starts like one of a format that is opened."""
-    return sniff(data) in NAMES.values()
+    return sniff(data) in ALL_NAMES.values()
 
 
 def read_webp_size(data: bytes | bytearray) -> tuple[int, int]:
