@@ -175,3 +175,41 @@ def test_the_survey_leaves_the_model_as_it_was(count: int) -> None:
         survey(model, pictures)
         assert torch.equal(model(pictures), before)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+class Unit(nn.Module):
+    """A convolution and an activation that another unit uses too."""
+
+    def __init__(self, channels: int, act: nn.Module) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 6, 3, 2, 1)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` to a map of half its sides."""
+        return self.act(self.conv(x))
+
+
+class Sharing(nn.Module):
+    """Units with one activation module, as YOLO's: it is a part of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        act = nn.SiLU()
+        self.units = nn.Sequential(Unit(3, act), Unit(6, act))
+        self.last = Unit(6, act)
+        self.fc = nn.Linear(6, nets.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        return self.fc(self.last(self.units(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["eager", "script", "trace"])
+def test_a_shared_activation_lends_no_name(kind: str) -> None:
+    """The last map is that of the unit that runs once, not of the first unit's activation; of equal maps."""
+    torch.manual_seed(0)
+    model = nets.stored(Sharing().eval(), kind, nets.pictures(2))
+    layer, why = default_layer(model, nets.pictures(2))
+    assert layer == "last"
+    assert "calls" not in why

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -237,7 +237,23 @@ class SurveyBuilder:
                 signed = bool(moments and moments.negative)
                 made = len(layouts[name]), layout, signed, passes_through, reading.fault, layouts[name]
                 by_name[name] = LayerInfo(name, output.kind, output.shape, *made), moments
-        return Survey(tuple(info for info, _ in by_name.values()), scores.shape[1], frozenset(hidden), hint)
+        return Survey(tuple(_prefer_once(list(by_name.values()))), scores.shape[1], frozenset(hidden), hint)
+
+
+def _prefer_once(layers: Sequence[tuple[LayerInfo, Moments | None]]) -> Iterator[LayerInfo]:
+    """Yield the layers; of a module that runs several times and one that runs once, with equal maps, the latter computes it.
+
+    A model that uses one activation module all over has its last map at that module's last call, under a name that says little.
+    """
+    twins: dict[str, str] = {}
+    for place, (once, moments) in enumerate(layers):
+        if once.calls == 1 and once.passes_through and once.kind not in PASSING_CLASSES:
+            often = [each for each in layers[:place] if each[0].calls > 1 and not each[0].passes_through]
+            twin = next((info for info, other in often if _repeats(once.name, once.layout, moments, [(info, other)])), None)
+            if twin and twin.name not in twins.values():
+                twins[once.name] = twin.name
+    for info, _ in layers:
+        yield replace(info, passes_through=info.name not in twins) if info.name in {*twins, *twins.values()} else info
 
 
 def _repeats(
