@@ -65,7 +65,9 @@ def read_old_archive(archive: Archive, workdir: Path, stage: Path, requirements:
         requirements = stage / own.name
         notes = check_requirements(requirements)
     if model_file:
-        source = load_model_file(shutil.copyfile(model_file, workdir / model_file.name), weights, stage, workdir=workdir)
+        source = load_model_file(
+            shutil.copyfile(model_file, workdir / model_file.name), weights, stage, workdir=workdir, describe=False
+        )
     else:
         source = load_program(weights)
     labels = archive.directory / LABELS

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from camserve.capture import is_exported, load_exported
 from camserve.tools.archive.fresh.modules import Beside, server_modules
@@ -15,6 +16,8 @@ from camserve.tools.console import ToolError
 from camserve.tools.packaging.contents.names import check_module_name
 from camserve.tools.packaging.models.builders import Builder, find_builders, import_file, list_classes
 from camserve.tools.packaging.models.checkpoints import StateDict, read_state_dict
+from camserve.tools.packaging.models.libraries.own import Own, describe_own
+from camserve.tools.packaging.models.libraries.transformers_models import load_as_transformers
 from camserve.tools.packaging.models.source import ModelSource
 from camserve.tools.packaging.models.weights import load_into
 
@@ -43,6 +46,7 @@ def load_model_file(
     weights_key: str | None = None,
     name: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    describe: bool = True,
 ) -> ModelSource:
     """Loads a Python file of the user's that defines the model, and its weights.
 
@@ -55,6 +59,7 @@ def load_model_file(
         name: the class, or the function that builds the model. None: the only one that is no part of another; of several, the
             only one that the weights fit.
         arguments: what it is called with.
+        describe: take what a module of timm's or transformers' says of labels and preparation; not where a handler has its own.
 
     Raises:
         ToolError: the file, its class or the weights cannot be used, or nothing tells which class is the model.
@@ -68,7 +73,10 @@ def load_model_file(
         builders = find_builders(module, model_file, name, arguments or {})
         builder, model, more = _choose(builders, state, model_file)
         plain = name is None and not arguments and len(list_classes(module)) == 1 and builder.is_class
-    source = ModelSource(model_file, model.eval(), weights=keep_plain(weights, [*notes, *more]), notes=(*notes, *more))
+    model.eval()
+    own = describe_own(model, [weights.resolve().parent, model_file.resolve().parent]) if describe else Own()
+    stored, notes = keep_plain(weights, [*notes, *more]), [*notes, *more, *own.notes]
+    source = ModelSource(model_file, model, own.keys, own.labels, stored, notes=tuple(notes))
     return source if plain else _write_builder(source, builder, workdir or staging)
 
 
@@ -78,12 +86,12 @@ def _choose(builders: Sequence[Builder], state: StateDict, model_file: Path) -> 
         (builder,) = builders
         model = builder.build(model_file)
         said = [f"{model_file.name}: the model is {builder.name}, {builder.why}"] if builder.why else []
-        return builder, model, [*said, *load_into(model, state, builder.name)]
+        return builder, model, [*said, *_load(model, state, builder.name)]
     fitting: list[tuple[Builder, Any, list[str]]] = []
     for builder in builders:
         try:
             model = builder.build(model_file)
-            fitting.append((builder, model, load_into(model, state, builder.name)))
+            fitting.append((builder, model, _load(model, state, builder.name)))
         except ToolError:
             continue
     names = ", ".join(each.name for each in builders)
@@ -98,6 +106,16 @@ def _choose(builders: Sequence[Builder], state: StateDict, model_file: Path) -> 
         model,
         [f"{model_file.name}: the model is {builder.name}, the only one of {names} that the weights fit", *notes],
     )
+
+
+def _load(model: nn.Module, state: StateDict, kind: str) -> list[str]:
+    """Loads weights by their own names, or by those under which transformers saves them."""
+    try:
+        return load_into(model, state, kind)
+    except ToolError:
+        if not load_as_transformers(model, state):
+            raise
+        return ["the weights' names are those that transformers saves; they were loaded as it does"]
 
 
 def _write_builder(source: ModelSource, builder: Builder, folder: Path) -> ModelSource:

@@ -136,9 +136,9 @@ def test_what_is_no_trained_classifier_is_refused(tmp_path: Path) -> None:
 class Wrapped(torch.nn.Module):
     """As a user's own file has it."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, head: Any = None) -> None:
         super().__init__()
-        self.net = inner
+        self.net, self.head = inner, head
 
     def forward(self, x: torch.Tensor) -> Any:
         """Scores."""
@@ -152,6 +152,7 @@ def test_saved_names_are_read_as_transformers_reads_them(tmp_path: Path) -> None
     other = Wrapped(transformers.ViTForImageClassification(model.config)).eval()
     assert not load_as_transformers(other, {"x": torch.ones(1)})
     assert not load_as_transformers(torch.nn.Linear(1, 1), {})
+    assert not load_as_transformers(Wrapped(other.net, torch.nn.Linear(3, 2)), load_file(tmp_path / "model.safetensors"))
     assert load_as_transformers(other, load_file(tmp_path / "model.safetensors"))
     with torch.no_grad():
         assert torch.equal(other(PICTURE), model(PICTURE).logits)

@@ -162,7 +162,8 @@ def load_as_transformers(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
             )
         except Exception:  # noqa: BLE001 the names are simply others, as will be said
             return False
-    if any(found[each] for each in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+    whole = len(model.state_dict()) == len(inner.state_dict())
+    if not whole or any(found[each] for each in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         return False
     inner.load_state_dict(loaded.float().state_dict())
     return True
@@ -191,6 +192,24 @@ def find_processor(folder: Path) -> tuple[Any, str]:
         return transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True), ""
     except Exception as error:  # noqa: BLE001 it is another library's code
         return None, f"the image processor in {folder} does not load: {in_one_line(error)}"
+
+
+def find_default_processor(config: Any) -> Any:
+    """The image processor that transformers makes for an architecture without further ado, for pictures of the model's size."""
+    transformers = _import()
+    try:
+        kinds = transformers.IMAGE_PROCESSOR_MAPPING[type(config)]
+        kinds = list(kinds.values()) if isinstance(kinds, dict) else list(kinds) if isinstance(kinds, tuple) else [kinds]
+        kind = next(each for each in kinds if each is not None)
+        kind = getattr(transformers, kind) if isinstance(kind, str) else kind
+        usual, side = kind(), getattr(config, "image_size", None)
+        if not isinstance(side, int):
+            return usual
+        crop = {"crop_size": {"height": side, "width": side}} if getattr(usual, "crop_size", None) else {}
+        sides = {name: side for name in ("height", "width", "shortest_edge") if dict(usual.size).get(name)}
+        return kind(size=sides, **crop)
+    except Exception:  # noqa: BLE001 it has none, or another of its own
+        return None
 
 
 def prepare_as_transformers(processor: Any, config: Any) -> Preparation:
