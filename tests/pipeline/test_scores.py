@@ -250,6 +250,14 @@ def test_other_targets_of_values_are_refused(aged: tuple[heads.Net, Model], targ
     assert (reply.status, json.loads(reply.body)["type"]) in ((400, "InvalidOption"), (400, "UnknownLabel"))
 
 
+def test_values_have_no_contrast(aged: tuple[heads.Net, Model]) -> None:
+    """The method is neither offered nor taken."""
+    assert "contrast" not in aged[1].metadata["methods"]
+    for name in ("contrast", "finercam"):
+        reply = ask(aged[1], x_explain_method=name)
+        assert (reply.status, json.loads(reply.body)["type"]) == (400, "InvalidOption")
+
+
 def test_classes_have_no_direction() -> None:
     """Where scores are probabilities, nothing lowers one."""
     model = Model(heads.Net(3).eval(), labels=["a", "b", "-b"], **KEYS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from camserve.core.config import Config
+from camserve.core.config import METHODS, Config
 from camserve.core.labels import Labels
 from camserve.core.messages import ModelInfo
 
@@ -32,6 +32,11 @@ class Served:
     size: tuple[int, int] | None = None
     scores: str = "softmax"
     binary: bool = False
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that may be asked for: values are no rivals, so none of them contrasts with others."""
+        return tuple(name for name in METHODS if self.scores != "none" or name != "contrast")
 
     @property
     def by_threshold(self) -> bool:

@@ -39,7 +39,7 @@ def write_page(served: Served) -> Reply:
         "scores": served.scores,
         "threshold": config.threshold if served.scores == "sigmoid" else None,
         "labels": _completions(labels),
-        "methods": [{"name": method.name, "use": method.use} for method in METHODS.values()],
+        "methods": [{"name": name, "use": METHODS[name].use} for name in served.methods],
         "method": config.method,
         "layers": list(layers),
         "layer": layers[0],

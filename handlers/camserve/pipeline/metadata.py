@@ -12,7 +12,7 @@ import torchvision
 
 from camserve.capture.backend import Backend
 from camserve.capture.survey.outputs import name_path
-from camserve.core.config import COLORMAPS, METHODS
+from camserve.core.config import COLORMAPS
 from camserve.core.served import Served
 from camserve.core.version import __version__
 from camserve.protocol.openapi.document import describe_api
@@ -39,7 +39,7 @@ def describe(served: Served, backend: Backend) -> dict[str, Any]:
         "version": model.version,
         "weights": model.weights,
         "method": config.method,
-        "methods": list(METHODS),
+        "methods": list(served.methods),
         "layer": backend.layers[0],
         "layers": list(backend.layers),
         "closed_form": list(backend.closed_form),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from camserve.core.config import KEYS
+from camserve.core.config import KEYS, METHOD_ALIASES
 from camserve.core.errors import RequestError
 from camserve.core.messages import CONTENT_TYPES, PICTURES, Options
 from camserve.core.served import Served
@@ -96,6 +96,11 @@ def _keep_minus(text: str) -> int | str:
     return text if text.startswith("-") else int(text)
 
 
+def _methods(served: Served) -> Values:
+    aliases = {alias: name for alias, name in METHOD_ALIASES.items() if name in served.methods}
+    return choice(served.methods, aliases)
+
+
 def _default_top_k(served: Served) -> int | None:
     return None if served.by_threshold else 1
 
@@ -148,6 +153,7 @@ OPTIONS = (
         "method",
         "how the heatmap is computed; by default the archive's",
         KEYS["method"].values,
+        narrow=_methods,
         default=lambda served: served.config.method,
     ),
     Option(

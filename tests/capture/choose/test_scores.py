@@ -234,6 +234,21 @@ def test_logits_between_0_and_1_by_chance_stay_logits() -> None:
     assert (made.reader.kind, made.reader.ending, made.notes) == ("softmax", "", ())
 
 
+def test_one_output_that_is_no_logit_is_told() -> None:
+    """Its sigmoid is always 1."""
+    net = heads.Net(1).eval()
+    assert not any("--scores none" in note for note in backend(net).notes)
+    net.fc.bias.data += 50
+    assert backend(net).notes[0].startswith("Warning: the model's output is 5")
+    assert not backend(net, scores="none").notes
+
+
+def test_values_do_not_contrast() -> None:
+    """They are no rivals."""
+    with pytest.raises(ConfigError, match="method: contrast: it contrasts classes"):
+        backend(heads.Net(2).eval(), scores="none", method="contrast")
+
+
 def test_values_are_what_the_model_gives() -> None:
     """No trial makes probabilities of them, though they lie between 0 and 1."""
     made = backend(heads.Sigmoid(1).eval(), scores="none")

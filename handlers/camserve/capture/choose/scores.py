@@ -22,6 +22,9 @@ LOG_SOFTMAX = (
     "a class and not for the others"
 )
 
+SURE = 12.0
+"""A logit beyond this has a probability beyond 0.99999, or below 0.00001."""
+
 INVERSE = {
     "sigmoid": "their logits, log(p / (1 - p)), as what goes into it cannot be reached",
     "softmax": "log p, as what goes into it cannot be reached: what speaks for a class and not for the others",
@@ -47,6 +50,8 @@ def read_kind_of_scores(model: Classifier, pictures: Tensor, config: Config, cla
     model.reader = OutputReader(path=chosen.path, width=chosen.width)
     notes = [chosen.note] if chosen.note else []
     if asked == "none":
+        if config.method == "contrast":
+            raise ConfigError("method: contrast: it contrasts classes, and with scores: none there are none; choose another")
         model.reader = replace(model.reader, kind="none")
         _check_threshold(config, model.reader)
         return tuple(notes)
@@ -56,7 +61,22 @@ def read_kind_of_scores(model: Classifier, pictures: Tensor, config: Config, cla
         ending, notes = "", [*notes, LOG_SOFTMAX]
     model.reader = OutputReader(kind, chosen.path, chosen.width, chosen.width == 1, ending, reached)
     _check_threshold(config, model.reader)
+    if model.reader.binary and not ending:
+        notes += _warn_of_value(model, pictures)
     return (*notes, *_describe(model.reader, asked))
+
+
+def _warn_of_value(model: Classifier, pictures: Tensor) -> list[str]:
+    """Warn where the only output can hardly be a logit: its sigmoid is the same for all pictures."""
+    given = fit_batch(pictures, model.batch)
+    with torch.no_grad():
+        values = model.reader.read(model.run(given), len(given)).values.float()
+    if float(values.abs().min()) < SURE:
+        return []
+    return [
+        f"Warning: the model's output is {float(values.min()):.4g} to {float(values.max()):.4g} on synthetic pictures; as a "
+        "logit that is the same probability for all. Where it is a value (an age, a dose), --scores none serves it as one"
+    ]
 
 
 def _choose_kind(asked: str | None, ending: Ending, width: int) -> Kind:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from camserve.core.config import METHODS, Config
+from camserve.core.config import Config
 from camserve.core.errors import KINDS
 from camserve.core.served import Served
 from camserve.protocol.kserve.outputs import OUTPUTS, list_outputs
@@ -247,7 +247,7 @@ def _metadata(served: Served) -> Schema:
     config, labels, layers = served.config, served.labels, served.layers
     known = {
         "method": {"const": config.method},
-        "methods": {"const": list(METHODS)},
+        "methods": {"const": list(served.methods)},
         "layers": {"const": list(layers)},
         "labels": {"const": len(labels)},
         "channels": {"const": config.channels},
