@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ts.protocol import otf_message_handler
 from ts.torch_handler.image_classifier import ImageClassifier
 
 from camserve.capture import is_exported, load_exported
@@ -30,16 +29,13 @@ from camserve.monitoring.metrics import undeclared
 from camserve.pictures.bounds.reading import silence_decoders
 from camserve.pictures.preprocess import Preprocess, is_stateless
 from camserve.pipeline.glibc import collect_rarely, keep_freed_memory
-from camserve.pipeline.loading import digest_file, is_compiled
+from camserve.pipeline.loading import digest_file, half_timeout, is_compiled
 from camserve.pipeline.model import Model
 from camserve.pipeline.prepare import Hooks
 from camserve.protocol.accept import HOSTS, allow_hosts
 from camserve.protocol.body import SparingJson
 
 logger = logging.getLogger(__name__)
-
-TIMEOUT = 120.0
-"""TorchServe's `default_response_timeout`, in seconds."""
 
 REPEATED = "camserve repeated"
 """Where a request's headers hold the names of repeated fields, as a tuple, which no client can send."""
@@ -74,7 +70,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         refuse_envelope()
         keep_freed_memory()
         collect_rarely()
-        otf_message_handler.json = SparingJson()
+        spare_codec()
         silence_decoders()
         self._turn = threading.RLock()  # image_processing may run inside preprocess
         config = self._load(context)
@@ -284,13 +280,13 @@ def keep_repeats() -> None:
     Service.retrieve_data_for_inference = staticmethod(retrieve)
 
 
-def half_timeout(settings: Mapping[str, Any]) -> float:
-    """Return half the seconds after which TorchServe ends a worker that has not answered; the rest is for what is under way.
-
-    The archive's `responseTimeout`, or TorchServe's own default.
-    """
-    given = settings.get("responseTimeout")
-    return (float(given) if isinstance(given, (int, float)) and given > 0 else TIMEOUT) / 2
+def spare_codec() -> None:
+    """Have TorchServe's codec leave floods of JSON as they came: it parses bodies before a handler is called."""
+    try:
+        from ts.protocol import otf_message_handler  # noqa: PLC0415 a host without TorchServe parses nothing by itself
+    except ImportError:
+        return
+    otf_message_handler.json = SparingJson()
 
 
 def from_management(headers: Mapping[str, Any]) -> bool:

@@ -21,9 +21,9 @@ from camserve.capture.models.passes import Pass
 from camserve.core.config import Config
 from camserve.core.messages import Call, Reply
 from camserve.pictures.inputs import open_again
+from camserve.pipeline.loading import half_timeout
 from camserve.pipeline.model import Model
 from camserve.tools.archive.archive import Row, ask, handler_of, load_service
-from gradcam_handler import half_timeout
 
 STEPS = {"resize": 32, "crop": 32, "layers": ["1"], "monitor": False}
 SMALL = bytes(encoded(noise(40, 40)))

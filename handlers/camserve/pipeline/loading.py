@@ -29,6 +29,9 @@ STEPS = frozenset({"image_processing", "preprocess", "inference", "postprocess"}
 SHARED = ("camserve", "gradcam_handler")
 """Modules that stay this process's own: the archive holds the same ones."""
 
+TIMEOUT = 120.0
+"""TorchServe's `default_response_timeout`, in seconds."""
+
 
 def load_module(archive: Archive, device: torch.device) -> Any:
     """Load the archive's model, in evaluation mode: an eager module, a TorchScript module, or a program of `torch.export`.
@@ -166,3 +169,12 @@ def _is_ours(node: ast.ClassDef) -> bool:
     defined = {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
     defined |= {ast.unparse(target) for each in node.body if isinstance(each, ast.Assign) for target in each.targets}
     return node.name == HANDLER and bases == ["ImageClassifier"] and "describe_handle" in defined and not defined & STEPS
+
+
+def half_timeout(settings: Mapping[str, Any]) -> float:
+    """Return half the seconds after which TorchServe ends a worker that has not answered; the rest is for what is under way.
+
+    The archive's `responseTimeout`, or TorchServe's own default.
+    """
+    given = settings.get("responseTimeout")
+    return (float(given) if isinstance(given, (int, float)) and given > 0 else TIMEOUT) / 2
