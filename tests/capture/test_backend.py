@@ -224,3 +224,11 @@ def test_a_model_of_another_type_is_tuned_in_it(dtype: torch.dtype, channels_las
     made = open_backend(model, Config(channels_last=channels_last), SIZE, CPU, tune=True)
     assert made.memory_format != "prepacked"
     assert made.capture.forward(PICTURES, ()).logits.shape == (2, made.outputs)
+
+
+def test_opening_tells_what_it_does() -> None:
+    """So that whoever waits for a large model sees which part takes so long."""
+    told: list[str] = []
+    open_backend(nets.net("pooled"), Config(channels_last=False), SIZE, CPU, tell=told.append)
+    assert [part.split()[0] for part in told] == ["looking", "trying", "finding"]
+    assert "features" in told[-1]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from camserve.tools import console
 from camserve.tools.cli import COMMANDS
+from camserve.tools.console import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,3 +40,15 @@ print(len(usage()) and min(len(import_module(f"camserve.tools.commands.{name}").
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT / "handlers")
     assert ran.stderr == ""
     assert int(ran.stdout) > 200
+
+
+def test_a_long_step_shows_which_part_is_being_done() -> None:
+    """On a terminal, with the seconds so far; nothing elsewhere."""
+    for terminal in (True, False):
+        shown = io.StringIO()
+        progress = Progress(Console(file=shown, force_terminal=terminal, width=120, color_system=None))
+        with progress.step("Find the layers") as tell:
+            tell("trying 3 maps")
+            progress.console.print("")  # draws the line anew
+        assert ("Find the layers (0 s): trying 3 maps ..." in shown.getvalue()) is terminal
+        assert ("✓ Find the layers" in shown.getvalue()) is terminal

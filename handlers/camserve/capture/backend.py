@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -79,6 +79,7 @@ def open_backend(
     *,
     tune: bool = False,
     classes: int | None = None,
+    tell: Callable[[str], None] = lambda _part: None,
 ) -> Backend:
     """Prepare a model for pictures of `size` = (height, width).
 
@@ -90,6 +91,7 @@ def open_backend(
             one, predictions run compiled, and explanations run what was compiled.
         tune: whether the model may be changed so that it runs faster.
         classes: how many labels there are; of several outputs their number may tell which holds the scores.
+        tell: is told which part of the work begins, in words.
 
     Raises:
         ConfigError: the model does not run on such pictures, or not in the memory format that was asked for; a layer does not
@@ -100,8 +102,11 @@ def open_backend(
     classifier = open_model(model, pictures)
     notes = read_kind_of_scores(classifier, pictures, config, classes)
     tried = copy_exactly(classifier, pictures) if type(classifier) is EagerClassifier else classifier
+    tell("looking at every layer's output")
     survey = survey_model(tried, pictures, config.token_grid)
+    tell(f"trying which of {len(survey.maps)} maps the prediction depends on")
     chosen = _choose_layers(tried, pictures, survey, config.layers)
+    tell(f"finding where the cells of {chosen.layers[0]} lie in the picture")
     aligned = align_layers(tried, survey, chosen.layers, pictures[:1], given=len(config.token_grid or ()) > 2)
     sites = {layer: each.site for layer, each in aligned.items()}
     weights = {layer: find_cam_weights(tried, site, pictures, survey.outputs) for layer, site in sites.items()}

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -45,14 +45,14 @@ class Progress:
         return self._given or _console()
 
     @contextmanager
-    def step(self, text: str) -> Iterator[None]:
-        """Shows that `text` is being done, and afterwards how many seconds it took."""
+    def step(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Shows that `text` is being done, and afterwards how many seconds it took; what it yields shows a part of the work."""
         if not self.console.is_terminal:
-            yield
+            yield lambda _part: None
             return
         start = time.perf_counter()
-        with self.console.status(f"{text} ..."):
-            yield
+        with self.console.status(f"{text} ...") as status:
+            yield lambda part: status.update(f"{text} ({time.perf_counter() - start:.0f} s): {make_printable(part)} ...")
         self.console.print(f"[green]✓[/] {text} [dim]({time.perf_counter() - start:.1f} s)[/]")
 
     def note(self, text: str) -> None:

@@ -65,9 +65,9 @@ def package(options: Options, progress: Progress) -> Path:
         loaded = _load(options, archive, space, progress)
         settings = merge_settings(loaded.old.settings if loaded.old else {}, config.server, options.settings)
         labels = _read_labels(options, loaded)
-        with progress.step("Run the model once to find its layers"):
+        with progress.step("Run the model to find its layers") as tell:
             classes = None if labels is None else len(labels)
-            probed = probe_model(loaded.source, loaded.old, {**config.explain, **options.keys}, classes)
+            probed = probe_model(loaded.source, loaded.old, {**config.explain, **options.keys}, classes, tell)
         _say_all(probed.notes, progress)
         labels = _fit_labels(labels, options, loaded, probed.reader, probed.outputs)
         _put_labels(labels, probed.outputs, space.stage, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,11 +46,22 @@ class Probed:
     notes: tuple[str, ...]
 
 
-def probe_model(source: ModelSource, old: OldArchive | None, asked: Mapping[str, Any], classes: int | None = None) -> Probed:
+Tell = Callable[[str], None]
+"""Is told which part of the work begins, in words."""
+
+
+def probe_model(
+    source: ModelSource,
+    old: OldArchive | None,
+    asked: Mapping[str, Any],
+    classes: int | None = None,
+    tell: Tell = lambda _part: None,
+) -> Probed:
     """Runs the model as a worker will; keys that are `asked` for beat the old archive's, and these the model's own.
 
     Args:
         classes: how many labels there are, which may tell where the model's scores are; None: it is not known.
+        tell: is told which part of the work begins.
 
     Raises:
         ConfigError: a key does not fit, the model does not run, or a layer cannot be explained.
@@ -61,7 +72,9 @@ def probe_model(source: ModelSource, old: OldArchive | None, asked: Mapping[str,
     handler = old.handler if old else AdoptedHandler()
     config = replace(config, channels=handler.channels) if handler.processing else config
     size = handler.size or input_size(256, 256, config.resize, config.crop, config.fit)
-    backend = _run(source, config, size, classes, own=handler.size is not None)
+    given = size, handler.size is not None
+    backend = _run(source, config, given, classes, tell)
+    tell("measuring which memory format is fastest")
     recorded, remarks = _measure_format(source, config, backend, size)
     recorded |= _record_scores(config, backend)
     explain.update(recorded)
@@ -72,14 +85,15 @@ def probe_model(source: ModelSource, old: OldArchive | None, asked: Mapping[str,
     )
 
 
-def _run(source: ModelSource, config: Config, size: tuple[int, int], classes: int | None, *, own: bool) -> Backend:
-    """Runs the model on pictures of `size`; `own`: a handler's own code prepares the pictures."""
+def _run(source: ModelSource, config: Config, given: tuple[tuple[int, int], bool], classes: int | None, tell: Tell) -> Backend:
+    """Runs the model on pictures of the given size, and with whether a handler's own code prepares the pictures."""
+    size, own = given
     quick = replace(config, channels_last=False, memory_format=None)  # `_measure_format` sees to that
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine a few small runs wait longer for threads than they gain by them
     try:
         with advice.suggest_size(source.model, size, config, own=own):
-            return open_backend(source.model, quick, size, torch.device("cpu"), classes=classes)
+            return open_backend(source.model, quick, size, torch.device("cpu"), classes=classes, tell=tell)
     finally:
         torch.set_num_threads(threads)
 

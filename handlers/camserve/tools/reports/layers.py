@@ -56,10 +56,10 @@ def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> 
     """Prints the table, and draws the sheet where a picture is given."""
     device = torch.device("cpu")
     config = replace(inspected.config, layers=(), channels_last=False)
-    with progress.step("Run the model once to find its layers"):
+    with progress.step("Run the model to find its layers") as tell:
         try:
             with advice.suggest_size(inspected.model, inspected.size, config, own=inspected.preprocess.view(*PROBE) is None):
-                picked = _open(inspected, config, device)
+                picked = _open(inspected, config, device, tell)
         except ConfigError:
             with suppress(ConfigError):  # it does not even run, as the error says already
                 _print_none(inspected, options.depth, progress)
@@ -92,9 +92,11 @@ def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> 
         progress.note(f"Heatmaps by layer and method: {options.out}")
 
 
-def _open(inspected: InspectedModel, config: Config, device: torch.device) -> Backend:
+def _open(
+    inspected: InspectedModel, config: Config, device: torch.device, tell: Callable[[str], None] = lambda _part: None
+) -> Backend:
     classes = len(inspected.labels) if inspected.labels else None
-    return open_backend(inspected.model, config, inspected.size, device, classes=classes)
+    return open_backend(inspected.model, config, inspected.size, device, classes=classes, tell=tell)
 
 
 def _shown(picked: Backend, asked: Sequence[str], depth: int) -> list[LayerInfo]:
