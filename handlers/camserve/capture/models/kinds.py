@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import re
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,35 @@ WRONG_CHANNELS = (
 """How a convolution, and a program of torch.export, say how many channels they take, and how many they got."""
 
 
+WRAP = "wrap it in a module whose forward takes pictures [N, channels, H, W] alone"
+
+ADVICE = MappingProxyType(
+    {
+        r"weight of size \[\d+, \d+, \d+, \d+, \d+\]|input to conv3d": (
+            "it takes volumes or videos, whose maps have depth or time, and camserve explains pictures alone: package a model of "
+            "single slices or frames; one that takes them stacked as channels is served with channels: N (--channels N)"
+        ),
+        r"input to conv1d": "it takes signals, which have no picture that a map could lie on",
+        r"missing \d+ required positional arguments?: (.+?)\.?$|missing value for argument ('\w+')": (
+            f"it takes further inputs (), and camserve gives it pictures alone: {WRAP} and makes up the others, such as "
+            "self.model(x, torch.zeros(len(x), 3))"
+        ),
+        r"takes 1 positional argument\S* but 2|missing \d+ required keyword-only": (
+            f"it takes its pictures by name: {WRAP} and passes them on, such as self.model(pixel_values=x)"
+        ),
+        r"too many indices for tensor of dimension 4|invalid data type 'str'|has no attribute '(?:keys|items|get)'": (
+            f"perhaps it takes a dictionary: {WRAP} and makes the dictionary, such as self.model({{'image': x}})"
+        ),
+        r"not enough values to unpack \(expected 5, got 4\)|Expected 5 elements in a list but found 4": (
+            "it takes several crops of each picture [N, crops, channels, H, W], which have no map in common: package the model "
+            "that runs on one crop"
+        ),
+        r"argument #1 'indices'": "it takes words or indices, which are no pictures",
+    }
+)
+"""What the errors of models say that take something else than pictures, as regular expressions, and what to do."""
+
+
 def survey_model(model: Classifier, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
     """Survey an opened model with pictures `[N, 3, H, W]`.
 
@@ -90,7 +120,17 @@ def describe_failure(pictures: Tensor, error: Exception) -> ConfigError:
     """Make the error of a model that does not run on pictures `[N, 3, H, W]`, with what to do where that is known."""
     if isinstance(error, ConfigError):
         return error
-    return ConfigError(f"{DOES_NOT_RUN} {list(pictures.shape)}: {summarize_error(error)}{_advise_on_channels(pictures, error)}")
+    return ConfigError(f"{DOES_NOT_RUN} {list(pictures.shape)}: {summarize_error(error)}{_advise(pictures, error)}")
+
+
+def _advise(pictures: Tensor, error: Exception) -> str:
+    """Say what to do where the fault is known; "" elsewhere."""
+    for pattern, advice in ADVICE.items():
+        match = re.search(pattern, str(error))
+        if match:
+            names = [name for name in match.groups() if name]
+            return f"; {advice.replace('()', '(' + ', '.join(names) + ')')}"
+    return _advise_on_channels(pictures, error)
 
 
 def _advise_on_channels(pictures: Tensor, error: Exception) -> str:

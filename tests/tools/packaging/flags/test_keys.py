@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from camserve.core.config import COLORMAPS, FORMATS, INTERPOLATIONS, KEYS, METHOD_ALIASES, METHODS, defaults
+from camserve.core.config import COLORMAPS, FORMATS, INTERPOLATIONS, KEYS, METHOD_ALIASES, METHODS, MORE_FORMATS, defaults
 from camserve.core.errors import ConfigError
 from camserve.tools.commands import inspect_model, package
 from camserve.tools.packaging.flags.keys import GROUPS, LIMITS
@@ -64,7 +64,7 @@ def test_help_shows_choices_and_how_many_words(tool: Any) -> None:
         f"--method {{{','.join([*METHODS, *METHOD_ALIASES])}}}",
         f"--colormap {{{','.join(COLORMAPS)}}}",
         f"--interpolation {{{','.join(INTERPOLATIONS)}}}",
-        f"--formats {{{','.join(FORMATS)}}} [...]",
+        f"--formats {{{','.join([*FORMATS, *MORE_FORMATS])}}} [...]",
         "--mean N [N ...]",
         "--resize PIXELS [PIXELS]",
         "--token-grid ROWS COLUMNS [BEFORE]",
