@@ -10,7 +10,7 @@ from PIL import Image
 from camserve.core.config import Config
 from camserve.pictures.bounds.work import PRICES, Effort, price_header, price_pixels, share_out
 from camserve.pictures.decode import measure
-from camserve.pictures.files.formats import NAMES
+from camserve.pictures.files.formats import ALL_NAMES
 
 CONFIG = Config()
 
@@ -40,7 +40,7 @@ def test_the_smallest_demands_are_met_first(demands: list[float], met: list[bool
 
 def test_every_format_has_a_price() -> None:
     """By the name that messages use."""
-    assert set(PRICES) == set(NAMES.values())
+    assert set(PRICES) == set(ALL_NAMES.values())
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])

@@ -33,6 +33,9 @@ class Price:
     size: float
 
 
+_OTHER = Price(70, 150)
+"""Of formats that only some archives list; guessed high, and not measured."""
+
 PRICES: Mapping[str, Price] = MappingProxyType(
     {
         "JPEG": Price(12, 20),
@@ -41,11 +44,12 @@ PRICES: Mapping[str, Price] = MappingProxyType(
         "GIF": Price(12, 12),
         "TIFF": Price(14, 20),
         "BMP": Price(8, 4),
+        "AVIF": _OTHER,
+        "HEIC": _OTHER,
+        "DICOM": _OTHER,
     }
 )
 """By the format's name."""
-
-_OTHER = Price(16, 90)
 
 
 class RefusedError(ValueError):
@@ -108,12 +112,12 @@ def refuse_above(limit: int, count: int, what: str) -> None:
 def price_header(name: str, effort: Effort, size: int) -> float:
     """Return the units of reading a file of `size` bytes twice, to measure it and to decode it, without its pixels."""
     again = AGAIN if effort.passes > 1 else 1
-    return effort.parts * PART + effort.unpacked / 1e6 * UNPACKED + size / 1e6 * PRICES.get(name, _OTHER).size * again
+    return effort.parts * PART + effort.unpacked / 1e6 * UNPACKED + size / 1e6 * PRICES[name].size * again
 
 
 def price_pixels(name: str, effort: Effort, pixels: int, resized: int) -> float:
     """Return the units of decoding a picture's pixels once, and of resizing it to so many for the model."""
-    return (pixels * (PRICES.get(name, _OTHER).pixels + (effort.passes - 1) * SCAN) + max(pixels, resized) * PREPARED) / 1e6
+    return (pixels * (PRICES[name].pixels + (effort.passes - 1) * SCAN) + max(pixels, resized) * PREPARED) / 1e6
 
 
 def share_out(total: float, demands: Sequence[float]) -> list[bool]:
