@@ -20,16 +20,14 @@ from camserve.tools.serving.configuration.addresses import Addresses
 from camserve.tools.serving.configuration.environment import HOSTS, compose_environment
 from camserve.tools.serving.process.errors import ServeError
 
-OWN = ("127.0.0.1:8080", "localhost", "LOCALHOST:8080", "localhost.:80", "[::1]:8080", "[::1]", "my.localhost:1", "10.0.0.7")
-OWN += ("127.1:8080", "0x7f000001", "2130706433", "host.docker.internal:8080", "vision.example.com", "a.b.example.org:443")
-FOREIGN = (
-    "evil.example",
-    "localhost.evil.example:8080",
-    "127.0.0.1.evil.example",
-    "example.org",
-    "vision.example.com.evil.example",
+OWN = (
+    *("127.0.0.1:8080", "localhost", "LOCALHOST:8080", "localhost.:80", "[::1]:8080", "[::1]", "my.localhost:1", "10.0.0.7"),
+    *("127.1:8080", "0x7f000001", "2130706433", "host.docker.internal:8080", "vision.example.com", "a.b.example.org:443"),
 )
-FOREIGN += ("evillocalhost", "", ":8080", "[evil.example]", "127.0.0.1@evil.example", "1.evil", "a.b.example.org.evil.example")
+FOREIGN = (
+    *("evil.example", "localhost.evil.example:8080", "127.0.0.1.evil.example", "example.org", "vision.example.com.evil.example"),
+    *("evillocalhost", "", ":8080", "[evil.example]", "127.0.0.1@evil.example", "1.evil", "a.b.example.org.evil.example"),
+)
 ALLOWED = ("vision.example.com", ".example.org")
 
 

@@ -84,7 +84,7 @@ def fetch(page: Page, url: str, form: list[str] | None = None, **options: Any) -
     return found
 
 
-JSON = {"body": f'{{"data": "{TEXT}", "target": 1}}', "headers": {"content-type": "application/json"}}
+JSON: dict[str, Any] = {"body": f'{{"data": "{TEXT}", "target": 1}}', "headers": {"content-type": "application/json"}}
 
 
 def test_a_name_that_is_made_to_point_here_gets_no_answer(server: Server, browser: Browser) -> None:

@@ -24,7 +24,7 @@ from camserve.tools.client.client import CamserveError
 from camserve.tools.client.sources import ServerSource
 from camserve.tools.commands import explain
 from camserve.tools.commands.explain import find_pictures
-from camserve.tools.console import ToolError
+from camserve.tools.console import Progress, ToolError
 from camserve.tools.reports.globs import expand
 from camserve.tools.reports.journal import Journal
 from camserve.tools.reports.run import Run
@@ -152,7 +152,7 @@ def test_models_that_change_meanwhile_are_told(tmp_path: Path, out: Path, capsys
     run.explain(files(tmp_path / "x", a="cat"), jobs=1)
     source.changes["weights"] = "sha256:02"
     counts = run.explain(files(tmp_path / "y", b="dog"), jobs=1)
-    explain.report(counts, run, explain.Steps())
+    explain.report(counts, run, Progress())
 
     assert "several models answered: sha256:01 1 times, sha256:02 1 times" in " ".join(capsys.readouterr().out.split())
 
@@ -271,7 +271,7 @@ def test_what_is_not_json_is_an_error_of_one_kind(body: bytes) -> None:
 
 def test_what_a_server_says_moves_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """Escape sequences and half characters are shown, not obeyed, and end nothing."""
-    explain.Steps().note("caf\u00e9 \x1b]0;owned\x07 \ud800")
+    Progress().note("caf\u00e9 \x1b]0;owned\x07 \ud800")
     assert capsys.readouterr().out == "caf\u00e9 \\x1b]0;owned\\x07 \\ud800\n"
 
 
