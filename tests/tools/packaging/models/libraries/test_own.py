@@ -10,7 +10,6 @@ import timm
 import torch
 from tests.support.models.tiny import Tiny
 
-from camserve.core.config import KEYS
 from camserve.tools.packaging.models.files import load_model_file
 from camserve.tools.packaging.models.libraries.own import Own, describe_own
 from camserve.tools.packaging.models.libraries.transformers_models import quiet
@@ -73,7 +72,8 @@ def test_transformers_models_say_it_in_the_file_beside_them(tmp_path: Path, besi
     own = describe_own(make_vit(problem_type="multi_label_classification"), [tmp_path])
     assert own.keys["mean"] == [0.25 if beside else 0.5] * 3
     assert own.keys["resize"] == (32, 32)
-    assert own.keys.get("scores") == ("sigmoid" if "scores" in KEYS else None)
+    assert own.keys["scores"] == "sigmoid"
+    assert "Scores: sigmoid, as the model's problem_type says; --scores says otherwise" in own.notes
     assert own.labels == ["cat", "dog", "bird"]
     assert any("no preprocessor_config.json lies beside the weights" in note for note in own.notes) == (not beside)
 

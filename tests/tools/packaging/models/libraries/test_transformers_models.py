@@ -159,9 +159,9 @@ def test_saved_names_are_read_as_transformers_reads_them(tmp_path: Path) -> None
 
 
 def test_the_kind_of_scores_is_that_of_the_training() -> None:
-    """Where the configuration says it, and this release knows the key."""
+    """Where the configuration says it."""
     assert find_scores(transformers.ViTConfig()) == {}
-    assert find_scores(transformers.ViTConfig(problem_type="multi_label_classification")) in ({}, {"scores": "sigmoid"})
+    assert find_scores(transformers.ViTConfig(problem_type="multi_label_classification")) == {"scores": "sigmoid"}
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from camserve.tools.packaging.models.libraries.transformers_models import (
     find_transformers_labels,
     prepare_as_transformers,
     quiet,
+    tell_scores,
 )
 
 
@@ -59,9 +60,9 @@ def _describe_transformers(model: nn.Module, pretrained: Any, folders: Sequence[
     labels = find_transformers_labels(config) if whole else None
     scores = find_scores(config) if whole else {}
     if processor is None:
-        return Own(scores, labels, ())
+        return Own(scores, labels, tuple(tell_scores(scores)))
     prepared = prepare_as_transformers(processor, config)
-    notes = _tell(prepared, f"a {name} of transformers'")
+    notes = (*_tell(prepared, f"a {name} of transformers'"), *tell_scores(scores))
     if prepared.flipped:
         notes += ("Warning: its image processor hands over blue, green, red; give the model x.flip(1) in forward",)
     if found is None:

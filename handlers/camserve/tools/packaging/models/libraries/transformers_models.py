@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from camserve.core.config import INTERPOLATIONS, KEYS
+from camserve.core.config import INTERPOLATIONS
 from camserve.core.errors import require
 from camserve.core.text import in_one_line, join_names
 from camserve.tools.console import ToolError
@@ -71,10 +71,12 @@ def load_transformers(folder: Path, workdir: Path) -> ModelSource:
         model.register_forward_pre_hook(lambda _, given: (given[0].flip(1), *given[1:]))
     notes = [f"{folder}: {name}, {config.num_labels} classes"]
     notes += ["Its image processor hands over blue, green, red; the archive's model turns them round"] if prepared.flipped else []
+    scores = find_scores(config)
+    notes += tell_scores(scores)
     return ModelSource(
         model_file,
         model.eval(),
-        {**prepared.keys, **find_scores(config)},
+        {**prepared.keys, **scores},
         find_transformers_labels(config),
         notes=(*notes, *([prepared.note] if prepared.note else [])),
         requires=("transformers", *(("timm",) if config.model_type == "timm_wrapper" else ())),
@@ -279,8 +281,13 @@ def find_transformers_labels(config: Any) -> list[str] | None:
     return [names[index] for index in sorted(names)]
 
 
+def tell_scores(scores: Mapping[str, str]) -> list[str]:
+    """Says which kind of scores was found."""
+    return [f"Scores: {kind}, as the model's problem_type says; --scores says otherwise" for kind in scores.values()]
+
+
 def find_scores(config: Any) -> dict[str, str]:
     """The kind of scores that `problem_type` says."""
     kinds = {"multi_label_classification": "sigmoid", "single_label_classification": "softmax", "regression": "none"}
     kind = kinds.get(getattr(config, "problem_type", None) or "")
-    return {"scores": kind} if kind and "scores" in KEYS else {}
+    return {"scores": kind} if kind else {}
