@@ -15,6 +15,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from camserve.protocol.tensors import is_npy
 from camserve.tools.client.client import CamserveError
 from camserve.tools.client.result import read_overlay
 from camserve.tools.client.sources import AnswerSource
@@ -136,12 +137,16 @@ class Run:
             self.differences["; ".join(differences)] += 1
         started = time.perf_counter()
         try:
-            answer = self._source.ask(picture, self._options)
+            answer = self._source.ask(picture, self._options_for(picture))
         except CamserveError as error:
             return {**row, "error": _fault(error.status, error.type, error.message)}
         row = {**row, "seconds": round(time.perf_counter() - started, 4), **(self._source.identity or {})}
         answer = self._write_overlays(path, row["sha256"], answer)
         return {**row, **{name: value for name, value in answer.items() if name not in {*row, "error"}}}
+
+    def _options_for(self, picture: bytes) -> dict[str, Any]:
+        """A tensor has no picture to draw on."""
+        return {name: value for name, value in self._options.items() if name != "overlay" or not is_npy(picture)}
 
     def _write_overlays(self, path: Path, digest: str, answer: dict[str, Any]) -> dict[str, Any]:
         """Writes the answer's overlays to files; the answer, which names them."""
