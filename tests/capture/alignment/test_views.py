@@ -179,3 +179,22 @@ def test_views_that_no_trial_tells_are_refused() -> None:
     """Rows in another order: the map of that call could not be put back."""
     with pytest.raises(ConfigError, match=r"it runs 2 times, each time on another view .* what call 2 sees; take the views out"):
         opened(Shuffling().eval(), layers=("model.body",))
+
+
+class Joined(nn.Module):
+    """Two views as one batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        one, other = self.model(torch.cat([x, x.flip(3)])).chunk(2)
+        return one + other
+
+
+def test_views_that_are_joined_to_a_batch_are_refused_with_a_way_out() -> None:
+    """Nothing tells which of the batch's pictures is which view of which."""
+    with pytest.raises(ConfigError, match=r"its layers run on 2 pictures for each one .*: let it run once for each view"):
+        opened(Joined().eval())

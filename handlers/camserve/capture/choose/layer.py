@@ -81,7 +81,21 @@ def choose_layer(model: Classifier, pictures: Tensor, survey: Survey, trial: Byp
     doubtful = [info for info in survey.layers if info.fault == UNKNOWN_ORDER]
     if doubtful:
         hint = f"{hint}; of {doubtful[-1].name}, whose output has the shape {list(doubtful[-1].shape)}, {UNKNOWN_ORDER}"
-    raise ConfigError(f"this model has no layer with a spatial map that its prediction depends on{hint}")
+    raise ConfigError(
+        f"this model has no layer with a spatial map that its prediction depends on{hint}{_joined(survey, len(pictures))}"
+    )
+
+
+def _joined(survey: Survey, count: int) -> str:
+    """Say what to do where layers run on several views of each picture at once, as one batch; "" where none does."""
+    sizes = [info.shape[0] for info in survey.layers if len(info.shape) == 4 and info.shape[0] > count]
+    times, rest = divmod(sizes[-1], count) if sizes else (0, 1)
+    if rest:
+        return ""
+    return (
+        f"; its layers run on {times} pictures for each one (views that its forward joins to a batch, such as crops or turns): "
+        "let it run once for each view and add the scores up, then every view is explained at its place"
+    )
 
 
 class _Found:
