@@ -23,10 +23,13 @@ class Asked:
         self.options: list[dict[str, Any]] = []
 
     def ask(self, _picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
-        """One answer without explanations."""
+        """One answer, without overlays."""
         self.options.append(dict(options))
         facts = {"weights": "w", "version": "1", "method": "gradcam++", "layer": "l"}
-        return {**facts, "predictions": {}, "classes": [], "explanations": [], "image": None}
+        score = {"index": 0, "label": "a", "probability": 1.0}
+        heat = {"heatmap": [[0.0, 1.0]], "range": [0.0, 1.0], "region": None, "warnings": []}
+        explanation = {"target": 0, "label": "a", "probability": 1.0, **heat}
+        return {**facts, "predictions": {"a": 1.0}, "classes": [score], "explanations": [explanation], "image": None}
 
 
 def test_no_overlay_is_asked_of_a_tensor(tmp_path: Path) -> None:
