@@ -22,6 +22,7 @@ from camserve import Model
 from camserve.core.errors import ConfigError
 from camserve.core.messages import Call, Reply
 from camserve.monitoring.measure import measure
+from camserve.pipeline.prepare import Hooks
 from camserve.tools.client.result import read_result
 from camserve.tools.watching.baseline import Collector
 
@@ -296,6 +297,24 @@ def test_a_reference_holds_for_one_way_of_reading_scores() -> None:
     assert "scores" not in plain.input
     assert Model(heads.Net(5).eval(), scores="sigmoid", **KEYS).provenance.input == f"{plain.input} scores=sigmoid"
     assert Model(heads.FeaturesFirst(5).eval(), **KEYS).provenance.input == f"{plain.input} output=1"
+
+
+@pytest.mark.parametrize("make", [heads.Squeezed, heads.Sigmoid, heads.FeaturesFirst])
+def test_a_postprocess_of_ones_own_gets_what_the_model_gives(make: type[heads.Net]) -> None:
+    """The one logit, or the probability; not what is made of it."""
+    net = make(1).eval()
+    got: list[torch.Tensor] = []
+
+    def own(scores: torch.Tensor) -> str:
+        got.append(scores)
+        return "own"
+
+    model = Model(net, hooks=Hooks(predictions_of=own), **KEYS)
+    assert json.loads(ask(model, explain=False).body) == "own"
+    with torch.no_grad():
+        given = net(tensors(net)[0][None])
+    wanted = given[1] if isinstance(given, tuple) else given
+    assert torch.allclose(got[0], wanted.reshape(1), atol=1e-6)
 
 
 def test_labels_that_do_not_fit_two_classes() -> None:

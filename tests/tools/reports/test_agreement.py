@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from scipy import stats
 from tests.support.comparison.results import GOOD, SILENT, result
 
 from camserve.core.geometry import Rect
-from camserve.tools.client.result import Result
+from camserve.tools.client.result import Prediction, Result
 from camserve.tools.reports.comparison.agreement import centroid_shift, compare, half_overlap, resample, spearman
 
 
@@ -71,3 +73,24 @@ def test_a_map_that_says_nothing_where_both_models_looked_is_silent_there() -> N
     row = compare("a.png", result(view=Rect(0, 0, 20, 40)), result(corner))
 
     assert (row.silent, row.overlap) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "changed"),
+    [
+        ((0.9, 0.6, 0.1), (0.6, 0.9, 0.1), False),  # another order, the same labels
+        ((0.9, 0.6, 0.1), (0.9, 0.4, 0.1), True),  # one is lost
+        ((0.4, 0.3, 0.1), (0.1, 0.3, 0.4), False),  # none in either
+    ],
+)
+def test_of_several_labels_those_that_count_are_compared(
+    first: tuple[float, ...], second: tuple[float, ...], changed: bool
+) -> None:
+    """Whichever is the most probable; the second model may order its classes differently."""
+
+    def labelled(probabilities: tuple[float, ...], turned: bool) -> Result:
+        classes = [Prediction(2 - index if turned else index, str(index), each) for index, each in enumerate(probabilities)]
+        ranked = tuple(sorted(classes, key=lambda each: -each.probability))
+        return replace(result(), predictions=ranked, scores="sigmoid", threshold=0.5)
+
+    assert compare("a.png", labelled(first, False), labelled(second, True), lambda index: 2 - index).changed is changed

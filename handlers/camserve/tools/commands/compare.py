@@ -88,7 +88,12 @@ def _compare(options: argparse.Namespace, progress: Progress) -> tuple[dict[str,
         outcome = ask_both(first, second, classes, images)
         if not outcome.rows:
             raise ToolError(f"no picture could be compared; {outcome.explain_first()}")
-        summary = summarise(_names((first, second), paths), outcome, classes.describe(), limits_of(options))
+        summary = summarise(
+            _names((first, second), paths),
+            outcome,
+            "; ".join(filter(None, (classes.describe(), outcome.describe_kinds()))),
+            limits_of(options),
+        )
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(summary, indent=2))

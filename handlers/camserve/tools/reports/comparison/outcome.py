@@ -25,11 +25,18 @@ class Outcome:
         rows: the agreement on each picture that both answer.
         failed: why the second archive does not answer, by file.
         skipped: why the first archive does not, by file.
+        kinds: of the first's and the second's scores, where they differ.
     """
 
     rows: list[Agreement] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    kinds: set[tuple[str, str]] = field(default_factory=set)
+
+    def describe_kinds(self) -> str:
+        """Says that probabilities are of different kinds, where they are; else ""."""
+        parts = [f"the first's scores are {one} and the second's {other}" for one, other in sorted(self.kinds)]
+        return f"{'; '.join(parts)}: their probabilities do not mean the same" if parts else ""
 
     def explain_first(self) -> str:
         """Says which picture is the first that could not be compared, and why."""
@@ -59,6 +66,8 @@ def ask_both(first: AnswerSource, second: AnswerSource, classes: Classes, paths:
             outcome.failed[str(path)] = str(error)
         else:
             outcome.rows.append(compare(str(path), one, other, classes.match))
+            if one.scores != other.scores:
+                outcome.kinds.add((one.scores, other.scores))
     return outcome
 
 
