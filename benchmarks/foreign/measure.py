@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from camserve.capture import Backend, open_backend, open_model
 from camserve.capture.choose.bypass import MAX_BYPASS, BypassTrial
 from camserve.capture.choose.layer import find_faults
 from camserve.capture.models.kinds import survey_model
+from camserve.capture.survey.layout import extract_tensor, replace_tensor
 from camserve.core.errors import ConfigError
 from camserve.explain.methods import METHODS, scale_maps
 
@@ -25,6 +27,9 @@ PLACES = ((0.21, 0.21), (0.21, 0.79), (0.52, 0.48), (0.79, 0.21), (0.71, 0.79), 
 
 PATCH = 1 / 16
 """The side of what is changed, as a share of the picture's."""
+
+SEEDS = (11, 12, 13)
+"""Of the pictures that are changed, over which is averaged."""
 
 CPU = torch.device("cpu")
 
@@ -42,6 +47,7 @@ class Found:
         alignment: the median distance, in cells, from where the picture was changed to the cell that changed most.
         error: the largest difference of a heatmap from the formula's in float64.
         refused: why the network is refused.
+        mixes: whether each of its cells sees the whole picture.
     """
 
     name: str
@@ -52,6 +58,7 @@ class Found:
     alignment: float = 0.0
     error: float = 0.0
     refused: str = ""
+    mixes: bool = False
 
 
 def measure(network: Network) -> Found:
@@ -72,6 +79,7 @@ def measure(network: Network) -> Found:
         _least(model, network) if share is not None and share > MAX_BYPASS else None,
         alignment_of(made, network),
         heatmap_error(made, model, network),
+        mixes=network.mixes,
     )
 
 
@@ -88,16 +96,22 @@ def _least(model: nn.Module, network: Network) -> float:
 
 def alignment_of(made: Backend, network: Network) -> float:
     """Return the median distance, in cells, from a change of the picture to the cell that changes most."""
-    picture, noise = network.pictures(2, seed=11)
+    moved = torch.stack([_moved(made, *network.pictures(2, seed=seed)) for seed in SEEDS]).mean(0)
+    height, width = moved.shape[1:]
+    distances = []
+    for (row, column), change in zip(PLACES, moved, strict=True):
+        cell = int(change.argmax())
+        distances.append(np.hypot(cell // width + 0.5 - row * height, cell % width + 0.5 - column * width))
+    return float(np.median(distances))
+
+
+def _moved(made: Backend, picture: Tensor, noise: Tensor) -> Tensor:
+    """Return how far each cell moves with a change at each place, `[places, h, w]`, as a share of the cell that moves most."""
     changed = torch.stack([_change(picture, noise, place) for place in PLACES])
     (layer,) = made.layers
     maps = made.capture.forward(torch.cat([picture[None], changed]), [layer]).activation(layer).double()
-    height, width = maps.shape[2:]
-    distances = []
-    for (row, column), moved in zip(PLACES, (maps[1:] - maps[:1]).norm(dim=1), strict=True):
-        cell = int(moved.argmax())
-        distances.append(np.hypot(cell // width + 0.5 - row * height, cell % width + 0.5 - column * width))
-    return float(np.median(distances))
+    moved = (maps[1:] - maps[:1]).norm(dim=1)
+    return moved / moved.amax((1, 2), keepdim=True)
 
 
 def _change(picture: Tensor, noise: Tensor, place: Sequence[float]) -> Tensor:
@@ -130,10 +144,11 @@ def _exact(
     double = copy.deepcopy(model).double().eval()
     outputs: list[Tensor] = []
 
-    def keep(_module: nn.Module, _given: object, output: Tensor | Sequence[Tensor]) -> None:
-        tensor = output if isinstance(output, Tensor) else output[0]
-        tensor.requires_grad_() if not tensor.requires_grad else tensor.retain_grad()
+    def keep(_module: nn.Module, _given: object, output: Any) -> Any:
+        tensor = extract_tensor(output)
+        assert tensor is not None
         outputs.append(tensor)
+        return replace_tensor(output, tensor * 1)  # whatever works in place behind the layer works on this
 
     handle = double.get_submodule(layer).register_forward_hook(keep)
     try:
@@ -144,6 +159,6 @@ def _exact(
     scores = getattr(answer, "logits", answer)
     scores = scores if isinstance(scores, Tensor) else scores[0]
     (slopes,) = torch.autograd.grad(scores[torch.arange(len(pictures)), targets].sum(), outputs[-1])
-    pair = (made.aligned[layer].layout.to_grid(each.detach()).numpy() for each in (outputs[-1], slopes))
+    pair = (made.aligned[layer].site.layout.to_grid(each.detach()).numpy() for each in (outputs[-1], slopes))
     maps = [oracle.gradcam_plus_plus(a, g, rectify_sum=True) for a, g in zip(*pair, strict=True)]
     return [oracle.heatmap(each) if each.max() > each.min() else np.zeros(grid) for each in maps]

@@ -81,40 +81,17 @@ def _timm() -> Iterator[Network]:
     def one(name: str, side: int, mixes: bool = False, **options: Any) -> Network:
         return Network(f"timm: {name}", side, lambda: timm.create_model(name, num_classes=CLASSES, **options), mixes=mixes)
 
-    for name in (
-        "resnet18",
-        "regnety_002",
-        "vgg11_bn",
-        "convnext_atto",
-        "efficientnet_b0",
-        "mobilenetv3_small_050",
-        "ghostnet_100",
-    ):
-        yield one(name, 128)
-    for name in (
-        "repvgg_a0",
-        "hgnetv2_b0",
-        "mambaout_femto",
-        "poolformerv2_s12",
-        "hrnet_w18_small",
-        "dla34",
-        "dpn68",
-        "res2net50_26w_4s",
-    ):
-        yield one(name, 128)
-    for name in ("densenet121", "eca_nfnet_l0", "fastvit_t8", "edgenext_xx_small", "repvit_m0_9", "starnet_s1", "pvt_v2_b0"):
-        yield one(name, 128)
-    for name in ("vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_relpos_small_patch16_224", "convit_tiny"):
+    for name in ("resnet18", "regnety_002", "convnext_atto", "efficientnet_b0", "ghostnet_100", "mambaout_femto", "dla34"):
+        yield one(name, 160)
+    for name in ("eca_nfnet_l0", "fastvit_t8", "edgenext_xx_small", "repvit_m0_9", "starnet_s1", "pvt_v2_b0"):
+        yield one(name, 160)
+    for name in ("vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "convit_tiny", "cait_xxs24_224"):
         yield one(name, 96, img_size=96)
-    yield one("vit_small_patch14_reg4_dinov2", 98, img_size=98)
-    yield one("eva02_tiny_patch14_224", 98, img_size=98)
-    yield one("cait_xxs24_224", 96, img_size=96)
-    yield one("xcit_nano_12_p16_224", 96)
-    for name in ("swin_tiny_patch4_window7_224", "mvitv2_tiny", "twins_svt_small", "coatnet_nano_rw_224", "hiera_tiny_224"):
+    for name in ("vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224"):
+        yield one(name, 98, img_size=98)
+    for name in ("mvitv2_tiny", "twins_svt_small", "levit_128s", "pit_ti_distilled_224"):
         yield one(name, 224)
-    for name in ("levit_128s", "tiny_vit_5m_224", "pit_ti_distilled_224", "volo_d1_224", "gcvit_xxtiny", "coat_lite_tiny"):
-        yield one(name, 224)
-    for name in ("mixer_s32_224", "gmlp_ti16_224", "resmlp_12_224", "mobilevit_xxs", "efficientvit_b0"):
+    for name in ("mixer_s32_224", "mobilevit_xxs"):
         yield one(name, 224, mixes=True)
     yield one("crossvit_9_240", 240)
 
@@ -139,12 +116,12 @@ def _transformers() -> Iterator[Network]:
     yield one("ConvNext", 96, hidden_sizes=[16, 32, 64, 64], depths=[1, 1, 2, 1])
     yield one("ConvNextV2", 96, hidden_sizes=[16, 32, 64, 64], depths=[1, 1, 2, 1])
     yield one("RegNet", 96, embedding_size=16, hidden_sizes=[16, 32, 64, 64], depths=[1, 1, 2, 1], groups_width=8)
-    yield one("MobileNetV2", 128)
-    yield one("Segformer", 128, depths=[1, 1, 1, 1])
-    yield one("PvtV2", 128, depths=[1, 1, 1, 1])
-    yield one("Pvt", 128, image_size=128, depths=[1, 1, 1, 2])
-    yield one("PoolFormer", 128, depths=[1, 1, 2, 1])
-    yield one("Cvt", 128, depth=[1, 1, 2], embed_dim=[16, 48, 96], num_heads=[1, 3, 6])
+    yield one("MobileNetV2", 160)
+    yield one("Segformer", 160, depths=[1, 1, 1, 1])
+    yield one("PvtV2", 160, depths=[1, 1, 1, 1])
+    yield one("Pvt", 160, image_size=160, depths=[1, 1, 1, 2])
+    yield one("PoolFormer", 160, depths=[1, 1, 2, 1])
+    yield one("Cvt", 160, embed_dim=[16, 48, 96], num_heads=[1, 3, 6], depth=[1, 1, 2])
     yield one("FocalNet", 96, image_size=96, embed_dim=24, depths=[1, 1, 2, 1])
     yield one("MobileViT", 128, mixes=True)
     yield one("SwiftFormer", 224)
@@ -188,7 +165,7 @@ def _others() -> Iterator[Network]:
     yield from_("vit_pytorch.cct", "CCT", "vit_pytorch: CCT", 96, **sizes, **convolutions)
     yield from_("monai.networks.nets", "DenseNet121", "monai: DenseNet121", 96, 2, 3, CLASSES)
     yield from_("monai.networks.nets", "SEResNet50", "monai: SEResNet50", 96, spatial_dims=2, in_channels=3, num_classes=CLASSES)
-    options = {"spatial_dims": 2, "in_channels": 3, "num_classes": CLASSES, "pretrained": False}
+    options = dict[str, Any](spatial_dims=2, in_channels=3, num_classes=CLASSES, pretrained=False)
     yield from_("monai.networks.nets", "EfficientNetBN", "monai: EfficientNetBN", 96, "efficientnet-b0", **options)
     vit: dict[str, Any] = {"in_channels": 3, "img_size": 96, "patch_size": 16, "hidden_size": 64, "mlp_dim": 128, "num_layers": 4}
     vit |= {"num_heads": 4, "classification": True, "num_classes": CLASSES, "spatial_dims": 2, "post_activation": ""}

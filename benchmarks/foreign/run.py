@@ -1,8 +1,9 @@
 """Classifiers of other libraries, with random weights: which layer is explained, and whether its maps are right.
 
-    python benchmarks/foreign/run.py [--only TEXT] [--json FILE]     # in an environment with tests/support/environments/foreign
+    scripts/setup.sh test && CAMSERVE_SLOW=1 scripts/test.sh --collect-only -q     # makes .venv-foreign
+    .venv-foreign/bin/python benchmarks/foreign/run.py                            # about ten minutes of one core
 
-Prints a table, and without --only writes it into benchmarks/README.md.
+Prints a table, keeps what was found in benchmarks/results/foreign.json, and writes the table into benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -24,9 +25,10 @@ import torch
 
 from benchmarks.foreign.measure import Found, measure
 from benchmarks.foreign.networks import list_networks
-from benchmarks.speed.conditions import conditions
+from benchmarks.speed import conditions as speed
 
 README = ROOT / "benchmarks" / "README.md"
+RESULTS = ROOT / "benchmarks" / "results" / "foreign.json"
 BEGIN, END = "<!-- foreign: begin; benchmarks/foreign/run.py writes this -->", "<!-- foreign: end -->"
 LIBRARIES = ("timm", "transformers", "vit-pytorch", "monai", "torchxrayvision")
 
@@ -45,24 +47,24 @@ def table(found: Sequence[Found]) -> str:
     return "\n".join(rows)
 
 
-def write(found: Sequence[Found]) -> None:
+def write(found: Sequence[Found], conditions: Mapping[str, str]) -> None:
     """Put the table where the markers are in the README."""
-    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    about = "; ".join(f"{name}: {value}" for name, value in conditions(libraries=libraries).items())
+    about = "; ".join(f"{name}: {value}" for name, value in conditions.items())
     before, rest = README.read_text("utf-8").split(BEGIN, 1)
     README.write_text(before + "\n\n".join([BEGIN, table(found), about, END]) + rest.split(END, 1)[1], "utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="TEXT", help="networks whose names hold this")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what is found to a file, too")
+    parser.add_argument("--only", default="", metavar="TEXT", help="networks whose names begin like this; the others' rows stay")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what is found to this file only")
+    parser.add_argument("--tables", action="store_true", help="measure nothing, write the table again")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     found = []
     for network in list_networks():
-        if options.only not in network.name:
+        if options.tables or not network.name.startswith(options.only):
             continue
         start = time.process_time()
         try:
@@ -73,9 +75,19 @@ def main(argv: list[str] | None = None) -> int:
     print(table(found))
     if options.json:
         options.json.write_text(json.dumps([asdict(each) for each in found], indent=1))
-    if not options.only:
-        write(found)
+    else:
+        keep(found)
     return 0
+
+
+def keep(found: Sequence[Found]) -> None:
+    """Keep what was found beside what is kept of other networks, and write the table of all."""
+    known = {each["name"]: each for each in json.loads(RESULTS.read_text())["found"]} if RESULTS.is_file() else {}
+    known |= {each.name: asdict(each) for each in found}
+    about = speed.conditions(libraries=", ".join(f"{name} {version(name)}" for name in LIBRARIES))
+    rows = [known[network.name] for network in list_networks() if network.name in known]
+    RESULTS.write_text(json.dumps({"conditions": about, "found": rows}, indent=1) + "\n")
+    write([Found(**{**each, "grid": tuple(each["grid"])}) for each in rows], about)
 
 
 if __name__ == "__main__":

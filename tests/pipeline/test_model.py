@@ -324,3 +324,21 @@ def test_the_unpacked_folder_goes_with_the_model(folder: Path, tmp_path: Path, m
 
     gc.collect()
     assert not list(tmp_path.glob("camserve-*"))
+
+
+def test_a_class_token_makes_another_method_the_default() -> None:
+    """Only where neither layer nor method is given; Grad-CAM++ stays the default of all else."""
+    tokens = nets.net("tokens")
+    assert camserve.Model(tokens, resize=32, crop=32).metadata["method"] == "hirescam"
+    assert camserve.Model(tokens, resize=32, crop=32, method="gradcam++").metadata["method"] == "gradcam++"
+    assert camserve.Model(tokens, resize=32, crop=32, layers=["blocks.1.norm"]).metadata["method"] == "gradcam++"
+    described = camserve.Model(nets.net("pooled"), resize=32, crop=32).metadata
+    assert (described["method"], described["bypass"], described["doubts"]) == ("gradcam++", {"features": 0.0}, {})
+
+
+def test_what_speaks_against_a_layer_is_logged_and_described(caplog: pytest.LogCaptureFixture) -> None:
+    """The doctor reads it in the metadata."""
+    described = camserve.Model(nets.net("tokens"), resize=32, crop=32, layers=["blocks.1.norm"]).metadata
+    assert described["bypass"]["blocks.1.norm"] > 0.1
+    assert "past it, which its maps cannot show" in described["doubts"]["blocks.1.norm"]
+    assert f"camserve: layer blocks.1.norm: {described['doubts']['blocks.1.norm']}" in caplog.text

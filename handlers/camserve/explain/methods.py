@@ -166,6 +166,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 )
 """The methods by name, in the order of `config.METHODS`."""
 
+METHOD_OF_TOKENS = "hirescam"
+"""The default of models with a class token, where neither layer nor method is given: by `benchmarks/layers` its maps, at a layer
+that nothing bypasses, lie in the object's box much more than Grad-CAM++'s, which weighs channels over all positions."""
+
 Heatmaps = tuple[NDArray[np.float32], list[tuple[float, float] | None], list[tuple[str, ...]]]
 
 

@@ -24,6 +24,7 @@ from camserve.core.labels import Labels, name_both
 from camserve.core.messages import Answer, Call, Item, ModelInfo, Options, Reply, Score
 from camserve.core.served import Served
 from camserve.explain.explainer import Explainer
+from camserve.explain.methods import METHOD_OF_TOKENS
 from camserve.explain.observer import NullObserver, Observer
 from camserve.explain.ranking import TOP_CLASSES
 from camserve.monitoring.monitor import Monitor, open_monitor
@@ -112,6 +113,9 @@ class Model:
         reader = self.backend.reader
         for note in self.backend.notes:
             logger.log(logging.WARNING if note.startswith("Warning") else logging.INFO, "camserve: %s", note)
+        if self.backend.extra_tokens and not config.layers and "method" not in config.given:
+            config = replace(config, method=METHOD_OF_TOKENS)
+            logger.info("camserve: method %s, since the model has a class token", config.method)
         for layer, doubt in self.backend.doubts.items():
             logger.warning("camserve: layer %s: %s", layer, doubt)
         classes = Labels(self.backend.outputs, name_both(names) if names and reader.binary else names)

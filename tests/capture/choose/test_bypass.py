@@ -183,3 +183,26 @@ def test_a_class_token_passes_the_norm_and_not_the_block() -> None:
     assert norm > MAX_BYPASS
     assert block == pytest.approx(0, abs=1e-5)
     assert default_layer(nets.net("tokens"), PICTURES)[0] == "blocks.0"
+
+
+class Flipped(nn.Module):
+    """Runs its trunk over the picture and over its mirror image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU())
+        self.fc = nn.Linear(8, nets.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        return sum(self.fc(self.trunk(each).mean((2, 3)).tanh()) for each in (x, x.flip(3)))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", ["eager", "trace"])
+def test_all_calls_that_count_are_held(kind: str) -> None:
+    """Of a trunk that runs over two views; the last call alone would leave half."""
+    torch.manual_seed(0)
+    backend = opened(nets.stored(Flipped().eval(), kind, PICTURES))
+    assert backend.layers == ("trunk",)
+    assert backend.bypass["trunk"] == pytest.approx(0, abs=1e-5)
+    assert backend.doubts == {}

@@ -73,6 +73,14 @@ def test_a_clock_that_is_wrong_is_found(metadata: dict[str, Any], ahead: float, 
     assert any("worker's clock" in finding.message for finding in findings) is found
 
 
+def test_a_layer_that_shows_little_is_advised_on(metadata: dict[str, Any]) -> None:
+    """Past which much of the scores goes, as the worker measured."""
+    doubt = "84% of what changes the scores goes past it, which its maps cannot show"
+    finding = one(told({**metadata, "doubts": {"branch": doubt}}), "layer branch")
+    assert (finding.level, finding.message) == ("advice", f"m 1.0: layer branch: {doubt}")
+    assert "inspect_model" in finding.remedy
+
+
 def test_a_gpu_that_torch_does_not_see_is_found(metadata: dict[str, Any]) -> None:
     """TorchServe gives the worker a GPU, and a torch built for the CPU runs beside it without a word."""
     findings = told(metadata, deviceType="gpu", workers=[{"status": "READY", "gpu": True}])

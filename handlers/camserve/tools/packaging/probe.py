@@ -17,10 +17,16 @@ from camserve.capture.tuning.fold import fold_norms
 from camserve.capture.tuning.memory_format import choose_memory_format
 from camserve.core.config import Config
 from camserve.core.geometry import input_size
+from camserve.explain.methods import METHOD_OF_TOKENS
 from camserve.tools.packaging.adoption.old_archive import OldArchive
 from camserve.tools.packaging.adoption.their_handler import AdoptedHandler
 from camserve.tools.packaging.models import advice
 from camserve.tools.packaging.models.source import ModelSource
+
+NOTE_ON_TOKENS = (
+    f"Method {METHOD_OF_TOKENS}, since the model has a class token: on such models its maps point better than those of "
+    "gradcam++, the default elsewhere; --method chooses another"
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,9 @@ def probe_model(
     tell("measuring which memory format is fastest")
     recorded, remarks = _measure_format(source, config, backend, size)
     recorded |= _record_scores(config, backend)
+    if backend.extra_tokens and "method" not in explain and not (old and old.explain):  # an archive of ours keeps its own
+        recorded["method"] = METHOD_OF_TOKENS
+        remarks = [*remarks, NOTE_ON_TOKENS]
     explain.update(recorded)
     notes = [*advice.describe_layers(backend), *advice.describe_preparation(config, origins, handler), *backend.notes, *remarks]
     shape = (1, config.channels, *size)

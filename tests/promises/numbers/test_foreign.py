@@ -1,0 +1,63 @@
+"""Classifiers of other libraries: no layer that much bypasses, cells where they lie, maps as the formula has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+PYTHON = ROOT / ".venv-foreign" / "bin" / "python"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.numeric,
+    pytest.mark.skipif(not PYTHON.exists(), reason="needs .venv-foreign: CAMSERVE_SLOW=1 scripts/test.sh makes it"),
+]
+
+MAX_BYPASS = 0.1
+MAX_DISTANCE = 0.75
+"""Cells, the median over six places, of networks whose cells see little beyond their own place: half a diagonal, and some."""
+
+MAX_ERROR = 1e-3
+"""Of a heatmap from 0 to 1, float32 against float64, at random weights."""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the benchmark finds of every network."""
+    file = tmp_path_factory.mktemp("foreign") / "found.json"
+    command = [str(PYTHON), str(ROOT / "benchmarks" / "foreign" / "run.py"), "--json", str(file)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    rows: list[dict[str, Any]] = json.loads(file.read_text())
+    assert len(rows) > 50
+    return rows
+
+
+def test_no_default_is_bypassed_where_the_network_has_a_layer_that_is_not(found: list[dict[str, Any]]) -> None:
+    """By a search over all layers, which knows nothing of the rule."""
+    explained = [each for each in found if not each["refused"]]
+    bypassed = [each for each in explained if (each["bypass"] or 0) > MAX_BYPASS]
+    assert [each["name"] for each in bypassed if each["least"] <= MAX_BYPASS] == []
+    assert len(bypassed) <= 2
+
+
+def test_cells_lie_where_the_answer_says(found: list[dict[str, Any]]) -> None:
+    """Where the picture is changed, that cell changes most; but where random weights mix all cells with all."""
+    apart = [each for each in found if not each["refused"] and not each["mixes"]]
+    assert [(each["name"], each["alignment"]) for each in apart if each["alignment"] > MAX_DISTANCE] == []
+
+
+def test_heatmaps_are_the_formulas(found: list[dict[str, Any]]) -> None:
+    """By autograd through the whole network in float64."""
+    assert [(each["name"], each["error"]) for each in found if each["error"] > MAX_ERROR] == []
+
+
+def test_what_is_refused_says_what_to_do(found: list[dict[str, Any]]) -> None:
+    """By the message of a configuration's error, never by a fault of ours."""
+    refused = [each["refused"] for each in found if each["refused"]]
+    assert [message for message in refused if "Error: " in message] == []
