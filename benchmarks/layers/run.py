@@ -55,13 +55,13 @@ def default_of(found: Found) -> Found:
 def table(families: Mapping[str, Found]) -> str:
     """One row a family: its default layer and the best one, by each of two methods."""
     rows = [
-        "| network | accuracy | default layer | bypass | Grad-CAM++ there | best | LayerCAM there | best |",
+        "| network | accuracy | default layer | bypass | Grad-CAM++ there | best | HiResCAM there | best |",
         "| --- " * 8 + "|",
     ]
     for name, found in families.items():
         layer = default_of(found)
         cells = [name, f"{found['accuracy']:.3f}", f"`{layer['name']}`", _number(layer["bypass"])]
-        for method in ("gradcam++", "layercam"):
+        for method in ("gradcam++", "hirescam"):
             best = best_of(found["layers"], method)
             cells += [_shown(layer["shown"][method]), f"{best['shown'][method]['share']:.3f} (`{best['name']}`)"]
         rows.append(f"| {' | '.join(cells)} |")
