@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ def test_a_fresh_process_inherits_no_python_path(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "model").mkdir()
     (tmp_path / "own.py").rename(tmp_path / "model" / "own.py")
-    needs = run_fresh("needs", str(tmp_path / "model" / "own.py"), str(tmp_path / "none"))
+    model = str(tmp_path / "model" / "own.py")
+    needs = run_fresh("needs", json.dumps({"model_file": model, "folders": [], "requirements": "", "shape": [], "wanted": []}))
     assert "No module named 'only_here'" in needs["error"]
 
 

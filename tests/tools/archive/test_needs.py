@@ -13,4 +13,4 @@ def test_only_what_the_model_imports_is_needed() -> None:
     for importer, seen in (("torch.utils", False), ("model", True), ("sortedcontainers.sortedlist", True)):
         asked = "iniconfig" if importer.startswith("sorted") else "sortedcontainers"
         assert eval(f"visible('{asked}')", {"__name__": importer, "visible": needs.visible}) is seen
-    assert needs.modules == ["sortedcontainers", "iniconfig"]
+    assert needs.modules == {"sortedcontainers": "model", "iniconfig": "sortedcontainers"}

@@ -23,7 +23,6 @@ from camserve.monitoring.reference import UNSEEN, Reference
 from camserve.monitoring.statistics import STATISTICS
 from camserve.tools.archive.archive import face_of, load_service, open_archive
 from camserve.tools.archive.rewriting import name_fault
-from camserve.tools.archive.trust import review
 from camserve.tools.console import Progress, ToolError, command_of
 from camserve.tools.watching.baseline import Collector, build_reference
 
@@ -74,6 +73,8 @@ def _load(archive: Path, progress: Progress, trusted: bool) -> Iterator[Model]:
         with progress.step("Load the archive"):
             try:
                 opened = stack.enter_context(open_archive(archive))
+                from camserve.tools.archive.trust import review  # noqa: PLC0415 brings torch, which --help does without
+
                 review(archive, opened, trusted, progress.note)
                 model = face_of(load_service(opened.directory))
             except (ToolError, ConfigError):
