@@ -74,7 +74,7 @@ def test_the_fastest_that_is_equal(monkeypatch: pytest.MonkeyPatch, channels_las
 @pytest.mark.parametrize("recorded", ["contiguous", "channels_last", "prepacked"])
 def test_a_recorded_format_is_taken_whatever_is_faster(monkeypatch: pytest.MonkeyPatch, recorded: str) -> None:
     """Nothing is measured: so all replicas of an archive run alike."""
-    monkeypatch.setattr(formats.time, "perf_counter", None)
+    monkeypatch.setattr("camserve.capture.tuning.memory_format.time.perf_counter", None)
     model = nets.Pooled().eval().requires_grad_(requires_grad=False)
     assert choose_memory_format(model, PICTURES, None, True, recorded=recorded) == recorded
     assert laid(model) == recorded
