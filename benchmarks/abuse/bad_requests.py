@@ -113,7 +113,7 @@ def header_garbage(draw: random.Random) -> Case:
     body: Any = draw.choice(
         [bytearray(base64.b64decode(GOOD)), {"data": GOOD}, bytearray(json.dumps({"data": GOOD}).encode()), bytearray()]
     )
-    return Case(Row({"body": body}, headers, explain=draw.random() < 0.8), (OK, BAD, 406, LARGE))
+    return Case(Row({"body": body}, headers, explain=draw.random() < 0.8), (OK, BAD, 403, 406, LARGE))
 
 
 # ------------------------------------------------------------------ protocols, forms, tensors

@@ -24,7 +24,7 @@ Client = Callable[[socket.socket, Ask], str]
 
 def head(ask: Ask, length: int | None = None, **headers: str) -> bytes:
     """A request's first lines."""
-    lines = {"host": "x", "content-length": str(len(ask.body) if length is None else length), **ask.headers, **headers}
+    lines = {"host": "localhost", "content-length": str(len(ask.body) if length is None else length), **ask.headers, **headers}
     return "".join([f"POST {ask.path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in lines.items()), "\r\n"]).encode()
 
 

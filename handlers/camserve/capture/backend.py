@@ -14,7 +14,7 @@ from camserve.capture.alignment.align import Aligned, align_layers
 from camserve.capture.base import Capture, CaptureSettings, Classifier, Context
 from camserve.capture.choose.bypass import BypassTrial
 from camserve.capture.choose.cam_condition import find_cam_weights
-from camserve.capture.choose.layer import check_layer, choose_layer
+from camserve.capture.choose.layer import NO_CELL, check_layer, choose_layer, find_faults
 from camserve.capture.choose.scores import read_kind_of_scores
 from camserve.capture.models.eager import EagerClassifier, copy_exactly
 from camserve.capture.models.kinds import open_model, summarize_error, survey_model
@@ -46,7 +46,7 @@ class Backend:
         aligned: where the cells of each of `layers` lie in the picture.
         bypass: how much of the scores goes past each of `layers`, from 0 to about 1; None where that cannot be measured.
         doubts: what speaks against each of `layers` that can be explained all the same, for those of which something does.
-        extra_tokens: whether the model has tokens beside those of the picture, such as a class token.
+        class_token: whether the scores are read at a token beside those of the picture, and at none of these.
     """
 
     capture: Capture
@@ -63,7 +63,7 @@ class Backend:
     aligned: Mapping[str, Aligned] = field(default_factory=dict)
     bypass: Mapping[str, float | None] = field(default_factory=dict)
     doubts: Mapping[str, str] = field(default_factory=dict)
-    extra_tokens: bool = False
+    class_token: bool = False
 
     @property
     def channels_last(self) -> bool:
@@ -146,8 +146,17 @@ def open_backend(
         aligned,
         chosen.bypass,
         chosen.doubts,
-        any(info.layout is not None and info.layout.others > 0 for info in survey.maps),
+        _reads_class_token(tried, pictures, survey),
     )
+
+
+def _reads_class_token(classifier: Classifier, pictures: Tensor, survey: Survey) -> bool:
+    """Return whether the prediction depends on no cell of the last map that has tokens beside its cells.
+
+    Registers are such tokens too, and no class token: there the scores are read at the cells.
+    """
+    last = next((info for info in reversed(survey.maps) if info.layout is not None and info.layout.others > 0), None)
+    return last is not None and find_faults(classifier, pictures, [last], survey.outputs).get(last.name) == NO_CELL
 
 
 class _Chosen(NamedTuple):

@@ -113,7 +113,7 @@ class Model:
         reader = self.backend.reader
         for note in self.backend.notes:
             logger.log(logging.WARNING if note.startswith("Warning") else logging.INFO, "camserve: %s", note)
-        if self.backend.extra_tokens and not config.layers and "method" not in config.given:
+        if self.backend.class_token and not config.layers and "method" not in config.given:
             config = replace(config, method=METHOD_OF_TOKENS)
             logger.info("camserve: method %s, since the model has a class token", config.method)
         for layer, doubt in self.backend.doubts.items():

@@ -93,6 +93,7 @@ def test_registers_behind_the_patches(tmp_path: Path, fork_server: ForkServer, c
     """The map is that of the patches' tokens."""
     model, picture, answer = packaged(REGISTERS, tmp_path, fork_server, "--layer", "layer")
     (found,) = answer["explanations"]
+    assert answer["method"] == "gradcam++"  # registers are no class token
     _, output, slope = nets.by_autograd(model, "layer", picture, torch.tensor([found["target"]]))
     grids = [each[0, :64].T.reshape(16, 8, 8).double() for each in (output, slope)]
     assert_close(unscaled(found["heatmap"], found["range"]), oracle.gradcam_plus_plus(*grids, rectify_sum=True), 1e-4)

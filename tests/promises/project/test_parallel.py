@@ -1,4 +1,4 @@
-"""The whole suite runs in two workers: each file in one of them, and those that use the shared server in the same."""
+"""The whole suite runs in three workers: each file in one of them, and those that use the shared server in the same."""
 
 from __future__ import annotations
 

@@ -115,10 +115,13 @@ def test_an_archive_is_listed_and_drawn(archive: Path, tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give one of ARCHIVE, --torchvision ARCH, --model-file FILE, --torchscript FILE, --exported FILE and --demo"),
+        (
+            [],
+            "give one of ARCHIVE, --torchvision ARCH, --timm ARCH, --transformers FOLDER, --model-file FILE, --torchscript FILE",
+        ),
         (["a.mar", "--demo"], "give one of ARCHIVE"),
         (["--torchscript", "a.pt", "--exported", "b.pt2"], "give one of ARCHIVE"),
-        (["--demo", "--weights", "w.pth"], "--weights goes with --torchvision or --model-file"),
+        (["--demo", "--weights", "w.pth"], "--weights goes with --torchvision, --timm or --model-file"),
         (["--torchscript", "none.pt"], "no file none.pt"),
         (["--demo", "--labels", "none.json"], "--labels: there is no file none.json"),
         (["--demo", "--opacity", "2"], "explain: opacity: expected a number from 0 to 1, got 2"),

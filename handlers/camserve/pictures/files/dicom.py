@@ -46,11 +46,6 @@ class Header:
     order: str
 
 
-def is_dicom(data: bytes | bytearray) -> bool:
-    """Return True if a file has DICOM's preamble."""
-    return data[_PREAMBLE - 4 : _PREAMBLE] == b"DICM"
-
-
 def read_header(data: bytes | bytearray) -> Header:
     """Read the tags in front of the pixels, and none behind.
 

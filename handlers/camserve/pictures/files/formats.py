@@ -8,10 +8,6 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from types import MappingProxyType
 
-from PIL import features
-
-from camserve.pictures.files.dicom import is_dicom
-
 NAMES: Mapping[str, str] = MappingProxyType(
     {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "gif": "GIF", "tiff": "TIFF", "bmp": "BMP"}
 )
@@ -50,12 +46,14 @@ _SIGNATURES = {
 _ANY = re.compile(b"|".join(b"(%s)" % pattern for pattern in _SIGNATURES.values()), re.DOTALL)
 _NAME_OF = tuple(_SIGNATURES)
 _LONGEST = 32
+_PREAMBLE = 132
+"""Bytes before a DICOM file's tags, the last four of them its mark."""
 _EXTENTS = re.compile(rb"ispe\0{4}(.{4})(.{4})", re.DOTALL)
 
 
 def sniff(data: bytes | bytearray) -> str | None:
     """Return the name of a file's format by its first bytes, as messages spell it; None if it is unknown."""
-    if is_dicom(data):
+    if data[_PREAMBLE - 4 : _PREAMBLE] == b"DICM":
         return "DICOM"
     match = _ANY.match(data, 0, _LONGEST)
     return _NAME_OF[match.lastindex - 1] if match and match.lastindex else None
@@ -63,6 +61,8 @@ def sniff(data: bytes | bytearray) -> str | None:
 
 def find_missing(formats: Iterable[str]) -> str:
     """Say what the formats of a configuration need that is not there; "" where nothing is missing."""
+    from PIL import features  # noqa: PLC0415 parsers of requests do without Pillow
+
     if "avif" in formats and not features.check("avif"):
         return "avif needs Pillow 11.3 or newer, built with libavif"
     for name, module, package in (("heic", "pillow_heif", "pillow-heif"), ("dicom", "pydicom", "pydicom")):

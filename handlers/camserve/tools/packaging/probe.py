@@ -83,7 +83,8 @@ def probe_model(
     tell("measuring which memory format is fastest")
     recorded, remarks = _measure_format(source, config, backend, size)
     recorded |= _record_scores(config, backend)
-    if backend.extra_tokens and "method" not in explain and not (old and old.explain):  # an archive of ours keeps its own
+    unasked = not config.layers and "method" not in explain
+    if backend.class_token and unasked and not (old and old.explain):  # an archive of ours keeps its own
         recorded["method"] = METHOD_OF_TOKENS
         remarks = [*remarks, NOTE_ON_TOKENS]
     explain.update(recorded)
