@@ -170,3 +170,24 @@ def test_a_picture_resized_inside_is_read_as_it_is(scale: float) -> None:
     assert aligned.note == ""
     assert aligned.distance is not None
     assert aligned.distance <= 1
+
+
+@pytest.mark.parametrize("kind", ["map", "tokens"])
+def test_a_picture_cropped_inside_is_refused_though_no_map_is_finer(kind: str) -> None:
+    """A trunk whose first map is as coarse as its last: most patches change nothing of it, so its cells cover a part only."""
+    model = Viewing(Coarse() if kind == "map" else Ordered(before=1), [lambda x: x[:, :, 16:-16, 24:-24]])
+    with pytest.raises(ConfigError, match=r"\d+ of \d+ patches of the picture, changed, change nothing of it"):
+        opened(model)
+
+
+class Coarse(nn.Module):
+    """One convolution of large steps, then points."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU())
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, 5]`."""
+        return self.fc(self.body(x).mean((2, 3)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from camserve.capture.alignment.probes import find_changes, make_probes
-from camserve.capture.alignment.trial import Placed, Seen, Trial
+from camserve.capture.alignment.trial import FINER, Placed, Seen, Trial
 from camserve.capture.base import Classifier
 from camserve.capture.precision import disable_tf32
 from camserve.capture.survey.layers import LayerInfo, Site, Survey, View
@@ -19,9 +19,6 @@ COUNTS = (6, 16)
 
 EARLIER = 8
 """How many earlier layers with as many tokens are looked at, where a layer's own peaks settle nothing."""
-
-FINER = 4
-"""An early layer that tells what a map sees has so many times its cells, at least."""
 
 MIDDLES = 32
 """Probes lie in the middle of a layer's cells, or, of one with fewer cells, in those of halved ones."""
@@ -120,16 +117,19 @@ def _list_alike(survey: Survey, info: LayerInfo) -> list[LayerInfo]:
 
 
 def _find_first(survey: Survey, info: LayerInfo) -> LayerInfo | None:
-    """Return the first map, of many more cells, that runs as often as this layer, of the smallest part that holds both."""
-    cells = FINER * info.cells
-    finer = [each for each in _before(survey, info) if each.site.layout.order not in TOKENS and each.cells >= cells]
+    """Return the first map, of many more cells, that runs as often as this layer, of the smallest part that holds both.
+
+    Where no map has so many, it is the first of all, which tells at least whether a probe is seen.
+    """
+    maps = [each for each in _before(survey, info) if each.site.layout.order not in TOKENS]
+    finer = [each for each in maps if each.cells >= FINER * info.cells]
     path = info.name.split(".")[:-1]
     for depth in range(len(path), -1, -1):
         prefix = "".join(f"{part}." for part in path[:depth])
         inside = next((each for each in finer if each.name.startswith(prefix)), None)
         if inside:
             return inside
-    return None
+    return next(iter(maps), None)
 
 
 def _before(survey: Survey, info: LayerInfo) -> list[LayerInfo]:

@@ -24,6 +24,9 @@ ALL = 0.2
 HIDDEN = 0.4
 """Share of the probes that an early map may miss: the layer sees a part of the picture only where it misses more."""
 
+FINER = 4
+"""An early map that tells what part of the picture a layer sees has so many times its cells, at least."""
+
 DIFFUSE = "every part of the picture changes all of its cells, so no trial shows where they lie; they are taken as they come"
 UNSEEN = "no patch of the picture changes it by itself, so no trial shows where its cells lie; they are taken as they come"
 SHUFFLED = (
@@ -73,7 +76,7 @@ class Trial:
         info: the layer.
         call: the number of the call, from 1.
         alike: layers before it with as many tokens, the nearest first.
-        first: an early map.
+        first: an early map; one of many more cells tells what part of the picture the layer sees, any other whether it sees all.
         seen: what probes change of all of these.
     """
 
@@ -105,7 +108,12 @@ class Trial:
         evidence = self._evidence(self._info)
         if given and self._layout.order in TOKENS:
             return Placed(self._layout, evidence.median(self._layout) if evidence else None)
-        return self._decide_tokens(evidence, last) if self._layout.order in TOKENS else self._decide_map(evidence, last)
+        if self._layout.order not in TOKENS:
+            return self._decide_map(evidence, last)
+        hidden = self._count_hidden()
+        if hidden > len(self._places) * HIDDEN and last:
+            raise self._hides(hidden)
+        return self._decide_tokens(evidence, last)
 
     def _evidence(self, info: LayerInfo) -> Evidence | None:
         """Return what the probes show of a layer; None where they change nothing."""
@@ -132,13 +140,14 @@ class Trial:
         return Placed(self._layout, evidence.median(self._layout) if evidence else None, DIFFUSE if evidence else UNSEEN)
 
     def _decide_map(self, evidence: Evidence | None, last: bool) -> Placed | None:
-        early = self._of(self._first) if self._first else None
+        fine = self._first is not None and self._first.cells >= FINER * self._info.cells
+        early = self._of(self._first) if self._first and fine else None
         sight = find_sight(early, self._places) if early is not None else None
-        hidden = 0 if early is None else len(early) - count_seen(early)
+        hidden = self._count_hidden()
         if hidden > len(self._places) * HIDDEN and not (sight and self._info.views):
             if not last:
                 return None
-            raise self._error(f"{hidden} of {len(self._places)} patches of the picture, changed, change nothing of it: {CROPPED}")
+            raise self._hides(hidden)
         settled = evidence.settle(list(list_readings(evidence.layout))) if evidence else None
         layout = replace(self._layout, turn=settled.turn if settled else sight.turn if sight else UPRIGHT)
         distance = evidence.median(replace(evidence.layout, turn=layout.turn)) if evidence else None
@@ -163,6 +172,14 @@ class Trial:
         calls = self._changes[info.name]
         changes = calls[self._call - 1] if self._call <= len(calls) else None
         return changes if changes is not None and bool(changes.any()) else None
+
+    def _count_hidden(self) -> int:
+        """Count the probes that change nothing of an early map."""
+        early = self._of(self._first) if self._first else None
+        return 0 if early is None else len(early) - count_seen(early)
+
+    def _hides(self, hidden: int) -> ConfigError:
+        return self._error(f"{hidden} of {len(self._places)} patches of the picture, changed, change nothing of it: {CROPPED}")
 
     def _error(self, why: str) -> ConfigError:
         return ConfigError(f"layer {self._info.name} cannot be explained: {why}")
