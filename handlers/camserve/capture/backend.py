@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,9 +16,9 @@ from camserve.capture.choose.bypass import BypassTrial
 from camserve.capture.choose.cam_condition import find_cam_weights
 from camserve.capture.choose.layer import NO_CELL, check_layer, choose_layer, find_faults
 from camserve.capture.choose.scores import read_kind_of_scores
-from camserve.capture.models.eager import EagerClassifier, copy_exactly
-from camserve.capture.models.kinds import open_model, summarize_error, survey_model
-from camserve.capture.survey.layers import LayerInfo, Survey
+from camserve.capture.models.eager import EagerClassifier
+from camserve.capture.models.kinds import copy_exactly, open_model, summarize_error, survey_model
+from camserve.capture.survey.layers import LayerInfo, Site, Survey
 from camserve.capture.survey.layout import synthesize_pictures
 from camserve.capture.survey.reader import FIRST, OutputReader
 from camserve.capture.tuning.fold import fold_norms
@@ -109,44 +109,60 @@ def open_backend(
     tell(f"finding where the cells of {chosen.layers[0]} lie in the picture")
     aligned = align_layers(tried, survey, chosen.layers, pictures[:1], given=len(config.token_grid or ()) > 2)
     sites = {layer: each.site for layer, each in aligned.items()}
-    weights = {layer: find_cam_weights(tried, site, pictures, survey.outputs) for layer, site in sites.items()}
-    cam_weights = {layer: weight for layer, weight in weights.items() if weight is not None}
-    eager: Any = getattr(model, "_orig_mod", model)
-    if tune and classifier.kind == "eager":
-        fold_norms(eager, pictures, chosen.layers, classifier.reader)
-    compiled = eager is not model
-    may_prepack = tune and not compiled and config.precision == "float32"
-    form: MemoryFormat = "contiguous"
-    recorded = config.memory_format if device.type == "cpu" else None  # packaging measures on the CPU; a GPU's worker measures
-    if classifier.kind == "eager":
-        form = choose_memory_format(
-            eager, pictures, config.channels_last, may_prepack, recorded=recorded, reader=classifier.reader
-        )
-    elif config.channels_last or config.memory_format:
-        key = f"memory_format: {config.memory_format}" if config.memory_format else "channels_last: true"
-        raise ConfigError(f"{key} is for eager models; a model of the kind {classifier.kind} keeps its own, leave it out")
+    weights = _find_weights(tried, pictures, sites, survey.outputs)
+    compiled = getattr(model, "_orig_mod", model) is not model
+    form = _arrange(model, classifier, pictures, config, chosen.layers, tune=tune)
     context = precision_context(config.precision, device)
-    settings = CaptureSettings(cam_weights, size, model if compiled else None, context)  # type: ignore[arg-type]
+    settings = CaptureSettings(weights, size, model if compiled else None, context)  # type: ignore[arg-type]
     capture = classifier.capture(sites, settings)
     if compiled:
-        as_given = torch.contiguous_format if form == "contiguous" else torch.channels_last
-        _compile_now(capture, pictures.contiguous(memory_format=as_given))
+        _compile_now(capture, pictures, form)
     return Backend(
-        capture,
-        chosen.layers,
-        survey.outputs,
-        chosen.why,
-        tuple(cam_weights),
-        form,
-        classifier.kind,
-        compiled,
-        survey.maps,
-        classifier.reader,
-        notes,
-        aligned,
-        chosen.bypass,
-        chosen.doubts,
-        _reads_class_token(tried, pictures, survey),
+        capture=capture,
+        outputs=survey.outputs,
+        closed_form=tuple(weights),
+        memory_format=form,
+        kind=classifier.kind,
+        compiled=compiled,
+        maps=survey.maps,
+        reader=classifier.reader,
+        notes=notes,
+        aligned=aligned,
+        class_token=_reads_class_token(tried, pictures, survey),
+        **chosen._asdict(),
+    )
+
+
+def _find_weights(classifier: Classifier, pictures: Tensor, sites: Mapping[str, Site], outputs: int) -> dict[str, Tensor]:
+    """Find the matrix of each site behind which the gradients have a closed form."""
+    found = {layer: find_cam_weights(classifier, site, pictures, outputs) for layer, site in sites.items()}
+    return {layer: weight for layer, weight in found.items() if weight is not None}
+
+
+def _arrange(
+    model: Any, classifier: Classifier, pictures: Tensor, config: Config, layers: Collection[str], *, tune: bool
+) -> MemoryFormat:
+    """Fold an eager model's norms where `tune` allows it, put it into a memory format, and return that.
+
+    Raises:
+        ConfigError: a format is asked for in which the model does not run, or of a model that keeps its own.
+    """
+    if not isinstance(classifier, EagerClassifier) or classifier.kind != "eager":
+        if config.channels_last or config.memory_format:
+            key = f"memory_format: {config.memory_format}" if config.memory_format else "channels_last: true"
+            raise ConfigError(f"{key} is for eager models; a model of the kind {classifier.kind} keeps its own, leave it out")
+        return "contiguous"
+    eager: Any = getattr(model, "_orig_mod", model)
+    if tune:
+        fold_norms(eager, pictures, layers, classifier.reader)
+    on_cpu = pictures.device.type == "cpu"  # packaging measures on the CPU; a GPU's worker measures
+    return choose_memory_format(
+        eager,
+        pictures,
+        config.channels_last,
+        tune and eager is model and config.precision == "float32",
+        recorded=config.memory_format if on_cpu else None,
+        reader=classifier.reader,
     )
 
 
@@ -183,14 +199,15 @@ def _choose_layers(classifier: Classifier, pictures: Tensor, survey: Survey, ask
     return _Chosen(layers, why, bypass, {layer: doubt for layer, doubt in doubts.items() if doubt})
 
 
-def _compile_now(capture: Capture, pictures: Tensor) -> None:
+def _compile_now(capture: Capture, pictures: Tensor, form: MemoryFormat) -> None:
     """Run the compiled model once: it is compiled when it first runs.
 
     Raises:
         ConfigError: compiling it, or running it, fails.
     """
+    as_given = torch.contiguous_format if form == "contiguous" else torch.channels_last
     try:
-        capture.forward(pictures, ())
+        capture.forward(pictures.contiguous(memory_format=as_given), ())
     except Exception as error:
         raise ConfigError(f"pt2: the compiled model does not run: {type(error).__name__}: {summarize_error(error)}") from error
 

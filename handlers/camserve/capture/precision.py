@@ -1,16 +1,18 @@
-"""Full float32 for trials: with TensorFloat-32, two ways to the same scores differ by more than float32's rounding."""
+"""In which precision a model runs, and full float32 for trials."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 
 import torch
+from torch import Tensor, nn
 
 
 @contextmanager
 def disable_tf32() -> Iterator[None]:
-    """Context manager that disables TF32 for matrix products and cuDNN convolutions.
+    """Context manager that disables TF32 for matrix products and cuDNN convolutions: with it, two ways to the same scores differ.
 
     TorchServe turns TF32 on for matrix products, and cuDNN uses it by default. Its operands have a mantissa of 10 bits, so that
     a trial would take equal results for different ones. Where torch's newer switches (`fp32_precision`) are in use, which do
@@ -28,3 +30,13 @@ def disable_tf32() -> Iterator[None]:
         torch.set_float32_matmul_precision(matrices)
         if convolutions is not None:
             torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def find_dtype(weights: Iterable[Tensor]) -> torch.dtype | None:
+    """Return the type of the first floating weight, which is the type of pictures that the model takes; None: there is none."""
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
+
+
+def cast_input(model: nn.Module, pictures: Tensor) -> Tensor:
+    """Convert pictures `[N, 3, H, W]` to the type of the model's parameters, or of its buffers where it has no parameters."""
+    return pictures.to(find_dtype(chain(model.parameters(), model.buffers())) or pictures.dtype)

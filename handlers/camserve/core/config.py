@@ -9,7 +9,21 @@ from typing import Any
 
 from camserve.core.errors import ConfigError
 from camserve.core.text import find_nearest, join_names, show
-from camserve.core.values import FLAG, HOSTS, Values, choice, choices, integer, number, numbers, read_list
+from camserve.core.values import (
+    FLAG,
+    HOSTS,
+    Values,
+    choice,
+    choices,
+    integer,
+    number,
+    numbers,
+    read_grid,
+    read_names,
+    read_optional_flag,
+    read_output,
+    read_size,
+)
 
 METHODS = ("gradcam++", "gradcam", "hirescam", "layercam", "xgradcam", "contrast")
 METHOD_ALIASES = MappingProxyType({"finercam": "contrast"})
@@ -39,43 +53,6 @@ class Key:
     values: Values
 
 
-def _read_names(value: Any) -> tuple[str, ...]:
-    chosen = read_list(value)
-    if not all(isinstance(name, str) and name for name in chosen):
-        raise ValueError
-    return tuple(dict.fromkeys(chosen))
-
-
-def _read_size(value: Any) -> Size:
-    if value is None:
-        return None
-    if isinstance(value, (list, tuple)):
-        height, width = value
-        return _SIDE.read(height), _SIDE.read(width)
-    side: int = _SIDE.read(value)
-    return side
-
-
-def _read_grid(value: Any) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    rows, columns, *before = read_list(value)
-    if len(before) > 1:
-        raise ValueError
-    return _SIDE.read(rows), _SIDE.read(columns), *map(_BEFORE.read, before)
-
-
-def _read_output(value: Any) -> int | str | None:
-    known = value is None or (isinstance(value, (int, str)) and not isinstance(value, bool) and value != "")
-    if not known or (isinstance(value, int) and value < 0):
-        raise ValueError
-    return value  # type: ignore[no-any-return]
-
-
-def _read_optional_flag(value: Any) -> bool | None:
-    return None if value is None else FLAG.read(value)
-
-
 def _read_memory_format(value: Any) -> str | None:
     return None if value is None else str(choice(MEMORY_FORMATS).read(value))
 
@@ -91,16 +68,14 @@ def _read_monitor(value: Any) -> bool | dict[str, float]:
 
 _MONITOR = {"rate": number(0, 1), "interval": number(0.1, 3600), "budget": number(0.001, 1)}
 _MONITOR_ACCEPTS = ", ".join(f"{name}: {values.accepts}" for name, values in _MONITOR.items())
-_SIDE = integer(1, 8192)
-_BEFORE = integer(0, 8192)
-_SIZE = Values("a whole number of pixels from 1 to 8192, [height, width], or null for none", _read_size)
+_SIZE = Values("a whole number of pixels from 1 to 8192, [height, width], or null for none", read_size)
 
 KEYS: Mapping[str, Key] = MappingProxyType(
     {
-        "layers": Key("layers that may be asked for; the first is the default", Values("a list of layer names", _read_names)),
+        "layers": Key("layers that may be asked for; the first is the default", Values("a list of layer names", read_names)),
         "token_grid": Key(
             "rows and columns of a transformer's tokens, and how many others stand before them, where no trial tells",
-            Values("[rows, columns], [rows, columns, before] or null", _read_grid),
+            Values("[rows, columns], [rows, columns, before] or null", read_grid),
         ),
         "method": Key("default method", choice(METHODS, METHOD_ALIASES)),
         "channels": Key("what the model takes: 1 grey, 3 RGB; of any other number tensors only", integer(1, 1024)),
@@ -119,7 +94,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "std": Key("each channel is then divided by this", numbers("one number above 0 for each channel", 1e-12)),
         "output": Key(
             "which of the model's outputs holds the class scores, where it gives several",
-            Values("its name, its place from 0, or null: the one that is found", _read_output),
+            Values("its name, its place from 0, or null: the one that is found", read_output),
         ),
         "scores": Key(
             "what the scores are: of one class (softmax), of several labels at once (sigmoid), or values (none); by default what "
@@ -147,7 +122,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "max_seconds": Key("longest time of a batch; never above half the server's responseTimeout", number(0.1, 86_400)),
         "precision": Key("what the model computes in; maps are always float32", choice(PRECISIONS)),
         "channels_last": Key(
-            "memory format; null: the fastest one with equal answers", Values("true, false or null", _read_optional_flag)
+            "memory format; null: the fastest one with equal answers", Values("true, false or null", read_optional_flag)
         ),
         "memory_format": Key(
             "how weights and maps lie in memory, as packaging measured it: replicas that agree on it answer alike; null: each "
@@ -240,8 +215,6 @@ class Config:
         faults = faults or _complete(values, section)
         if faults:
             raise ConfigError("; ".join(faults))
-        if values.get("channels_last") is not None and values.get("memory_format") is not None:
-            raise ConfigError("explain: channels_last and memory_format: expected one of the two, got both")
         return cls(**values, given=given)
 
     @property
@@ -289,6 +262,8 @@ def _complete(values: dict[str, Any], section: Mapping[Any, Any]) -> list[str]:
     """
     channels, scale = values.get("channels", 3), values.get("scale", 1.0)
     faults = []
+    if None not in (values.get("channels_last"), values.get("memory_format")):
+        faults.append("explain: channels_last and memory_format: expected one of the two, got both")
     if channels != 3:
         values.setdefault("mean", (0.0,) * channels)
         values.setdefault("std", (1.0,) * channels)

@@ -141,3 +141,68 @@ def read_hosts(value: Any) -> tuple[str, ...] | None:
 
 
 HOSTS = Values("names such as vision.example.com, .example.com for all below it, or null", read_hosts)
+
+
+SIDE, BEFORE = integer(1, 8192), integer(0, 8192)
+
+
+def read_names(value: Any) -> tuple[str, ...]:
+    """Reads names, each once.
+
+    Raises:
+        ValueError, TypeError: it is anything else.
+    """
+    chosen = read_list(value)
+    if not all(isinstance(name, str) and name for name in chosen):
+        raise ValueError
+    return tuple(dict.fromkeys(chosen))
+
+
+def read_size(value: Any) -> int | tuple[int, int] | None:
+    """Reads a size in pixels: a side, (height, width), or None.
+
+    Raises:
+        ValueError, TypeError: it is anything else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (list, tuple)):
+        height, width = value
+        return SIDE.read(height), SIDE.read(width)
+    side: int = SIDE.read(value)
+    return side
+
+
+def read_grid(value: Any) -> tuple[int, ...] | None:
+    """Reads rows and columns of tokens, and how many tokens stand before them, or None.
+
+    Raises:
+        ValueError, TypeError: it is anything else.
+    """
+    if value is None:
+        return None
+    rows, columns, *before = read_list(value)
+    if len(before) > 1:
+        raise ValueError
+    return SIDE.read(rows), SIDE.read(columns), *map(BEFORE.read, before)
+
+
+def read_output(value: Any) -> int | str | None:
+    """Reads which of a model's outputs holds the scores: its place, its name, or None.
+
+    Raises:
+        ValueError, TypeError: it is anything else.
+    """
+    known = value is None or (isinstance(value, (int, str)) and not isinstance(value, bool) and value != "")
+    if not known or (isinstance(value, int) and value < 0):
+        raise ValueError
+    return value  # type: ignore[no-any-return]
+
+
+def read_optional_flag(value: Any) -> bool | None:
+    """Reads true, false or None.
+
+    Raises:
+        ValueError, TypeError: it is anything else.
+    """
+    return None if value is None else FLAG.read(value)

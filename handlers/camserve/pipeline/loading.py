@@ -7,12 +7,13 @@ import hashlib
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from camserve.capture import is_exported, load_exported
 from camserve.core.errors import ArchiveError, ConfigError
@@ -178,3 +179,16 @@ def half_timeout(settings: Mapping[str, Any]) -> float:
     """
     given = settings.get("responseTimeout")
     return (float(given) if isinstance(given, (int, float)) and given > 0 else TIMEOUT) / 2
+
+
+def find_device(module: Any) -> torch.device:
+    """Return where a model's parameters are; the CPU where it has none."""
+    first = next(module.parameters(), None) if isinstance(module, nn.Module) else None
+    return torch.device("cpu") if first is None else first.device
+
+
+def index_labels(labels: Sequence[str] | Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """Return labels by their index as text, as `index_to_name.json` has them."""
+    if labels is None or isinstance(labels, Mapping):
+        return labels
+    return {str(index): label for index, label in enumerate(labels)}

@@ -35,7 +35,7 @@ from camserve.pictures.inputs import Picture, open_again, read_pictures
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.archive import unpack
 from camserve.pipeline.explanation import Explanation
-from camserve.pipeline.loading import digest_file, load_module, read_labels
+from camserve.pipeline.loading import digest_file, find_device, index_labels, load_module, read_labels
 from camserve.pipeline.metadata import describe
 from camserve.pipeline.pipeline import Pipeline
 from camserve.pipeline.prepare import Hooks
@@ -96,28 +96,22 @@ class Model:
         missing = find_missing(config.formats)
         if missing:
             raise ConfigError(f"explain: formats: {missing}")
-        place = torch.device(device) if device is not None else _device_of(module)
+        place = torch.device(device) if device is not None else find_device(module)
         if isinstance(module, nn.Module):
             module.eval()
-        if isinstance(preprocess, Preprocess):
-            steps = preprocess
-        else:
-            steps = Preprocess(config) if preprocess is None else Preprocess.from_callable(preprocess)
+        steps = _as_steps(preprocess, config)
         channels, *sides = steps.input_shape(*PROBE)
         config, size = _with_channels(config, channels), (sides[0], sides[1])
         self.device = place
         self.weights = weights
         self.preprocess = steps
-        names = _by_index(labels)
+        names = index_labels(labels)
         self.backend = open_backend(module, config, size, place, tune=tune, classes=None if names is None else len(names))
         reader = self.backend.reader
-        for note in self.backend.notes:
-            logger.log(logging.WARNING if note.startswith("Warning") else logging.INFO, "camserve: %s", note)
+        self._log_findings()
         if self.backend.class_token and not config.layers and "method" not in config.given:
             config = replace(config, method=METHOD_OF_TOKENS)
             logger.info("camserve: method %s, since the model has a class token", config.method)
-        for layer, doubt in self.backend.doubts.items():
-            logger.warning("camserve: layer %s: %s", layer, doubt)
         classes = Labels(self.backend.outputs, name_both(names) if names and reader.binary else names)
         info = ModelInfo(name, version, weights[:19])
         shown = None if hooks.predictions_of else min(listed, self.backend.outputs)
@@ -281,6 +275,13 @@ class Model:
         reopen = None if isinstance(image, np.ndarray) else partial(open_again, image, config)
         return Explanation(answer, options, config.max_picture_side, reopen)
 
+    def _log_findings(self) -> None:
+        """Say in the log what opening the model has found, and what is doubtful of its layers."""
+        for note in self.backend.notes:
+            logger.log(logging.WARNING if note.startswith("Warning") else logging.INFO, "camserve: %s", note)
+        for layer, doubt in self.backend.doubts.items():
+            logger.warning("camserve: layer %s: %s", layer, doubt)
+
     def _check_layers(self, size: tuple[int, int]) -> None:
         """Explain one synthetic picture at every layer.
 
@@ -307,12 +308,7 @@ def _with_channels(config: Config, channels: int) -> Config:
     return replace(config, channels=channels)
 
 
-def _device_of(module: Any) -> torch.device:
-    first = next(module.parameters(), None) if isinstance(module, nn.Module) else None
-    return torch.device("cpu") if first is None else first.device
-
-
-def _by_index(labels: Sequence[str] | Mapping[str, str] | None) -> Mapping[str, str] | None:
-    if labels is None or isinstance(labels, Mapping):
-        return labels
-    return {str(index): label for index, label in enumerate(labels)}
+def _as_steps(preprocess: Preprocess | Callable[[Image.Image], Tensor] | None, config: Config) -> Preprocess:
+    if isinstance(preprocess, Preprocess):
+        return preprocess
+    return Preprocess(config) if preprocess is None else Preprocess.from_callable(preprocess)

@@ -12,8 +12,9 @@ from tests.support.models import nets
 from torch import Tensor, nn
 
 from camserve.capture import open_backend, open_model, synthesize_pictures
-from camserve.capture.models.eager import EagerCapture, cast_input
+from camserve.capture.models.eager import EagerCapture
 from camserve.capture.models.hooks import hook_parents
+from camserve.capture.precision import cast_input
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 

@@ -5,7 +5,6 @@ What is behind a layer, up to the scores, is called its head.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -19,8 +18,9 @@ from camserve.capture.base import Capture, Captured, CaptureSettings, Values
 from camserve.capture.models import quantized
 from camserve.capture.models.hooks import hook_calls, hook_every_call, hook_parents
 from camserve.capture.models.passes import Pass, SplitCapture, copy_saved_tensors, values_of
+from camserve.capture.precision import cast_input, find_dtype
 from camserve.capture.survey.endings import Ending, EndingWatch
-from camserve.capture.survey.layers import MODEL_ERRORS, Site, Survey, SurveyBuilder, resolve_orders
+from camserve.capture.survey.layers import Site, Survey, SurveyBuilder, resolve_orders
 from camserve.capture.survey.layout import extract_tensor, replace_tensor
 from camserve.capture.survey.reader import FIRST, Scores
 
@@ -281,16 +281,6 @@ class EagerClassifier:
         return found[0] if found else None
 
 
-def find_dtype(weights: Iterable[Tensor]) -> torch.dtype | None:
-    """Return the type of the first floating weight, which is the type of pictures that the model takes; None: there is none."""
-    return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
-
-
-def cast_input(model: nn.Module, pictures: Tensor) -> Tensor:
-    """Convert pictures `[N, 3, H, W]` to the type of the model's parameters, or of its buffers where it has no parameters."""
-    return pictures.to(find_dtype(chain(model.parameters(), model.buffers())) or pictures.dtype)
-
-
 def freeze(model: nn.Module) -> None:
     """Put the model into eval mode, and let no parameter require a gradient."""
     model.eval()
@@ -307,24 +297,3 @@ def run_eagerly(model: nn.Module) -> None:
         inner = module._modules.get("_orig_mod")
         if inner is not None:
             module.forward = inner.__call__
-
-
-def copy_exactly(model: EagerClassifier, pictures: Tensor) -> EagerClassifier:
-    """Return a copy in float32, for trials, of a model whose weights are all of half precision; the model itself, of any other.
-
-    On a CPU convolutions in half precision take many times as long, and trials compare scores. A model that does not run in
-    float32 (its own code converts values) is tried as it is, as is one that cannot be copied.
-
-    Args:
-        pictures: `[N, C, H, W]` to run it on.
-    """
-    floating = [each.dtype for each in model.module.parameters() if each.is_floating_point()]
-    if not floating or not set(floating) <= {torch.float16, torch.bfloat16} or pictures.device.type != "cpu":
-        return model
-    try:
-        exact = EagerClassifier(copy.deepcopy(model.module).float())
-        exact.reader = model.reader
-        exact.read_logits(pictures)
-    except MODEL_ERRORS:
-        return model
-    return exact

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from types import MappingProxyType
 
@@ -150,3 +151,24 @@ def summarize_error(error: Exception) -> str:
     if lines and "TorchScript interpreter" in lines[0]:
         return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception): ", line)), lines[-1])
     return " ".join(lines[:2]).partition(". If you meant for this dimension to be dynamic")[0] or type(error).__name__
+
+
+def copy_exactly(model: EagerClassifier, pictures: Tensor) -> EagerClassifier:
+    """Return a copy in float32, for trials, of a model whose weights are all of half precision; the model itself, of any other.
+
+    On a CPU convolutions in half precision take many times as long, and trials compare scores. A model that does not run in
+    float32 (its own code converts values) is tried as it is, as is one that cannot be copied.
+
+    Args:
+        pictures: `[N, C, H, W]` to run it on.
+    """
+    floating = [each.dtype for each in model.module.parameters() if each.is_floating_point()]
+    if not floating or not set(floating) <= {torch.float16, torch.bfloat16} or pictures.device.type != "cpu":
+        return model
+    try:
+        exact = EagerClassifier(copy.deepcopy(model.module).float())
+        exact.reader = model.reader
+        exact.read_logits(pictures)
+    except MODEL_ERRORS:
+        return model
+    return exact

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camserve.capture.models.eager import cast_input
-from camserve.capture.precision import disable_tf32
+from camserve.capture.precision import cast_input, disable_tf32
 from camserve.capture.survey.layout import extract_tensor
 from camserve.capture.survey.reader import FIRST, OutputReader
 

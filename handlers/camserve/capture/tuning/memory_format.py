@@ -10,8 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from camserve.capture.models.eager import cast_input
-from camserve.capture.precision import disable_tf32
+from camserve.capture.precision import cast_input, disable_tf32
 from camserve.capture.survey.reader import FIRST, OutputReader
 from camserve.capture.tuning.prepack import prepack
 from camserve.core.errors import ConfigError

@@ -10,18 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from camserve.core.errors import require
 from camserve.tools.console import Progress, ToolError, command_of, unfailing
+from camserve.tools.serving.base import CONFIG, BaseServer
 from camserve.tools.serving.process.errors import Interrupted, OutageError
 from camserve.tools.serving.process.log import as_json, open_log, open_log_file, write_line
-from camserve.tools.serving.server import CONFIG, LOG_CONFIGS, MAX_SILENCE, Server
-
-if TYPE_CHECKING:
-    from camserve.tools.serving.asgi_server import AsgiServer
+from camserve.tools.serving.server import LOG_CONFIGS, MAX_SILENCE, Server
 
 __all__ = ["Server", "main", "parser"]
 
@@ -55,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--public-management", action="store_true", help="let the configuration bind management beyond loopback")
     add = command.add_argument_group("how long it waits").add_argument
     add("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="longest wait for requests when stopping (default: 30)")
-    silence = f"while models load, longest time without a usable answer of the management address (default: {MAX_SILENCE:g})"
+    silence = f"torchserve: while models load, longest time without an answer of management (default: {MAX_SILENCE:g})"
     add("--max-silence", type=_seconds, default=MAX_SILENCE, metavar="SECONDS", help=silence)
     outage = "then, longest time that a model may be without a ready worker (default: longer than TorchServe tries to start one)"
     add("--max-outage", type=_seconds, metavar="SECONDS", help=outage)
@@ -93,39 +91,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _server(options: argparse.Namespace) -> Server | AsgiServer:
-    if options.host == "asgi":
-        return _asgi_server(options)
-    require("serving with TorchServe", "serve")
-    return Server(
-        options.model_store,
-        options.models,
-        config=options.config,
-        port=options.port,
-        log_config=options.log_config or LOG_CONFIGS[options.log_format],
-        public_management=options.public_management,
-        max_silence=options.max_silence,
-        max_outage=options.max_outage,
-        sinks=lambda port: _sinks(options, port),
-    )
-
-
-def _asgi_server(options: argparse.Namespace) -> AsgiServer:
+def _server(options: argparse.Namespace) -> BaseServer:
+    common: dict[str, Any] = {
+        "config": options.config,
+        "port": options.port,
+        "public_management": options.public_management,
+        "max_outage": options.max_outage,
+        "sinks": lambda port: _sinks(options, port),
+    }
+    if options.host == "torchserve":
+        require("serving with TorchServe", "serve")
+        own = {"log_config": options.log_config or LOG_CONFIGS[options.log_format], "max_silence": options.max_silence}
+        return Server(options.model_store, options.models, **common, **own)
     if options.log_config:
         raise ToolError("--log-config is TorchServe's; the ASGI host writes its log as --log-dir and --log-format say")
     require("serve --host asgi", "asgi")
     from camserve.tools.serving.asgi_server import AsgiServer  # noqa: PLC0415 an extra brings what it needs
 
-    return AsgiServer(
-        options.model_store,
-        options.models,
-        config=options.config,
-        port=options.port,
-        public_management=options.public_management,
-        max_silence=options.max_silence,
-        max_outage=options.max_outage,
-        sinks=lambda port: _sinks(options, port),
-    )
+    return AsgiServer(options.model_store, options.models, **common)
 
 
 def _sinks(options: argparse.Namespace, port: int) -> tuple[str, list[Callable[[str], None]]]:
@@ -144,7 +127,7 @@ def _sinks(options: argparse.Namespace, port: int) -> tuple[str, list[Callable[[
     return str(path), [open_log_file(path), *echo]
 
 
-def _serve(server: Server | AsgiServer, options: argparse.Namespace, signals: list[int], log: logging.Logger) -> int:
+def _serve(server: BaseServer, options: argparse.Namespace, signals: list[int], log: logging.Logger) -> int:
     host = "TorchServe" if isinstance(server, Server) else "the ASGI host"
     log.info(f"starting {host} with {server.models}; its log: {server.log_place}")
     for warning in server.exposure_warnings():
@@ -161,7 +144,7 @@ def _serve(server: Server | AsgiServer, options: argparse.Namespace, signals: li
     return _stop_when_asked(server, options.drain, signals, log)
 
 
-def _stop_when_asked(server: Server | AsgiServer, drain: float, signals: list[int], log: logging.Logger) -> int:
+def _stop_when_asked(server: BaseServer, drain: float, signals: list[int], log: logging.Logger) -> int:
     try:
         server.wait_stop()
     except OutageError as outage:
@@ -180,7 +163,7 @@ def _stop_when_asked(server: Server | AsgiServer, drain: float, signals: list[in
 
 
 @contextmanager
-def _signals(received: list[int], server: Server | AsgiServer) -> Iterator[None]:
+def _signals(received: list[int], server: BaseServer) -> Iterator[None]:
     """Lets SIGINT, SIGTERM and SIGHUP ask the server to stop, the second one at once; those that are ignored stay so."""
 
     def note(number: int, _frame: FrameType | None) -> None:

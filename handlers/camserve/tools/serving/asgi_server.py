@@ -9,32 +9,30 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from camserve.core.errors import ArchiveError, ConfigError
-from camserve.core.text import join_names, show
+from camserve.core.text import show
 from camserve.hosts.host import Host, Listening
 from camserve.hosts.hosted import Hosted
 from camserve.hosts.worker import LoadError, make_environment
 from camserve.pipeline.archive import unpack
-from camserve.tools.serving.configuration import advice
-from camserve.tools.serving.configuration.addresses import Addresses, Settings, is_loopback
+from camserve.tools.serving.base import BaseServer, Sinks
+from camserve.tools.serving.configuration.addresses import Addresses, is_loopback
 from camserve.tools.serving.configuration.cores import count_cores
 from camserve.tools.serving.configuration.environment import HOSTS, compose_hosts
-from camserve.tools.serving.configuration.store import StoredArchive, describe, select
+from camserve.tools.serving.configuration.store import StoredArchive, select
 from camserve.tools.serving.process.errors import Interrupted, OutageError, ServeError
-from camserve.tools.serving.process.signal_flag import SignalFlag
-from camserve.tools.serving.server import CONFIG, MAX_SILENCE, Sinks
 
 MAX_OUTAGE = 1800.0
 """Seconds that a model may be without a worker before the command gives up, where nothing else is said."""
 LOG_LINES = 2000
 
 
-class AsgiServer:
-    """The ASGI host with archives of a model store. As a context manager it is ready inside, and has ended outside.
+class AsgiServer(BaseServer):
+    """The ASGI host with archives of a model store. It reads TorchServe's configuration: addresses, sizes, timeouts, workers.
 
-    Arguments as `Server` has them. TorchServe's configuration is read for addresses, sizes, timeouts and workers.
+    Args (the others are the base's):
+        max_outage: seconds that `wait_stop` goes without a worker of a model; None: `MAX_OUTAGE`.
     """
 
     def __init__(
@@ -45,34 +43,12 @@ class AsgiServer:
         config: Path | str | None = None,
         port: int | None = 0,
         public_management: bool = False,
-        max_silence: float = MAX_SILENCE,
         max_outage: float | None = None,
         sinks: Sinks = lambda _: ("memory", ()),
     ) -> None:
-        chosen = Path(config) if config is not None else (CONFIG if CONFIG.is_file() else None)
-        self._settings = Settings.read(chosen)
-        self._store = Path(model_store or self._settings.values.get("model_store", "model_store")).resolve()
-        self._names = tuple(models)
-        self._port = port
-        self._public_management = public_management
-        self._max_silence = max_silence
+        super().__init__(model_store, models, config=config, port=port, public_management=public_management, sinks=sinks)
         self._max_outage = MAX_OUTAGE if max_outage is None else max_outage
-        self._sinks = sinks
-        self._stop, self._stop_now = SignalFlag(), SignalFlag()
-        self._archives: list[StoredArchive] = []
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
-        self.log_place = ""
-
-    def __enter__(self) -> AsgiServer:
-        self._exit = contextlib.ExitStack()
-        self._exit.enter_context(self.running())
-        with self._exit:
-            self.wait_ready()
-            self._exit = self._exit.pop_all()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._exit.close()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -106,21 +82,6 @@ class AsgiServer:
         return names.split(",") if names else None, () if local else None
 
     @property
-    def url(self) -> str:
-        """The address of predictions and explanations."""
-        return self._addresses.url(0)
-
-    @property
-    def management_url(self) -> str:
-        """The management address."""
-        return self._addresses.url(1)
-
-    @property
-    def metrics_url(self) -> str:
-        """The metrics address."""
-        return self._addresses.url(2)
-
-    @property
     def pids(self) -> list[int]:
         """This process's id, then those of the workers."""
         return [os.getpid(), *sorted(self._host.worker_pids())]
@@ -129,17 +90,6 @@ class AsgiServer:
     def lines(self) -> list[str]:
         """The last lines of the log."""
         return list(self._lines)
-
-    @property
-    def models(self) -> str:
-        """The models, in words."""
-        return join_names(describe(self._archives)).replace(" or ", " and ")
-
-    def request_stop(self, at_once: bool = False) -> None:
-        """End `wait_ready` and `wait_stop`, and with `at_once` also a drain; may be called by a signal handler."""
-        self._stop.set()
-        if at_once:
-            self._stop_now.set()
 
     def wait_ready(self) -> None:
         """Return once every worker of every model has loaded it.
@@ -175,18 +125,6 @@ class AsgiServer:
             for name, began in since.items():
                 if now - began > self._max_outage:
                     raise OutageError(f"the model {show(name)} has had no worker for {now - began:.0f} s, and requests wait")
-
-    def exposure_warnings(self) -> list[str]:
-        """Warn of who reaches this server."""
-        return advice.warn_of_exposure(self._settings, self._addresses)
-
-    def max_heap(self) -> int:
-        """Return 0: there is no Java here, whose memory the queue would have to fit."""
-        return 0
-
-    def memory_warnings(self, _heap: int) -> list[str]:
-        """Warn of nothing: see `max_heap`."""
-        return []
 
     def stop(self, drain: float = 0) -> bool:
         """End the server and its workers; return whether all requests had finished within `drain` seconds."""

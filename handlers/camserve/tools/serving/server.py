@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
 
-from camserve.core.text import join_names, show
+from camserve.core.text import show
+from camserve.tools.serving.base import BaseServer, Sinks
 from camserve.tools.serving.configuration import advice
-from camserve.tools.serving.configuration.addresses import Addresses, Settings, find_metrics_config
+from camserve.tools.serving.configuration.addresses import Addresses, find_metrics_config
 from camserve.tools.serving.configuration.environment import compose_environment
 from camserve.tools.serving.configuration.java import compose_command, find_java, read_max_heap
-from camserve.tools.serving.configuration.store import StoredArchive, describe, select
+from camserve.tools.serving.configuration.store import select
 from camserve.tools.serving.health import faults
 from camserve.tools.serving.health.drain import Drain
 from camserve.tools.serving.health.management import Management, is_ready
@@ -25,9 +25,7 @@ from camserve.tools.serving.health.sockets import refuse_connections
 from camserve.tools.serving.process.errors import Interrupted, OutageError, ServeError
 from camserve.tools.serving.process.folder import temporary_folder
 from camserve.tools.serving.process.process import OwnProcess, is_worker
-from camserve.tools.serving.process.signal_flag import SignalFlag
 
-CONFIG = Path("config.properties")
 LOG_CONFIGS = {
     "text": Path(__file__).with_name("configuration") / "log4j2.xml",
     "json": Path(__file__).with_name("configuration") / "log4j2-json.xml",
@@ -38,23 +36,18 @@ MAX_SILENCE = 600.0
 """Seconds without a usable answer of the management address after which a start is given up: archives are unpacked first."""
 OUTAGE_CHECK = 30.0
 """Seconds between two checks of the workers of a running server."""
-Sinks = Callable[[int], tuple[str, Sequence[Callable[[str], None]]]]
 
 
-class Server:
+class Server(BaseServer):
     """TorchServe with archives of a model store. As a context manager it is ready inside, and has ended outside.
 
     When this process is killed the server is killed too (on Linux: when the thread that made it ends, so make it on one that
     lives as long).
 
-    Args:
-        models: which archives; all of the store for none.
-        config: TorchServe's configuration file; None: `config.properties` of the current folder, or else safe settings.
-        port: of inference; management and metrics are on the two above. 0 picks free ones, None takes the configuration's.
-        public_management: allow management beyond loopback.
+    Args (the others are the base's):
+        log_config: log4j2's configuration; None: lines of text.
         max_silence: seconds that `wait_ready` goes without an answer of the management address.
         max_outage: seconds that `wait_stop` goes without a ready worker of a model; None: longer than TorchServe tries.
-        sinks: is given the port; returns where the log goes, in words, and the functions that take its lines.
     """
 
     def __init__(
@@ -70,32 +63,12 @@ class Server:
         max_outage: float | None = None,
         sinks: Sinks = lambda _: ("memory", ()),
     ) -> None:
-        chosen = Path(config) if config is not None else (CONFIG if CONFIG.is_file() else None)
-        self._settings = Settings.read(chosen)
-        self._metrics_config = find_metrics_config(chosen, self._settings)
-        self._store = Path(model_store or self._settings.values.get("model_store", "model_store")).resolve()
-        self._names = tuple(models)
-        self._port = port
+        super().__init__(model_store, models, config=config, port=port, public_management=public_management, sinks=sinks)
+        self._metrics_config = find_metrics_config(self._config, self._settings)
         self._log_config = Path(log_config or LOG_CONFIGS["text"])
-        self._public_management = public_management
         self._max_silence, self._max_outage = max_silence, max_outage
         self._outages = OutageDetector(max_outage)
-        self._sinks = sinks
-        self._stop, self._stop_now = SignalFlag(), SignalFlag()
-        self._archives: list[StoredArchive] = []
         self._workers: set[psutil.Process] = set()
-        self.log_place = ""
-
-    def __enter__(self) -> Server:
-        self._exit = contextlib.ExitStack()
-        self._exit.enter_context(self.running())
-        with self._exit:
-            self.wait_ready()
-            self._exit = self._exit.pop_all()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._exit.close()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -124,21 +97,6 @@ class Server:
                 self.stop()
 
     @property
-    def url(self) -> str:
-        """The address of predictions and explanations."""
-        return self._addresses.url(0)
-
-    @property
-    def management_url(self) -> str:
-        """The management address."""
-        return self._addresses.url(1)
-
-    @property
-    def metrics_url(self) -> str:
-        """The metrics address."""
-        return self._addresses.url(2)
-
-    @property
     def grpc_address(self) -> str:
         """HOST:PORT of gRPC's predictions."""
         return f"{self._addresses.grpc_host}:{self._addresses.grpc[0]}"
@@ -152,17 +110,6 @@ class Server:
     def lines(self) -> list[str]:
         """The last lines of the log."""
         return list(self._process.lines)
-
-    @property
-    def models(self) -> str:
-        """The models, in words."""
-        return join_names(describe(self._archives)).replace(" or ", " and ")
-
-    def request_stop(self, at_once: bool = False) -> None:
-        """Ends `wait_ready` and `wait_stop`, and with `at_once` also a drain; may be called by a signal handler."""
-        self._stop.set()
-        if at_once:
-            self._stop_now.set()
 
     def wait_ready(self) -> None:
         """Returns once every worker of every model has loaded it.
@@ -200,10 +147,6 @@ class Server:
             if time.monotonic() - checked > pause:
                 self._check_outages()
                 checked = time.monotonic()
-
-    def exposure_warnings(self) -> list[str]:
-        """Warns of who reaches this server."""
-        return advice.warn_of_exposure(self._settings, self._addresses)
 
     def max_heap(self) -> int:
         """Asks a Java of the same options to how many bytes its heap may grow; 0 when it does not say."""
