@@ -25,17 +25,21 @@ programs() {
         npm install --prefix tests --no-save --no-package-lock --silent axe-core@4.14.1
     fi
 }
-beside() { # an environment of its own, .venv-NAME, with tests/support/environments/NAME/requirements.txt
+beside() { # an environment of its own, .venv-NAME, with tests/support/environments/NAME/requirements.txt; "over" .venv: it sees that one's packages too
     cmp -s "tests/support/environments/$1/requirements.txt" ".venv-$1/requirements.txt" && return
     echo "Installing $2 into .venv-$1"
     rm -rf ".venv-$1"
     $bin/python -m venv ".venv-$1"
+    if [ "${3:-}" = over ]; then
+        packages='import sysconfig; print(sysconfig.get_path("purelib"))'
+        $bin/python -c "$packages" >"$(".venv-$1/bin/python" -c "$packages")/over.pth"
+    fi
     ".venv-$1/bin/python" -m pip install --disable-pip-version-check --quiet -r "tests/support/environments/$1/requirements.txt"
     cp "tests/support/environments/$1/requirements.txt" ".venv-$1/requirements.txt"
 }
 programs & jobs=($!)
 if [ "${CAMSERVE_SLOW:-}" = 1 ]; then beside foreign "other libraries' classifiers" & jobs+=($!); fi
-{ beside kserve "KServe's client"; beside deploy "what checks manifests"; } & jobs+=($!)
+{ beside kserve "KServe's client"; beside deploy "what checks manifests"; beside ray Ray over; } & jobs+=($!)
 echo "ruff check" && $bin/ruff check .
 echo "ruff format" && $bin/ruff format --check .
 echo "mypy" && $bin/mypy handlers tests scripts benchmarks deploy examples
