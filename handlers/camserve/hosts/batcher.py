@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -99,10 +99,17 @@ class Batcher:
         """
         return (await self.answer(({}, {"describe": "True"})))[3]
 
-    @property
-    def waiting(self) -> int:
-        """How many requests wait for a worker."""
+    async def count_ready(self) -> tuple[int, int]:
+        """Return how many workers have the model loaded, and how many should."""
+        return sum(worker is not None and worker.alive for worker in self.workers), len(self.workers)
+
+    async def count_waiting(self) -> int:
+        """Return how many requests wait for a worker."""
         return len(self._queue)
+
+    async def describe_workers(self) -> list[dict[str, object]]:
+        """Describe the workers, as TorchServe's management address does."""
+        return [_describe_worker(number, worker) for number, worker in enumerate(self.workers)]
 
     @property
     def idle(self) -> bool:
@@ -209,17 +216,13 @@ class Batcher:
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def worker_states(batcher: Batcher) -> list[Mapping[str, object]]:
-    """Describe the workers of a model, as TorchServe's management address does."""
-    return [
-        {
-            "id": str(9000 + number),
-            "startTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(worker.started)) if worker else "",
-            "status": "READY" if worker and worker.alive else "UNLOADING",
-            "memoryUsage": 0,
-            "pid": worker.pid if worker else 0,
-            "gpu": bool(worker and worker.gpu is not None),
-            "gpuUsage": "",
-        }
-        for number, worker in enumerate(batcher.workers)
-    ]
+def _describe_worker(number: int, worker: Worker | None) -> dict[str, object]:
+    return {
+        "id": str(9000 + number),
+        "startTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(worker.started)) if worker else "",
+        "status": "READY" if worker and worker.alive else "UNLOADING",
+        "memoryUsage": 0,
+        "pid": worker.pid if worker else 0,
+        "gpu": bool(worker and worker.gpu is not None),
+        "gpuUsage": "",
+    }

@@ -1,4 +1,4 @@
-"""The application that a server of the ASGI standard runs: the contract's routes, over the models' batchers."""
+"""The application that a server of the ASGI standard runs: the contract's routes, over the models."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from urllib.parse import parse_qsl, unquote
 
 from camserve.core.errors import RequestError
 from camserve.hosts.asgi.fields import read_fields
-from camserve.hosts.batcher import Batcher, HostError
+from camserve.hosts.batcher import HostError
+from camserve.hosts.hosted import Hosted
+from camserve.hosts.worker import Answered, Asked
 from camserve.protocol.accept import check_host
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,31 @@ MODEL = re.compile(
 )
 CHOICE = ("x-explain-target", "x-explain-top-k")
 """Headers of one choice: where the query makes it, neither counts."""
+
+
+class Model(Protocol):
+    """What answers for a model: a `Batcher` of this process, or replicas elsewhere."""
+
+    hosted: Hosted
+
+    async def answer(self, asked: Asked) -> Answered:
+        """Return the answer to one request.
+
+        Raises:
+            HostError: there is none.
+        """
+
+    async def describe(self) -> bytes:
+        """Return what the handler says of itself, JSON."""
+
+    async def count_ready(self) -> tuple[int, int]:
+        """Return how many workers have the model loaded, and how many must have for the server to be healthy."""
+
+    async def count_waiting(self) -> int:
+        """Return how many requests wait for a worker."""
+
+    async def describe_workers(self) -> list[dict[str, object]]:
+        """Describe the workers, as TorchServe's management address does."""
 
 
 class Client:
@@ -149,12 +176,12 @@ class App(Base):
     """Predictions, explanations, the page and health.
 
     Args:
-        batchers: of each model and version; of the versions of one name the first is the default.
+        models: each model and version; of the versions of one name the first is the default.
         max_request_size: bytes of a body.
     """
 
-    def __init__(self, batchers: Sequence[Batcher], max_request_size: int) -> None:
-        self._batchers = batchers
+    def __init__(self, models: Sequence[Model], max_request_size: int) -> None:
+        self._models = models
         self._limit = max_request_size
 
     async def answer(self, client: Client) -> None:
@@ -166,8 +193,8 @@ class App(Base):
                 return
         await self._answer_health(client)
 
-    def _find(self, name: str, version: str | None) -> Batcher:
-        named = [each for each in self._batchers if each.hosted.name == name]
+    def _find(self, name: str, version: str | None) -> Model:
+        named = [each for each in self._models if each.hosted.name == name]
         found = next((each for each in named if version in (None, each.hosted.version)), None)
         if found is None:
             what = f"Model not found: {name}" if not named else f"Model version: {version} does not exist for model: {name}"
@@ -175,7 +202,7 @@ class App(Base):
             raise HostError(404, kind, what)
         return found
 
-    async def _answer_model(self, client: Client, batcher: Batcher, explains: bool) -> None:
+    async def _answer_model(self, client: Client, model: Model, explains: bool) -> None:
         if client.method not in ("POST", "PUT", "GET"):  # a GET has no picture, but may be a browser's
             raise HostError(405, "MethodNotAllowedException", f"{client.method} is not allowed here; send the picture with POST")
         body = await client.read(self._limit)
@@ -183,31 +210,34 @@ class App(Base):
         headers: dict[str, Any] = {**types, **client.headers, "explain": str(explains)}
         if explains:
             headers = _with_query(headers, client.query)
-        status, content_type, more, answer = await _unless_gone(client, batcher.answer((fields, headers)))
+        status, content_type, more, answer = await _unless_gone(client, model.answer((fields, headers)))
         await client.reply(status, content_type, answer, more)
 
     async def _answer_health(self, client: Client) -> None:
         if client.method not in ("GET", "HEAD"):
             raise HostError(404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document.")
-        ready = all(worker is not None and worker.alive for each in self._batchers for worker in each.workers)
         if client.path in ("/ping", "/v2/health/ready"):
+            counts = [await each.count_ready() for each in self._models]
+            ready = all(count >= wanted for count, wanted in counts)
             await client.reply_json(200 if ready else 503, {"status": "Healthy" if ready else "Unhealthy"})
         elif client.path == "/v2/health/live":
             await client.reply_json(200, {"live": True})
         elif client.path == "/v2":
             await client.reply_json(200, {"name": "camserve", "version": "", "extensions": ["binary_tensor_data"]})
         elif client.path == "/v1/models":
-            await client.reply_json(200, {"models": list(dict.fromkeys(each.hosted.name for each in self._batchers))})
+            await client.reply_json(200, {"models": list(dict.fromkeys(each.hosted.name for each in self._models))})
         elif match := MODEL.fullmatch(client.path):
             found = self._find(match["name"] or match["second"], match["version"])
-            alive = any(worker is not None and worker.alive for worker in found.workers)
-            await client.reply_json(200, {"name": found.hosted.name, "ready": alive} | ({} if match["name"] else _v2_of(found)))
+            count, _ = await found.count_ready()
+            await client.reply_json(
+                200, {"name": found.hosted.name, "ready": count > 0} | ({} if match["name"] else _v2_of(found))
+            )
         else:
             raise HostError(404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document.")
 
 
-def _v2_of(batcher: Batcher) -> dict[str, Any]:
-    same = [batcher.hosted.version]
+def _v2_of(model: Model) -> dict[str, Any]:
+    same = [model.hosted.version]
     return {"versions": same, "platform": "pytorch", "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}]}
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
-from camserve.hosts.asgi.app import Base, Client
-from camserve.hosts.batcher import Batcher, HostError, worker_states
+from camserve.hosts.asgi.app import Base, Client, Model
+from camserve.hosts.batcher import HostError
 from camserve.hosts.metrics import Registry
 
 MODEL = re.compile(r"/models/(?P<name>[^/]+)(?:/(?P<version>[^/]+))?")
@@ -19,12 +19,12 @@ class Management(Base):
     """`/models`, `/models/NAME`, `/metrics`; it changes nothing.
 
     Args:
-        batchers: of each model and version.
+        models: each model and version.
         registry: the metrics.
     """
 
-    def __init__(self, batchers: Sequence[Batcher], registry: Registry) -> None:
-        self._batchers = batchers
+    def __init__(self, models: Sequence[Model], registry: Registry) -> None:
+        self._models = models
         self._registry = registry
 
     async def answer(self, client: Client) -> None:
@@ -35,7 +35,7 @@ class Management(Base):
         if client.path == "/metrics":
             await self._expose(client)
         elif client.path == "/models":
-            models = [{"modelName": each.hosted.name, "modelUrl": each.hosted.file} for each in self._batchers]
+            models = [{"modelName": each.hosted.name, "modelUrl": each.hosted.file} for each in self._models]
             await client.reply_json(200, {"models": models})
         elif match:
             await client.reply_json(200, await self._describe(match["name"], match["version"], client.query))
@@ -43,14 +43,14 @@ class Management(Base):
             raise HostError(404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document.")
 
     async def _expose(self, client: Client) -> None:
-        for each in self._batchers:
+        for each in self._models:
             labels = {"model_name": each.hosted.name, "model_version": each.hosted.version}
-            self._registry.set("camserve_host_waiting_requests", labels, each.waiting)
+            self._registry.set("camserve_host_waiting_requests", labels, await each.count_waiting())
         names = parse_qs(client.query.decode("latin-1")).get("name[]", [])
         await client.reply(200, "text/plain; version=0.0.4; charset=utf-8", self._registry.expose(names).encode())
 
     async def _describe(self, name: str, version: str | None, query: bytes) -> list[dict[str, Any]]:
-        named = [each for each in self._batchers if each.hosted.name == name]
+        named = [each for each in self._models if each.hosted.name == name]
         wanted = [each for each in named if version in ("all", each.hosted.version)] if version else named[:1]
         if not wanted:
             raise HostError(404, "ModelNotFoundException", f"Model not found: {name}")
@@ -58,8 +58,8 @@ class Management(Base):
         return [await _describe(each, customized) for each in wanted]
 
 
-async def _describe(batcher: Batcher, customized: bool) -> dict[str, Any]:
-    hosted = batcher.hosted
+async def _describe(model: Model, customized: bool) -> dict[str, Any]:
+    hosted, waiting = model.hosted, await model.count_waiting()
     described: dict[str, Any] = {
         "modelName": hosted.name,
         "modelVersion": hosted.version,
@@ -71,12 +71,12 @@ async def _describe(batcher: Batcher, customized: bool) -> dict[str, Any]:
         "maxBatchDelay": hosted.batch_delay,
         "responseTimeout": hosted.response_timeout,
         "loadedAtStartup": True,
-        "workers": worker_states(batcher),
+        "workers": await model.describe_workers(),
         "jobQueueStatus": {
-            "remainingCapacity": hosted.queue_size - batcher.waiting,
-            "pendingRequests": batcher.waiting,
+            "remainingCapacity": hosted.queue_size - waiting,
+            "pendingRequests": waiting,
         },
     }
     if customized:
-        described["customizedMetadata"] = json.loads(await batcher.describe() or b"null")
+        described["customizedMetadata"] = json.loads(await model.describe() or b"null")
     return described
