@@ -76,7 +76,7 @@ def test_more_work_than_a_request_may_be_is_refused_by_its_headers(monkeypatch: 
 
     assert told(heavy) == (413, "TooMuchWork")
     message = json.loads(heavy.body)["message"]
-    assert message.startswith("expected at most 200 ms of work on one request's pictures, decoding and drawing, got ")
+    assert message.startswith("expected at most 200 ms of work on one request's pictures, reading, decoding and drawing, got ")
     assert "for instance 0: send fewer or smaller pictures" in message
     assert neighbour == alone
     assert opened == [SMALL]
@@ -117,6 +117,23 @@ def test_headers_are_work_before_pillow_reads_them(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("camserve.pictures.decode._read_header", lambda *_: pytest.fail("Pillow reads it"))
 
     assert told(model(max_work=500).run([v1(file.getvalue(), 10)])[0]) == (413, "TooMuchWork")
+
+
+def test_numbers_are_work_before_they_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor's text takes as long as a large picture: of two that are too much together one is told to come again."""
+    row = "[" + ",".join(["0"] * 400) + "]"
+    channel = "[" + ",".join([row] * 400) + "]"
+    call = Call(False, {}, {"body": f"[{channel},{channel},{channel}]".encode()})
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 8))
+
+    one, other = Model(net, **STEPS, max_work=200).run([call, call])
+
+    assert sorted([one.status, other.status]) == [200, 503]
+    monkeypatch.setattr("camserve.protocol.body.json.loads", lambda _: pytest.fail("parsed"))
+    (refused,) = model(max_work=100).run([call])
+    assert refused.status == 413
+    assert b"TooMuchWork" in refused.body
 
 
 class Clock:

@@ -13,7 +13,7 @@ from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.messages import Encoded
 from camserve.pictures.decode import open_picture
-from camserve.protocol.body import SparingJson, decode_base64, read_image, read_json, starts_json
+from camserve.protocol.body import SparingJson, decode_base64, price_numbers, read_image, read_json, starts_json
 
 CONFIG = Config()
 JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\xfb\xff\xbe" + bytes(range(256)) + b"\xff\xd9"
@@ -195,6 +195,28 @@ def test_json_of_too_many_parts_is_refused_unparsed(part: str, monkeypatch: pyte
     assert (caught.value.status, caught.value.kind) == (400, "InvalidJSON")
     assert "at most 200,000 lists, objects and keys" in caught.value.message
     assert SparingJson().loads(floods) == floods.encode()
+
+
+def test_long_json_is_left_to_the_allowance_of_work() -> None:
+    """The server's codec would parse eight bodies of 32 MiB before any handler sees one."""
+    long = "[" + "0," * 600_000 + "0]"
+
+    assert SparingJson().loads(long) == long.encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "work"),
+    [
+        (b"[" + b"0," * 10_000_000 + b"0]", 3_100),  # a second and a half
+        ("[" + "0.12345678901234567," * 1_000_000 + "0]", 850),  # a third of a second
+        (base64.b64encode(bytes(20_000_000)).decode(), 0),
+        (b"\xff\xd8\xff" + b"," * 10_000_000, 0),  # a picture is priced by its header
+        ([0.0] * 1_000_000, 0),  # parsed already
+    ],
+)
+def test_numbers_in_json_are_priced_by_their_count_and_length(value: object, work: float) -> None:
+    """Twice to three times what reading them takes; the longest spelling costs no more than its bytes."""
+    assert price_numbers({"data": value}) == pytest.approx(work, rel=0.01)
 
 
 def test_the_servers_codec_parses_what_is_no_flood() -> None:

@@ -30,6 +30,7 @@ from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import guard, run_bisecting, split_into_chunks
 from camserve.pipeline.glibc import give_back
 from camserve.pipeline.prepare import Hooks, Job, Pictures
+from camserve.protocol.body import price_numbers
 from camserve.protocol.parser import Parser
 from camserve.protocol.reply import Responder, write_error
 
@@ -128,7 +129,10 @@ class Pipeline:
 
     def _read(self, calls: Sequence[Call]) -> tuple[list[Request | Page | RequestError], list[Job]]:
         """Read what each call asks, and make the jobs of those that can be answered."""
-        requests: list[Request | Page | RequestError] = [guard(self._parser.parse, call) for call in calls]
+        faults = self._pictures.share([[price_numbers(call.fields)] for call in calls])
+        requests: list[Request | Page | RequestError] = [
+            fault if fault else guard(self._parser.parse, call) for fault, call in zip(faults, calls, strict=True)
+        ]
         asked = [(position, request) for position, request in enumerate(requests) if isinstance(request, Request)]
         outcomes = guard(self._pictures.measure, [request for _, request in asked])
         jobs: list[Job] = []

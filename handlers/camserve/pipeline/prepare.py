@@ -110,7 +110,7 @@ class Pictures:
             or 503 `Busy`.
         """
         weights = [[self._weigh(item.image) for item in request.items] for request in requests]
-        faults = self._share([[each.header if isinstance(each, Weight) else 0.0 for each in several] for several in weights])
+        faults = self.share([[each.header if isinstance(each, Weight) else 0.0 for each in several] for several in weights])
         measures: list[list[Measure]] = []
         for place, request in enumerate(requests):
             measures.append([] if faults[place] else self._measure(request.items, weights[place]))
@@ -121,7 +121,7 @@ class Pictures:
             [] if fault else self._works(request.items, several, drawn, again=again)
             for fault, request, several, drawn in zip(faults, requests, measures, canvases, strict=True)
         ]
-        faults = [fault or later for fault, later in zip(faults, self._share(works), strict=True)]
+        faults = [fault or later for fault, later in zip(faults, self.share(works), strict=True)]
         return [
             fault or [replace(each, work=work) for each, work in zip(*both, strict=True)]
             for fault, *both in zip(faults, measures, works, strict=True)
@@ -142,8 +142,8 @@ class Pictures:
         message = f"expected at most {limit} pixels in all pictures of one request, got {total}: send fewer or smaller ones"
         return RequestError(413, "ImageTooLarge", message)
 
-    def _share(self, works: Sequence[Sequence[float]]) -> list[RequestError | None]:
-        """Say which requests are too much: by themselves, or beside the others of their batch."""
+    def share(self, works: Sequence[Sequence[float]]) -> list[RequestError | None]:
+        """Say which requests are too much, by the work of their parts: by themselves, or beside the others of their batch."""
         limit = self._config.max_work
         totals = [sum(each) for each in works]
         met = share_out(limit, totals)
@@ -241,7 +241,7 @@ def _too_much(limit: int, total: float, works: Sequence[float]) -> RequestError:
     part = f", {works[dearest]:.0f} of it for instance {dearest}" if len(works) > 1 else ""
     came = f"{total:.0f}{part}"
     if total > limit:
-        what = f"expected at most {limit} ms of work on one request's pictures, decoding and drawing, got {came}"
+        what = f"expected at most {limit} ms of work on one request's pictures, reading, decoding and drawing, got {came}"
         return RequestError(413, "TooMuchWork", f"{what}: send fewer or smaller pictures, or ask for fewer targets")
-    what = f"the requests of a batch share {limit} ms of work on pictures, decoding and drawing, and this one's is {came}"
+    what = f"the requests of a batch share {limit} ms of work on pictures, reading, decoding and drawing; this one's is {came}"
     return RequestError(503, "Busy", f"{what}: {SEND_LESS}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from camserve.core.config import Config
@@ -18,6 +19,12 @@ HOW_TO_SEND = """send the picture's bytes (curl -T cat.jpg), a form field (curl 
 
 MAX_PARTS = 200_000
 """Lists, objects and keys of a body: 64 tensors of 1,000 rows each. 32 MiB of empty lists take seconds and 700 MB to parse."""
+
+MAX_PARSED = 1 << 20
+"""Bytes of JSON that a host parses by itself. What is longer is priced first: 32 MiB of numbers take two seconds."""
+
+NUMBER, NUMBERS, LONGEST = 0.00025, 30.0, 25
+"""Units of work of a number in JSON and of a megabyte of numbers (`pictures/bounds/work`), and a long number's characters."""
 
 _STRUCTURE = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*([\[{])")
 _WHITESPACE = b" \t\r\n\f\v"
@@ -40,11 +47,21 @@ def has_too_many_parts(raw: bytes) -> bool:
     return raw.count(b"[") + raw.count(b"{") + raw.count(b":") > MAX_PARTS
 
 
+def price_numbers(fields: Mapping[str, object]) -> float:
+    """Return the units of work of reading the numbers that a request's fields hold as JSON text; base64 has no commas."""
+    work = 0.0
+    for value in fields.values():
+        if isinstance(value, (bytes, bytearray, str)) and not is_picture(as_bytes(value[:64])):
+            count = value.count(",") if isinstance(value, str) else value.count(b",")
+            work += count * NUMBER + min(len(value), count * LONGEST) / 1e6 * NUMBERS
+    return work
+
+
 class SparingJson:
     """Stands in for `json` in TorchServe's codec, which parses a body before any handler sees it.
 
-    A body of millions of lists or keys is left as it came: its parser takes seconds and gigabytes over a few of them, and the
-    worker would be ended. Ours refuses it.
+    A long body, or one of many lists and keys, is left as it came: eight of them would keep the worker busy for half a minute,
+    or end it. Ours is parsed within the batch's allowance of work, or refused.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -52,9 +69,9 @@ class SparingJson:
         return getattr(json, name)
 
     def loads(self, text: str) -> Any:
-        """Parse text, or return it in UTF-8 where it has too many parts."""
+        """Parse text, or return it in UTF-8 where it is long or has too many parts."""
         raw = text.encode("utf-8", "surrogatepass")
-        return raw if has_too_many_parts(raw) else json.loads(text)
+        return raw if len(raw) > MAX_PARSED or has_too_many_parts(raw) else json.loads(text)
 
 
 def read_json(raw: bytes, place: str = "the body") -> Any:

@@ -186,6 +186,21 @@ def test_accept_chooses_the_format(live: Server, model: str, accept: str, conten
         assert (array.dtype, array.ndim) == (np.float32, 3)
 
 
+def test_a_tensor_of_megabytes_of_json_is_answered_as_the_same_in_an_npy_file(live: Server) -> None:
+    """Whoever parses it: hosts leave long JSON to the archive's handler."""
+    tensor = np.random.default_rng(0).standard_normal((3, 224, 224)).astype(np.float32)
+    file = io.BytesIO()
+    np.save(file, tensor)
+    text = json.dumps({"data": tensor.tolist(), "target": 7})
+    assert len(text) > 2_000_000
+
+    as_json = post(live, f"explanations/{DEMO}", text, headers={"Content-Type": "application/json"})
+    as_array = post(live, f"explanations/{DEMO}", file.getvalue(), headers={"X-Explain-Target": "7"})
+
+    assert (as_json.status_code, as_array.status_code) == (200, 200)
+    assert_close(as_json.json(), as_array.json())
+
+
 def test_nothing_acceptable_is_a_406(live: Server) -> None:
     """And says what there is."""
     response = post(live, f"explanations/{DEMO}", CAT, headers={"Accept": "text/csv"})

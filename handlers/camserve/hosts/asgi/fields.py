@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from urllib.parse import parse_qsl
 
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -15,7 +15,7 @@ from camserve.protocol.body import name_repeated
 def read_fields(body: bytes, content_type: str) -> tuple[dict[str, object], dict[str, dict[str, str]]]:
     """Return the fields of a body, and the content type of each, as handlers find it among the headers.
 
-    A raw body is the field `body`. JSON and text are decoded where they can be; everything else stays bytes.
+    A raw body is the field `body`. Text is decoded where it can be; everything else stays bytes.
 
     Raises:
         RequestError: 400, a form that is none, or that gives one field twice.
@@ -30,14 +30,10 @@ def read_fields(body: bytes, content_type: str) -> tuple[dict[str, object], dict
 
 
 def _typed(value: bytes, content_type: str) -> object:
-    """Decode as TorchServe's worker does: JSON by its exact name, any text, and bytes where that fails."""
-    try:
-        if content_type == "application/json":
-            return json.loads(value)
+    """Decode text as TorchServe's worker does, and leave bytes where that fails; JSON is parsed by the model's process."""
+    with suppress(UnicodeDecodeError):
         if content_type.startswith("text"):
             return value.decode()
-    except (ValueError, RecursionError):
-        pass
     return bytearray(value)
 
 

@@ -10,7 +10,7 @@ from camserve.core.errors import RequestError
 from camserve.pictures.bounds.work import Effort
 
 MAX_RUNS = 1_000_000
-"""Runs of one picture, each of which takes half a microsecond, the interpreter lock held. A screen of 8 megapixels has fewer."""
+"""Runs of one picture, each of which takes up to a microsecond, the interpreter lock held. A screen of 8 megapixels has fewer."""
 
 DECODER = "camserve_runs"
 
@@ -23,7 +23,7 @@ _HIGH, _LOW = bytes(value >> 4 for value in range(256)), bytes(value & 15 for va
 def check(data: bytes | bytearray) -> Effort:
     """Count what decoding takes: as many runs as the file can hold, where it is run-length encoded."""
     packed = int.from_bytes(data[_COMPRESSION_AT : _COMPRESSION_AT + 4], "little") in _RLE
-    return Effort(parts=min(MAX_RUNS, len(data) // 2) // 25 if packed else 0)  # so many runs take as long as a part of a header
+    return Effort(parts=min(MAX_RUNS, len(data) // 2) // 12 if packed else 0)  # so many runs take as long as a part of a header
 
 
 def use_decoder(picture: Image.Image) -> None:

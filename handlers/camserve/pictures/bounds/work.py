@@ -15,7 +15,7 @@ from camserve.core.errors import RequestError
 PART = 0.04
 """Units of a part that Pillow reads in Python, twice what it takes: the interpreter lock is held, so no other thread runs."""
 
-SCAN, UNPACKED, PREPARED = 0.5, 2.0, 6.0
+SCAN, UNPACKED, PREPARED = 0.5, 2.0, 8.0
 """Units of a megapixel in each further scan; of a megabyte of text that is unpacked; of a megapixel that is resized."""
 
 AGAIN = 3
