@@ -82,6 +82,8 @@ def test_an_urlencoded_form() -> None:
         (part("data", b"1") + part("data", b"2") + b"--b--\r\n", FORM, "NoImage", "twice"),
         (part("target", b"1") + part("target", b"2") + b"--b--\r\n", FORM, "InvalidOption", "'target' twice"),
         (b"data=1&data=2", "application/x-www-form-urlencoded", "NoImage", "twice"),
+        (b"".join(part(f"f{index}", b"1") for index in range(200)) + b"--b--\r\n", FORM, "NoImage", "more than 128 fields"),
+        (b"&".join(b"f%d=1" % index for index in range(200)), "application/x-www-form-urlencoded", "NoImage", "more than 128"),
         (b"--c\r\n\r\n", FORM, "NoImage", "cannot be read"),
         (b"--b", "multipart/form-data", "NoImage", "boundary"),
     ],

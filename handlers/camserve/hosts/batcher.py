@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -19,13 +20,16 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a worker that does not load again is started once more: doubled each time."""
 
+REASONS = ("full", "late", "lost", "no_worker", "gone")
+"""Why a request has no answer of its worker: the metric's label."""
+
 
 class HostError(Exception):
     """What the host itself answers: becomes `{"code": status, "type": kind, "message": message}`."""
 
-    def __init__(self, status: int, kind: str, message: str) -> None:
+    def __init__(self, status: int, kind: str, message: str, allowed: str = "") -> None:
         super().__init__(message)
-        self.status, self.kind, self.message = status, kind, message
+        self.status, self.kind, self.message, self.allowed = status, kind, message, allowed
 
 
 @dataclass
@@ -56,6 +60,11 @@ class Batcher:
         self._threads = ThreadPoolExecutor(hosted.workers, thread_name_prefix=hosted.name)
         self._tasks: list[asyncio.Task[None]] = []
         self._busy = 0
+        self._failed = False
+        for name in ("ts_inference_requests_total", "ts_inference_latency_microseconds", "ts_queue_latency_microseconds"):
+            registry.add(name, self._labels, 0)
+        for reason in REASONS:
+            self._miss(reason, 0)
 
     async def start(self) -> None:
         """Start all workers, and return once each has loaded the model.
@@ -75,18 +84,34 @@ class Batcher:
         Raises:
             HostError: the queue is full, it took too long, or its worker was lost.
         """
+        if "describe" not in asked[1]:
+            self._registry.add("ts_inference_requests_total", self._labels, 1)
+        if self._failed and not self.ready:
+            self._miss("no_worker")
+            raise self._no_worker()
         if len(self._queue) >= self.hosted.queue_size:
+            self._miss("full")
             raise HostError(
                 503, "QueueFull", f"{self.hosted.queue_size} requests wait for the model {self.hosted.name}; try again later"
             )
         waiting = _Waiting(asked, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
-        async with self._arrival:
-            self._arrival.notify()
         try:
+            async with self._arrival:
+                self._arrival.notify()
             return await asyncio.wait_for(waiting.answer, self.hosted.response_timeout)
         except asyncio.TimeoutError:
+            self._miss("late")
             raise self._late() from None
+        except asyncio.CancelledError:
+            self._miss("gone")
+            raise
+        finally:
+            with contextlib.suppress(ValueError):  # with a worker, or answered
+                self._queue.remove(waiting)
+
+    def _miss(self, reason: str, count: int = 1) -> None:
+        self._registry.add("camserve_host_unanswered_total", {"reason": reason, **self._labels}, count)
 
     def _late(self) -> HostError:
         return HostError(504, "Timeout", f"no answer within {self.hosted.response_timeout} s (responseTimeout)")
@@ -110,6 +135,11 @@ class Batcher:
     async def describe_workers(self) -> list[dict[str, object]]:
         """Describe the workers, as TorchServe's management address does."""
         return [_describe_worker(number, worker) for number, worker in enumerate(self.workers)]
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker is there to answer."""
+        return any(worker is not None and worker.alive for worker in self.workers)
 
     @property
     def idle(self) -> bool:
@@ -179,6 +209,7 @@ class Batcher:
                 lost = self._late()
             for each in batch:
                 if not each.answer.done():
+                    self._miss("late" if error.late else "lost")
                     each.answer.set_exception(lost)
             return
         for each, answered in zip(batch, answers, strict=True):
@@ -187,13 +218,12 @@ class Batcher:
         self._count(batch, began)
 
     def _count(self, batch: list[_Waiting], began: float) -> None:
-        """Count under the names that TorchServe uses, so that the same rules and dashboards serve both."""
+        """Add up times under TorchServe's names, so that the same rules and dashboards serve both."""
         served = [each for each in batch if "describe" not in each.asked[1]]
         if not served:
             return
         ended = time.perf_counter()
         add = self._registry.add
-        add("ts_inference_requests_total", self._labels, len(served))
         add("ts_inference_latency_microseconds", self._labels, sum(ended - each.arrived for each in served) * 1e6)
         add("ts_queue_latency_microseconds", self._labels, sum(began - each.arrived for each in served) * 1e6)
         add("camserve_host_batches_total", self._labels | {"size": str(len(served))}, 1)
@@ -209,11 +239,27 @@ class Batcher:
                 self.workers[number] = await asyncio.get_running_loop().run_in_executor(self._threads, self._load, number)
             except LoadError as error:
                 logger.error("the model %s does not load again, next try in %g s: %s", self.hosted.name, pause, error)
+                self._failed = True
+                self._refuse_waiting()
             else:
+                self._failed = False
                 logger.info("the model %s has its worker again", self.hosted.name)
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _refuse_waiting(self) -> None:
+        """Answer what waits for a worker that will not come soon."""
+        if self.ready:
+            return
+        for each in self._queue:
+            if not each.answer.done():
+                self._miss("no_worker")
+                each.answer.set_exception(self._no_worker())
+
+    def _no_worker(self) -> HostError:
+        message = f"the model {self.hosted.name} has no worker, and does not load again; the server's log says why"
+        return HostError(503, "NoWorker", message)
 
 
 def _describe_worker(number: int, worker: Worker | None) -> dict[str, object]:

@@ -10,10 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import uvicorn
 
-from camserve.hosts.asgi.app import App, Base
+from camserve.hosts.asgi.app import MAX_HELD, App
+from camserve.hosts.asgi.client import Base, Limits
+from camserve.hosts.asgi.connection import Connection
 from camserve.hosts.asgi.management import Management
 from camserve.hosts.batcher import Batcher
 from camserve.hosts.hosted import Hosted
@@ -24,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
 KEEP_ALIVE = 75
+QUIET = 1.0
+"""Seconds without a request after which open connections may be closed: a client that has one ready sends it sooner."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,9 @@ class Host:
         listening: where.
         environment: of the workers.
         gpus: the numbers of the GPUs that workers are given in turn; none: the CPU.
-        max_request_size: bytes of a body.
+        max_request_size, max_held: bytes of a body, and of all that are in memory at once.
+        limits: on connections.
+        cors: headers by which pages of another site may read answers.
         allowed_hosts: names by which inference, and management, may be asked; None: any.
         take_line: gets each line that a worker prints, but for metrics; and who printed it.
     """
@@ -72,23 +79,28 @@ class Host:
         *,
         gpus: Sequence[int] = (),
         max_request_size: int = 32 * 2**20,
+        max_held: int = MAX_HELD,
+        limits: Limits | None = None,
+        cors: Mapping[str, str] | None = None,
         allowed_hosts: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
         take_line: Callable[[str], object] = logger.info,
     ) -> None:
         self.registry = Registry()
+        self.batchers: list[Batcher] = []
         self._listening = listening
         self._environment = environment
         self._gpus = gpus
-        self._limit = max_request_size
+        self._app = App(self.batchers, max_request_size, max_held)
+        self._app.limits, self._app.cors = limits or Limits(), cors or {}
         self._allowed_hosts = allowed_hosts
         self._take_line = take_line
         self._hosted = hosted
-        self.batchers: list[Batcher] = []
         self._servers: list[uvicorn.Server] = []
         self._state = _State()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="camserve host", daemon=True)
         self._stop_loop = asyncio.Event()
+        self._accepting: set[asyncio.Task[object]] = set()
 
     def start(self) -> None:
         """Start to load the models, and return at once."""
@@ -120,14 +132,24 @@ class Host:
         ]
 
     def drain(self, seconds: float, give_up: Callable[[], bool]) -> bool:
-        """Refuse new connections, and let requests finish for up to so many seconds; return whether all have."""
+        """Refuse new connections, and let requests finish for up to so many seconds; return whether all have.
+
+        Each answer from now on says that its connection is closed. One that is open without a request is left so for `QUIET`
+        seconds: what its client sends meanwhile is answered too.
+        """
         self._loop.call_soon_threadsafe(self._close_listeners)
         end = time.monotonic() + seconds
+        quiet_since = time.monotonic()
         while time.monotonic() < end and not give_up() and not self.ended():
-            if all(each.idle for each in self.batchers) and not any(each.server_state.tasks for each in self._servers):
+            time.sleep(0.02)
+            if not all(each.idle for each in self.batchers) or any(each.server_state.tasks for each in self._servers):
+                quiet_since = time.monotonic()
+            elif self._app.closing and (self._closed() or time.monotonic() - quiet_since > QUIET):
                 return True
-            time.sleep(0.05)
         return False
+
+    def _closed(self) -> bool:
+        return not self._servers or not self._servers[0].server_state.connections
 
     def stop(self) -> None:
         """End the servers and the workers."""
@@ -137,12 +159,26 @@ class Host:
             self._thread.join()
 
     def _close_listeners(self) -> None:
-        """Stop listening, and let connections close after the request that they have."""
+        """Take the connections that are made already, and listen no more."""
         for server in self._servers[:1]:
+            for listener in self._listening.inference:
+                self._accept_all(server, listener)
             for each in server.servers:
                 each.close()
-            for connection in list(server.server_state.connections):
-                connection.shutdown()
+        self._app.closing = True
+
+    def _accept_all(self, server: uvicorn.Server, listener: socket.socket) -> None:
+        config = server.config
+        while True:
+            try:
+                accepted, _ = listener.accept()
+            except OSError:  # none waits
+                return
+            accepted.setblocking(False)
+            make = partial(Connection, config, server.server_state, server.lifespan.state)
+            task = self._loop.create_task(self._loop.connect_accepted_socket(make, accepted, ssl=config.ssl))
+            self._accepting.add(task)
+            task.add_done_callback(self._accepting.discard)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -189,7 +225,7 @@ class Host:
 
     def _starter(self, first: int, hosted: Hosted) -> Callable[[int], Worker]:
         def start(number: int) -> Worker:
-            gpu = self._gpus[(first + number) % len(self._gpus)] if self._gpus else None
+            gpu = self._gpus[(first + number) % len(self._gpus)] if self._gpus and hosted.on_gpu else None
             return Worker(hosted, gpu, self._environment, lambda line: self._take(hosted.name, number, line))
 
         return start
@@ -200,7 +236,7 @@ class Host:
 
     async def _serve(self) -> None:
         listening = self._listening
-        app, management = App(self.batchers, self._limit), Management(self.batchers, self.registry)
+        app, management = self._app, Management(self.batchers, self.registry)
         app.allowed_hosts, management.allowed_hosts = self._allowed_hosts
         inference, second = self._server(app, listening.certificate, listening.key), self._server(management)
         self._servers = [inference, second]
@@ -220,6 +256,10 @@ class Host:
         return uvicorn.Server(
             uvicorn.Config(
                 app,
+                interface="asgi3",
+                http=Connection,
+                ws="none",
+                proxy_headers=False,
                 log_config=None,
                 access_log=False,
                 lifespan="off",

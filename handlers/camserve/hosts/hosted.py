@@ -10,8 +10,19 @@ from typing import Any
 from camserve.core.errors import ConfigError
 from camserve.pipeline.archive import Archive
 
-BATCH_SIZE, RESPONSE_TIMEOUT, STARTUP_TIMEOUT, QUEUE_SIZE = 1, 120, 120, 100
+BATCH_SIZE, RESPONSE_TIMEOUT, STARTUP_TIMEOUT, QUEUE_SIZE, RETRY_TIMEOUT = 1, 120, 120, 100, 300
 """TorchServe's own defaults."""
+
+ONLY_TORCHSERVE: Mapping[str, tuple[object, ...]] = {
+    "parallelType": (None, "", "none", "custom"),
+    "continuousBatching": (None, False),
+    "sequenceBatching": (None, False),
+    "asyncCommunication": (None, False),
+    "useJobTicket": (None, False),
+    "useVenv": (None, False),
+    "deviceIds": (None, []),
+}
+"""Settings of an archive that only TorchServe has, and the values that change nothing."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,8 @@ class Hosted:
         response_timeout: seconds from a request's arrival to its answer.
         startup_timeout: seconds in which a worker must have loaded the model.
         queue_size: most requests that wait for a worker.
+        retry_timeout: seconds without any worker after which the server says that it is unhealthy.
+        on_gpu: whether its workers are given a GPU where there is one: not by `deviceType: cpu`.
     """
 
     name: str
@@ -40,6 +53,8 @@ class Hosted:
     response_timeout: int = RESPONSE_TIMEOUT
     startup_timeout: int = STARTUP_TIMEOUT
     queue_size: int = QUEUE_SIZE
+    retry_timeout: int = RETRY_TIMEOUT
+    on_gpu: bool = True
 
     @staticmethod
     def from_archive(archive: Archive, file: str, name: str, workers: int, defaults: Mapping[str, int]) -> Hosted:
@@ -57,6 +72,8 @@ class Hosted:
         if config.get("serviceEnvelope") or archive.manifest["model"].get("envelope"):
             raise ConfigError("serviceEnvelope: no envelope is needed or possible: the handler reads V1 and V2 itself; remove it")
 
+        _refuse_settings(config)
+
         def number(key: str, default: int) -> int:
             return _whole(config, key, defaults.get(key, default))
 
@@ -71,7 +88,18 @@ class Hosted:
             number("responseTimeout", RESPONSE_TIMEOUT),
             number("startupTimeout", STARTUP_TIMEOUT),
             number("jobQueueSize", QUEUE_SIZE),
+            number("maxRetryTimeoutInSec", RETRY_TIMEOUT),
+            str(config.get("deviceType", "")).lower() != "cpu",
         )
+
+
+def _refuse_settings(config: Mapping[str, Any]) -> None:
+    for key, harmless in ONLY_TORCHSERVE.items():
+        if config.get(key) not in harmless:
+            raise ConfigError(f"{key}: {config[key]!r} is TorchServe's alone; remove it, or serve with --host torchserve")
+    kind = config.get("deviceType")
+    if kind not in (None, "cpu", "gpu", "nvidia"):
+        raise ConfigError(f"deviceType: cpu or gpu is accepted, got {kind!r}; other devices are TorchServe's alone")
 
 
 def _whole(config: Mapping[str, Any], key: str, default: int) -> int:

@@ -11,6 +11,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from camserve.core.errors import RequestError
 from camserve.protocol.body import name_repeated
 
+MAX_FIELDS = 128
+"""Fields of a form, as many as TorchServe takes: millions would hold up everybody for minutes."""
+
 
 def read_fields(body: bytes, content_type: str) -> tuple[dict[str, object], dict[str, dict[str, str]]]:
     """Return the fields of a body, and the content type of each, as handlers find it among the headers.
@@ -18,13 +21,16 @@ def read_fields(body: bytes, content_type: str) -> tuple[dict[str, object], dict
     A raw body is the field `body`. Text is decoded where it can be; everything else stays bytes.
 
     Raises:
-        RequestError: 400, a form that is none, or that gives one field twice.
+        RequestError: 400, a form that is none, or that gives one field twice or too many fields.
     """
     kind, options = parse_options_header(content_type)
     if kind == b"multipart/form-data":
         return _read_form(body, options)
     if kind == b"application/x-www-form-urlencoded":
-        pairs = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True)
+        try:
+            pairs = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
+        except ValueError:
+            raise _too_many() from None
         return _collect((name, "", value.encode()) for name, value in pairs)
     return {"body": _typed(body, content_type)}, {"body": {"content-type": content_type}}
 
@@ -35,6 +41,10 @@ def _typed(value: bytes, content_type: str) -> object:
         if content_type.startswith("text"):
             return value.decode()
     return bytearray(value)
+
+
+def _too_many() -> RequestError:
+    return RequestError(400, "NoImage", f"the form has more than {MAX_FIELDS} fields; it needs data, and one for each option")
 
 
 def _collect(parts: object) -> tuple[dict[str, object], dict[str, dict[str, str]]]:
@@ -56,6 +66,8 @@ def _read_form(body: bytes, options: Mapping[bytes, bytes]) -> tuple[dict[str, o
     name, value, data = bytearray(), bytearray(), bytearray()
 
     def begin() -> None:
+        if len(parts) >= MAX_FIELDS:
+            raise _too_many()
         headers.clear()
         data.clear()
 

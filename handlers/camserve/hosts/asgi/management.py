@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
-from camserve.hosts.asgi.app import Base, Client, Model
+from camserve.hosts.asgi.client import Base, Client, Model, not_found
 from camserve.hosts.batcher import HostError
 from camserve.hosts.metrics import Registry
 
@@ -30,7 +30,8 @@ class Management(Base):
     async def answer(self, client: Client) -> None:
         """Answer a request of whoever watches the server."""
         if client.method not in ("GET", "HEAD"):
-            raise HostError(405, "MethodNotAllowedException", "models are chosen when the server starts; only GET is served here")
+            message = "models are chosen when the server starts; only GET is served here"
+            raise HostError(405, "MethodNotAllowedException", message, allowed="GET, HEAD")
         match = MODEL.fullmatch(client.path)
         if client.path == "/metrics":
             await self._expose(client)
@@ -40,7 +41,7 @@ class Management(Base):
         elif match:
             await client.reply_json(200, await self._describe(match["name"], match["version"], client.query))
         else:
-            raise HostError(404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document.")
+            raise not_found()
 
     async def _expose(self, client: Client) -> None:
         for each in self._models:

@@ -184,7 +184,7 @@ class Service:
             except TypeError:
                 logger.exception("the handler's answer cannot be written as JSON")
                 return failure(503, "InternalServerException", "Unsupported model output data type.")
-        return status or 200, content_type, headers, bytes(body)
+        return int(status or 200), str(content_type), {str(name): str(value) for name, value in headers.items()}, bytes(body)
 
 
 def failure(status: int, kind: str, message: str) -> Answered:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +23,16 @@ from camserve.tools.serving.base import BaseServer, Sinks
 from camserve.tools.serving.configuration.addresses import Addresses, is_loopback
 from camserve.tools.serving.configuration.cores import count_cores
 from camserve.tools.serving.configuration.environment import HOSTS, compose_hosts
+from camserve.tools.serving.configuration.own_host import HostSettings, read_number
 from camserve.tools.serving.configuration.store import StoredArchive, select
 from camserve.tools.serving.process.errors import Interrupted, OutageError, ServeError
+from camserve.tools.serving.process.log import LineHandler
 
 MAX_OUTAGE = 1800.0
 """Seconds that a model may be without a worker before the command gives up, where nothing else is said."""
 LOG_LINES = 2000
+OTHER_FILES = 200
+"""Open files besides connections: the workers' sockets, logs, libraries."""
 
 
 class AsgiServer(BaseServer):
@@ -54,7 +61,7 @@ class AsgiServer(BaseServer):
     def running(self) -> Iterator[None]:
         """Start to load the models, without waiting for them, and end all on leaving."""
         self._archives = select(self._store, self._names)
-        self._refuse_tokens()
+        settings = HostSettings.read(self._settings)
         self._addresses = Addresses.choose(self._settings, self._port, self._public_management)
         self.log_place, sinks = self._sinks(self._addresses.http[0][2])
         with contextlib.ExitStack() as stack:
@@ -64,11 +71,16 @@ class AsgiServer(BaseServer):
                 hosted,
                 self._listen(stack),
                 make_environment(threads),
-                gpus=_find_gpus(),
+                gpus=_find_gpus(settings.gpus),
                 allowed_hosts=self._find_allowed(),
-                max_request_size=self._number("max_request_size", 6553500),
+                max_request_size=settings.max_request_size,
+                max_held=settings.max_held,
+                limits=settings.limits,
+                cors=settings.cors,
                 take_line=lambda line: self._take(line, sinks),
             )
+            stack.enter_context(_logged(lambda line: self._take(line, sinks)))
+            _raise_open_files(settings.limits.connections)
             self._host.start()
             try:
                 yield
@@ -139,29 +151,16 @@ class AsgiServer(BaseServer):
 
     def _open(self, archive: StoredArchive, stack: contextlib.ExitStack) -> Hosted:
         defaults = {
-            "responseTimeout": self._number("default_response_timeout", 120),
-            "startupTimeout": self._number("default_startup_timeout", 120),
-            "jobQueueSize": self._number("job_queue_size", 100),
+            "responseTimeout": read_number(self._settings, "default_response_timeout", 120),
+            "startupTimeout": read_number(self._settings, "default_startup_timeout", 120),
+            "jobQueueSize": read_number(self._settings, "job_queue_size", 100),
         }
-        workers = archive.workers or self._number("default_workers_per_model", 1)
+        workers = archive.workers or read_number(self._settings, "default_workers_per_model", 1)
         try:
             unpacked = stack.enter_context(unpack(self._store / archive.file))
             return Hosted.from_archive(unpacked, archive.file, archive.name, workers, defaults)
         except (ArchiveError, ConfigError) as error:
             raise ServeError(f"{archive.file}: {error}") from error
-
-    def _number(self, key: str, default: int) -> int:
-        text = self._settings.values.get(key, str(default))
-        if not (text.isascii() and text.isdigit() and int(text) > 0):
-            raise ServeError(f"{key}={show(text)} cannot be used: a whole number of at least 1 is accepted")
-        return int(text)
-
-    def _refuse_tokens(self) -> None:
-        if not self._settings.is_set("disable_token_authorization"):
-            raise ServeError(
-                "disable_token_authorization is not true, and the ASGI host has no tokens: set it to true, and put a proxy that "
-                "authenticates in front of every address that is not loopback"
-            )
 
     def _listen(self, stack: contextlib.ExitStack) -> Listening:
         (scheme, host, port), *others = self._addresses.http
@@ -181,10 +180,42 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _find_gpus() -> list[int]:
-    """Return the numbers of this machine's GPUs, without loading torch where there is no driver."""
-    if not Path("/proc/driver/nvidia").exists() and not Path("/dev/nvidiactl").exists():
-        return []
-    import torch  # noqa: PLC0415 takes a second
+@contextlib.contextmanager
+def _logged(take: Callable[[str], object]) -> Iterator[None]:
+    """Send what the host itself has to say where the workers' lines go."""
+    handler = LineHandler(take)
+    loggers = [logging.getLogger(name) for name in ("camserve.hosts", "uvicorn")]
+    before = [(each.level, each.propagate) for each in loggers]
+    for each in loggers:
+        each.addHandler(handler)
+        each.setLevel(logging.INFO if each.name.startswith("camserve") else logging.ERROR)  # uvicorn tells of each bad request
+        each.propagate = False
+    try:
+        yield
+    finally:
+        for each, (level, propagate) in zip(loggers, before, strict=True):
+            each.removeHandler(handler)
+            each.level, each.propagate = level, propagate
 
-    return list(range(torch.cuda.device_count()))
+
+def _raise_open_files(connections: int) -> None:
+    """Let so many connections be open, as far as the system lets us."""
+    if sys.platform == "win32":
+        return
+    import resource  # noqa: PLC0415 not on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + OTHER_FILES
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _find_gpus(most: int | None) -> list[int]:
+    """Return the numbers of this machine's GPUs; a process of its own asks torch, which takes hundreds of megabytes."""
+    if most == 0 or not (Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists()):
+        return []
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    count = int(ran.stdout) if ran.stdout.strip().isdigit() else 0
+    return list(range(count if most is None else min(most, count)))

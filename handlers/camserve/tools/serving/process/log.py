@@ -10,6 +10,7 @@ import datetime
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from logging.handlers import RotatingFileHandler
@@ -19,6 +20,12 @@ from typing import TextIO
 from camserve.tools.console import unfailing
 
 PREFIXES = {"WARNING": "warning: ", "ERROR": "error: "}
+LEVEL = "DEBUG|INFO|WARNING|ERROR|CRITICAL"
+OWN = re.compile(
+    rf"(?s)(?:(?P<level>{LEVEL}) (?P<logger>(?:camserve|uvicorn)[\w.]*) (?P<message>.*)"
+    rf"|(?:\[\S+-\d+\] (?:(?P<second>{LEVEL}) )?.*))"
+)
+"""A line of a host of ours: its own, or a worker's behind the model's name and the worker's number."""
 LOG4J_LEVELS = {"WARNING": "WARN"}
 """As TorchServe's log spells levels, where Python's differs."""
 
@@ -58,9 +65,14 @@ def open_log(form: str) -> logging.Logger:
 
 
 def as_json(line: str) -> str:
-    """Leaves TorchServe's objects as they are, and wraps what Java or a worker prints past the log."""
+    """Leaves TorchServe's objects as they are, reads our own host's lines, and wraps what is printed past the log."""
     if _is_object(line):
         return line
+    own = OWN.fullmatch(line)
+    if own:
+        level = getattr(logging, own["level"] or own["second"] or "INFO")
+        record = logging.LogRecord(own["logger"] or "MODEL_LOG", level, "", 0, own["message"] or line, None, None)
+        return JsonFormatter().format(record)
     return JsonFormatter().format(logging.LogRecord("stdout", logging.WARNING, "", 0, line, None, None))
 
 
@@ -69,6 +81,20 @@ def _is_object(line: str) -> bool:
         return line.startswith("{") and isinstance(json.loads(line), dict)
     except ValueError:
         return False
+
+
+class LineHandler(logging.Handler):
+    """Hands each event on as one line: level, logger, message; an exception's lines after it."""
+
+    def __init__(self, take: Callable[[str], object]) -> None:
+        super().__init__(logging.INFO)
+        self.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
+        self._take = take
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hands on one event."""
+        for line in self.format(record).splitlines():
+            self._take(line)
 
 
 def write_line(line: str, stream: TextIO | None = None) -> None:

@@ -1,0 +1,249 @@
+"""One request's two ends, and what both applications do with it: one answer, and no exception past it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol, cast
+
+from camserve.core.errors import RequestError
+from camserve.hosts.batcher import HostError
+from camserve.hosts.hosted import Hosted
+from camserve.hosts.worker import Answered, Asked
+from camserve.protocol.accept import check_host
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What connections may take.
+
+    Attributes:
+        connections: open at once.
+        head: bytes of a request line with its headers.
+        head_seconds, body_seconds: in which a head, and then its body, must have come.
+        send_seconds: in which a client that takes nothing must go on to read its answer.
+    """
+
+    connections: int = 1000
+    head: int = 16384
+    head_seconds: float = 30
+    body_seconds: float = 300
+    send_seconds: float = 60
+
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+@dataclass
+class Room:
+    """Bytes of bodies that are in memory at once: being received, waiting, or with a worker."""
+
+    most: int
+    used: int = 0
+
+    def take(self, size: int) -> None:
+        """Count bytes as used.
+
+        Raises:
+            HostError: 503, there is no room for them.
+        """
+        if self.used + size > self.most:
+            raise HostError(
+                503, "QueueFull", f"the requests that wait fill {self.most} bytes (camserve_max_held_bytes); try again later"
+            )
+        self.used += size
+
+
+class Model(Protocol):
+    """What answers for a model: a `Batcher` of this process, or replicas elsewhere."""
+
+    hosted: Hosted
+
+    async def answer(self, asked: Asked) -> Answered:
+        """Return the answer to one request.
+
+        Raises:
+            HostError: there is none.
+        """
+
+    async def describe(self) -> bytes:
+        """Return what the handler says of itself, JSON."""
+
+    async def count_ready(self) -> tuple[int, int]:
+        """Return how many workers have the model loaded, and how many should."""
+
+    async def count_waiting(self) -> int:
+        """Return how many requests wait for a worker."""
+
+    async def describe_workers(self) -> list[dict[str, object]]:
+        """Describe the workers, as TorchServe's management address does."""
+
+
+def find(models: Sequence[Model], name: str, version: str | None) -> Model:
+    """Return a model; of its versions the first where none is named.
+
+    Raises:
+        HostError: 404.
+    """
+    named = [each for each in models if each.hosted.name == name]
+    found = next((each for each in named if version in (None, each.hosted.version)), None)
+    if found is None:
+        what = f"Model not found: {name}" if not named else f"Model version: {version} does not exist for model: {name}"
+        raise HostError(404, "ModelNotFoundException" if not named else "ModelVersionNotFoundException", what)
+    return found
+
+
+class Client:
+    """One request's ends: what came, and how to answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.query = cast(bytes, scope.get("query_string", b""))
+        self.headers = _read_headers(scope["headers"])
+        given = self.headers.get("x-request-id", "")
+        self.id = given if re.fullmatch(r"[\x21-\x7e]{1,200}", given) else str(uuid.uuid4())
+        self.more_headers: dict[str, str] = {}
+        self.held = 0
+        self._receive, self._send = receive, send
+
+    async def read(self, limit: int, room: Room) -> bytes:
+        """Return the body, and count it in `room` and in `held`, also where it is not read to its end.
+
+        Raises:
+            HostError: 413, it is larger than `limit` bytes; 503, there is no room.
+            ConnectionError: the client went away.
+        """
+        length = self.headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length) > limit:
+            raise _too_large(limit)
+        chunks: list[bytes] = []
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionError
+            chunk = message.get("body", b"")
+            room.take(len(chunk))
+            self.held += len(chunk)
+            if self.held > limit:
+                raise _too_large(limit)
+            chunks.append(chunk)
+            if not message.get("more_body"):
+                return b"".join(chunks)
+
+    async def wait_gone(self) -> None:
+        """Return when the client has gone; call it once the body is read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def reply(self, status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """Send an answer."""
+        lines = [(b"content-length", str(len(body)).encode()), (b"x-request-id", self.id.encode())]
+        if content_type:
+            lines.append((b"content-type", content_type.encode("latin-1")))
+        more = {**self.more_headers, **(headers or {})}
+        lines += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in more.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": lines})
+        await self._send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
+
+    async def reply_json(self, status: int, value: object, headers: Mapping[str, str] | None = None) -> None:
+        """Send an answer in JSON."""
+        await self.reply(status, "application/json", write_json(value), headers)
+
+
+def write_json(value: object) -> bytes:
+    """Write compact JSON."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def describe_error(status: int, kind: str, message: str) -> dict[str, object]:
+    """Give an error the shape that clients know."""
+    return {"code": status, "type": kind, "message": message}
+
+
+def _too_large(limit: int) -> HostError:
+    return HostError(413, "RequestTooLarge", f"the request is larger than {limit} bytes (max_request_size)")
+
+
+def _read_headers(pairs: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Join repeated headers with commas, as the standard says; of a repeated content type the last counts."""
+    headers: dict[str, str] = {}
+    for raw, value in pairs:
+        name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
+        joined = name in headers and name not in ("content-type", "content-length")
+        headers[name] = f"{headers[name]}, {text}" if joined else text
+    return headers
+
+
+class Base:
+    """What both applications share.
+
+    Attributes:
+        allowed_hosts: names by which it may be asked beside addresses and localhost; None: any.
+        limits: on its connections, where the server keeps them.
+        cors: headers of every answer, by which pages of another site may read it; none: no such page may.
+        closing: whether each answer says that its connection is closed, because the server stops.
+    """
+
+    allowed_hosts: Sequence[str] | None = None
+    limits = Limits()
+    cors: Mapping[str, str] = MappingProxyType({})
+    closing = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, as the ASGI standard hands it over."""
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        client = Client(scope, receive, send)
+        client.more_headers.update(self.cors)
+        if self.closing:
+            client.more_headers["connection"] = "close"
+        try:
+            check_host(client.headers, self.allowed_hosts)
+            if client.method == "OPTIONS" and self.cors:
+                await client.reply(200, "", b"")
+                return
+            await self.answer(client)
+        except (ConnectionError, asyncio.CancelledError):
+            return  # the client is gone
+        except (HostError, RequestError) as error:
+            more = {"allow": error.allowed} if isinstance(error, HostError) and error.allowed else {}
+            await client.reply_json(error.status, describe_error(error.status, error.kind, error.message), more)
+        except Exception:
+            logger.exception("a request failed")
+            message = "the server failed on this request; its log says why"
+            await client.reply_json(500, describe_error(500, "InternalError", message))
+
+    async def answer(self, client: Client) -> None:
+        """Answer a request.
+
+        Raises:
+            HostError, RequestError: what the client gets instead.
+        """
+        raise NotImplementedError
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+def not_found() -> HostError:
+    """Say that a path is none."""
+    return HostError(404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document.")
