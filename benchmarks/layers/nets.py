@@ -120,21 +120,24 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A vision transformer of blocks; its class token is read, or the mean of its tokens."""
+    """A vision transformer of blocks; its class token is read, or the mean of its other tokens, registers left out."""
 
-    def __init__(self, attention: Callable[[], nn.Module] = Attention, token: bool = True) -> None:
+    def __init__(
+        self, attention: Callable[[], nn.Module] = Attention, *, token: bool = True, registers: int = 0, depth: int = DEPTH
+    ) -> None:
         super().__init__()
-        self.patch = nn.Sequential(_conv(3, 16, 2), _conv(16, 24), nn.Conv2d(24, WIDTH, 2, 2))
+        self.patch: nn.Module = nn.Sequential(_conv(3, 16, 2), _conv(16, 24), nn.Conv2d(24, WIDTH, 2, 2))
         self.token = nn.Parameter(torch.zeros(1, 1, WIDTH)) if token else None
+        self.registers = nn.Parameter(0.02 * torch.randn(1, registers, WIDTH))
         self.position = nn.Parameter(0.02 * torch.randn(1, CELLS**2 + token, WIDTH))
-        self.blocks = nn.ModuleList(Block(attention) for _ in range(DEPTH))
+        self.blocks = nn.ModuleList(Block(attention) for _ in range(depth))
         self.norm = nn.LayerNorm(WIDTH)
         self.fc = nn.Linear(WIDTH, CLASSES)
 
     def embed(self, x: Tensor) -> Tensor:
         x = self.patch(x).flatten(2).transpose(1, 2)
         x = x if self.token is None else torch.cat([self.token.expand(len(x), -1, -1), x], 1)
-        return x + self.position
+        return torch.cat([x + self.position, self.registers.expand(len(x), -1, -1)], 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -144,7 +147,27 @@ class Transformer(nn.Module):
 
     def read(self, x: Tensor) -> Tensor:
         x = self.norm(x)
-        return self.fc(x.mean(1) if self.token is None else x[:, 0])
+        return self.fc(x[:, : CELLS**2].mean(1) if self.token is None else x[:, 0])
+
+
+class Residual(nn.Module):
+    """A ResNet's block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(width, width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(x + self.bn2(self.conv2(self.conv1(x))))
+
+
+class Hybrid(Transformer):
+    """A ResNet's trunk below a transformer with a class token."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=2)
+        self.patch = nn.Sequential(_stem(), Residual(32), Residual(32), nn.Conv2d(32, WIDTH, 1))
 
 
 class Streamed(Transformer):
@@ -229,7 +252,10 @@ FAMILIES: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
         "ViT, class token": Transformer,
         "ViT, separate projections": lambda: Transformer(SeparateAttention),
         "ViT, residuals outside of modules": Streamed,
+        "ViT, class token and registers": lambda: Transformer(registers=4),
         "ViT, mean of tokens": lambda: Transformer(token=False),
+        "ViT, mean of tokens beside registers": lambda: Transformer(SeparateAttention, token=False, registers=4),
+        "ResNet below a ViT": Hybrid,
         "Swin": _swin,
         "attention pooling": AttentionPooled,
         "mixer": Mixer,

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from camserve.capture.base import Classifier
+from camserve.capture.choose.ending import find_ending
 from camserve.capture.choose.output import choose_output
-from camserve.capture.models.kinds import describe_failure, survey_model
+from camserve.capture.models.kinds import describe_failure
 from camserve.capture.models.passes import fit_batch
-from camserve.capture.survey.endings import Ending, guess_ending
+from camserve.capture.survey.endings import Ending
 from camserve.capture.survey.layers import MODEL_ERRORS
 from camserve.capture.survey.reader import Kind, OutputReader
 from camserve.core.config import Config
@@ -55,11 +56,13 @@ def read_kind_of_scores(model: Classifier, pictures: Tensor, config: Config, cla
         model.reader = replace(model.reader, kind="none")
         _check_threshold(config, model.reader)
         return tuple(notes)
-    ending, reached = find_ending(model, pictures)
+    found = find_ending(model, pictures)
+    ending = found.ending
     kind = _choose_kind(asked, ending, chosen.width)
+    notes += found.notes
     if ending == "log_softmax":
         ending, notes = "", [*notes, LOG_SOFTMAX]
-    model.reader = OutputReader(kind, chosen.path, chosen.width, chosen.width == 1, ending, reached)
+    model.reader = OutputReader(kind, chosen.path, chosen.width, chosen.width == 1, ending, found.reached, found.scale)
     _check_threshold(config, model.reader)
     if model.reader.binary and not ending:
         notes += _warn_of_value(model, pictures)
@@ -109,61 +112,12 @@ def _describe(reader: OutputReader, asked: str | None) -> list[str]:
         )
     if reader.ending:
         explained = "the logits before it" if reader.reached else INVERSE[reader.ending]
+        given = "as it gives them" if reader.scale == 1 else f"what it gives, divided by {reader.scale:g}"
+        times = "" if reader.scale == 1 else f", times {reader.scale:g}"
         notes.append(
-            f"A trial shows that the model ends in a {reader.ending}: probabilities are as it gives them, and explained are "
+            f"A trial shows that the model ends in a {reader.ending}{times}: probabilities are {given}, and explained are "
             f"{explained}"
         )
     if reader.kind == "sigmoid" and not asked:
         notes.append("Scores: sigmoid, each label by itself; --threshold says from where one counts")
     return notes
-
-
-def find_ending(model: Classifier, pictures: Tensor) -> tuple[Ending, bool]:
-    """Find the function in which a model ends, by trial, and whether its input can be reached.
-
-    Outputs between 0 and 1 may be logits, by chance: those whose function is not seen must stay there when a layer gives anything
-    at all. Those of a softmax add up to 1 on any pictures.
-
-    Args:
-        pictures: `[N, 3, H, W]`.
-    """
-    pictures = fit_batch(pictures, model.batch)
-    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(1)).to(pictures)
-    scores: list[Tensor] = []
-    guess: Ending = ""
-    for given in (pictures, -pictures, noise, -noise, 10 * pictures, 10 * noise):
-        try:
-            with torch.no_grad():
-                scores.append(model.reader.read(model.run(given), len(given)).values)
-        except MODEL_ERRORS:  # it may refuse what is no picture
-            return "", False
-        guess = guess_ending(torch.cat(scores)) if sum(map(len, scores)) > 1 else ""
-        if not guess and (len(scores) > 1 or len(given) > 1):
-            return "", False
-    try:
-        seen = model.find_ending(pictures)
-    except MODEL_ERRORS:
-        seen = ""
-    if seen == guess:
-        return seen, True
-    if guess == "sigmoid" and not _stays_between(model, pictures):
-        return "", False
-    return guess, False
-
-
-def _stays_between(model: Classifier, pictures: Tensor) -> bool:
-    """Return whether the outputs stay between 0 and 1 whatever the last layer with a map gives."""
-    generator = torch.Generator().manual_seed(2)
-    try:
-        maps = survey_model(model, pictures).maps
-        if not maps:
-            return False
-        shape = maps[-1].site.layout.shape(len(pictures))
-        outputs = [
-            model.run_with(maps[-1].site, pictures, scale * torch.randn(shape, generator=generator).to(pictures))
-            for scale in (1, 1, 100, 100, 1e4)
-        ]
-    except (*MODEL_ERRORS, ConfigError):
-        return False
-    scores = torch.cat(outputs)
-    return bool(scores.min() >= 0) and bool(scores.max() <= 1)

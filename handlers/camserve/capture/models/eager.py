@@ -208,7 +208,7 @@ class EagerClassifier:
             return ""
         with torch.no_grad(), EndingWatch(len(pictures) * width) as watch:
             values = self.reader.read(self.run(pictures), len(pictures)).values
-        found = watch.find(values)
+        found = watch.find(self.reader.unscale(values))
         return found[0] if found else ""
 
     def complete(self, settings: CaptureSettings | None) -> CaptureSettings:

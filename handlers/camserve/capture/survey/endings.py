@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ FUNCTIONS: Mapping[str, Ending] = MappingProxyType(
 
 ROUNDED = 1e-3
 """How far probabilities may lie from adding up to 1, in half precision too, and from those that a model clamps to its liking."""
+
+PERCENT = 100.0
+"""What a model's probabilities are multiplied by where it gives percentages."""
 
 LOWEST, HIGHEST = 1e-38, 1 - 6e-8
 """Between these a probability has a logit in float32; its gradient is 0 beyond."""
@@ -60,21 +63,39 @@ class EndingWatch(TorchFunctionMode):
         return None
 
 
-def guess_ending(scores: Tensor) -> Ending:
+class Guess(NamedTuple):
+    """What the scores of some pictures may be.
+
+    Attributes:
+        ending: the function that may have made them; "" where they look like logits.
+        scale: by what its values are multiplied.
+        negative: whether none is above 0, though no log-softmax made them.
+    """
+
+    ending: Ending = ""
+    scale: float = 1.0
+    negative: bool = False
+
+
+def guess_ending(scores: Tensor) -> Guess:
     """Guess a model's last function from scores `[N, K]` of several pictures.
 
-    Between 0 and 1 they may still be logits, by chance: "sigmoid" is to be tried further.
+    Between 0 and 1, or 0 and 100, they may still be logits, by chance: "sigmoid" is to be tried further, and so is `negative`.
     """
     scores = scores.float()
     if not bool(torch.isfinite(scores).all()) or not bool(scores.std(0).max() > 1e-6):  # a head of zeros says nothing
-        return ""
+        return Guess()
     low, high = float(scores.min()), float(scores.max())
     several = scores.shape[1] > 1
-    if low >= 0 and high <= 1:
-        return "softmax" if several and bool((scores.sum(1) - 1).abs().max() < ROUNDED) else "sigmoid"
+    if low >= 0:
+        sums = scores.double().sum(1)
+        whole = float(sums.mean())
+        if several and bool((sums - whole).abs().max() < ROUNDED * whole):
+            return Guess("softmax", next((each for each in (1.0, PERCENT) if abs(whole - each) < ROUNDED * each), whole))
+        return Guess("sigmoid") if high <= 1 else Guess("sigmoid", PERCENT) if high <= PERCENT else Guess()
     if several and high <= 0 and bool(scores.logsumexp(1).abs().max() < ROUNDED):
-        return "log_softmax"
-    return ""
+        return Guess("log_softmax")
+    return Guess(negative=high <= 0)
 
 
 def invert_ending(ending: Ending, scores: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class OutputReader:
         binary: the one that it gives is a logit `z` of two classes, whose logits are `-z` and `z`.
         ending: the model's last function.
         reached: what goes into that can be watched; otherwise the function is inverted.
+        scale: by what that function's values are multiplied, as 100 where the model gives percentages.
     """
 
     kind: Kind = "softmax"
@@ -47,6 +48,7 @@ class OutputReader:
     binary: bool = False
     ending: Ending = ""
     reached: bool = False
+    scale: float = 1.0
 
     def watch(self, count: int) -> AbstractContextManager[EndingWatch | None]:
         """Return the context manager in which the model is run over `count` pictures, where logits are needed."""
@@ -68,11 +70,13 @@ class OutputReader:
     def describe(self) -> str:
         """Say in one line what is unlike logits of several classes in a model's only output; "" where nothing is."""
         parts = {"output": name_path(self.path or ()), "ending": self.ending}
+        parts["times"] = f"{self.scale:g}" if self.scale != 1 else ""
         parts["scores"] = "one_logit" if self.binary else "" if self.kind == "softmax" else self.kind
         return " ".join(f"{name}={value}" for name, value in parts.items() if value)
 
     def probabilities(self, values: Tensor) -> Tensor:
         """Return each class's probability `[N, K]`, of the model's own values; of the kind `none`, the values themselves."""
+        values = self.unscale(values)
         if self.binary:
             positive = values if self.ending else torch.sigmoid(values)
             return torch.cat([1 - values if self.ending else torch.sigmoid(-values), positive], 1)
@@ -91,13 +95,17 @@ class OutputReader:
     def complete(self, values: Tensor, logits: Tensor | None = None) -> Scores:
         """Return the scores, of the model's own values, and of the logits, where these are others."""
         if logits is None:
-            logits = invert_ending(self.ending, values) if self.ending and not self.reached else values
+            logits = invert_ending(self.ending, self.unscale(values)) if self.ending and not self.reached else values
         if self.binary:
             logits = torch.cat([-logits, logits], 1)
         return Scores(logits, values)
 
+    def unscale(self, values: Tensor) -> Tensor:
+        """Return what the model's last function gave, of the model's own values."""
+        return values if self.scale == 1 else values / self.scale
+
     def _look_behind(self, values: Tensor, watch: EndingWatch) -> Tensor:
-        found = watch.find(values)
+        found = watch.find(self.unscale(values))
         if found is None or found[0] != self.ending:
             raise RuntimeError(f"the model did not end in a {self.ending} in this pass, as it did when it was loaded")
         return found[1]

@@ -166,7 +166,7 @@ class ScriptClassifier:
         function = outputs.add_outputs(self.program, {}, range(len(endings)))
         with torch.no_grad():
             answer, *inputs = function(*self._given(pictures))
-            values = self.reader.read(answer, len(pictures)).values
+            values = self.reader.unscale(self.reader.read(answer, len(pictures)).values)
             for place in reversed(range(len(endings))):
                 if inputs[place].numel() == values.numel() and _makes(
                     endings[place], inputs[place].reshape(values.shape), values
