@@ -38,7 +38,9 @@ def answer() -> dict[str, Any]:
 def respond(route: Route) -> None:
     """The page, its answer to every picture, and the server's own words where a label is asked for that is none."""
     if route.request.method == "GET":
-        reply = write_page(Served(Config(), LABELS, LAYERS, ModelInfo("long", "1.0", "sha256:00")))
+        name = route.request.url.rsplit("/", 1)[1]
+        config = Config(random_weights=name == "untrained")
+        reply = write_page(Served(config, LABELS, LAYERS, ModelInfo(name, "1.0", "sha256:00")))
         route.fulfill(headers={**reply.headers, "content-type": reply.content_type}, body=reply.body)
     else:
         route.fulfill(json=answer())
@@ -138,6 +140,17 @@ def test_an_empty_file_is_refused_in_the_pages_own_words(opened: Opened) -> None
     expect(alert).not_to_contain_text("curl")
     expect(page.locator(".pane .name .label")).to_have_text(WORDS[0])
     assert len(tour.posts) == posts
+
+
+def test_a_model_of_random_weights_says_nothing(opened: Opened) -> None:
+    """The page says so, and does not put the first class into the model's mouth."""
+    trained = opened(1280).explain(model="long")
+    expect(trained.locator(".pane .says")).to_contain_text(f"The model says {WORDS[0]}")
+
+    page = opened(1280).explain(model="untrained")
+
+    expect(page.locator("#foot")).to_contain_text("weights are random, its answers mean nothing")
+    expect(page.locator(".pane .says")).to_contain_text(f"The model does not decide, {WORDS[0]} comes first")
 
 
 def test_how_several_classes_are_sent_is_not_told_to_who_types_one(opened: Opened) -> None:

@@ -25,7 +25,7 @@ from camserve.pipeline.loading import half_timeout
 from camserve.pipeline.model import Model
 from camserve.tools.archive.archive import Row, ask, handler_of, load_service
 
-STEPS = {"resize": 32, "crop": 32, "layers": ["1"], "monitor": False}
+STEPS: dict[str, Any] = {"resize": 32, "crop": 32, "layers": ["1"], "monitor": False}
 SMALL = bytes(encoded(noise(40, 40)))
 
 

@@ -102,6 +102,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             choice(SCORES),
         ),
         "threshold": Key("probability from which on a label counts, with scores: sigmoid or one logit", number(0, 1)),
+        "random_weights": Key("the weights were never trained, so answers mean nothing; as packaging with them says", FLAG),
         "exif": Key("apply the EXIF orientation", FLAG),
         "formats": Key("picture formats that are opened", choices((*FORMATS, *MORE_FORMATS))),
         "colormap": Key("colour map of overlays", choice(COLORMAPS)),
@@ -173,6 +174,7 @@ class Config:
     output: int | str | None = None
     scores: str = "softmax"
     threshold: float = 0.5
+    random_weights: bool = False
     exif: bool = False
     formats: tuple[str, ...] = FORMATS
     colormap: str = "viridis"

@@ -35,6 +35,7 @@ def write_page(served: Served) -> Reply:
         "model": model.name,
         "version": model.version,
         "weights": model.weights,
+        "random_weights": config.random_weights,
         "classes": len(labels),
         "scores": served.scores,
         "threshold": config.threshold if served.scores == "sigmoid" else None,

@@ -38,6 +38,7 @@ def describe(served: Served, backend: Backend) -> dict[str, Any]:
         "model": model.name,
         "version": model.version,
         "weights": model.weights,
+        "random_weights": config.random_weights,
         "method": config.method,
         "methods": list(served.methods),
         "layer": backend.layers[0],

@@ -20,6 +20,7 @@ from PIL import Image
 from tests.support.build import encoded, noise
 from tests.support.comparison.equality import assert_close
 
+from camserve.tools.client.sources import list_models
 from camserve.tools.commands.serve import Server
 
 pytestmark = pytest.mark.live
@@ -184,6 +185,11 @@ def test_accept_chooses_the_format(live: Server, model: str, accept: str, conten
     if content_type == "application/x-npy":
         array = np.load(io.BytesIO(response.content))
         assert (array.dtype, array.ndim) == (np.float32, 3)
+
+
+def test_the_server_says_which_models_it_has(live: Server) -> None:
+    """To `explain.py`, which takes the only one."""
+    assert set(list_models(live.url, None)) > set(MODELS)
 
 
 def test_a_tensor_of_megabytes_of_json_is_answered_as_the_same_in_an_npy_file(live: Server) -> None:

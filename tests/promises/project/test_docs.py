@@ -60,6 +60,53 @@ def names(cells: list[str]) -> list[str]:
     return [name for cell in cells for name in CODE.findall(cell)]
 
 
+NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "efficientnet_lite0": "EfficientNet-Lite0"}
+RATES = {
+    "predictions/s, stock `image_classifier`": "stock, predictions",
+    "predictions/s": "ours, predictions",
+    "explanations/s, JSON": "ours, explanations, JSON",
+    "explanations/s, overlays as PNG": "ours, explanations, PNG",
+    "explanations/s, stock (integrated gradients)": "stock, explanations",
+}
+"""By the names of README's rows, those of the measurements."""
+
+
+def results(name: str) -> dict[str, Any]:
+    """What was measured, as the benchmarks' README shows it."""
+    measured: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
+    return measured
+
+
+def test_the_speeds_are_those_that_were_measured() -> None:
+    """README's table, of one day and one machine, and the guide's."""
+    guide = (ROOT / "deploy" / "README.md").read_text("utf-8")
+    measured = {name: results(f"live-{name}") for name in NETWORKS}
+    header = "| | " + " | ".join(NETWORKS.values()) + " |"
+    assert header in section("Why")
+    for row, what in RATES.items():
+        medians = [measured[name]["rates"][what]["median"] for name in NETWORKS]
+        cells = [f"{median:.0f}" if median >= 10 else f"{median:.1f}" for median in medians]
+        assert f"| {row} | {' | '.join(cells)} |" in section("Why")
+    for name, title in NETWORKS.items():
+        rates = measured[name]["rates"]
+        lone = 1000 * rates["lone prediction"]["median"]
+        assert f"| {title} | {rates['ours, predictions']['median']:.0f}/s | {lone:.0f} ms |" in guide
+        assert measured[name]["conditions"]["date"] in section("Why")
+
+
+def test_the_ratios_are_those_that_were_measured() -> None:
+    """Of the engine, against its own forward pass and another library."""
+    medians = {row["what"]: row["median"] for row in results("engine")["rows"] if row["format"] == "contiguous"}
+    text = " ".join(section("Why").split())
+    for what, words in {
+        "explaining over its own plain forward, autograd": "took {} times as long as the model's own plain forward pass",
+        "pytorch-grad-cam over ours (autograd)": "pytorch-grad-cam took {} times as long as camserve on the same plain model",
+        "pytorch-grad-cam over ours as served (tuned, closed form)": "{} times as long as camserve with the model tuned",
+    }.items():
+        median = medians[what]
+        assert words.format(f"{median:.2f}" if median < 2 else f"{median:.1f}") in text
+
+
 def test_every_option_has_a_row() -> None:
     """The names that are read, and no others; the choices of those that have few."""
     options = OptionReader(Served(Config(), Labels(2), ("features",))).table

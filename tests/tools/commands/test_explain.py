@@ -349,7 +349,7 @@ def test_an_archive_is_explained_in_this_process(tmp_path: Path, capsys: pytest.
         (["PICTURE", "--trust", "--archive", "x"], "x: not an archive: its manifest"),
         (["PICTURE", "--archive", "x", "--model", "m"], "--archive asks no server; leave --model out"),
         (["PICTURE", "--archive", "x", "--token-file", "m"], "--archive asks no server; leave --token-file out"),
-        (["PICTURE"], "which model? Give --model NAME, or a URL that ends in /explanations/MODEL"),
+        (["PICTURE", "--url", "http://127.0.0.1:9"], "which model? Give --model NAME, or a URL that ends in /explanations/MODEL"),
         (["PICTURE", "--url", "http://h/explanations/m", "--model", "n"], "the URL names a model already, m"),
     ],
 )
@@ -363,6 +363,18 @@ def test_what_cannot_be_begun_is_one_line(
     said = capsys.readouterr().err
     assert words in said
     assert "Traceback" not in said
+
+
+def test_the_only_model_need_not_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several, they are listed. What the servers say of their models is tried live."""
+    served = ["cats"]
+    monkeypatch.setattr("camserve.tools.client.sources.list_models", lambda *_: served)
+
+    assert ServerSource("http://127.0.0.1:8080", None, None, 1).name == "http://127.0.0.1:8080/explanations/cats"
+
+    served.append("dogs")
+    with pytest.raises(ToolError, match=r"which model.* it serves cats or dogs"):
+        ServerSource("http://127.0.0.1:8080", None, None, 1)
 
 
 def test_the_server_s_root_and_a_model_or_its_own_url_are_asked() -> None:

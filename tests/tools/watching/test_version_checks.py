@@ -81,6 +81,12 @@ def test_a_layer_that_shows_little_is_advised_on(metadata: dict[str, Any]) -> No
     assert "inspect_model" in finding.remedy
 
 
+def test_random_weights_are_found(metadata: dict[str, Any]) -> None:
+    """Whatever such a model answers means nothing."""
+    assert one(told({**metadata, "random_weights": True}), "its weights are random").level == "wrong"
+    assert not [each for each in told(metadata) if "random" in each.message]
+
+
 def test_a_gpu_that_torch_does_not_see_is_found(metadata: dict[str, Any]) -> None:
     """TorchServe gives the worker a GPU, and a torch built for the CPU runs beside it without a word."""
     findings = told(metadata, deviceType="gpu", workers=[{"status": "READY", "gpu": True}])

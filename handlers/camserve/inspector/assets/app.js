@@ -63,6 +63,7 @@ function reveal() {
   arrange();
   const { label, probability } = state.classes[0];
   if (facts.scores === "none") say(`${label}: ${amount(probability)}.`);
+  else if (isUndecided(probability)) say(`The model does not decide: ${label} comes first, with ${percent(probability)}.`);
   else if (counts(probability)) say(`The model says ${label}, ${percent(probability)}.`);
   else say(`No label reaches ${percent(facts.threshold)}; the most probable is ${label}, ${percent(probability)}.`);
   if (first) $("main").focus({ preventScroll: true });

@@ -90,7 +90,8 @@ function showFacts() {
   const classes = `${facts.classes.toLocaleString("en")} class${facts.classes === 1 ? "" : "es"}`;
   $("model").textContent = facts.model;
   $("about").textContent = [facts.version && `version ${facts.version}`, classes].filter(Boolean).join(" · ");
-  $("foot").textContent = [`camserve ${facts.camserve}`, facts.weights && `weights ${facts.weights}`].filter(Boolean).join(" · ");
+  const untrained = facts.random_weights && "the model's weights are random, its answers mean nothing";
+  $("foot").textContent = [`camserve ${facts.camserve}`, untrained, facts.weights && `weights ${facts.weights}`].filter(Boolean).join(" · ");
   fill($("colormap"), Object.keys(facts.colormaps).map((name) => [name, name[0].toUpperCase() + name.slice(1), ""]));
   $("colormap").value = facts.colormap;
   $("labels").replaceChildren(...(facts.labels || []).map((label) => new Option("", label)));

@@ -13,6 +13,8 @@ const percent = (share) => {
 /** A probability, or a value where the scores are no probabilities. */
 const amount = (score) => (facts.scores === "none" ? String(Number(score.toPrecision(5))) : percent(score));
 const counts = (score) => facts.scores !== "sigmoid" || score >= facts.threshold;
+/** Whether the first class is hardly more probable than any other; a model of random weights never decides. */
+const isUndecided = (score) => facts.scores === "softmax" && (facts.random_weights || score < Math.min(0.1, 2 / facts.classes));
 /** What a target is asked for by: its index, behind a minus for what lowers its value. */
 const idOf = ({ target, direction }) => (direction === "lowers" ? `-${target}` : target);
 const short = (value) => (value === 0 ? "0" : Math.abs(value) >= 0.01 && Math.abs(value) < 1000 ? value.toPrecision(3) : value.toExponential(1));
@@ -190,6 +192,7 @@ function sentence(result) {
   const size = share < 0.005 ? "less than 1\u00a0%" : `${Math.round(100 * share)}\u00a0%`;
   const box = `the brightest region takes ${size} of the picture.`;
   if (result.method === "contrast") return `What speaks for ${label} and not for the classes most like it lies mostly ${where}: ${box}`;
+  if (target === look.first && isUndecided(probability)) return `The model does not decide, ${label} comes first. What speaks for it lies mostly ${where}: ${box}`;
   if (target === look.first) return `The model says ${label}. It looked mostly ${where}: ${box}`;
   return `What speaks for ${label} lies mostly ${where}: ${box}`;
 }

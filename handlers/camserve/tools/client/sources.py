@@ -6,19 +6,22 @@ import json
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+import requests
+
 from camserve.core.errors import require
 from camserve.core.labels import Labels
-from camserve.core.text import in_one_line
+from camserve.core.text import in_one_line, join_names
 from camserve.protocol.options import write_headers
 from camserve.tools.archive.archive import Archive, Row, ask, digest_archive, face_of, load_service, open_archive
 from camserve.tools.client.client import CamserveError, Client, read_error, read_url
 from camserve.tools.client.token import explain_refusal
 from camserve.tools.console import ToolError, command_of
+from camserve.tools.watching.endpoints import Endpoints
 
 
 class AnswerSource(Protocol):
@@ -41,7 +44,7 @@ class ServerSource:
     """Asks a running server; each thread keeps a connection of its own open.
 
     Raises:
-        ToolError: the URL cannot be used, or does not name the model where `model` does not, or both name it.
+        ToolError: the URL cannot be used, or it and `model` both name a model, or neither does and the server has several.
     """
 
     def __init__(self, url: str, model: str | None, token: Callable[[], str] | None, timeout: float) -> None:
@@ -51,10 +54,8 @@ class ServerSource:
             raise ToolError(str(error)) from None
         if named and model:
             raise ToolError(f"--model {model}: the URL names a model already, {named}; leave one of them out")
-        if not named and not model:
-            raise ToolError("which model? Give --model NAME, or a URL that ends in /explanations/MODEL")
         self.identity: Mapping[str, str] | None = None
-        self.name = f"{root}/explanations/{quote(model or named or '', safe='/')}"
+        self.name = f"{root}/explanations/{quote(model or named or _only_model(root, token), safe='/')}"
         self._token = token
         self._timeout = timeout
         self._own = threading.local()
@@ -71,6 +72,28 @@ class ServerSource:
             if mend is None:
                 raise
             raise CamserveError(error.status, error.type, mend) from None
+
+
+def list_models(root: str, token: Callable[[], str] | None) -> list[str]:
+    """Return the names of the models that a server has, as it says to whoever may ask; none where nobody answers.
+
+    The ASGI host says it at the same address, TorchServe at its management address, one port above.
+    """
+    headers = {"Authorization": f"Bearer {token()}"} if token else {}
+    management = Endpoints.of(root, None, None).management
+    for url, sent in ((f"{root}/v1/models", headers), (f"{management}/models?limit=1000", None)):
+        with suppress(requests.RequestException, ValueError, LookupError, TypeError):
+            models = requests.get(url, headers=sent, timeout=5).json()["models"]
+            return [each if isinstance(each, str) else str(each["modelName"]) for each in models]
+    return []
+
+
+def _only_model(root: str, token: Callable[[], str] | None) -> str:
+    names = list_models(root, token)
+    if len(names) == 1:
+        return names[0]
+    served = f": it serves {join_names(names, 10)}" if names else ""
+    raise ToolError(f"which model? Give --model NAME, or a URL that ends in /explanations/MODEL{served}")
 
 
 class ArchiveSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,5 +36,8 @@ def _report(target: Path, options: Options, progress: Progress) -> None:
     if options.keys.get("channels", 3) not in (1, 3):
         progress.note(f"  ask it:    curl -T tensor.npy {url}")
         return
-    progress.note(f"  ask it:    curl -T cat.jpg {url}")
-    progress.note(f"             curl -T cat.jpg {url} -H 'Accept: image/png' -o heat.png")
+    from camserve.tools.packaging.models.demo import examples_folder  # noqa: PLC0415 as above
+
+    picture = shlex.quote(os.path.relpath(examples_folder() / "cat.jpg"))
+    progress.note(f"  ask it:    curl -T {picture} {url}")
+    progress.note(f"             curl -T {picture} {url} -H 'Accept: image/png' -o heat.png")

@@ -129,7 +129,7 @@ def _sinks(options: argparse.Namespace, port: int) -> tuple[str, list[Callable[[
 
 def _serve(server: BaseServer, options: argparse.Namespace, signals: list[int], log: logging.Logger) -> int:
     host = "TorchServe" if isinstance(server, Server) else "the ASGI host"
-    log.info(f"starting {host} with {server.models}; its log: {server.log_place}")
+    log.info(f"starting {host} with {server.models}, which takes ten seconds or more; its log: {server.log_place}")
     for warning in server.exposure_warnings():
         log.warning(warning)
     with Progress(Console(file=unfailing(sys.stderr), highlight=False, soft_wrap=True)).step("loading"):
@@ -140,6 +140,7 @@ def _serve(server: BaseServer, options: argparse.Namespace, signals: list[int], 
     if options.log_format == "json":
         log.info("ready", extra={"fields": {"url": server.url}})
     else:
+        log.info(f"pictures in a browser: {server.url}/explanations/NAME of a model, the inspector")
         write_line(f"ready {server.url}")
     return _stop_when_asked(server, options.drain, signals, log)
 

@@ -68,6 +68,8 @@ def package(options: Options, progress: Progress) -> Path:
         with progress.step("Run the model to find its layers") as tell:
             classes = None if labels is None else len(labels)
             probed = probe_model(loaded.source, loaded.old, {**config.explain, **options.keys}, classes, tell)
+        if options.model.random_weights:
+            progress.note("Weights: random, for trials: its answers mean nothing; --weights FILE brings trained ones")
         _say_all(probed.notes, progress)
         labels = _fit_labels(labels, options, loaded, probed.reader, probed.outputs)
         _put_labels(labels, probed.outputs, space.stage, progress)

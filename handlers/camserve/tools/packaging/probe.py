@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,17 +96,23 @@ def probe_model(
     )
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread: on a busy machine a few small runs wait longer for threads than they gain by them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _run(source: ModelSource, config: Config, given: tuple[tuple[int, int], bool], classes: int | None, tell: Tell) -> Backend:
     """Runs the model on pictures of the given size, and with whether a handler's own code prepares the pictures."""
     size, own = given
     quick = replace(config, channels_last=False, memory_format=None)  # `_measure_format` sees to that
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine a few small runs wait longer for threads than they gain by them
-    try:
-        with advice.suggest_size(source.model, size, config, own=own):
-            return open_backend(source.model, quick, size, torch.device("cpu"), classes=classes, tell=tell)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), advice.suggest_size(source.model, size, config, own=own):
+        return open_backend(source.model, quick, size, torch.device("cpu"), classes=classes, tell=tell)
 
 
 def _record_scores(config: Config, backend: Backend) -> dict[str, Any]:

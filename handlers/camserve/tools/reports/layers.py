@@ -41,7 +41,7 @@ TABLE_WIDTH = 120
 """Characters that the table may take where there is no terminal to say."""
 
 ABOUT_COSTS = (
-    "x prediction: the time of an explanation over that of a prediction, one picture on {threads} of this CPU's threads, in "
+    "x prediction: the time of an explanation over that of a prediction, one picture in one thread, processor time, in "
     "{precision}, both by the model as it is; a worker also folds normalisations and arranges weights, or compiles"
 )
 
@@ -69,7 +69,7 @@ def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> 
     costs = _costs(backend, inspected, options.rounds)
     listed = [info for info in shown if info.name in backend.layers]
     _print(listed, picked.layers[0], backend, costs, inspected.size, progress=progress)
-    progress.note(ABOUT_COSTS.format(precision=config.precision, threads=torch.get_num_threads()))
+    progress.note(ABOUT_COSTS.format(precision=config.precision))
     progress.note(ABOUT_BYPASS)
     for note in picked.notes:
         progress.note(note)
@@ -147,9 +147,9 @@ def _costs(backend: Backend, inspected: InspectedModel, rounds: int) -> dict[str
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()  # other programs take nothing from it
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def _print(

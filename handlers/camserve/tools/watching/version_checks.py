@@ -52,6 +52,9 @@ def check_version(name: str, description: Mapping[str, Any], exposition: str) ->
         yield Finding("wrong", f"{name}: its handler is not camserve's", f"{command_of('package')} makes archives that explain")
         return
     yield Finding("ok", f"{name}: camserve {metadata['camserve']}, layer {metadata['layer']}, weights {metadata['weights'][:19]}")
+    if metadata.get("random_weights"):
+        remedy = f"{command_of('package')} --weights FILE packages trained ones"
+        yield Finding("wrong", f"{name}: its weights are random, so its answers mean nothing", remedy)
     yield from _layers(name, metadata)
     yield from _device(name, {**description, **metadata}, ready)
     yield from _clock(name, metadata)

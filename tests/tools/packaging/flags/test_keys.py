@@ -11,10 +11,10 @@ import pytest
 from camserve.core.config import COLORMAPS, FORMATS, INTERPOLATIONS, KEYS, METHOD_ALIASES, METHODS, MORE_FORMATS, defaults
 from camserve.core.errors import ConfigError
 from camserve.tools.commands import inspect_model, package
-from camserve.tools.packaging.flags.keys import GROUPS, LIMITS
+from camserve.tools.packaging.flags.keys import GROUPS, LIMITS, RECORDED
 
 
-@pytest.mark.parametrize("name", [name for name in KEYS if name != "layers"])
+@pytest.mark.parametrize("name", [name for name in KEYS if name not in {"layers", *RECORDED}])
 def test_every_key_has_a_flag_that_takes_its_default(name: str) -> None:
     """The flag has the key's name, and what the worker reads is the default again."""
     default = defaults()[name]
@@ -23,6 +23,12 @@ def test_every_key_has_a_flag_that_takes_its_default(name: str) -> None:
     ]
     options = package.parse(["--demo", f"--{name.replace('_', '-')}", *words])
     assert options.keys == {name: default}
+
+
+def test_random_weights_are_recorded() -> None:
+    """So that the page and the doctor can say that the answers mean nothing."""
+    assert package.parse(["--torchvision", "resnet18", "--random-weights"]).keys == {"random_weights": True}
+    assert package.parse(["--torchvision", "resnet18"]).keys == {}
 
 
 def test_layers_are_collected_in_order() -> None:
@@ -72,6 +78,6 @@ def test_help_shows_choices_and_how_many_words(tool: Any) -> None:
         "--layers NAME [NAME ...]",
     ):
         assert re.search(re.escape(words) + "(\n|  )", text)
-    assert all(text.count(f"\n  --{name.replace('_', '-')} ") == 1 for name in KEYS)
+    assert all(text.count(f"\n  --{name.replace('_', '-')} ") == 1 for name in KEYS if name not in RECORDED)
     places = [text.index(f"\n{title}:") for title in ("the model, one of", "its weights", "its classes", *GROUPS, LIMITS)]
     assert places == sorted(places)

@@ -67,11 +67,15 @@ class HelpFormatter(argparse.HelpFormatter):
         return super()._format_args(action, default_metavar)
 
 
+RECORDED = frozenset({"random_weights"})
+"""Keys that packaging writes by itself."""
+
+
 def add_key_flags(parser: argparse.ArgumentParser) -> None:
     """Adds `--max-pixels` for `max_pixels` and so on, in groups, and `--layer`, repeatable, for `layers`."""
     parser.formatter_class = HelpFormatter
     grouped = {name for names in GROUPS.values() for name in names}
-    for title, names in {**GROUPS, LIMITS: tuple(name for name in KEYS if name not in grouped)}.items():
+    for title, names in {**GROUPS, LIMITS: tuple(name for name in KEYS if name not in grouped | RECORDED)}.items():
         group = parser.add_argument_group(title)
         for name in names:
             flag = f"--{name.replace('_', '-')}"
@@ -94,7 +98,7 @@ def read_keys(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: a value that is not accepted.
     """
-    words = {name: getattr(options, f"key_{name}") for name in KEYS}
+    words = {name: getattr(options, f"key_{name}") for name in KEYS if name not in RECORDED}
     if options.layer:
         words["layers"] = [*options.layer, *(words["layers"] or ())]
     return {name: _read(name, texts) for name, texts in words.items() if texts}

@@ -131,7 +131,7 @@ def parse(argv: Sequence[str]) -> Options:
         model=read_model_flags(given, random_weights=given.random_weights),
         trust=given.trust,
         positive=given.positive,
-        keys=read_keys(given),
+        keys={**read_keys(given), **({"random_weights": True} if given.random_weights else {})},
         settings={name: value for name, value in settings.items() if value is not None},
         name=given.name,
         version=given.version,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the README's pictures from a running demo (scripts/demo.sh): examples/make_pictures.py [URL]
+"""Makes the README's pictures from a running demo (scripts/demo.sh): docs/make_pictures.py [URL]
 
 `explained.webp` shows the coffee, its prediction, and heatmaps for two classes; `inspector-light.webp` and
 `inspector-dark.webp` are screenshots of the inspector page, taken with Chromium (best with the font Inter installed).
@@ -17,7 +17,8 @@ from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
 import camserve
 
-HERE = Path(__file__).resolve().parent
+PICTURES = Path(__file__).resolve().parent / "pictures"
+EXAMPLES = PICTURES.parents[1] / "examples"
 URL = "http://127.0.0.1:8080/explanations/efficientnet_lite0"
 CHROMIUM = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 TARGETS = ("espresso", "plate")
@@ -28,7 +29,7 @@ PAPER, INK, QUIET, BAR = "#ffffff", "#12161c", "#535d6b", "#0a6b72"
 
 def main(url: str = URL) -> None:
     """Makes all three."""
-    explained(url).save(HERE / "explained.webp", quality=88, method=6)
+    explained(url).save(PICTURES / "explained.webp", quality=88, method=6)
     with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM.split())
         for scheme in ("light", "dark"):
@@ -36,17 +37,17 @@ def main(url: str = URL) -> None:
             page = chromium.new_page(viewport=size, color_scheme=scheme)
             page.goto(url)
             shot = compared(page) if scheme == "dark" else overlaid(page)
-            Image.open(io.BytesIO(shot)).convert("RGB").save(HERE / f"inspector-{scheme}.webp", quality=88, method=6)
+            Image.open(io.BytesIO(shot)).convert("RGB").save(PICTURES / f"inspector-{scheme}.webp", quality=88, method=6)
         chromium.close()
 
 
 def explained(url: str) -> Image.Image:
     """The picture with the most probable classes, and the heatmaps of two classes."""
     with camserve.Client(url) as client:
-        result = client.explain(HERE / "coffee.jpg", target=TARGETS, method=METHOD)
+        result = client.explain(EXAMPLES / "coffee.jpg", target=TARGETS, method=METHOD)
     canvas = Image.new("RGB", (3 * TILE[0] + 2 * GAP, TILE[1] + STRIP), PAPER)
     draw = ImageDraw.Draw(canvas)
-    with Image.open(HERE / "coffee.jpg") as original:
+    with Image.open(EXAMPLES / "coffee.jpg") as original:
         canvas.paste(original.resize(TILE), (0, 0))
     top = result.predictions[:3]
     for row, prediction in enumerate(top):
