@@ -261,4 +261,7 @@ def test_metrics_are_read_as_workers_write_them() -> None:
         assert registry.read_line(f"noise [METRICS]own_time.ms:{value}.5|#a:x|#type:GAUGE|#hostname:h,1")
     assert not registry.read_line("a line of a model")
     text = registry.expose(["own_total", "own_time"])
-    assert text == '# TYPE own_time gauge\nown_time{a="x"} 3.5\n# TYPE own_total counter\nown_total{a="x",Level="Model"} 5.0\n'
+    assert (
+        text
+        == '# TYPE own_time gauge\nown_time{a="x",Hostname="h"} 3.5\n# TYPE own_total counter\nown_total{a="x",Level="Model",Hostname="h"} 5.0\n'
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a worker that does not load again is started once more: doubled each time."""
 
+REQUESTS, LATENCY, WAITED = "ts_inference_requests_total", "ts_inference_latency_microseconds", "ts_queue_latency_microseconds"
+"""TorchServe's names: all that came; the times of what was answered, and how much of them it waited."""
 REASONS = ("full", "late", "lost", "no_worker", "gone")
 """Why a request has no answer of its worker: the metric's label."""
 
@@ -61,8 +64,9 @@ class Batcher:
         self._tasks: list[asyncio.Task[None]] = []
         self._busy = 0
         self._failed = False
-        for name in ("ts_inference_requests_total", "ts_inference_latency_microseconds", "ts_queue_latency_microseconds"):
-            registry.add(name, self._labels, 0)
+        self._their_labels = {**self._labels, "hostname": socket.gethostname()}
+        for name in (REQUESTS, LATENCY, WAITED):
+            registry.add(name, self._their_labels, 0)
         for reason in REASONS:
             self._miss(reason, 0)
 
@@ -85,7 +89,7 @@ class Batcher:
             HostError: the queue is full, it took too long, or its worker was lost.
         """
         if "describe" not in asked[1]:
-            self._registry.add("ts_inference_requests_total", self._labels, 1)
+            self._registry.add(REQUESTS, self._their_labels, 1)
         if self._failed and not self.ready:
             self._miss("no_worker")
             raise self._no_worker()
@@ -224,8 +228,8 @@ class Batcher:
             return
         ended = time.perf_counter()
         add = self._registry.add
-        add("ts_inference_latency_microseconds", self._labels, sum(ended - each.arrived for each in served) * 1e6)
-        add("ts_queue_latency_microseconds", self._labels, sum(began - each.arrived for each in served) * 1e6)
+        add(LATENCY, self._their_labels, sum(ended - each.arrived for each in served) * 1e6)
+        add(WAITED, self._their_labels, sum(began - each.arrived for each in served) * 1e6)
         add("camserve_host_batches_total", self._labels | {"size": str(len(served))}, 1)
 
     async def _replace(self, number: int) -> None:

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping
 
 from camserve.monitoring.metrics import METRICS
 
-LINE = re.compile(r"\[METRICS\]([A-Za-z_:][\w:]*)\.[^:]+:(-?[\d.eE+-]+)\|#([^|]*)\|#type:(COUNTER|GAUGE|HISTOGRAM)\|#")
-"""A metric's line on a worker's standard output, in TorchServe's format: name, value, labels, kind."""
+LINE = re.compile(
+    r"\[METRICS\]([A-Za-z_:][\w:]*)\.[^:]+:(-?[\d.eE+-]+)\|#([^|]*)\|#type:(COUNTER|GAUGE|HISTOGRAM)\|#hostname:([^,]*)"
+)
+"""A metric's line on a worker's standard output, in TorchServe's format: name, value, labels, kind, and the machine."""
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -40,8 +42,9 @@ class Registry:
         match = LINE.search(line)
         if not match:
             return False
-        name, value, labels, kind = match.groups()
+        name, value, labels, kind, host = match.groups()
         pairs = dict(pair.partition(":")[::2] for pair in labels.split(",") if ":" in pair)
+        pairs["Hostname"] = host  # as TorchServe adds it
         (self.add if kind == "COUNTER" else self.set)(name, pairs, float(value))
         return True
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from tests.support import build
 from tests.support.processes.gate import wait_at
 
 from camserve.tools.commands.serve import Server
+from camserve.tools.serving.asgi_server import AsgiServer
+from camserve.tools.serving.base import BaseServer
 
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
 PANELS = {each["title"]: each for each in json.loads((ROOT / "deploy" / "grafana" / "camserve.json").read_text())["panels"]}
@@ -138,7 +140,10 @@ def test_the_dashboards_times_are_those_of_answered_requests(tmp_path: Path) -> 
 
 
 @pytest.mark.live
-def test_torchserve_counts_what_no_worker_answers(tmp_path: Path, gate: Path) -> None:
+@pytest.mark.parametrize(("host", "lost_as"), [(Server, (500, 507)), (AsgiServer, (503,))], ids=["torchserve", "asgi"])
+def test_what_no_worker_answers_is_counted(
+    tmp_path: Path, gate: Path, host: Callable[..., BaseServer], lost_as: Sequence[int]
+) -> None:
     """Requests that come and are answered are counted alike, good or bad; those refused or lost only when they come."""
     build.mar(
         tmp_path,
@@ -148,7 +153,7 @@ def test_torchserve_counts_what_no_worker_answers(tmp_path: Path, gate: Path) ->
         fault=wait_at(gate),
     )
     picture = bytes(build.encoded(build.noise()))
-    with Server(tmp_path, config=ROOT / "config.properties", port=0) as server, ThreadPoolExecutor(12) as threads:
+    with host(tmp_path, config=ROOT / "config.properties", port=0) as server, ThreadPoolExecutor(12) as threads:
 
         def ask(path: str, body: bytes = picture) -> int:
             return requests.post(f"{server.url}/{path}", data=body, timeout=60).status_code
@@ -177,13 +182,13 @@ def test_torchserve_counts_what_no_worker_answers(tmp_path: Path, gate: Path) ->
         after = settled(server, (before[0] + 2, before[1] + 1))
 
     assert (told, unknown) == ([200, 200, 200, 400, 200], [404, 404]), "\n".join(server.lines)
-    assert failed in (500, 507)  # TorchServe takes a SIGKILL for a lack of memory
+    assert failed in lost_as  # TorchServe takes a SIGKILL for a lack of memory
     assert sorted(flooded) == [200] * (1 + WAITING) + [503] * REFUSED
     assert before == (4 + len(flood), 4 + 1 + WAITING)
     assert after == (before[0] + 2, before[1] + 1)
 
 
-def settled(server: Server, expected: tuple[float, float]) -> tuple[float, float]:
+def settled(server: BaseServer, expected: tuple[float, float]) -> tuple[float, float]:
     """How many requests have come and how many were answered, once two readings are as expected; or the last for a long time."""
     end = time.monotonic() + 30
     before, now = None, counted(server)
@@ -193,8 +198,8 @@ def settled(server: Server, expected: tuple[float, float]) -> tuple[float, float
     return now
 
 
-def counted(server: Server) -> tuple[float, float]:
-    """How many requests have come, by TorchServe, and how many were answered, by what the workers have told until now."""
+def counted(server: BaseServer) -> tuple[float, float]:
+    """How many requests have come, by the server, and how many were answered, by what the workers have told until now."""
     text = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
 
     def total(name: str) -> Any:

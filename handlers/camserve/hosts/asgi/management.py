@@ -12,6 +12,8 @@ from camserve.hosts.asgi.client import Base, Client, Model, not_found
 from camserve.hosts.batcher import HostError
 from camserve.hosts.metrics import Registry
 
+HOST = "camserve"
+"""By which tools tell this server from TorchServe."""
 MODEL = re.compile(r"/models/(?P<name>[^/]+)(?:/(?P<version>[^/]+))?")
 
 
@@ -65,6 +67,7 @@ async def _describe(model: Model, customized: bool) -> dict[str, Any]:
         "modelName": hosted.name,
         "modelVersion": hosted.version,
         "modelUrl": hosted.file,
+        "host": HOST,
         "runtime": "python",
         "minWorkers": hosted.workers,
         "maxWorkers": hosted.workers,

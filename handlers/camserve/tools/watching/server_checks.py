@@ -137,7 +137,7 @@ def _check_exposure(endpoints: Endpoints, listed: requests.Response | None, toke
         yield Finding(
             "advice",
             f"{endpoints.inference} answers without a token",
-            "put a proxy in front that authenticates, or disable_token_authorization=false",
+            "put a proxy in front that authenticates, or, with TorchServe, disable_token_authorization=false",
         )
 
 

@@ -12,6 +12,7 @@ from camserve.monitoring.exporter import clean_label
 from camserve.monitoring.metrics import MAPS, METRICS, UNMEASURED
 from camserve.tools.console import command_of
 from camserve.tools.watching.finding import Finding
+from camserve.tools.watching.host_checks import HOST, check_host
 
 MAX_BATCH_DELAY = 50
 """Milliseconds of `maxBatchDelay` from which a lone request notices."""
@@ -37,6 +38,7 @@ def check_version(name: str, description: Mapping[str, Any], exposition: str) ->
         yield Finding("wrong", f"{name}: {len(ready)} of {description['minWorkers']} workers are ready", "the log says why")
     yield from _batching(name, description)
     yield from _timeouts(name, description)
+    yield from check_host(name, description, exposition)
     metadata = description.get("customizedMetadata")
     if not ready:
         return
@@ -78,7 +80,7 @@ def _batching(name: str, description: Mapping[str, Any]) -> Iterator[Finding]:
             f"{name}: batchSize is 1, so every request is a forward pass of its own",
             "batchSize: 8 in model-config.yaml, or package with --batch-size",
         )
-    elif description["maxBatchDelay"] > MAX_BATCH_DELAY:
+    elif description["maxBatchDelay"] > MAX_BATCH_DELAY and description.get("host") != HOST:  # which never waits for more
         yield Finding(
             "advice",
             f"{name}: a lone request waits {description['maxBatchDelay']} ms for a batch to fill",
@@ -110,7 +112,7 @@ def _device(name: str, description: Mapping[str, Any], ready: Sequence[Mapping[s
     elif wanted == "gpu" and not given:
         yield Finding(
             "wrong",
-            f"{name}: asks for a GPU and runs on the CPU: TorchServe saw none",
+            f"{name}: asks for a GPU and runs on the CPU: the server saw none",
             "check nvidia-smi where the server runs, and that CUDA_VISIBLE_DEVICES holds numbers",
         )
     elif device:
