@@ -265,3 +265,53 @@ def test_metrics_are_read_as_workers_write_them() -> None:
         text
         == '# TYPE own_time gauge\nown_time{a="x",Hostname="h"} 3.5\n# TYPE own_total counter\nown_total{a="x",Level="Model",Hostname="h"} 5.0\n'
     )
+
+
+def test_a_new_version_takes_over_without_a_stop(store: Path, tmp_path: Path) -> None:
+    """TorchServe's own calls, under load: registered beside the old one, made the default, the old one removed; none is lost."""
+    (tmp_path / "store").mkdir()
+    write_archive(tmp_path / "store", "cats", seconds=0.02, batch=4)
+    config = tmp_path / "config.properties"
+    config.write_text("disable_token_authorization=true\nenable_model_api=true\n")
+    with AsgiServer(tmp_path / "store", config=config) as server, ThreadPoolExecutor(4) as pool:
+        stop = threading.Event()
+
+        def client() -> list[tuple[int, str]]:
+            answers = []
+            while not stop.is_set():
+                answer = ask(server, "cats")
+                answers.append((answer.status_code, answer.json().get("version", answer.text)))
+            return answers
+
+        def change(method: str, path: str) -> tuple[int, dict[str, object]]:
+            answer = requests.request(method, f"{server.management_url}/models{path}", timeout=60)
+            return answer.status_code, answer.json()
+
+        asked = [pool.submit(client) for _ in range(4)]
+        (tmp_path / "later").mkdir()
+        write_archive(tmp_path / "later", "cats", version="2.0", seconds=0.02, batch=4)
+        (tmp_path / "later" / "cats.mar").rename(tmp_path / "store" / "cats-2.mar")
+        assert change("POST", "?url=../later/cats.mar")[0] == 400
+        assert change("POST", "?url=none.mar")[0] == 400
+        assert change("POST", "?url=cats-2.mar&initial_workers=1&synchronous=true")[0] == 200
+        assert change("POST", "?url=cats-2.mar")[0] == 409
+        assert ask(server, "cats/2.0").json()["version"] == "2.0"
+        assert ask(server, "cats").json()["version"] == "1.0"
+        assert change("DELETE", "/cats/1.0")[0] == 403
+        assert change("PUT", "/cats/2.0/set-default")[0] == 200
+        pids = server.pids
+        assert change("DELETE", "/cats/1.0")[0] == 200
+        time.sleep(0.3)
+        stop.set()
+        answers = [each for future in asked for each in future.result()]
+        assert {status for status, _ in answers} == {200}, answers
+        assert {version for _, version in answers} == {"1.0", "2.0"}
+        assert ask(server, "cats").json()["version"] == "2.0"
+        assert ask(server, "cats/1.0").status_code == 404
+        assert len(server.pids) == len(pids) - 1
+
+
+def test_models_do_not_change_unless_the_configuration_says_so(server: AsgiServer) -> None:
+    """By default nobody can take a model out of service."""
+    for method, path in (("POST", "models?url=one.mar"), ("DELETE", "models/one"), ("PUT", "models/one/1.0/set-default")):
+        assert error(requests.request(method, f"{server.management_url}/{path}", timeout=30))[0] == 405

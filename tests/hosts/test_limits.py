@@ -230,7 +230,7 @@ def test_a_query_that_says_a_thing_twice_is_refused(query: bytes) -> None:
     [
         ("keystore=a.jks", "PEM"),
         ("models={}", "model-config.yaml"),
-        ("enable_model_api=true", "start another beside it"),
+        ("install_py_dep_per_model=true", "beforehand"),
         ("camserve_head_seconds=soon", "a whole number of at least 1"),
     ],
 )

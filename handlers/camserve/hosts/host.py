@@ -15,6 +15,7 @@ from functools import partial
 import uvicorn
 
 from camserve.hosts.asgi.app import MAX_HELD, App
+from camserve.hosts.asgi.changes import Changes, Open
 from camserve.hosts.asgi.client import Base, Limits
 from camserve.hosts.asgi.connection import Connection
 from camserve.hosts.asgi.management import Management
@@ -67,6 +68,7 @@ class Host:
         max_request_size, max_held: bytes of a body, and of all that are in memory at once.
         limits: on connections.
         cors: headers by which pages of another site may read answers.
+        open_archive: opens an archive of the store that is to be served later on; None: the models do not change.
         allowed_hosts: names by which inference, and management, may be asked; None: any.
         take_line: gets each line that a worker prints, but for metrics; and who printed it.
     """
@@ -82,6 +84,7 @@ class Host:
         max_held: int = MAX_HELD,
         limits: Limits | None = None,
         cors: Mapping[str, str] | None = None,
+        open_archive: Open | None = None,
         allowed_hosts: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
         take_line: Callable[[str], object] = logger.info,
     ) -> None:
@@ -100,6 +103,7 @@ class Host:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="camserve host", daemon=True)
         self._stop_loop = asyncio.Event()
+        self._changes = None if open_archive is None else Changes(self.batchers, open_archive, self._make)
         self._accepting: set[asyncio.Task[object]] = set()
 
     def start(self) -> None:
@@ -192,14 +196,16 @@ class Host:
 
     async def _main(self) -> None:
         try:
-            for number, each in enumerate(self._hosted):
-                self.batchers.append(Batcher(each, self._starter(number, each), self.registry))
+            for each in self._hosted:
+                self.batchers.append(self._make(each))
             await self._load()
             if self._stop_loop.is_set():
                 return
             await self._serve()
         finally:
             await asyncio.gather(*(each.stop() for each in self.batchers))
+            if self._changes is not None:
+                self._changes.close()
 
     async def _load(self) -> None:
         """Load all models, unless the server is stopped meanwhile.
@@ -223,12 +229,14 @@ class Host:
         except LoadError as error:
             raise LoadError(f"the model {batcher.hosted.name} does not load: {error}") from error
 
-    def _starter(self, first: int, hosted: Hosted) -> Callable[[int], Worker]:
+    def _make(self, hosted: Hosted) -> Batcher:
+        first = sum(each.hosted.workers for each in self.batchers)
+
         def start(number: int) -> Worker:
             gpu = self._gpus[(first + number) % len(self._gpus)] if self._gpus and hosted.on_gpu else None
             return Worker(hosted, gpu, self._environment, lambda line: self._take(hosted.name, number, line))
 
-        return start
+        return Batcher(hosted, start, self.registry)
 
     def _take(self, name: str, number: int, line: str) -> None:
         if line.strip() and not self.registry.read_line(line):
@@ -236,7 +244,7 @@ class Host:
 
     async def _serve(self) -> None:
         listening = self._listening
-        app, management = self._app, Management(self.batchers, self.registry)
+        app, management = self._app, Management(self.batchers, self.registry, self._changes)
         app.allowed_hosts, management.allowed_hosts = self._allowed_hosts
         inference, second = self._server(app, listening.certificate, listening.key), self._server(management)
         self._servers = [inference, second]

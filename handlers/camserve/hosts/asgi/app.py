@@ -50,11 +50,12 @@ class App(Base):
         for pattern, explains in ASKED:
             match = pattern.fullmatch(client.path)
             if match:
-                await self._answer_model(client, find(self._models, match["name"], match.groupdict().get("version")), explains)
+                await self._answer_model(client, match["name"], match.groupdict().get("version"), explains)
                 return
         await self._health.answer(client)
 
-    async def _answer_model(self, client: Client, model: Model, explains: bool) -> None:
+    async def _answer_model(self, client: Client, name: str, version: str | None, explains: bool) -> None:
+        find(self._models, name, version)
         if client.method not in METHODS:  # a GET has no picture, but may be a browser's
             message = f"{client.method} is not allowed here; send the picture with POST"
             raise HostError(405, "MethodNotAllowedException", message, allowed=", ".join(METHODS))
@@ -65,6 +66,7 @@ class App(Base):
             headers: dict[str, Any] = {**types, **own, "explain": str(explains)}
             if explains:
                 headers = add_query(headers, client.query)
+            model = find(self._models, name, version)  # it may have been replaced while the body came
             status, content_type, more, answer = await _unless_gone(client, model.answer((fields, headers)))
         finally:
             self.room.used -= client.held

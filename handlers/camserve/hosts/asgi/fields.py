@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from camserve.core.errors import RequestError
-from camserve.protocol.body import name_repeated
+from camserve.protocol.body import HOW_TO_SEND, name_repeated
 
 MAX_FIELDS = 128
 """Fields of a form, as many as TorchServe takes: millions would hold up everybody for minutes."""
@@ -44,7 +44,7 @@ def _typed(value: bytes, content_type: str) -> object:
 
 
 def _too_many() -> RequestError:
-    return RequestError(400, "NoImage", f"the form has more than {MAX_FIELDS} fields; it needs data, and one for each option")
+    return RequestError(400, "NoImage", f"the form has more than {MAX_FIELDS} fields; {HOW_TO_SEND}")
 
 
 def _collect(parts: object) -> tuple[dict[str, object], dict[str, dict[str, str]]]:

@@ -32,7 +32,7 @@ class Health:
 
     def __init__(self, models: Sequence[Model]) -> None:
         self._models = models
-        self._lost: dict[int, float] = {}
+        self._lost: dict[tuple[str, str], float] = {}
 
     async def answer(self, client: Client) -> None:
         """Answer a question about the server or its models.
@@ -62,18 +62,18 @@ class Health:
             ready = all([(await each.count_ready())[0] for each in self._models])
             return 200 if ready else 503, {"ready": ready}
         if path in ("/ping", "/v2/health/live"):
-            lives = all([await self._lives(number) for number in range(len(self._models))])
+            lives = all([await self._lives(each) for each in tuple(self._models)])
             said: dict[str, object] = {"status": "Healthy" if lives else "Unhealthy"} if path == "/ping" else {"live": lives}
             return 200 if lives else 503, said
         return None
 
-    async def _lives(self, number: int) -> bool:
+    async def _lives(self, model: Model) -> bool:
         """Whether a model has a worker, or had one until lately: what is restarted for a worker takes all models with it."""
-        model = self._models[number]
+        key = (model.hosted.name, model.hosted.version)
         if (await model.count_ready())[0]:
-            self._lost.pop(number, None)
+            self._lost.pop(key, None)
             return True
-        return time.monotonic() - self._lost.setdefault(number, time.monotonic()) < model.hosted.retry_timeout
+        return time.monotonic() - self._lost.setdefault(key, time.monotonic()) < model.hosted.retry_timeout
 
     async def _answer_model(self, path: str) -> tuple[int, object] | None:
         match = V1.fullmatch(path) or V2.fullmatch(path)

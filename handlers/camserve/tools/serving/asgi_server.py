@@ -77,6 +77,7 @@ class AsgiServer(BaseServer):
                 max_held=settings.max_held,
                 limits=settings.limits,
                 cors=settings.cors,
+                open_archive=self._open_later if self._settings.is_set("enable_model_api") else None,
                 take_line=lambda line: self._take(line, sinks),
             )
             stack.enter_context(_logged(lambda line: self._take(line, sinks)))
@@ -148,6 +149,21 @@ class AsgiServer(BaseServer):
         self._lines.append(line)
         for sink in sinks:
             sink(line)
+
+    @contextlib.contextmanager
+    def _open_later(self, file: str, name: str) -> Iterator[Hosted]:
+        """Open an archive that is put into the store while the server runs.
+
+        Raises:
+            ConfigError: it cannot be served.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                (archive,) = select(self._store, [f"{name}={file}" if name else file])
+                hosted = self._open(archive, stack)
+            except ServeError as error:
+                raise ConfigError(str(error)) from error
+            yield hosted
 
     def _open(self, archive: StoredArchive, stack: contextlib.ExitStack) -> Hosted:
         defaults = {

@@ -20,7 +20,6 @@ REFUSED = {
 """Settings that say something which this host does not do, and what to do instead."""
 CORS = ("origin", "methods", "headers")
 ONLY_FALSE = {
-    "enable_model_api": "models are chosen when the server starts: start another beside it, and stop the first",
     "install_py_dep_per_model": "nothing is installed here: install the archives' requirements beforehand",
     "use_env_allowed_urls": "archives come from the model store alone",
 }
