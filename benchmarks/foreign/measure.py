@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tests.support.comparison import oracle
+from tests.support.comparison.alignment import Alignment, measure_alignment
 from torch import Tensor, nn
 
 from benchmarks.foreign.networks import Network
@@ -22,14 +23,11 @@ from camserve.capture.survey.layout import extract_tensor, replace_tensor
 from camserve.core.errors import ConfigError
 from camserve.explain.methods import METHODS, scale_maps
 
-PLACES = ((0.21, 0.21), (0.21, 0.79), (0.52, 0.48), (0.79, 0.21), (0.71, 0.79), (0.4, 0.7))
-"""Where the picture is changed, as shares of its height and width."""
+FOCUS = 1.5
+"""Where the cell that changes most moves less than so many times as far as all on average, no place can be told from another."""
 
-PATCH = 1 / 16
-"""The side of what is changed, as a share of the picture's."""
-
-SEEDS = (11, 12, 13)
-"""Of the pictures that are changed, over which is averaged."""
+EARLIER = (0.75, 0.5, 0.25)
+"""Which earlier layers tell the place then, as shares of the way to the default layer."""
 
 CPU = torch.device("cpu")
 
@@ -44,7 +42,10 @@ class Found:
         grid: rows and columns of its map.
         bypass: how much of the scores goes past it; None: not measured.
         least: the least that goes past any layer that could be explained, where more than `MAX_BYPASS` goes past the default.
-        alignment: the median distance, in cells, from where the picture was changed to the cell that changed most.
+        alignment: the median distance, in cells, from where the picture was changed to where the map changed.
+        shift: the median displacement, down and to the right, in cells.
+        rest: the median distance beside that displacement.
+        told_by: an earlier layer that was measured for this one, of whose cells each place changes all.
         error: the largest difference of a heatmap from the formula's in float64.
         refused: why the network is refused.
         mixes: whether each of its cells sees the whole picture.
@@ -56,9 +57,11 @@ class Found:
     bypass: float | None = None
     least: float | None = None
     alignment: float = 0.0
+    shift: tuple[float, float] = (0.0, 0.0)
+    rest: float = 0.0
+    told_by: str = ""
     error: float = 0.0
     refused: str = ""
-    mixes: bool = False
 
 
 def measure(network: Network) -> Found:
@@ -71,15 +74,18 @@ def measure(network: Network) -> Found:
     (layer,) = made.layers
     share = made.bypass[layer]
     activation = made.capture.forward(network.pictures(), [layer]).activation(layer)
+    told_by, found = alignment_of(made, model, network)
     return Found(
         network.name,
         layer,
         (activation.shape[2], activation.shape[3]),
         share,
         _least(model, network) if share is not None and share > MAX_BYPASS else None,
-        alignment_of(made, network),
+        found.distance,
+        (found.down, found.right),
+        found.rest,
+        told_by,
         heatmap_error(made, model, network),
-        mixes=network.mixes,
     )
 
 
@@ -94,33 +100,31 @@ def _least(model: nn.Module, network: Network) -> float:
     return min(share for share in shares if share is not None)
 
 
-def alignment_of(made: Backend, network: Network) -> float:
-    """Return the median distance, in cells, from a change of the picture to the cell that changes most."""
-    moved = torch.stack([_moved(made, *network.pictures(2, seed=seed)) for seed in SEEDS]).mean(0)
-    height, width = moved.shape[1:]
-    distances = []
-    for (row, column), change in zip(PLACES, moved, strict=True):
-        cell = int(change.argmax())
-        distances.append(np.hypot(cell // width + 0.5 - row * height, cell % width + 0.5 - column * width))
-    return float(np.median(distances))
+def alignment_of(made: Backend, model: nn.Module, network: Network) -> tuple[str, Alignment]:
+    """Measure where the default layer's cells lie; or, where each place changes all of them, those of the last layer that tells.
 
-
-def _moved(made: Backend, picture: Tensor, noise: Tensor) -> Tensor:
-    """Return how far each cell moves with a change at each place, `[places, h, w]`, as a share of the cell that moves most."""
-    changed = torch.stack([_change(picture, noise, place) for place in PLACES])
+    Returns:
+        That earlier layer's name, "" where it is not needed, and what was measured.
+    """
     (layer,) = made.layers
-    maps = made.capture.forward(torch.cat([picture[None], changed]), [layer]).activation(layer).double()
-    moved = (maps[1:] - maps[:1]).norm(dim=1)
-    return moved / moved.amax((1, 2), keepdim=True)
+    found = _measure(made, layer, network)
+    if found.focus >= FOCUS:
+        return "", found
+    before = [info.name for info in made.maps if not info.passes_through]
+    before = before[: before.index(layer)] if layer in before else before
+    for name in dict.fromkeys(before[int(share * len(before))] for share in EARLIER):
+        try:
+            earlier = open_backend(model, dataclasses.replace(network.config, layers=(name,)), (network.side, network.side), CPU)
+        except ConfigError:
+            continue
+        told = _measure(earlier, name, network)
+        if told.focus >= FOCUS:
+            return name, told
+    return "nothing", found
 
 
-def _change(picture: Tensor, noise: Tensor, place: Sequence[float]) -> Tensor:
-    height, width = picture.shape[1:]
-    top, left = int((place[0] - PATCH / 2) * height), int((place[1] - PATCH / 2) * width)
-    bottom, right = top + max(1, int(PATCH * height)), left + max(1, int(PATCH * width))
-    changed = picture.clone()
-    changed[:, top:bottom, left:right] = 3 * noise[:, top:bottom, left:right]
-    return changed
+def _measure(made: Backend, layer: str, network: Network) -> Alignment:
+    return measure_alignment(lambda x: made.capture.forward(x, [layer]).activation(layer), network.pictures(3, seed=20))
 
 
 def heatmap_error(made: Backend, model: nn.Module, network: Network) -> float:

@@ -23,14 +23,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "handlers")]
 
 import torch
 
+from benchmarks.foreign.lists import list_networks
 from benchmarks.foreign.measure import Found, measure
-from benchmarks.foreign.networks import list_networks
 from benchmarks.speed import conditions as speed
 
 README = ROOT / "benchmarks" / "README.md"
 RESULTS = ROOT / "benchmarks" / "results" / "foreign.json"
 BEGIN, END = "<!-- foreign: begin; benchmarks/foreign/run.py writes this -->", "<!-- foreign: end -->"
-LIBRARIES = ("timm", "transformers", "vit-pytorch", "monai", "torchxrayvision")
+LIBRARIES = ("timm", "transformers", "vit-pytorch", "monai", "torchxrayvision", "pretrainedmodels", "pytorchcv")
 
 
 def table(found: Sequence[Found]) -> str:
@@ -42,9 +42,19 @@ def table(found: Sequence[Found]) -> str:
             continue
         share = "?" if each.bypass is None else f"{each.bypass:.2f}"
         share += "" if each.least is None else f" (least {each.least:.2f})"
-        cells = [each.name, f"`{each.layer}`", "x".join(map(str, each.grid)), share, f"{each.alignment:.2f}", f"{each.error:.0e}"]
+        cells = [each.name, f"`{each.layer}`", "x".join(map(str, each.grid)), share, _alignment(each), f"{each.error:.0e}"]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _alignment(found: Found) -> str:
+    """The distance; where it is mostly a displacement, that too; or which layer tells it."""
+    moved = (
+        f" ({found.shift[0]:+.2f} down, {found.shift[1]:+.2f} right; else {found.rest:.2f})"
+        if max(map(abs, found.shift)) > 0.2
+        else ""
+    )
+    return f"{found.alignment:.2f}{moved}{f', told by `{found.told_by}`' if found.told_by else ''}"
 
 
 def write(found: Sequence[Found], conditions: Mapping[str, str]) -> None:
@@ -87,7 +97,7 @@ def keep(found: Sequence[Found]) -> None:
     about = speed.conditions(libraries=", ".join(f"{name} {version(name)}" for name in LIBRARIES))
     rows = [known[network.name] for network in list_networks() if network.name in known]
     RESULTS.write_text(json.dumps({"conditions": about, "found": rows}, indent=1) + "\n")
-    write([Found(**{**each, "grid": tuple(each["grid"])}) for each in rows], about)
+    write([Found(**{**each, "grid": tuple(each["grid"]), "shift": tuple(each["shift"])}) for each in rows], about)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,18 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from camserve.capture.alignment.probes import find_changes, make_probes
-from camserve.capture.alignment.trial import FINER, Placed, Seen, Trial
+from camserve.capture.alignment.sight import WHOLE
+from camserve.capture.alignment.trial import FINER, MIDDLES, Placed, Seen, Trial
 from camserve.capture.base import Classifier
 from camserve.capture.precision import disable_tf32
 from camserve.capture.survey.layers import LayerInfo, Site, Survey, View
 from camserve.capture.survey.layout import TOKENS
 
-COUNTS = (6, 16)
-"""Number of probes, and of those that are taken where the first settle nothing."""
+COUNTS = (6, 16, 48)
+"""Number of probes, of those that are taken where the first settle nothing, and where a layer sees a part of the picture only."""
 
 EARLIER = 8
 """How many earlier layers with as many tokens are looked at, where a layer's own peaks settle nothing."""
-
-MIDDLES = 32
-"""Probes lie in the middle of a layer's cells, or, of one with fewer cells, in those of halved ones."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,12 @@ class Aligned:
     def of(cls, info: LayerInfo, placed: Sequence[Placed]) -> Aligned:
         """Take together what was found of each of a layer's calls that count."""
         last = placed[-1]
-        if not info.views:
+        if not info.views and last.rows == last.columns == WHOLE:
             return cls(Site(info.name, info.calls, last.layout), last.distance, last.note)
+        if not info.views:
+            view = View(info.calls, last.layout, last.rows, last.columns)
+            note = f"it sees a part of the picture, and its map lies {last.note}; --resize and --crop would spare it the rest"
+            return cls(Site(info.name, info.calls, last.layout, (view,)), last.distance, note)
         views = tuple(View(call, each.layout, each.rows, each.columns) for call, each in zip(info.views, placed, strict=True))
         distances = [each.distance for each in placed if each.distance is not None]
         words = (f"call {call}: {each.note or 'as the picture lies'}" for call, each in zip(info.views, placed, strict=True))
@@ -95,7 +97,7 @@ def align_layers(
             for info in left:
                 known = tokens[info.name], first[info.name], Seen(changes, probes.places)
                 trials = [Trial(info, call, *known) for call in info.views or (info.calls,)]
-                placed = [trial.decide(given=given, last=count == COUNTS[-1]) for trial in trials]
+                placed = [trial.decide(given=given, last=count >= COUNTS[1], most=count == COUNTS[-1]) for trial in trials]
                 whole = [each for each in placed if each]
                 if len(whole) == len(placed):
                     found[info.name] = Aligned.of(info, whole)

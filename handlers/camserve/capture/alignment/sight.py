@@ -54,6 +54,11 @@ class Sight:
     columns: tuple[float, float] = WHOLE
     turn: Turn = UPRIGHT
 
+    def inside(self, places: Sequence[Place]) -> list[Place]:
+        """Return where these places of the picture lie in what is seen, in shares of that."""
+        (top, bottom), (left, right) = self.rows, self.columns
+        return [((row - top) / (bottom - top), (column - left) / (right - left)) for row, column in places]
+
     def offset(self, grid: tuple[int, int]) -> float:
         """Return how far a cell of `grid` = (rows, columns) lies from where it would if all were seen, at most, in cells."""
         return max(_shift(span, count) for span, count in zip((self.rows, self.columns), grid, strict=True))
@@ -83,12 +88,13 @@ def count_seen(changes: Tensor) -> int:
     return int((total > QUIET**2 * total.max()).sum())
 
 
-def find_sight(changes: Tensor, places: Sequence[Place]) -> Sight | None:
+def find_sight(changes: Tensor, places: Sequence[Place], *, middles: bool = False) -> Sight | None:
     """Find what a layer sees from the middles of its changes; None where these lie on no lines.
 
     Args:
         changes: of one call of an early layer, `[K, h, w]`, as they lie in memory.
         places: of the K probes.
+        middles: whether these are middles of the layer's own cells, if it sees all of the picture.
     """
     weights = changes.double().square()
     total = weights.sum((1, 2))
@@ -101,8 +107,10 @@ def find_sight(changes: Tensor, places: Sequence[Place]) -> Sight | None:
     for transposed in (False, True):
         down, across = (columns, rows) if transposed else (rows, columns)
         heights, widths = changes.shape[:0:-1] if transposed else changes.shape[1:]
-        vertical = _fit([places[each][0] for each in seen], down, heights)
-        horizontal = _fit([places[each][1] for each in seen], across, widths)
+        vertical, horizontal = (
+            _fit([places[each][axis] for each in seen], cells, EXACT + (0 if middles else OF_CELL / count))
+            for axis, (cells, count) in enumerate(((down, heights), (across, widths)))
+        )
         if vertical and horizontal:
             return Sight(vertical[0], horizontal[0], Turn(transposed, vertical[1], horizontal[1]))
     return None
@@ -118,21 +126,22 @@ def _middles(weights: Tensor, total: Tensor) -> tuple[list[float], list[float]]:
     return means.tolist(), spreads.tolist()
 
 
-def _fit(places: Sequence[float], cells: Sequence[float], count: int) -> tuple[tuple[float, float], bool] | None:
-    """Fit `cell = slope * place + start` (Theil and Sen's median of slopes); return the span and whether it is reversed.
+def _fit(places: Sequence[float], cells: Sequence[float], exact: float) -> tuple[tuple[float, float], bool] | None:
+    """Fit `cell = slope * place + start` to those that lie near Theil and Sen's line; return the span and whether it is reversed.
 
-    `count`: how many cells there are.
+    `exact`: median distance up to which cells lie as if all were seen.
     """
     pairs = [(a, b) for a, b in combinations(range(len(places)), 2) if abs(places[a] - places[b]) > OFF_LINE]
     if not pairs:
         return None
     slope = statistics.median((cells[a] - cells[b]) / (places[a] - places[b]) for a, b in pairs)
     start = statistics.median(cell - slope * place for place, cell in zip(places, cells, strict=True))
+    near = [(place, cell) for place, cell in zip(places, cells, strict=True) if abs(cell - slope * place - start) <= OFF_LINE]
+    straight = len(near) >= 0.75 * len(places) and SLOPES[0] <= abs(slope) <= SLOPES[1]
+    line = statistics.linear_regression(*zip(*near, strict=True)) if straight else None
+    first, last = sorted(((0 - line.intercept) / line.slope, (1 - line.intercept) / line.slope)) if line else WHOLE
     own = [1 - place for place in places] if slope < 0 else places
-    if statistics.median(abs(cell - place) for cell, place in zip(cells, own, strict=True)) <= EXACT + OF_CELL / count:
+    apart = statistics.median(abs(cell - place) for cell, place in zip(cells, own, strict=True))
+    if apart <= exact and max(abs(first), abs(1 - last)) <= 2 * exact:
         return WHOLE, slope < 0
-    near = sum(abs(cell - slope * place - start) <= OFF_LINE for place, cell in zip(places, cells, strict=True))
-    if near < 0.75 * len(places) or not SLOPES[0] <= abs(slope) <= SLOPES[1]:
-        return None
-    first, last = -start / slope, (1 - start) / slope
-    return (min(first, last), max(first, last)), slope < 0
+    return ((first, last), slope < 0) if line else None

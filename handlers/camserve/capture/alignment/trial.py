@@ -24,6 +24,9 @@ ALL = 0.2
 HIDDEN = 0.4
 """Share of the probes that an early map may miss: the layer sees a part of the picture only where it misses more."""
 
+MIDDLES = 32
+"""Probes lie in the middle of a layer's cells, or, of one with fewer cells, in those of halved ones."""
+
 FINER = 4
 """An early map that tells what part of the picture a layer sees has so many times its cells, at least."""
 
@@ -33,9 +36,9 @@ SHUFFLED = (
     "its cells lie in another order than any that is known (in windows, or shuffled); take a layer before or behind, whose order "
     "is the picture's"
 )
-CROPPED = (
-    "a map over all of the picture would be out of place; take the cropping out of the model's forward, and give --resize and "
-    "--crop instead"
+HIDES = (
+    "{} of {} patches of the picture, changed, change nothing of it, and nothing tells which part it sees: a map over all of the "
+    "picture would be out of place; take the cropping out of the model's forward, and give --resize and --crop instead"
 )
 UNTOLD = (
     "it runs {} times, each time on another view of the picture, and no trial tells what call {} sees; take the views out of the "
@@ -95,12 +98,13 @@ class Trial:
         self._first = first
         self._changes, self._places = seen
 
-    def decide(self, *, given: bool, last: bool) -> Placed | None:
+    def decide(self, *, given: bool, last: bool, most: bool) -> Placed | None:
         """Decide where the call's cells lie; None: more probes may tell.
 
         Args:
             given: whether the configuration says how tokens lie.
-            last: whether there are no more probes.
+            last: whether there are no more probes, unless for a layer that sees a part of the picture only.
+            most: whether there are none for that either.
 
         Raises:
             ConfigError: they lie elsewhere than any layout has them, or nothing tells it.
@@ -108,12 +112,17 @@ class Trial:
         evidence = self._evidence(self._info)
         if given and self._layout.order in TOKENS:
             return Placed(self._layout, evidence.median(self._layout) if evidence else None)
-        if self._layout.order not in TOKENS:
-            return self._decide_map(evidence, last)
-        hidden = self._count_hidden()
-        if hidden > len(self._places) * HIDDEN and last:
-            raise self._hides(hidden)
-        return self._decide_tokens(evidence, last)
+        sight, hidden = self._find_sight(), self._count_hidden() > len(self._places) * HIDDEN
+        if hidden and not sight:
+            if most:
+                raise self._error(HIDES.format(self._count_hidden(), len(self._places)))
+            return None
+        parted = sight if sight and (hidden or sight.offset(self._layout.grid) > self._tolerance) else None
+        if parted and not most:
+            return None
+        if self._layout.order in TOKENS:
+            return self._decide_tokens(evidence, parted, last)
+        return self._decide_map(evidence, sight, parted, last)
 
     def _evidence(self, info: LayerInfo) -> Evidence | None:
         """Return what the probes show of a layer; None where they change nothing."""
@@ -123,12 +132,30 @@ class Trial:
         evidence = Evidence.of(info.site.layout, self._places, changes, find_peaks(changes.flatten(1)))
         return evidence if evidence.seen else None
 
-    def _decide_tokens(self, evidence: Evidence | None, last: bool) -> Placed | None:
+    def _find_sight(self) -> Sight | None:
+        """Return what the layer sees of the picture, as an early map tells, or the first layer with as many tokens; else None."""
+        early = self._of(self._first) if self._first else None
+        if early is not None and self._first and self._first.cells >= FINER * self._info.cells:
+            return find_sight(early, self._places)
+        layout = self._layout
+        if early is None and self._alike:
+            layout = self._alike[-1].site.layout
+            tokens = self._of(self._alike[-1])
+            early = None if tokens is None else tokens[:, layout.extra : tokens.shape[1] - layout.behind]
+        if early is None or early[0].numel() != layout.height * layout.width or early[0].numel() < MIDDLES:
+            return None
+        early = early.reshape(len(early), layout.height, layout.width)
+        return find_sight(early, self._places, middles=True) if is_local(early) else None
+
+    def _decide_tokens(self, evidence: Evidence | None, parted: Sight | None, last: bool) -> Placed | None:
         known = [each for each in (evidence, *map(self._evidence, self._alike)) if each]
         for each in known:
-            settled = each.settle(list(list_readings(each.layout)))
+            seen = replace(each, places=parted.inside(each.places)) if parted else each
+            settled = seen.settle(list(list_readings(each.layout)))
             if settled:
                 found = replace(settled, channels=self._layout.channels)
+                if parted:
+                    return self._place(found, parted)
                 own = evidence.median(found) if evidence is each else None
                 return Placed(found, own, _describe(self._layout, found))
             if each.sharp and last:
@@ -137,35 +164,37 @@ class Trial:
             return None
         if self._layout.others:
             raise ConfigError(f"layer {self._info.name} cannot be read: {_ask(self._layout)}")
+        if parted:
+            return self._place(replace(self._layout, turn=parted.turn), parted)
         return Placed(self._layout, evidence.median(self._layout) if evidence else None, DIFFUSE if evidence else UNSEEN)
 
-    def _decide_map(self, evidence: Evidence | None, last: bool) -> Placed | None:
-        fine = self._first is not None and self._first.cells >= FINER * self._info.cells
-        early = self._of(self._first) if self._first and fine else None
-        sight = find_sight(early, self._places) if early is not None else None
-        hidden = self._count_hidden()
-        if hidden > len(self._places) * HIDDEN and not (sight and self._info.views):
-            if not last:
-                return None
-            raise self._hides(hidden)
+    def _decide_map(self, evidence: Evidence | None, sight: Sight | None, parted: Sight | None, last: bool) -> Placed | None:
         settled = evidence.settle(list(list_readings(evidence.layout))) if evidence else None
         layout = replace(self._layout, turn=settled.turn if settled else sight.turn if sight else UPRIGHT)
         distance = evidence.median(replace(evidence.layout, turn=layout.turn)) if evidence else None
         near = distance is not None and distance <= min(NEAR, max(layout.grid) / 4)
-        if sight and sight.offset(layout.grid) > (ALL if self._info.views else OUT_OF_PLACE):
-            if not self._info.views:
-                raise self._error(_describe_sight(sight))
-            words = [f"over {_describe_part(sight)}", _describe(self._layout, layout)]
-            return Placed(layout, None, ", ".join(filter(None, words)), sight.rows, sight.columns)
+        if parted:
+            return self._place(layout, parted)
         if settled or sight or (near and not self._info.views):
             return Placed(layout, distance if near else None, _describe(self._layout, layout))
         if not last:
             return None
         if self._info.views:
             raise self._error(UNTOLD.format(len(self._info.views), self._call))
+        early = self._of(self._first) if self._first and self._first.cells >= FINER * self._info.cells else None
         if (evidence and evidence.sharp) or (early is not None and is_local(early)):
             raise self._error(SHUFFLED)
         return Placed(layout, distance, DIFFUSE if evidence else UNSEEN)
+
+    @property
+    def _tolerance(self) -> float:
+        """How far, in cells, cells may lie from where they would if all were seen, before they are put elsewhere."""
+        return ALL if self._info.views else OUT_OF_PLACE
+
+    def _place(self, layout: Layout, sight: Sight) -> Placed:
+        """Put the cells where they lie in the part of the picture that is seen."""
+        words = [f"over {_describe_part(sight)}", _describe(self._layout, layout)]
+        return Placed(layout, None, ", ".join(filter(None, words)), sight.rows, sight.columns)
 
     def _of(self, info: LayerInfo) -> Tensor | None:
         """Return the changes of this call of a layer; None where there are none."""
@@ -178,9 +207,6 @@ class Trial:
         early = self._of(self._first) if self._first else None
         return 0 if early is None else len(early) - count_seen(early)
 
-    def _hides(self, hidden: int) -> ConfigError:
-        return self._error(f"{hidden} of {len(self._places)} patches of the picture, changed, change nothing of it: {CROPPED}")
-
     def _error(self, why: str) -> ConfigError:
         return ConfigError(f"layer {self._info.name} cannot be explained: {why}")
 
@@ -190,10 +216,6 @@ def _ask(layout: Layout) -> str:
         f"its output has {layout.height * layout.width + layout.others} tokens, of which {layout.height}x{layout.width} could be "
         "cells of a map, and no trial tells which; --token-grid ROWS COLUMNS BEFORE says it"
     )
-
-
-def _describe_sight(sight: Sight) -> str:
-    return f"its cells cover {_describe_part(sight)}: {CROPPED}"
 
 
 def _describe_part(sight: Sight) -> str:

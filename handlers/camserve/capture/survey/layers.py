@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from camserve.capture.survey.layout import Layout, Order, find_layouts
+from camserve.capture.survey.layout import Layout, Order, find_layouts, is_proportional
 from camserve.capture.survey.readings import UNKNOWN_GRID, Moments, Output, Readings, infer_orders
 from camserve.core.errors import ConfigError
 from camserve.core.text import find_nearest, join_names
@@ -22,6 +22,9 @@ PASSING_CLASSES = frozenset(
     | {"AvgPool2d", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "LPPool2d"}
 )
 """Classes of modules that compute nothing of their own, or only pool: the layer before them is the one to explain."""
+
+CONVOLUTIONS = frozenset({"Conv2d"})
+"""Classes of modules whose maps lie as the picture does, so that the first of them tells its proportions inside the model."""
 
 REACHING_CLASSES = frozenset({"DeQuantize", "DeQuantStub"})
 """Classes of modules that pass on what was out of a gradient's reach: from there on values are floats, and not quantized."""
@@ -212,10 +215,20 @@ class SurveyBuilder:
 
     def learn_orders(self, other: SurveyBuilder) -> None:
         """Learn from a run with pictures of another size which of the two it is."""
-        self._orders |= infer_orders(self._outputs, self.ambiguous(), other._outputs, other.batch, other.size)
+        self._orders |= infer_orders(self._outputs, self.ambiguous(), other._outputs, other.batch, other._inner)
 
     def _read(self) -> Readings:
-        return Readings(self._outputs, self.batch, self.size, self.token_grid, orders=self._orders, usual=self.usual)
+        return Readings(self._outputs, self.batch, self._inner, self.token_grid, orders=self._orders, usual=self.usual)
+
+    @property
+    def _inner(self) -> tuple[int, int]:
+        """The pictures' size, or one of the proportions that the model gives them itself before its first convolution."""
+        convolved = [each.shape for each in self._outputs if each.kind in CONVOLUTIONS and each.shape and len(each.shape) == 4]
+        maps = [(height, width) for count, _, height, width in convolved if count == self.batch and height * width > 1]
+        if not maps or any(is_proportional(cells, self.size) for cells in maps):
+            return self.size
+        finer = -(-max(self.size) // min(maps[0]))  # no later map may have more cells than the picture has pixels
+        return maps[0][0] * finer, maps[0][1] * finer
 
     def build(self, scores: Tensor, hidden: Collection[str] = (), hint: str = "") -> Survey:
         """Build the survey of the run that ended in `scores` `[N, K]`.

@@ -158,14 +158,14 @@ def find_layouts(shape: Sequence[int], batch: int, picture: tuple[int, int]) -> 
         return ()
     _, first, second, third = shape
     layouts = []
-    if _proportional((second, third), picture):
+    if is_proportional((second, third), picture):
         layouts.append(Layout("nchw", second, third, first))
-    if _proportional((first, second), picture):
+    if is_proportional((first, second), picture):
         layouts.append(Layout("nhwc", first, second, third))
     return tuple(layouts)
 
 
-def _proportional(cells: tuple[int, int], picture: tuple[int, int]) -> bool:
+def is_proportional(cells: tuple[int, int], picture: tuple[int, int]) -> bool:
     """Return whether `cells` could be `picture` scaled down: the same stride both ways, but for rounding at the border."""
     (height, width), (picture_height, picture_width) = cells, picture
     if not (0 < height <= picture_height and 0 < width <= picture_width):
