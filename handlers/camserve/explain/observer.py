@@ -29,12 +29,14 @@ class Observation:
         rows: some rows of the model's input, see `sample_rows`.
         scores: (class index, probability) of the most probable class and of the next, where there is one.
         size: (width, height) of the picture.
+        call: the position of its call in the batch.
     """
 
     maps: tuple[NDArray[np.float32], ...]
     rows: NDArray[np.float32]
     scores: tuple[tuple[int, float], ...]
     size: tuple[int, int]
+    call: int = 0
 
 
 def sample_rows(picture: NDArray[np.float32]) -> NDArray[np.float32]:

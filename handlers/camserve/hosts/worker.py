@@ -9,9 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from camserve.hosts.hosted import Hosted
 
@@ -29,6 +33,23 @@ class WorkerLostError(Exception):
     def __init__(self, message: str, late: bool = False) -> None:
         super().__init__(message)
         self.late = late
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The statistics of one answer, as the archive's own camserve measures them.
+
+    Attributes:
+        target: index of the most probable class.
+        reason: why its map says nothing; "" where it says something.
+        values: each statistic by its name; NaN where the picture does not have it.
+        map: of that class, by the configured layer and method, as it is before it is scaled, `[h, w]` float32.
+    """
+
+    target: int
+    reason: str
+    values: Mapping[str, float]
+    map: NDArray[np.float32]
 
 
 class LoadError(Exception):
@@ -99,13 +120,26 @@ class Worker:
         Raises:
             WorkerLostError: the process ended, or took longer than `timeout` seconds.
         """
-        try:
-            self._connection.send(batch)
-        except OSError as error:
-            self.end()
-            raise WorkerLostError("the worker ended") from error
-        answers: list[Answered] = self._receive(timeout)
+        answers: list[Answered] = self._request(batch, timeout)
         return answers
+
+    def measure(self, batch: Sequence[Asked], timeout: float) -> tuple[list[Answered], list[Measured | None] | None]:
+        """Hand over a batch, and return its answers and the statistics of each; None where the archive cannot measure.
+
+        Raises:
+            WorkerLostError: as `ask`.
+        """
+        answers, measured = self._request(("measure", batch), timeout)
+        return answers, None if measured is None else [None if each is None else Measured(*each) for each in measured]
+
+    def describe(self, timeout: float) -> Mapping[str, Any]:
+        """Return what a reference of this archive holds for: `provenance` by its fields; empty where it cannot measure.
+
+        Raises:
+            WorkerLostError: as `ask`.
+        """
+        described: Mapping[str, Any] = self._request(("describe", []), timeout)
+        return described
 
     def end(self, patience: float = 0.0) -> None:
         """End the process: let it finish for up to `patience` seconds, then kill it."""
@@ -116,6 +150,14 @@ class Worker:
             self._process.kill()
         self._process.wait()
         self._reader.join(5)
+
+    def _request(self, message: object, timeout: float) -> Any:
+        try:
+            self._connection.send(message)
+        except OSError as error:
+            self.end()
+            raise WorkerLostError("the worker ended") from error
+        return self._receive(timeout)
 
     def _receive(self, timeout: float) -> Any:
         try:

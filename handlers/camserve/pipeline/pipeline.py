@@ -85,7 +85,7 @@ class Pipeline:
             for position, reply in enumerate(replies):
                 if reply.status == 507 and len(calls) > 1:
                     give_back()
-                    (replies[position],), more = self._reply_to([calls[position]], again=False)
+                    (replies[position],), more = self._reply_to([calls[position]], again=False, first=position)
                     pixels += more
         if pixels > LARGE_BATCH or any(reply.status == 507 for reply in replies):
             give_back()
@@ -99,7 +99,7 @@ class Pipeline:
         jobs = [Job(place, *each, error=each[2].fault) for place, each in enumerate(zip(items, repeat(explain), measures))]
         self._run_jobs(jobs, Deadline())
         for job in jobs:
-            self._observe(job)
+            self._observe(job, job.call)
         unanswered = RequestError(500, "InternalError", "the picture has no answer")
         return [job.error or job.answer or unanswered for job in jobs]
 
@@ -114,8 +114,11 @@ class Pipeline:
             return prediction.message
         return "the map is not finite" if any("not_finite" in each.warnings for each in prediction.explanations) else ""
 
-    def _reply_to(self, calls: Sequence[Call], *, again: bool) -> tuple[list[Reply], int]:
-        """Answer each call, and count their pixels; `again`: what runs out of memory is not observed, for it is tried again."""
+    def _reply_to(self, calls: Sequence[Call], *, again: bool, first: int = 0) -> tuple[list[Reply], int]:
+        """Answer each call, and count their pixels; `again`: what runs out of memory is not observed, for it is tried again.
+
+        `first` is the first call's position in its batch.
+        """
         requests, jobs = self._read(calls)
         self._run_jobs(sorted(jobs, key=lambda job: job.rank), Deadline(self._served.config.max_seconds))
         by_call: dict[int, list[Job]] = {}
@@ -124,7 +127,7 @@ class Pipeline:
         replies = [self._reply(request, by_call.get(position, [])) for position, request in enumerate(requests)]
         for job in jobs:
             if not (again and replies[job.call].status == 507):
-                self._observe(job)
+                self._observe(job, first + job.call)
         return replies, sum(job.measure.pixels for job in jobs)
 
     def _read(self, calls: Sequence[Call]) -> tuple[list[Request | Page | RequestError], list[Job]]:
@@ -253,8 +256,11 @@ class Pipeline:
             answer = self._pictures.draw(job, answer, quota, self.explainer.observer)
         job.answer = answer
 
-    def _observe(self, job: Job) -> None:
-        """Hand a picture whose maps were made to the observer; whatever is wrong with it harms no answer."""
+    def _observe(self, job: Job, call: int) -> None:
+        """Hand a picture whose maps were made to the observer; whatever is wrong with it harms no answer.
+
+        `call` is the position of its call in the batch.
+        """
         if job.prediction is None or not job.prediction.raw_maps:
             return
         observer = self.explainer.observer
@@ -264,7 +270,7 @@ class Pipeline:
             scores = tuple((score.index, score.probability) for score in job.prediction.classes[:2])
             if self._served.scores == "none":
                 scores = (scores[0], (-1, math.nan))  # nothing that a value exceeds
-            observer.observe(Observation(job.prediction.raw_maps, rows, scores, size))
+            observer.observe(Observation(job.prediction.raw_maps, rows, scores, size, call))
         except Exception:
             logger.exception("a picture cannot be observed")
             observer.missed("failed", 1)

@@ -16,6 +16,7 @@ COMMANDS = {
     "package": "make an archive (.mar) of a model",
     "serve": "serve the archives of a model store",
     "explain": "explain many pictures, by a server or an archive",
+    "explain_dataset": "explain a whole data set into Parquet, on one machine or many",
     "inspector": "the inspector page, for a server that wants a token",
     "reference": "measure good pictures, and write what is normal into an archive",
     "inspect_model": "list what can be explained in a model or an archive",
@@ -24,10 +25,14 @@ COMMANDS = {
     "demo": "package a real classifier, serve it, and explain a photograph",
 }
 
+PLACES = {"explain_dataset": "camserve.tools.reports.dataset.command"}
+"""Modules of commands that are not among the others, beside what they are made of."""
+
 NEEDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "package": ("packaging", "serve", ()),
     "serve": ("serving", "serve", ("psutil", "rich", "yaml")),
     "explain": ("explaining many pictures", "serve", ("rich", "yaml")),
+    "explain_dataset": ("explaining a data set", "bulk", ("torch", "cv2", "yaml", "rich", "pyarrow")),
     "reference": ("measuring pictures", "serve", ()),
     "inspect_model": ("inspecting a model", "serve", ()),
     "compare": ("comparing archives", "serve", ()),
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"camserve {camserve.__version__}")
         return 0
-    command, *rest = arguments
+    command, *rest = arguments[0].replace("-", "_"), *arguments[1:]
     if command not in COMMANDS:
         near = find_nearest(command, COMMANDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"the commands are {join_names(COMMANDS)}"
@@ -69,7 +74,12 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     if command in NEEDS:
         purpose, extra, modules = NEEDS[command]
         require(purpose, extra, *modules)
-    return int(import_module(f"camserve.tools.commands.{command}").main(arguments))
+    return int(import_module(place_of(command)).main(arguments))
+
+
+def place_of(command: str) -> str:
+    """Returns the name of a command's module."""
+    return PLACES.get(command, f"camserve.tools.commands.{command}")
 
 
 def usage() -> str:

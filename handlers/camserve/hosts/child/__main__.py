@@ -2,12 +2,14 @@
 
 It imports nothing of the server's own camserve: the archive brings its own, which may be of another release. Messages are
 pickled over an inherited socket, of which this process and the server are the only ends: first `("ready", None)` or
-`("failed", why)`, then a list of answers for each list of requests.
+`("failed", why)`, then a list of answers for each list of requests. `("measure", requests)` gets the answers and the statistics
+of each, `("describe", [])` what a reference holds for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -172,6 +174,11 @@ class Service:
             return [failure(503, "InternalServerException", "Invalid model predict output")] * len(batch)
         return [self._encode(index, body) for index, body in enumerate(bodies)]
 
+    @property
+    def face(self) -> Any:
+        """The archive's model as `camserve.Model`; None where its handler is another's, or an older one."""
+        return getattr(getattr(self._handle, "__self__", None), "face", None)
+
     def _encode(self, index: int, body: Any) -> Answered:
         headers = dict(self._context.get_response_headers(index))
         content_type = headers.pop("content-type", "")
@@ -185,6 +192,58 @@ class Service:
                 logger.exception("the handler's answer cannot be written as JSON")
                 return failure(503, "InternalServerException", "Unsupported model output data type.")
         return int(status or 200), str(content_type), {str(name): str(value) for name, value in headers.items()}, bytes(body)
+
+
+class Measuring:
+    """Measures every answer, with the archive's own camserve.
+
+    Attributes:
+        works: its handler and its camserve are such that it can.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._observed: list[Any] = []
+        self.works = service.face is not None and self._start()
+
+    def measure(self, batch: Sequence[Asked]) -> tuple[list[Answered], list[Any] | None]:
+        """Answer a batch; of each answer (target, reason, values, map), or None where its maps were not made."""
+        self._observed.clear()
+        answers = self._service.answer(batch)
+        if not self.works:
+            return answers, None
+        by_call: dict[int, Any] = {}
+        if self._observed:
+            found = self._measure(self._observed, self._service.face.scale)
+            for place, each in enumerate(self._observed):
+                values = {name: float(several[place]) for name, several in found.values.items()}
+                by_call[each.call] = (found.targets[place], found.reasons[place], values, each.maps[0])
+        return answers, [by_call.get(place) for place in range(len(batch))]
+
+    def describe(self) -> dict[str, Any]:
+        """Say what a reference of these statistics holds for."""
+        return {"provenance": dataclasses.asdict(self._service.face.provenance)} if self.works else {}
+
+    def _start(self) -> bool:
+        try:
+            from camserve.explain.observer import NullObserver, Observation  # noqa: PLC0415 the archive's
+            from camserve.monitoring.measure import measure  # noqa: PLC0415
+        except ImportError:
+            return False
+        if "call" not in {each.name for each in dataclasses.fields(Observation)}:
+            return False  # an older one does not say whose statistics they are
+        observed = self._observed
+
+        class All(NullObserver):
+            def samples(self) -> bool:
+                return True
+
+            def observe(self, observation: Observation) -> None:
+                observed.append(observation)
+
+        self._measure = measure
+        self._service.face.observe(All())
+        return True
 
 
 def failure(status: int, kind: str, message: str) -> Answered:
@@ -210,12 +269,17 @@ def main(arguments: Sequence[str]) -> None:
         connection.send(("failed", " ".join(f"{type(error).__name__}: {error}".split())))
         return
     connection.send(("ready", None))
+    measuring: Measuring | None = None
     while True:
         try:
             asked = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(service.answer(asked))
+        if isinstance(asked, list):
+            connection.send(service.answer(asked))
+            continue
+        measuring = measuring or Measuring(service)
+        connection.send(measuring.describe() if asked[0] == "describe" else measuring.measure(asked[1]))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,14 +49,17 @@ def open_archive(path: Path | str) -> Iterator[Archive]:
         unpacking.__exit__(None, None, None)
 
 
-def digest_archive(archive: Archive) -> str:
-    """Return `sha256:...` of an unpacked archive's files, their names and its manifest, but not of when it was made."""
+def digest_archive(archive: Archive, without: Collection[str] = ()) -> str:
+    """Return `sha256:...` of an unpacked archive's files, their names and its manifest, but not of when it was made.
+
+    `without` names files that do not count.
+    """
     from camserve.pipeline.loading import digest_file  # noqa: PLC0415 brings torch, which clients do without
 
     digest = hashlib.sha256()
     for path in sorted(archive.directory.rglob("*")):
         name = path.relative_to(archive.directory)
-        if not path.is_file() or "__pycache__" in name.parts or name.as_posix() == MANIFEST:
+        if not path.is_file() or "__pycache__" in name.parts or name.as_posix() in (MANIFEST, *without):
             continue
         digest.update(f"{name.as_posix()}\n{digest_file(path)}\n".encode("utf-8", "surrogateescape"))
     kept = {key: value for key, value in archive.manifest.items() if key != "createdOn"}

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gradcam_handler
 from camserve.core.errors import ArchiveError
 from camserve.core.text import join_names, show
 from camserve.pipeline.archive import Archive
 from camserve.pipeline.loading import STOCK, digest_file, read_labels
 from camserve.tools.console import ToolError
 
-OURS = Path(gradcam_handler.__file__)
+OURS = Path(__file__).resolve().parents[3] / "gradcam_handler.py"
+"""Camserve's handler; importing it would need TorchServe."""
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dll", ".dylib")
 """Files that importing a module may run."""
 PROGRAM = ".pt"
@@ -23,15 +23,18 @@ PROGRAM = ".pt"
 Say = Callable[[str], None]
 
 
-def review(path: Path, archive: Archive, trusted: bool, say: Say) -> None:
+def review(path: Path, archive: Archive, trusted: bool, say: Say, *, runs_copies: bool = False) -> None:
     """Says what an unpacked archive holds, by reading alone, and what of its own would run.
+
+    Args:
+        runs_copies: its own copies of camserve and of our handler run, as in a worker, not this process's.
 
     Raises:
         ToolError: there is code of its own, and it is not trusted; none of it has run.
     """
     weights = read_weights(archive)
     say(describe_archive(path, archive, weights))
-    code = find_code(archive, weights)
+    code = find_code(archive, weights, runs_copies=runs_copies)
     if not code:
         return
     named = join_names(code, 6).replace(" or ", " and ")
@@ -67,18 +70,19 @@ def describe_archive(path: Path, archive: Archive, weights: Mapping[str, Any] | 
     return "; ".join(parts)
 
 
-def find_code(archive: Archive, weights: Mapping[str, Any] | None) -> list[str]:
+def find_code(archive: Archive, weights: Mapping[str, Any] | None, *, runs_copies: bool = False) -> list[str]:
     """Finds what would run of an archive beside camserve's own handler and what packaging writes for torchvision's names.
 
     Args:
         weights: as `read_weights` returns them.
+        runs_copies: as `review` takes it; then copies that differ from this release's are code of its own too.
 
     Returns:
         What each is, in words; empty: loading the archive runs nothing of its own.
     """
     model = archive.manifest["model"]
     handler, source, program = str(model.get("handler") or ""), model.get("modelFile"), model.get("serializedFile")
-    found = []
+    found = _find_differing(archive.directory) if runs_copies else []
     for path in sorted(archive.directory.rglob("*")):
         name = path.relative_to(archive.directory)
         if path.suffix.lower() not in CODE or not path.is_file() or name.parts[0] == "camserve":
@@ -94,6 +98,22 @@ def find_code(archive: Archive, weights: Mapping[str, Any] | None) -> list[str]:
     elif program and weights is None:
         found.append(f"{show(str(program))} (weights that are pickled objects, not tensors alone)")
     return found
+
+
+def _find_differing(directory: Path) -> list[str]:
+    """Says which of an archive's copies of camserve and of our handler are not this release's, byte for byte."""
+    ours = OURS.parent
+    copies = [path for path in sorted((directory / "camserve").rglob("*")) if path.suffix.lower() in CODE]
+    copies += [path for path in (directory / OURS.name,) if path.is_file()]
+    names = [path.relative_to(directory) for path in copies if path.is_file() and "__pycache__" not in path.parts]
+    differ = [name for name in names if not _is_same(directory / name, ours / name)]
+    if not differ:
+        return []
+    return [f"{show(differ[0].as_posix())} (its copy of camserve, of another release than this: {len(differ)} files differ)"]
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def read_weights(archive: Archive) -> Mapping[str, Any] | None:

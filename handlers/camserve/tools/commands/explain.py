@@ -87,8 +87,7 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument("--model", metavar="NAME", help="the model, or NAME/VERSION, where the URL does not name it")
     who.add_argument("--token-file", type=Path, metavar="FILE", help="holds the server's token, or is its key_file.json")
     what = parser.add_argument_group("what is asked")
-    for option in _ASKED:
-        what.add_argument(f"--{option.name.replace('_', '-')}", **_flag(option))
+    add_options(what)
     where = parser.add_argument_group("what is written")
     where.add_argument("--out", type=Path, default=Path("out/explanations"), metavar="DIR", help="where (%(default)s)")
     where.add_argument("--no-overlays", action="store_true", help="no pictures, neither as files nor in the gallery")
@@ -104,8 +103,7 @@ def parser() -> argparse.ArgumentParser:
 def parse(argv: Sequence[str] | None) -> Options:
     """Reads the command line."""
     given = parser().parse_args(argv)
-    request = {option.name: getattr(given, option.name) for option in _ASKED}
-    request["overlay"] = None if given.no_overlays else True
+    request = {**read_options(given), **({} if given.no_overlays else {"overlay": True})}
     return Options(
         pictures=given.pictures,
         archive=given.archive,
@@ -114,11 +112,22 @@ def parse(argv: Sequence[str] | None) -> Options:
         token_file=given.token_file,
         timeout=given.timeout,
         jobs=given.jobs,
-        request={name: value for name, value in request.items() if value is not None},
+        request=request,
         out=given.out,
         again=given.again,
         trust=given.trust,
     )
+
+
+def add_options(group: argparse._ArgumentGroup) -> None:
+    """Adds a flag for each option of a request but its format and its overlay."""
+    for option in _ASKED:
+        group.add_argument(f"--{option.name.replace('_', '-')}", **_flag(option))
+
+
+def read_options(given: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options that were given, by the contract's names."""
+    return {option.name: value for option in _ASKED if (value := getattr(given, option.name)) is not None}
 
 
 def _flag(option: Option) -> dict[str, Any]:

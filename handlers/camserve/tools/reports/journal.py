@@ -64,7 +64,7 @@ class Journal:
         self._file.flush()
 
     def __enter__(self) -> Journal:
-        self._lock = _lock(self.path.with_name(LOCK))
+        self._lock = lock(self.path.with_name(LOCK), "--out")
         self._read()  # another run may have ended meanwhile
         self._compact()  # also drops a truncated last line, to which the next one would be appended
         self._file: TextIO = self.path.open("a", encoding="utf-8", newline="\n")
@@ -86,8 +86,11 @@ class Journal:
         part.replace(self.path)
 
 
-def _lock(path: Path) -> IO[bytes]:
+def lock(path: Path, flag: str) -> IO[bytes]:
     """Locks a file for this process until it is closed, or the process ends however it ends.
+
+    Args:
+        flag: by which the user chooses the folder.
 
     Raises:
         ToolError: another process has locked it, or it cannot be locked.
@@ -106,8 +109,8 @@ def _lock(path: Path) -> IO[bytes]:
     except OSError as error:
         file.close()
         if isinstance(error, (BlockingIOError, PermissionError)):
-            raise ToolError(f"another run writes into {path.parent}: let it end, or choose another folder with --out") from None
-        raise ToolError(f"{path} cannot be locked ({error.strerror}): choose a folder on this machine with --out") from error
+            raise ToolError(f"another run writes into {path.parent}: let it end, or choose another folder with {flag}") from None
+        raise ToolError(f"{path} cannot be locked ({error.strerror}): choose a folder on this machine with {flag}") from error
     return file
 
 

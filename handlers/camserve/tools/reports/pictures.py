@@ -48,26 +48,30 @@ def list_folder(folder: Path, say: Say | None = None) -> list[Path]:
     Args:
         say: told of linked folders, which could lead anywhere, and of whatever else is neither file nor folder: none is opened.
     """
+    return sorted(walk_folder(folder, say))
+
+
+def walk_folder(folder: Path, say: Say | None = None) -> Iterator[Path]:
+    """Finds what `list_folder` lists, one folder after the other."""
     left_out = LeftOut()
 
     def note(error: OSError) -> None:
         left_out.add(f"a folder that cannot be read: {error.strerror}", Path(error.filename))
 
-    found = []
     for parent, folders, files in os.walk(folder, onerror=note):
-        for name in sorted(folders):
+        folders.sort()
+        for name in folders:
             if Path(parent, name).is_symlink():
                 left_out.add(LINKED, Path(parent, name))
         for path in (Path(parent, name) for name in sorted(files)):
             picture = path.suffix.lower() in SUFFIXES
             kind = describe_kind(path)
             if kind is None and picture:
-                found.append(path)
+                yield path
             elif kind is not None and (picture or not path.is_symlink()):
                 left_out.add(kind, path)
     if say is not None:
         left_out.tell(say)
-    return sorted(found)
 
 
 def describe_kind(path: Path) -> str | None:
