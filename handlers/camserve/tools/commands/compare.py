@@ -21,9 +21,9 @@ from camserve.tools.client.sources import AnswerSource, load, unpack
 from camserve.tools.console import TRUST, Progress, ToolError, command_of, fail
 from camserve.tools.reports.comparison.classes import Classes
 from camserve.tools.reports.comparison.limits import FAILED, LIMITS
-from camserve.tools.reports.comparison.outcome import Outcome, ask_both, summarise
+from camserve.tools.reports.comparison.outcome import Outcome, PicturePair, compare_all, summarise
 from camserve.tools.reports.comparison.page import draw_cards, write_page
-from camserve.tools.reports.pictures import list_pictures
+from camserve.tools.reports.pictures import find_rows, list_pictures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +47,11 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=command_of("compare"), description=__doc__, allow_abbrev=False)
     made.add_argument("first", type=Path, metavar="A.mar", help="the archive that is served today")
     made.add_argument("second", type=Path, metavar="B.mar", help="the one that is to replace it")
-    made.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="pictures, or folders of them")
+    text = (
+        f"pictures, or folders of them; or what {command_of('explain_dataset')} wrote of them with A.mar, and perhaps after it "
+        "what it wrote with B.mar (--input the first, --target-column label)"
+    )
+    made.add_argument("images", nargs="+", metavar="IMAGES", help=text)
     made.add_argument("--trust", action="store_true", help=TRUST)
     results = made.add_argument_group("what is written")
     results.add_argument("--html", type=Path, default=Path("out/compare.html"), metavar="FILE", help="the report (%(default)s)")
@@ -79,13 +83,20 @@ def limits_of(options: argparse.Namespace) -> dict[str, float]:
 
 def _compare(options: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], Outcome]:
     """Compares the archives, and writes the report and the figures."""
-    images = list(list_pictures(options.images, progress.note))
+    folders = find_rows(options.images, most=2)
+    images = [] if folders else list(list_pictures(map(Path, options.images), progress.note))
     paths = (options.first, options.second)
     with ExitStack() as stack:
         archives = [stack.enter_context(unpack(path)) for path in paths]  # what is no archive is told before one loads
         first, second = (load(*each, options.trust, progress.note) for each in zip(paths, archives, strict=True))
         classes = Classes(first.labels, second.labels)
-        outcome = ask_both(first, second, classes, images)
+        if folders:
+            from camserve.tools.reports.comparison.rows import RowPairs  # noqa: PLC0415 only this needs pyarrow
+
+            pairs = RowPairs(paths, folders, second)
+            outcome = compare_all(pairs, pairs.count, classes)
+        else:
+            outcome = compare_all((PicturePair(path, first, second) for path in images), len(images), classes)
         if not outcome.rows:
             raise ToolError(f"no picture could be compared; {outcome.explain_first()}")
         summary = summarise(
@@ -97,8 +108,17 @@ def _compare(options: argparse.Namespace, progress: Progress) -> tuple[dict[str,
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(summary, indent=2))
-        write_page(options.html, summary, draw_cards((first, second), classes, outcome.rank_worst()[: options.worst]))
+        worst = outcome.rank_worst()[: options.worst]
+        read = pairs.read_pictures({row.file for row in worst}).get if folders else _read
+        write_page(options.html, summary, draw_cards((first, second), classes, worst, read))
     return summary, outcome
+
+
+def _read(file: str) -> bytes | None:
+    try:
+        return Path(file).read_bytes()
+    except OSError:
+        return None
 
 
 def _names(sources: Sequence[AnswerSource], paths: Sequence[Path]) -> list[str]:

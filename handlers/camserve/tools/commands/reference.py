@@ -11,7 +11,7 @@ from camserve.core.errors import ConfigError
 from camserve.monitoring.reference import FILE, Reference
 from camserve.tools.archive.rewriting import check_rewritable, name_fault, put_file
 from camserve.tools.console import TRUST, Progress, ToolError, command_of, fail
-from camserve.tools.reports.pictures import SUFFIXES, list_pictures
+from camserve.tools.reports.pictures import SUFFIXES, find_rows, list_pictures
 from camserve.tools.watching.measuring import ENOUGH, LEAST, measure_archive
 
 ROOM = 4_000_000
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Makes the reference that `argv` asks for; returns the exit status."""
     options = parser().parse_args(argv)
     try:
-        make(options.archive, options.images, Progress(), options.trust)
+        make(options.archive, [Path(each) for each in options.images], Progress(), options.trust, *find_rows(options.images))
     except (ToolError, ConfigError, OSError) as error:
         return fail(error)
     return 0
@@ -35,22 +35,33 @@ def parser() -> argparse.ArgumentParser:
         "--archive", type=Path, required=True, metavar="FILE", help="the archive (.mar); it is rewritten in one step"
     )
     made.add_argument("--trust", action="store_true", help=TRUST)
-    text = "pictures as the model is to see them in service, in their usual mixture: files, or folders with all in them"
-    made.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help=f"{text}; {LEAST} at least, better {ENOUGH}")
+    text = (
+        "pictures as the model is to see them in service, in their usual mixture: files, or folders with all in them; or what "
+        f"{command_of('explain_dataset')} wrote of them with this archive"
+    )
+    made.add_argument("images", nargs="+", metavar="IMAGES", help=f"{text}; {LEAST} at least, better {ENOUGH}")
     return made
 
 
-def make(archive: Path, images: Sequence[Path], progress: Progress, trusted: bool = False) -> Reference:
+def make(archive: Path, images: Sequence[Path], progress: Progress, trusted: bool = False, rows: str | None = None) -> Reference:
     """Measures the pictures, writes the reference into the archive, and prints what is normal.
+
+    Args:
+        rows: a folder of `explain_dataset`, whose rows are taken in place of pictures.
 
     Raises:
         ToolError: no archive, one that does not load or cannot be rewritten, or too few pictures that the model can read.
     """
-    paths = list(list_pictures(images, progress.note))
-    if len(paths) < LEAST:
+    paths = list(list_pictures(images, progress.note)) if rows is None else []
+    if rows is None and len(paths) < LEAST:
         raise ToolError(f"expected at least {LEAST} pictures ({', '.join(SUFFIXES)}), found {len(paths)}")
     check_rewritable(archive, FILE, ROOM)
-    reference = measure_archive(archive, paths, progress, trusted)
+    if rows is None:
+        reference = measure_archive(archive, paths, progress, trusted)
+    else:
+        from camserve.tools.watching.rows import measure_rows  # noqa: PLC0415 only this needs pyarrow
+
+        reference = measure_rows(archive, rows, progress)
     with progress.step(f"Write {FILE} into the archive"):
         try:
             put_file(archive, FILE, reference.to_json())

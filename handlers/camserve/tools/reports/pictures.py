@@ -6,12 +6,13 @@ import base64
 import io
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 from PIL import Image
 
+from camserve.core.errors import require
 from camserve.core.text import join_names
 from camserve.tools.console import ToolError
 
@@ -40,6 +41,8 @@ class LeftOut:
 
 
 LINKED = "a link to a folder"
+MANIFEST = "_manifest.json"
+"""By which a folder of `explain_dataset` is known."""
 
 
 def list_folder(folder: Path, say: Say | None = None) -> list[Path]:
@@ -102,6 +105,23 @@ def list_pictures(paths: Iterable[Path], say: Say | None = None) -> Iterator[Pat
             raise ToolError(f"{path}: expected a file or a folder, got {describe_kind(path)}")
         else:
             raise ToolError(f"there is no picture and no folder {path}")
+
+
+def find_rows(names: Sequence[str], most: int = 1) -> list[str]:
+    """Returns the folders of `explain_dataset` that are named in place of pictures; none where pictures are.
+
+    Raises:
+        ToolError: pictures are named beside them, or more than `most` folders are.
+    """
+    folders = [name for name in names if "://" in name or Path(name, MANIFEST).is_file()]
+    if folders and (len(folders) < len(names) or len(folders) > most):
+        raise ToolError(
+            f"{folders[0]} holds rows of a data set; expected at most {most} such folder{'s' * (most > 1)} and no pictures "
+            f"beside, got {len(names)} names"
+        )
+    if folders:
+        require("reading a data set's rows", "bulk", "pyarrow")
+    return folders
 
 
 def thumbnail(picture: Path | IO[bytes], side: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ class Collector(NullObserver):
         self._waiting = []
 
 
-def build_reference(measurements: Measurements, shares: Sequence[Floats | None], provenance: Provenance) -> Reference:
+def build_reference(measurements: Measurements, shares: Iterable[Floats | None], provenance: Provenance) -> Reference:
     """Builds the reference of M pictures.
 
     A picture is counted as `UNSEEN` if no other one has its class, for the reason that `Reference` gives. Its class still gets
@@ -146,11 +146,21 @@ def _even(sizes: Counter[int], count: int) -> dict[int, int]:
     return groups if count == 1 or min(filled) >= FEWEST else {}
 
 
-def average_attention(targets: Sequence[int], shares: Sequence[Floats | None]) -> dict[int, Attention]:
-    """Averages the maps `[h, w]`, as shares, of each class with at least `PER_CLASS` pictures and maps of one size."""
-    attention = {}
-    for target, _ in Counter(targets).most_common():
-        maps = [share for each, share in zip(targets, shares, strict=True) if each == target and share is not None]
-        if len(maps) >= PER_CLASS and len({share.shape for share in maps}) == 1:
-            attention[target] = Attention(len(maps), np.mean(maps, axis=0))
-    return attention
+def average_attention(targets: Sequence[int], shares: Iterable[Floats | None]) -> dict[int, Attention]:
+    """Averages the maps `[h, w]`, as shares, of each class with at least `PER_CLASS` pictures and maps of one size.
+
+    `shares` are looked at once, and none is kept.
+    """
+    counts: Counter[int] = Counter()
+    sums: dict[int, dict[tuple[int, ...], Floats]] = {}
+    for target, share in zip(targets, shares, strict=True):
+        if share is not None:
+            by_size = sums.setdefault(target, {})
+            by_size[share.shape] = by_size[share.shape] + share if share.shape in by_size else share
+            counts[target] += 1
+    return {
+        target: Attention(counts[target], whole / counts[target])
+        for target, _ in Counter(targets).most_common()
+        if counts[target] >= PER_CLASS and len(sums[target]) == 1
+        for whole in sums[target].values()
+    }

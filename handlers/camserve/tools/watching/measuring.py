@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +58,7 @@ def measure_archive(archive: Path, paths: Sequence[Path], progress: Progress, tr
         count = len(measurements.targets)
         if count < LEAST:
             raise ToolError(
-                f"the model could read {count} of {len(paths)} pictures, {LEAST} are needed; {_describe_first(refused)}"
+                f"the model could read {count} of {len(paths)} pictures, {LEAST} are needed; {describe_first(refused)}"
             )
         reference = build_reference(measurements, collector.shares, model.provenance)
         print_reference(measurements, reference, refused, model.served.labels, progress)
@@ -113,7 +113,7 @@ def _read(path: Path) -> bytes | OSError:
         return error
 
 
-def _describe_first(refused: dict[Path, str]) -> str:
+def describe_first(refused: Mapping[Path, str]) -> str:
     """Says which picture was refused first, and why."""
     for path, message in refused.items():
         return f"{path}: {message}"
@@ -121,11 +121,15 @@ def _describe_first(refused: dict[Path, str]) -> str:
 
 
 def print_reference(
-    measurements: Measurements, reference: Reference, refused: dict[Path, str], labels: Labels, progress: Progress
+    measurements: Measurements,
+    reference: Reference,
+    refused: Mapping[Path, str],
+    labels: Labels | Mapping[int, str],
+    progress: Progress,
 ) -> None:
     """Prints the statistics, the classes, and where the model looks for the most frequent ones."""
     if refused:
-        progress.note(f"{len(refused)} pictures were refused and do not count: {_describe_first(refused)}")
+        progress.note(f"{len(refused)} pictures were refused and do not count: {describe_first(refused)}")
     silent = Counter(filter(None, measurements.reasons))
     if silent:
         progress.note("Maps that say nothing: " + ", ".join(f"{count} {reason}" for reason, count in silent.most_common()))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.progress import track
 
 from camserve.tools.client.client import CamserveError
-from camserve.tools.client.result import read_result
+from camserve.tools.client.result import Result, read_result
 from camserve.tools.client.sources import AnswerSource
 from camserve.tools.reports.comparison.agreement import Agreement, compare
 from camserve.tools.reports.comparison.classes import Classes
@@ -50,22 +51,56 @@ class Outcome:
         return sorted(self.rows, key=lambda row: (not row.changed, not row.silent, 1 if row.overlap is None else row.overlap))
 
 
-def ask_both(first: AnswerSource, second: AnswerSource, classes: Classes, paths: Sequence[Path]) -> Outcome:
-    """Asks both for an explanation of every picture, of the class that the first predicts."""
+class Pair(Protocol):
+    """The two answers for one picture, `file`; both methods raise CamserveError or OSError where there is none."""
+
+    @property
+    def file(self) -> str:
+        """The picture's name."""
+
+    def first(self) -> Result:
+        """Returns what the first archive answers, for the class that it predicts."""
+
+    def second(self, target: int) -> Result:
+        """Returns what the second answers for the class of this index."""
+
+
+class PicturePair:
+    """Asks both archives for a picture."""
+
+    def __init__(self, path: Path, first: AnswerSource, second: AnswerSource) -> None:
+        self.file = str(path)
+        self._path = path
+        self._sources = (first, second)
+
+    @cached_property
+    def _picture(self) -> bytes:
+        return self._path.read_bytes()
+
+    def first(self) -> Result:
+        """Asks the first archive."""
+        return read_result(self._sources[0].ask(self._picture, {"top_k": 1}))
+
+    def second(self, target: int) -> Result:
+        """Asks the second archive."""
+        return read_result(self._sources[1].ask(self._picture, {"target": target}))
+
+
+def compare_all(pairs: Iterable[Pair], count: int, classes: Classes) -> Outcome:
+    """Compares both answers for every picture, of the class that the first predicts; `count`: how many pictures there are."""
     outcome = Outcome()
-    for path in track(paths, description="comparing", transient=True):
+    for pair in track(pairs, total=count, description="comparing", transient=True):
         try:
-            picture = path.read_bytes()
-            one = read_result(first.ask(picture, {"top_k": 1}))
+            one = pair.first()
         except (CamserveError, OSError) as error:
-            outcome.skipped[str(path)] = str(error)
+            outcome.skipped[pair.file] = str(error)
             continue
         try:
-            other = read_result(second.ask(picture, {"target": classes.match(one.explanations[0].target)}))
-        except CamserveError as error:
-            outcome.failed[str(path)] = str(error)
+            other = pair.second(classes.match(one.explanations[0].target))
+        except (CamserveError, OSError) as error:
+            outcome.failed[pair.file] = str(error)
         else:
-            outcome.rows.append(compare(str(path), one, other, classes.match))
+            outcome.rows.append(compare(pair.file, one, other, classes.match))
             if one.scores != other.scores:
                 outcome.kinds.add((one.scores, other.scores))
     return outcome

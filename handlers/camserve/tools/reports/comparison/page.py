@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,22 @@ THUMB = 420
 """Longest side of the overlays in the report, in pixels."""
 
 
-def draw_cards(sources: Sequence[AnswerSource], classes: Classes, rows: Sequence[Agreement]) -> list[dict[str, Any]]:
-    """Draws both archives' overlays of the compared class: each row with `pictures`, two data URLs or None."""
+def draw_cards(
+    sources: Sequence[AnswerSource], classes: Classes, rows: Sequence[Agreement], read: Callable[[str], bytes | None]
+) -> list[dict[str, Any]]:
+    """Draws both archives' overlays of the compared class: each row with `pictures`, two data URLs or None.
+
+    Args:
+        read: reads a picture by a row's `file`; None where it is gone.
+    """
     cards = []
     for row in rows:
-        picture = Path(row.file).read_bytes()
+        picture = read(row.file)
         targets = (row.index, classes.match(row.index))
-        overlays = [_overlay(source, picture, target) for source, target in zip(sources, targets, strict=True)]
+        overlays = [
+            None if picture is None else _overlay(source, picture, target)
+            for source, target in zip(sources, targets, strict=True)
+        ]
         cards.append({**asdict(row), "pictures": overlays})
     return cards
 

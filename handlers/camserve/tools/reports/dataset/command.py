@@ -29,7 +29,7 @@ EVERY = 60
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Explains what `argv` names; 0 where every picture has its verdict, 1 where some are to be tried again, or nothing was done."""
+    """Explains what `argv` names; 0 where every picture has its verdict, 1 where some are to be tried again, or it stopped."""
     options = parser().parse_args(argv)
     progress = Progress()
     if not options.without_ray:

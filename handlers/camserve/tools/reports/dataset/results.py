@@ -21,8 +21,8 @@ from camserve.core.text import show
 from camserve.tools.console import ToolError
 from camserve.tools.reports.dataset.rows import SCHEMA, is_final
 from camserve.tools.reports.dataset.storage import UNFINISHED, Place, open_place, write_whole
+from camserve.tools.reports.pictures import MANIFEST
 
-MANIFEST = "_manifest.json"
 CHUNKS = "_chunks"
 ARCHIVE = "_archive.mar"
 """The archive's file, from which a cluster's nodes take it while the job runs."""
