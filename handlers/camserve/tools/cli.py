@@ -32,7 +32,7 @@ NEEDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "package": ("packaging", "serve", ()),
     "serve": ("serving", "serve", ("psutil", "rich", "yaml")),
     "explain": ("explaining many pictures", "serve", ("rich", "yaml")),
-    "explain_dataset": ("explaining a data set", "bulk", ("torch", "cv2", "yaml", "rich", "pyarrow")),
+    "explain_dataset": ("explaining a data set", "ray", ("torch", "cv2", "yaml", "rich", "pyarrow")),
     "reference": ("measuring pictures", "serve", ()),
     "inspect_model": ("inspecting a model", "serve", ()),
     "compare": ("comparing archives", "serve", ()),

@@ -120,7 +120,7 @@ def find_rows(names: Sequence[str], most: int = 1) -> list[str]:
             f"beside, got {len(names)} names"
         )
     if folders:
-        require("reading a data set's rows", "bulk", "pyarrow")
+        require("reading a data set's rows", "ray", "pyarrow")
     return folders
 
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     progress = Progress()
     if not options.without_ray:
-        require("a job on Ray", "bulk", "ray")
+        require("a job on Ray", "ray", "ray")
     from camserve.tools.reports.dataset.job import run  # noqa: PLC0415
     from camserve.tools.reports.dataset.rows import is_final  # noqa: PLC0415
 
