@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from camserve.tools import console
-from camserve.tools.cli import COMMANDS
+from camserve.tools.cli import COMMANDS, place_of
 from camserve.tools.console import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_call_themselves_as_they_are_called(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the repository by their script, and elsewhere by the installed command."""
-    parser = importlib.import_module(f"camserve.tools.commands.{command}").parser
+    parser = importlib.import_module(place_of(command)).parser
     assert parser().prog == f"scripts/{command}.py"
     monkeypatch.setattr(console, "__file__", "/usr/lib/python3/site-packages/camserve/tools/console.py")
     assert parser().prog == f"camserve {command}"
@@ -34,8 +34,8 @@ import sys
 from importlib import import_module
 for name in ("torch", "torchvision", "cv2", "ts", "captum"):
     sys.modules[name] = None
-from camserve.tools.cli import COMMANDS, usage
-print(len(usage()) and min(len(import_module(f"camserve.tools.commands.{name}").parser().format_help()) for name in COMMANDS))
+from camserve.tools.cli import COMMANDS, place_of, usage
+print(len(usage()) and min(len(import_module(place_of(name)).parser().format_help()) for name in COMMANDS))
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT / "handlers")
     assert ran.stderr == ""

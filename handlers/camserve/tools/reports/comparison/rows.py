@@ -19,9 +19,6 @@ from camserve.tools.reports.dataset.rows import Row, answer_of
 from camserve.tools.reports.dataset.storage import open_place
 from camserve.tools.watching.rows import open_rows_of
 
-LARGEST = 2**40
-"""Bytes of a picture: the job that wrote the rows has set its own limit."""
-
 
 @dataclass(frozen=True)
 class RowPair:
@@ -85,7 +82,7 @@ class RowPairs:
         self.count = int(manifest["pictures"])
         self._second = second
         self._list = List(self._results[0].folder)
-        self._reader = Reader(open_place(manifest["input"]).query, LARGEST)
+        self._reader = Reader(open_place(manifest["input"]).query)
 
     def __iter__(self) -> Iterator[RowPair]:
         others = _rows(self._results[1]) if len(self._results) > 1 else None

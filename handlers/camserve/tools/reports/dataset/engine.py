@@ -23,7 +23,7 @@ from typing import Any
 
 from camserve.core.errors import ArchiveError
 from camserve.core.text import in_one_line
-from camserve.hosts.worker import LoadError
+from camserve.hosts.worker import LoadError, Worker
 from camserve.pipeline.archive import unpack
 from camserve.tools.console import ToolError
 from camserve.tools.reports.dataset.explaining import Explaining, Job, Tally
@@ -55,11 +55,14 @@ class Workers:
     ray: bool
 
 
-def explain_here(job: Job, directory: Path, numbers: Sequence[int], workers: Workers) -> Iterator[Tally]:
+def explain_here(
+    job: Job, directory: Path, numbers: Sequence[int], workers: Workers, first: Worker | None = None
+) -> Iterator[Tally]:
     """Explain chunks in processes of this machine, and yield what came of each.
 
     Args:
         directory: of the unpacked archive.
+        first: one of the processes, where it runs already.
 
     Raises:
         LoadError, ToolError, OSError: the job cannot go on.
@@ -67,7 +70,7 @@ def explain_here(job: Job, directory: Path, numbers: Sequence[int], workers: Wor
     count = min(workers.count or max(1, (os.cpu_count() or 1) // workers.cores), len(numbers))
     free: queue.SimpleQueue[Explaining] = queue.SimpleQueue()
     with ThreadPoolExecutor(count, thread_name_prefix="camserve job") as threads:
-        started = [threads.submit(Explaining, job, directory) for _ in range(count)]
+        started = [threads.submit(Explaining, job, directory, None if number else first) for number in range(count)]
         try:
             for each in started:
                 free.put(each.result())

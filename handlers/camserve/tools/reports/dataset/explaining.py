@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -105,13 +105,14 @@ class Explaining:
     Args:
         job: what is asked.
         directory: of the unpacked archive.
+        worker: the process, where one runs already.
 
     Raises:
         LoadError: the archive does not load.
         ToolError: the output is not where the job wrote its list.
     """
 
-    def __init__(self, job: Job, directory: Path) -> None:
+    def __init__(self, job: Job, directory: Path, worker: Worker | None = None) -> None:
         self._job = job
         self._hosted = open_hosted(directory)
         self._results = Results(open_place(job.output), job.chunks)
@@ -124,7 +125,7 @@ class Explaining:
         self._reader = Reader(job.query, job.most)
         self._batch = job.batch or self._hosted.batch_size
         self._threads = ThreadPoolExecutor(min(16, self._batch), thread_name_prefix="camserve read")
-        self._worker = self._start()
+        self._worker = worker or self._start()
 
     def explain(self, number: int) -> Tally:
         """Explain a chunk and write its rows; where it was done, only those pictures again that failed for no fault of theirs."""
@@ -232,15 +233,18 @@ def make_request(job: Job, picture: bytes, target: str | None = None) -> Asked:
     return fields, {**types, **job.headers, **({} if target is None else {TARGET: target}), "explain": "True"}
 
 
-def try_archive(job: Job, directory: Path) -> Mapping[str, Any]:
-    """Load an archive and explain a black picture; return what a reference of its statistics holds for, empty where none can be.
+def try_archive(job: Job, directory: Path) -> tuple[Mapping[str, Any], Worker]:
+    """Load an archive and explain a black picture.
+
+    Returns:
+        What a reference of its statistics holds for, empty where none can be made; and the process, which still runs.
 
     Raises:
         LoadError: it does not load.
         ToolError: it does not know the options, or its handler is not camserve's: then no picture would be explained.
     """
     hosted = open_hosted(directory)
-    worker = start_worker(replace(job, gpu=False), hosted)
+    worker = start_worker(job, hosted)
     try:
         file = io.BytesIO()
         Image.new("RGB", (64, 64)).save(file, "PNG")
@@ -250,9 +254,10 @@ def try_archive(job: Job, directory: Path) -> Mapping[str, Any]:
         elif (error := read_error(status, body)).type in REFUSED:
             raise ToolError(f"the archive refuses what is asked: {error.message}")
         described = worker.describe(hosted.response_timeout) if job.statistics else {}
-        return described.get("provenance") or {}
-    finally:
+    except BaseException:
         worker.end(2.0)
+        raise
+    return described.get("provenance") or {}, worker
 
 
 def _read_answer(body: bytes) -> Mapping[str, Any]:

@@ -6,13 +6,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from camserve.core.text import join_names, show
 from camserve.core.version import __version__
-from camserve.hosts.worker import LoadError, WorkerLostError
+from camserve.hosts.worker import LoadError, Worker, WorkerLostError
 from camserve.monitoring.reference import FILE as REFERENCE
 from camserve.pipeline.loading import digest_file
 from camserve.protocol.options import write_headers
@@ -96,12 +96,14 @@ def run(asked: Asked, progress: Progress, tell: Tell) -> Outcome:
         archive = stack.enter_context(open_archive(asked.archive))
         review(asked.archive, archive, asked.trust, progress.note, runs_copies=True)
         try:
-            job, manifest = _settle(asked, output, archive, progress)
+            job, manifest, worker = _settle(asked, output, archive, progress)
+            if worker is not None:
+                stack.callback(worker.end, 2.0)
             outcome = Outcome(manifest["pictures"])
             results = Results(output, job.chunks)
             numbers = results.find_work()
             if numbers:
-                with _begin(asked, job, archive.directory, numbers) as tallies:
+                with _begin(asked, job, archive.directory, numbers, worker) as tallies:
                     _follow(tallies, asked.chunk, numbers, outcome, tell)
         except (LoadError, WorkerLostError) as error:
             raise ToolError(f"{asked.archive} does not load: {error}") from error
@@ -110,8 +112,8 @@ def run(asked: Asked, progress: Progress, tell: Tell) -> Outcome:
     return outcome
 
 
-def _settle(asked: Asked, output: Place, archive: Archive, progress: Progress) -> tuple[Job, dict[str, Any]]:
-    """Write down what is asked, once it is tried, or find that it was asked before.
+def _settle(asked: Asked, output: Place, archive: Archive, progress: Progress) -> tuple[Job, dict[str, Any], Worker | None]:
+    """Write down what is asked, once it is tried, or find that it was asked before; the process that tried it may go on.
 
     Raises:
         ToolError: something else was asked before, or the archive cannot do what is asked now.
@@ -124,16 +126,17 @@ def _settle(asked: Asked, output: Place, archive: Archive, progress: Progress) -
     job = _job_of(asked, output, listing)
     if known is None:
         with progress.step("Try the archive"):
-            manifest["provenance"] = try_archive(job, archive.directory)
+            here = replace(job, gpu=job.gpu and not asked.workers.ray)  # a cluster's driver may have none
+            manifest["provenance"], worker = try_archive(here, archive.directory)
         write_manifest(output, manifest)
-        return job, manifest
+        return job, manifest, worker
     differing = [name for name in IDENTITY if known.get(name) != manifest[name]]
     if differing:
         said = "; ".join(f"{IDENTITY[name]} {_differ(known.get(name), manifest[name])}" for name in differing)
         raise ToolError(
             f"{asked.output} holds the rows of another job: {said}. Go on as it was asked for, or choose another --output"
         )
-    return job, known
+    return job, known, None
 
 
 def _manifest_of(asked: Asked, archive: Archive, listing: Listing) -> dict[str, Any]:
@@ -200,10 +203,12 @@ def _follow(tallies: Iterator[Tally], chunk: int, numbers: Sequence[int], outcom
 
 
 @contextmanager
-def _begin(asked: Asked, job: Job, directory: Path, numbers: list[int]) -> Iterator[Iterator[Tally]]:
+def _begin(asked: Asked, job: Job, directory: Path, numbers: list[int], first: Worker | None) -> Iterator[Iterator[Tally]]:
     if not asked.workers.ray:
-        yield engine.explain_here(job, directory, numbers, asked.workers)
+        yield engine.explain_here(job, directory, numbers, asked.workers, first)
         return
+    if first is not None:
+        first.end()
     with write_whole(open_place(asked.output), ARCHIVE) as stream:
         stream.write(asked.archive.read_bytes())
     with engine.cluster(asked.workers) as count:

@@ -18,10 +18,10 @@ class Reader:
 
     Args:
         query: what the input's URI says of its file system.
-        most: bytes of a picture.
+        most: bytes of a picture; None: any number.
     """
 
-    def __init__(self, query: str, most: int) -> None:
+    def __init__(self, query: str, most: int | None = None) -> None:
         self._query = query
         self._most = most
         self._turn = threading.Lock()
@@ -39,7 +39,7 @@ class Reader:
         except (OSError, ToolError, ValueError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             return CamserveError(None, "Unreadable", f"the picture cannot be read: {reason}")
-        if len(picture) > self._most:
+        if self._most is not None and len(picture) > self._most:
             return CamserveError(
                 413, "RequestTooLarge", f"the picture's file is larger than {self._most} bytes (--max-request-size)"
             )

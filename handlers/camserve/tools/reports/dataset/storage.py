@@ -21,6 +21,9 @@ from camserve.tools.reports.pictures import describe_kind
 UNFINISHED = "_unfinished"
 """The folder in which files are written before they get their name."""
 
+PIECE = 4 * 2**20
+"""Bytes that are read at once."""
+
 WITHOUT_FOLDERS = ("s3", "gcs")
 """Object stores, in which a folder is but a part of names."""
 
@@ -69,15 +72,14 @@ class Place:
         Raises:
             OSError: it cannot be read.
         """
-        size = -1 if most is None else most + 1
         if self.local is not None:  # whose name may be no Unicode
             kind = describe_kind(self.local) if self.local.exists() else None
             if kind is not None:
                 raise OSError(errno.EINVAL, f"expected a file, got {kind}")  # reading a pipe would wait without end
             with self.local.open("rb") as file:
-                return file.read(size)
+                return _read_up_to(file, most)
         with self.system.open_input_stream(self.path, compression=None) as stream:
-            return bytes(stream.read() if most is None else stream.read(size))
+            return _read_up_to(stream, most)
 
     def names(self) -> list[str]:
         """Return the names of the files in a folder; none where there is no such folder."""
@@ -88,6 +90,18 @@ class Place:
         """Delete a folder with all that is in it; do nothing where there is none."""
         if self.kind == fs.FileType.Directory:
             self.system.delete_dir(self.path)
+
+
+def _read_up_to(stream: Any, most: int | None) -> bytes:
+    """Read a stream in pieces: asked for more than there is, some set aside memory for all of it."""
+    pieces, size = [], 0
+    while most is None or size <= most:
+        piece = bytes(stream.read(PIECE if most is None else min(PIECE, most + 1 - size)))
+        if not piece:
+            break
+        pieces.append(piece)
+        size += len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 @contextmanager

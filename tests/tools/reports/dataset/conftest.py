@@ -1,0 +1,102 @@
+"""The packages of .venv-ray, and a data set that was explained once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support import build as small
+
+ROOT = Path(__file__).resolve().parents[4]
+PACKAGES = next((ROOT / ".venv-ray").glob("lib/python3.*/site-packages"), None)
+LABELS = {"0": "ant", "1": "bee", "2": "cat"}
+
+FAULTS = """
+        import os, pathlib
+        black, white = (x.amax((1, 2, 3)) == 0).any(), (x.amin((1, 2, 3)) == 1).any()
+        fails, ends = pathlib.Path("FOLDER", "raise"), pathlib.Path("FOLDER", "exit")
+        if black and fails.exists(): raise RuntimeError("asked to")
+        if white and ends.exists(): ends.unlink(); os._exit(1)"""
+"""Lines of a model that fails on black pictures while there is a file that says so, and once ends its process on a white one."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def packages() -> Iterator[None]:
+    """Pyarrow, for these tests alone: other tests run where it is not installed."""
+    if PACKAGES is None:
+        pytest.skip("no .venv-ray: scripts/test.sh makes it")
+    sys.path.append(str(PACKAGES))
+    yield
+    sys.path.remove(str(PACKAGES))
+
+
+@pytest.fixture(scope="session")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: while it holds a file `raise`, the model fails on black pictures; with `exit`, its process ends once."""
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="session")
+def mar(tmp_path_factory: pytest.TempPathFactory, faults: Path) -> Path:
+    """An archive of the tests' small model."""
+    lines = FAULTS.replace("FOLDER", str(faults)).strip()
+    return small.mar(tmp_path_factory.mktemp("store"), "small", settings={"batchSize": 8}, labels=LABELS, fault=lines)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """130 pictures in two folders, one of them black, one broken and one empty."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "more").mkdir()
+    for seed in range(130):
+        left, top = np.random.default_rng(seed).integers(0, 48, 2)
+        pixels = small.square(80, 64, int(left) + 8, int(top), 16) // 2 + small.noise(80, 64, seed) // 4
+        black = seed == 77
+        whole = np.zeros_like(pixels) if black else pixels.astype(np.uint8)
+        (folder / ("more" if seed % 2 else ".") / f"{seed:03}.png").write_bytes(small.encoded(whole))
+    (folder / "200.jpg").write_bytes(b"\xff\xd8\xff broken")
+    (folder / "201.png").write_bytes(b"")
+    return folder
+
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def run(mar: Path) -> Run:
+    """Runs a job in processes of this machine: `run(input, output, **what else is asked)`."""
+
+    def run(given: str | Path, output: str | Path, **other: Any) -> Any:
+        from camserve.tools.console import Progress
+        from camserve.tools.reports.dataset.engine import Workers
+        from camserve.tools.reports.dataset.inputs import Columns
+        from camserve.tools.reports.dataset.job import Asked
+        from camserve.tools.reports.dataset.job import run as run_job
+
+        workers = Workers(1, 1, gpu=False, address=None, ray=False)
+        asked: dict[str, Any] = {"archive": mar, "trust": True, "columns": Columns(), "options": {}, "chunk": 16, "batch": None}
+        asked |= {"most": 2**20, "statistics": True, "workers": workers, "input": str(given), "output": str(output)}
+        return run_job(Asked(**asked | other), Progress(), lambda _done, _pictures: None)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def explained(run: Run, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures' rows."""
+    output = tmp_path_factory.mktemp("explained")
+    outcome = run(pictures, output)
+    assert (outcome.tally.explained, outcome.tally.failed, outcome.before) == (130, 2, 0)
+    return output
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Reads a folder as any reader of Parquet does."""
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = pq.read_table(folder).to_pylist()
+    return rows
