@@ -93,7 +93,7 @@ def test_results_in_a_store_are_whole_too() -> None:
     assert (results.find_work(), results.find_unjoined()) == ([], [0])
 
 
-def write(path: Path, **columns: Any) -> Path:
+def write(path: Path, /, **columns: Any) -> Path:
     """Writes a Parquet file of these columns, two rows a group."""
     import pyarrow as pa
     import pyarrow.parquet as pq

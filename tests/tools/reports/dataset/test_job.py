@@ -157,7 +157,7 @@ def test_errors_of_ours_are_tried_again_and_nothing_else_is(
 
     outcome = run(folder, output, most=100_000)
 
-    wrong = {"20.png": (500, "InternalError"), "30.png": (400, "InvalidImage"), "large.png": (413, "RequestTooLarge")}
+    wrong = {"20.png": (500, "InternalError"), "30.png": (400, "UnsupportedFormat"), "large.png": (413, "RequestTooLarge")}
     assert {Path(row["path"]).name: (row["status"], row["error"]) for row in rows_of(output) if row["status"] != 200} == wrong
     assert (outcome.tally.explained, outcome.tally.failed) == (34, 3)
     assert not (faults / "exit").exists()

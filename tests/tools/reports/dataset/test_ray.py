@@ -1,0 +1,64 @@
+"""A job on Ray: its driver is killed, everything that it started ends, and another run goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.tools.reports.dataset.conftest import ROOT, rows_of
+
+PYTHON = ROOT / ".venv-ray" / "bin" / "python"
+
+
+def start(mar: Path, pictures: Path, output: Path) -> subprocess.Popen[str]:
+    """The tool, as a user starts it from a clone."""
+    command = [str(PYTHON), "-W", "ignore", str(ROOT / "scripts" / "explain_dataset.py"), "--archive", str(mar), "--trust"]
+    command += ["--input", str(pictures), "--output", str(output), "--chunk", "8", "--workers", "1"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait(seconds: float, done: Callable[[], bool]) -> None:
+    """Waits until something is so."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.live
+def test_a_job_on_ray_goes_on_after_its_driver_was_killed(mar: Path, pictures: Path, explained: Path, tmp_path: Path) -> None:
+    """Rows are those of a job without Ray, each once; nothing that was started is left; what was explained is not explained again."""
+    chunks = tmp_path / "_chunks"
+    job = start(mar, pictures, tmp_path)
+    wait(240, lambda: len(list(chunks.glob("*.parquet"))) >= 2 or job.poll() is not None)
+    started = psutil.Process(job.pid).children(recursive=True)
+    listening = {
+        each.laddr.ip for process in started for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN
+    }
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    wait(60, lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in started))
+    done = len(list(chunks.glob("*.parquet")))
+    assert 2 <= done < 17
+    assert len(started) > 2
+    assert not list(tmp_path.glob("part-*"))
+
+    job = start(mar, pictures, tmp_path)
+    printed, _ = job.communicate(timeout=300)
+
+    assert job.returncode == 0, printed
+    assert f"{8 * done} done before" in printed, printed
+    assert [(row["path"], row["status"], row["target"]) for row in rows_of(tmp_path)] == [
+        (row["path"], row["status"], row["target"]) for row in rows_of(explained)
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(".camserve.lock", "_inputs.parquet", "_manifest.json", "part-00000.parquet")
+    ]
+    assert listening <= {"127.0.0.1", "::1"}
