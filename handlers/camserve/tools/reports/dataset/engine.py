@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import camserve
 from camserve.core.errors import ArchiveError
 from camserve.core.text import in_one_line
 from camserve.hosts.worker import LoadError, Worker
@@ -122,6 +123,7 @@ def cluster(workers: Workers) -> Iterator[int]:
 
     own = workers.address is None
     started = {"include_dashboard": False, "object_store_memory": STORE, "_node_ip_address": "127.0.0.1"}
+    started |= {"runtime_env": {"env_vars": {"PYTHONPATH": str(Path(camserve.__file__).parents[1])}}}  # perhaps a clone's
     try:
         ray.init("local" if own else workers.address, logging_level="ERROR", log_to_driver=False, **(started if own else {}))
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -172,7 +174,11 @@ def name_cause(error: BaseException) -> str:
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException) and cause is not error:
         return name_cause(cause)
-    return str(error) if isinstance(error, (ToolError, LoadError)) else in_one_line(error)
+    if isinstance(error, (ToolError, LoadError)):
+        return str(error)
+    last = (str(error).strip().splitlines() or [""])[-1]  # before it stands the worker's traceback
+    missing = "No module named 'camserve" in last
+    return f"{last}; every node must have this release of camserve" if missing else f"{type(error).__name__}: {last}"
 
 
 def join_parts(results: Results, numbers: Sequence[int], done: Callable[[], object]) -> None:
