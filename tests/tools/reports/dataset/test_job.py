@@ -120,6 +120,7 @@ def test_another_jobs_folder_is_refused(run: Run, mar: Path, pictures: Path, exp
         ({"options": {"top_k": 2}}, r"the options \(top_k was \"?not given\"?, is \"?2\"?\)"),
         ({"statistics": False}, "--no-statistics"),
         ({"chunk": 32}, "--chunk"),
+        ({"most": 2**21}, "--max-request-size"),
         ({"given": more}, "the list of pictures"),
     ]
     for change, said in changes:

@@ -35,6 +35,7 @@ IDENTITY = {
     "statistics": "--no-statistics",
     "inputs": "the list of pictures",
     "chunk": "--chunk",
+    "max_request_size": "--max-request-size",
 }
 """What must be the same where a job goes on, by the manifest's names, with what a message calls it."""
 
@@ -155,6 +156,7 @@ def _manifest_of(asked: Asked, archive: Archive, listing: Listing) -> dict[str, 
         "inputs": listing.digest,
         "pictures": listing.pictures,
         "chunk": asked.chunk,
+        "max_request_size": asked.most,
         "chunks": listing.chunks,
         "finished": False,
     }
