@@ -65,7 +65,7 @@ def measure_rate(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     content = archives.photograph(folder).read_bytes()
     for number in range(options.pictures):
         (pictures / f"{number:05}.jpg").write_bytes(content)
-    turns = []
+    turns: list[dict[str, Any]] = []
     for turn in range(options.turns):
         loop = run_loop(archive, sorted(pictures.iterdir()))
         job = run_job(archive, pictures, folder / f"rows-{turn}", options.pictures)

@@ -74,7 +74,7 @@ def test_results_in_a_store_are_whole_too() -> None:
     from camserve.tools.reports.dataset.storage import open_place
 
     results = Results(open_place("memory://results/job"), 3)
-    statuses = ([400, 400], [413], [None])
+    statuses: tuple[list[int | None], ...] = ([400, 400], [413], [None])
     for number, several in enumerate(statuses):
         rows = [row_of_error(f"{number}", None, CamserveError(status, "Some", "words")) for status in several]
         results.write_chunk(number, table_of(rows), "run")

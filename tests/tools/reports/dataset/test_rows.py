@@ -23,7 +23,7 @@ from camserve.tools.archive.fresh.worker import Row, ask
 from camserve.tools.commands import compare, reference
 from camserve.tools.watching.baseline import Collector
 
-CLOSE = {"abs": 1e-5, "rel": 1e-5}
+CLOSE = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def test_a_row_holds_what_a_server_answers(explained: Path, served: dict[str, An
         assert (row["width"], row["height"], row["view"]) == tuple(body["image"].values())
         assert (row["target"], row["label"], row["warnings"]) == (told["target"], told["label"], told["warnings"])
         assert (row["region"], row["further"]) == (told["region"], [])
-        assert row["probability"] == pytest.approx(told["probability"], **CLOSE)
+        assert row["probability"] == pytest.approx(told["probability"], abs=CLOSE)
         assert [each["index"] for each in row["classes"]] == [each["index"] for each in body["classes"]]
-        assert json.loads(row["predictions"]) == pytest.approx(body["predictions"], **CLOSE)
+        assert json.loads(row["predictions"]) == pytest.approx(body["predictions"], abs=CLOSE)
         heatmap = np.reshape(row["heatmap"], row["heatmap_shape"])
         assert heatmap.shape == np.shape(told["heatmap"])
         if told["warnings"]:
