@@ -4,10 +4,11 @@ and no pidfd_getfd, which engines' seccomp profiles forbid (so a stop cannot clo
 
     buildah bud --format docker -t camserve .
     deploy/try_image.py --model-store DIR [pytest's arguments]
+    deploy/try_image.py --model-store DIR --image localhost/camserve:asgi
 
-Starts it, waits until it is ready, asks with and without a token, stops it under load, and prints what it found; then starts it
-without tokens and runs the tests of the contract from outside against it (all but gRPC's, which the image does not publish). The
-folder must hold the archives that `tests/conftest.py` packages. Needs root, buildah and bubblewrap.
+Starts it, waits until it is ready, asks with and without a token (the target asgi has none), stops it under load, and prints what
+it found; then starts it without tokens and runs the tests of the contract from outside against it (all but gRPC's, which the
+image does not publish). The folder must hold the archives that `tests/conftest.py` packages. Needs root, buildah and bubblewrap.
 """
 
 from __future__ import annotations
@@ -53,12 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     with image(options.image) as (folder, config):
         readable(folder / "opt", options.model_store)
         container = Container(folder, config, options.model_store.resolve())
+        tokens = "asgi" not in config["Entrypoint"]
         with container.started("--models", "efficientnet_lite0"):
-            with_tokens(container)
+            ask(container, tokens)
+            look_inside(container)
             stop_under_load(container)
         if options.no_tests:
             return 0
-        with container.started(*CLUSTER):
+        with container.started(*(CLUSTER if tokens else ())):
             environment = os.environ | {"CAMSERVE_URL": URL, "CAMSERVE_LOG": container.log.name}
             command = [sys.executable, "-m", "pytest", "-q", "-m", "live", "-k", "not grpc", *(rest or TESTS)]
             return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
@@ -107,6 +110,12 @@ class Container:
 
     def __init__(self, folder: Path, config: dict[str, Any], store: Path) -> None:
         self.config, self.store, self.folder = config, store, folder
+        self.keys: dict[str, dict[str, str]] = {}
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        """The header with the token, where there is one."""
+        return {"Authorization": f"Bearer {self.keys['inference']['key']}"} if self.keys else {}
 
     @contextmanager
     def started(self, *arguments: str) -> Iterator[None]:
@@ -185,16 +194,23 @@ class Container:
         return self.log.read()
 
 
-def with_tokens(container: Container) -> None:
-    """A request needs a token; what runs is no root and writes nowhere but to /tmp."""
-    keys = json.loads(container.run("cat", "key_file.json").stdout)
-    bearer = {"Authorization": f"Bearer {keys['inference']['key']}"}
-    refused = requests.put(f"{URL}/explanations/efficientnet_lite0", data=CAT, timeout=60)
-    answered = requests.put(f"{URL}/explanations/efficientnet_lite0", data=CAT, headers=bearer, timeout=60)
-    assert (refused.status_code, answered.status_code) == (400, 200), (refused.text, answered.text)
-    print(f"without a token: 400 {refused.json()['type']}; with: {answered.json()['classes'][0]}")
-    doctor = container.run("python3", "/opt/camserve/scripts/doctor.py", URL, "--token-file", "key_file.json")
+def ask(container: Container, tokens: bool) -> None:
+    """A request needs a token where there are any; the doctor finds nothing wrong."""
+    if tokens:
+        container.keys = json.loads(container.run("cat", "key_file.json").stdout)
+        refused = requests.put(f"{URL}/explanations/efficientnet_lite0", data=CAT, timeout=60)
+        assert refused.status_code == 400, refused.text
+        print(f"without a token: 400 {refused.json()['type']}")
+    answered = requests.put(f"{URL}/explanations/efficientnet_lite0", data=CAT, headers=container.bearer, timeout=60)
+    assert answered.status_code == 200, answered.text
+    print(f"answered: {answered.json()['classes'][0]}")
+    key_file = ("--token-file", "key_file.json") if tokens else ()
+    doctor = container.run("python3", "/opt/camserve/scripts/doctor.py", URL, *key_file)
     assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+
+
+def look_inside(container: Container) -> None:
+    """What runs is no root, has no capability, and writes nowhere but to /tmp."""
     assert container.run("id", "-u").stdout.strip() == "10001"
     for path in ("/opt/camserve/x", "/models/x", "/x"):
         assert "Read-only" in container.run("touch", path).stderr, path
@@ -203,20 +219,18 @@ def with_tokens(container: Container) -> None:
     assert re.search("Seccomp:\\s*2", status)
     children = container.init.children(recursive=True)
     print("processes:", ", ".join(f"{each.name()} {each.memory_info().rss / 2**20:.0f} MiB" for each in children))
-    container.keys = keys  # type: ignore[attr-defined]
 
 
 def stop_under_load(container: Container) -> None:
     """SIGTERM to process 1 while requests are in flight: each is answered, then the exit status is 0."""
-    keys = container.keys  # type: ignore[attr-defined]
-    headers = {"Authorization": f"Bearer {keys['inference']['key']}", "content-type": "application/json"}
+    headers = {**container.bearer, "content-type": "application/json"}
     body = json.dumps({"data": base64.b64encode(CAT).decode(), "top_k": 10, "overlay": True})
 
-    def ask(_: int) -> int:
+    def one(_: int) -> int:
         return requests.post(f"{URL}/explanations/efficientnet_lite0", data=body, headers=headers, timeout=120).status_code
 
     with ThreadPoolExecutor(16) as pool:
-        answers = [pool.submit(ask, index) for index in range(16)]
+        answers = [pool.submit(one, index) for index in range(16)]
         time.sleep(0.5)
         waiting = sum(not answer.done() for answer in answers)
         began = time.monotonic()
@@ -229,7 +243,7 @@ def stop_under_load(container: Container) -> None:
     lines = container.said().splitlines()
     records = [json.loads(line) for line in lines]
     assert all({"time", "level", "logger", "message"} <= record.keys() for record in records)
-    assert not any(key["key"] in line for key in keys.values() for line in lines)
+    assert not any(key["key"] in line for key in container.keys.values() for line in lines)
     print(f"log: {len(lines)} lines, each an object; no token among them")
 
 

@@ -13,8 +13,7 @@ import psutil
 import requests
 from tests.support.build import encoded
 
-from benchmarks.survival.traffic import FAILED, RIGHT, Ask, Outcome, Traffic, wait_until
-from camserve.tools.serving.base import BaseServer
+from benchmarks.survival.traffic import FAILED, RIGHT, Ask, Outcome, Served, Traffic, wait_until
 from camserve.tools.serving.health import drain
 from camserve.tools.serving.health.management import Management
 
@@ -43,12 +42,12 @@ class Row:
         return self
 
 
-def workers(server: BaseServer) -> list[psutil.Process]:
+def workers(server: Served) -> list[psutil.Process]:
     """The workers that are ready, by the management address; only processes that this server started."""
     return [psutil.Process(pid) for pid in _ready_pids(server) & set(server.pids)]
 
 
-def _ready_pids(server: BaseServer) -> set[int]:
+def _ready_pids(server: Served) -> set[int]:
     management = Management(server.management_url)
     try:
         models = management.fetch_models() or []
@@ -63,7 +62,7 @@ def all_again(traffic: Traffic) -> list[str]:
     return [f"afterwards: {each.verdict}: {each.status} {each.words}" for each in again if each.verdict != RIGHT]
 
 
-def killed(server: BaseServer, traffic: Traffic, *, kills: int, every: float, clients: int, batch: int, count: int) -> Row:
+def killed(server: Served, traffic: Traffic, *, kills: int, every: float, clients: int, batch: int, count: int) -> Row:
     """A worker, of `count`, gets SIGKILL every so many seconds: only the batch that it had may fail, and it comes back."""
     faults: list[tuple[float, float]] = []
     begun = time.monotonic()
@@ -87,7 +86,7 @@ def killed(server: BaseServer, traffic: Traffic, *, kills: int, every: float, cl
     return row
 
 
-def poisoned(server: BaseServer, traffic: Traffic, *, times: int, every: float, clients: int, batch: int, model: str) -> Row:
+def poisoned(server: Served, traffic: Traffic, *, times: int, every: float, clients: int, batch: int, model: str) -> Row:
     """A picture breaks the CUDA context: the worker ends with the batch that it had, and a new one takes over."""
     row, _ = _set_off(
         server, traffic, fault="a CUDA context is poisoned", how="the model raises what torch would",
@@ -97,7 +96,7 @@ def poisoned(server: BaseServer, traffic: Traffic, *, times: int, every: float, 
 
 
 def hung(
-    server: BaseServer, traffic: Traffic, *, times: int, every: float, clients: int, batch: int, model: str, patience: float
+    server: Served, traffic: Traffic, *, times: int, every: float, clients: int, batch: int, model: str, patience: float
 ) -> Row:
     """A picture with which the forward pass never ends: TorchServe gives the worker up after `patience` seconds, with the batch
     that it had, and a new one takes over, which answers what waited."""
@@ -110,18 +109,20 @@ def hung(
         for hang in hangs
     ]
     longest = max(each.seconds for each in hangs)
-    row.figures += f"; the picture got its 500 within {longest:.1f} s, and {sum(waited)} requests that waited were answered then"
+    row.figures += (
+        f"; the picture got its error within {longest:.1f} s, and {sum(waited)} requests that waited were answered then"
+    )
     row.complaints += [] if all(waited) else ["nothing waited in the queue"]
     row.complaints += [
         f"the picture got {each.status} {each.words} after {each.seconds:.1f} s"
         for each in hangs
-        if each.status != 500 or not each.words.endswith(": Worker died.") or each.seconds > LATEST * patience
+        if not each.words.endswith((": Worker died.", "(responseTimeout)")) or each.seconds > LATEST * patience
     ]
     return row
 
 
 def _set_off(
-    server: BaseServer, traffic: Traffic, *, fault: str, how: str, times: int, every: float, clients: int, batch: int, model: str
+    server: Served, traffic: Traffic, *, fault: str, how: str, times: int, every: float, clients: int, batch: int, model: str
 ) -> tuple[Row, Sequence[Outcome]]:
     """Sends the white picture that sets a model's fault off, and waits for another worker, again and again; the row, and what
     came of these pictures."""
@@ -147,13 +148,13 @@ def _set_off(
     return row, trigger.outcomes
 
 
-def _newcomers(server: BaseServer, known: set[int]) -> set[int]:
+def _newcomers(server: Served, known: set[int]) -> set[int]:
     """Waits for a worker that is not one of the `known`; those that there are."""
     wait_until(lambda: any(each.pid not in known for each in workers(server)), "another worker")
     return {each.pid for each in workers(server)} - known
 
 
-def starved(server: BaseServer, traffic: Traffic, *, room: int, seconds: float, clients: int, big: Ask) -> Row:
+def starved(server: Served, traffic: Traffic, *, room: int, seconds: float, clients: int, big: Ask) -> Row:
     """The worker's memory is limited to `room` MiB more than it has: a large picture gets a 507, small ones their answers."""
     large = Traffic(server.url, [big])
     (worker,) = workers(server)
@@ -190,7 +191,7 @@ def starved(server: BaseServer, traffic: Traffic, *, room: int, seconds: float, 
     return row
 
 
-def replaced(server: BaseServer, traffic: Traffic, *, model: str, file: str, seconds: float, clients: int) -> Row:
+def replaced(server: Served, traffic: Traffic, *, model: str, file: str, seconds: float, clients: int) -> Row:
     """Version 2.0 takes the place of 1.0 under load: registered, made the default, the old one idle and then unregistered."""
     fresh = Traffic(server.url, [Ask(each.path.replace(model, f"{model}/2.0"), each.body, each.headers) for each in traffic.asks])
     begun = time.monotonic()
@@ -216,13 +217,13 @@ def replaced(server: BaseServer, traffic: Traffic, *, model: str, file: str, sec
     return row
 
 
-def _manage(server: BaseServer, method: str, path: str) -> None:
+def _manage(server: Served, method: str, path: str) -> None:
     answer = requests.request(method, f"{server.management_url}/{path}", timeout=120)
     if answer.status_code != 200:
         raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
 
 
-def _idle(server: BaseServer, model: str, version: str) -> float:
+def _idle(server: Served, model: str, version: str) -> float:
     """Waits until a version has no request in its queue, and its worker none in its hands; the seconds that it took."""
     quiet: list[object] = []
 
@@ -237,7 +238,7 @@ def _idle(server: BaseServer, model: str, version: str) -> float:
     return wait_until(idle, f"version {version} idle")
 
 
-def _back(server: BaseServer, count: int, moment: float) -> float:
+def _back(server: Served, count: int, moment: float) -> float:
     wait_until(lambda: len(workers(server)) == count, f"{count} workers ready")
     return time.monotonic() - moment
 

@@ -1,7 +1,8 @@
-"""A real TorchServe under everything that goes wrong in production; each answer must be the one that the request gets alone.
+"""A real server under everything that goes wrong in production; each answer must be the one that the request gets alone.
 
     python benchmarks/survival/run.py --demo model_store/efficientnet_lite0.mar
     python benchmarks/survival/run.py --demo model_store/efficientnet_lite0.mar --only soak --soak 1800
+    python benchmarks/survival/run.py --demo model_store/efficientnet_lite0.mar --host asgi
 
 Faults that a real model can meet are tried with the archive of --demo, those that need a model which misbehaves on purpose with
 the tests' small classifier. What is not answered rightly must be excused by its fault: only requests in progress on a worker that
@@ -36,7 +37,8 @@ from tests.support.build import encoded
 from benchmarks.speed.conditions import processor
 from benchmarks.survival import archives, bad_clients, hardships, overload, soak, stopping
 from benchmarks.survival.hardships import Row
-from benchmarks.survival.traffic import FAILED, LOST, REFUSED, RIGHT, WRONG, Ask, Traffic, mixed, tally
+from benchmarks.survival.started import Started
+from benchmarks.survival.traffic import FAILED, LOST, REFUSED, RIGHT, WRONG, Ask, Served, Traffic, mixed, tally
 from camserve.tools.serving.configuration import advice
 from camserve.tools.serving.server import Server
 
@@ -72,12 +74,13 @@ class Trial(ExitStack):
     Faults after which a server must be as before share one; the others have one of their own. Leaving ends them.
     """
 
-    def __init__(self, store: Path, size: Size, demo: Path | None = None) -> None:
+    def __init__(self, store: Path, size: Size, demo: Path | None = None, host: str = "torchserve") -> None:
         super().__init__()
+        self.host = host
         self.store = store
         self.size = size
         self.demo = demo
-        self._shared: tuple[Server, Traffic] | None = None
+        self._shared: tuple[Served, Traffic] | None = None
 
     def killed(self) -> Row:
         """Workers that get SIGKILL."""
@@ -101,7 +104,8 @@ class Trial(ExitStack):
         size, clients = self.size, self.size.queue + archives.BATCH + 12
         heap = advice.required_heap(size.queue) // 2**20
         config = self._configured("crammed", f"job_queue_size={size.queue}", f"vmargs=-Xmx{heap}m")
-        with self._small("crammed", archives.SLOW, config=config) as (server, _):
+        archives.small(self.store, "crammed", archives.SLOW)
+        with Server(self.store, ["crammed"], config=config) as server:
             traffic = Traffic(server.url, archives.large("crammed"), clients)
             traffic.learn()
             return overload.crammed(
@@ -154,14 +158,19 @@ class Trial(ExitStack):
     def stopped(self) -> Row:
         """SIGTERM with requests in progress."""
         archives.small(self.store, "stopped", archives.SLOW)
-        return stopping.stopped(self.store, "stopped", count=self.size.burst)
+        return stopping.stopped(self.store, "stopped", count=self.size.burst, host=self.host)
 
     def continued(self) -> Row:
         """SIGTERM while requests go on coming."""
         size = self.size
         archives.small(self.store, "continued", archives.SLOW)
         return stopping.continued(
-            self.store, "continued", seconds=size.seconds / 3, clients=size.clients, drain=max(2, size.seconds / 3)
+            self.store,
+            "continued",
+            seconds=size.seconds / 3,
+            clients=size.clients,
+            drain=max(2, size.seconds / 3),
+            host=self.host,
         )
 
     def full_disk(self) -> Row:
@@ -169,7 +178,7 @@ class Trial(ExitStack):
         archives.small(self.store, "full", archives.SLOW)
         return stopping.full_disk(
             self.store, "full", seconds=self.size.seconds / 3, clients=self.size.clients, places=self.size.logs,
-            count=self.size.burst,
+            count=self.size.burst, host=self.host,
         )  # fmt: skip
 
     def soaked(self) -> Row:
@@ -190,7 +199,7 @@ class Trial(ExitStack):
         config.write_text("\n".join([CONFIG.read_text(), *lines, ""]))
         return config
 
-    def _common(self) -> tuple[Server, Traffic]:
+    def _common(self) -> tuple[Served, Traffic]:
         if self._shared is None:
             self._shared = self.enter_context(self._served(COMMON))
         return self._shared
@@ -203,25 +212,28 @@ class Trial(ExitStack):
             archives.variant(self.demo, self.store / f"{name}.mar", settings)
 
     @contextmanager
-    def _served(self, name: str, fault: str = "", **settings: int) -> Iterator[tuple[Server, Traffic]]:
+    def _served(self, name: str, fault: str = "", **settings: int) -> Iterator[tuple[Served, Traffic]]:
         """A server with that archive."""
         self._made(name, fault, **settings)
-        with _ready(self.store, name) as found:
+        with self._ready(name) as found:
             yield found
 
     @contextmanager
-    def _small(self, name: str, fault: str = "", config: Path = CONFIG, **settings: int) -> Iterator[tuple[Server, Traffic]]:
+    def _small(self, name: str, fault: str = "", config: Path = CONFIG, **settings: int) -> Iterator[tuple[Served, Traffic]]:
         archives.small(self.store, name, fault, settings)
-        with _ready(self.store, name, config) as found:
+        with self._ready(name, config) as found:
             yield found
 
-
-@contextmanager
-def _ready(store: Path, name: str, config: Path = CONFIG) -> Iterator[tuple[Server, Traffic]]:
-    with Server(store, [name], config=config) as server:
-        traffic = Traffic(server.url, mixed(name), clients=64)
-        traffic.learn()
-        yield server, traffic
+    @contextmanager
+    def _ready(self, name: str, config: Path = CONFIG) -> Iterator[tuple[Served, Traffic]]:
+        with ExitStack() as stack:
+            if self.host == "torchserve":
+                server: Served = stack.enter_context(Server(self.store, [name], config=config))
+            else:
+                server = stack.enter_context(Started(self.store, name, config))
+            traffic = Traffic(server.url, mixed(name), clients=64)
+            traffic.learn()
+            yield server, traffic
 
 
 FAULTS: dict[str, Callable[[Trial], Row]] = {
@@ -240,6 +252,8 @@ FAULTS: dict[str, Callable[[Trial], Row]] = {
     "control": Trial.control,
 }
 """What can be tried, in this order."""
+OF_TORCHSERVE = ("crammed", "soak", "control")
+"""Those that look into Java's heap or its processes."""
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -256,10 +270,12 @@ def table(rows: Sequence[Row]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, metavar="MAR", help="a real archive (default: the tests' small classifier)")
-    parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), help="which faults (default: all)")
+    parser.add_argument("--host", choices=("torchserve", "asgi"), default="torchserve", help="default: torchserve")
+    parser.add_argument("--only", nargs="+", choices=FAULTS, help="which faults (default: all of the host)")
     parser.add_argument("--seconds", type=float, default=Size.seconds, help="of each fault (default: 30)")
     parser.add_argument("--soak", type=float, default=Size.soak, metavar="SECONDS", help="of the soak (default: 1800)")
     options = parser.parse_args(argv)
+    chosen = options.only or [each for each in FAULTS if options.host == "torchserve" or each not in OF_TORCHSERVE]
     size = Size(seconds=options.seconds, soak=options.soak)
     console, progress = Console(width=200), Console(stderr=True)
     print(conditions(options))
@@ -267,8 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="survival-") as folder:
         store = Path(folder, "store")
         store.mkdir()
-        with Trial(store, size, options.demo) as trial:
-            for name in options.only:
+        with Trial(store, size, options.demo, options.host) as trial:
+            for name in chosen:
                 begun = time.monotonic()
                 with progress.status(name):
                     rows.append(FAULTS[name](trial))
@@ -283,7 +299,8 @@ def conditions(options: argparse.Namespace) -> str:
     """What the figures depend on."""
     model = options.demo.name if options.demo else "the tests' small classifier"
     machine = f"{psutil.cpu_count()} cores of {processor()}, load {os.getloadavg()[0]:.1f} when it began"
-    return f"{date.today()}, Python {platform.python_version()}, torch {torch.__version__}, TorchServe 0.12.0, {machine}, {model}"
+    host = "TorchServe 0.12.0" if options.host == "torchserve" else "the ASGI host"
+    return f"{date.today()}, Python {platform.python_version()}, torch {torch.__version__}, {host}, {machine}, {model}"
 
 
 if __name__ == "__main__":

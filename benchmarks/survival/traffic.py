@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import urllib3
@@ -24,8 +25,27 @@ HANG = 120.0
 """Seconds without an answer after which a request counts as lost."""
 
 RIGHT, WRONG, REFUSED, FAILED, LOST = "right", "wrong", "refused", "failed", "lost"
-"""Verdicts: the answer that it gets alone; a 200 or an error that differs from it; TorchServe's 503 of a full queue; another
+"""Verdicts: the answer that it gets alone; a 200 or an error that differs from it; the 503 of a full queue; another
 5xx; no answer at all."""
+
+FULL = ("ServiceUnavailable", "QueueFull")
+"""The error's type, by host."""
+
+
+class Served(Protocol):
+    """A running server."""
+
+    @property
+    def url(self) -> str:
+        """The address of predictions and explanations."""
+
+    @property
+    def management_url(self) -> str:
+        """The management address."""
+
+    @property
+    def pids(self) -> list[int]:
+        """The server's process id, then those of its workers."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +227,7 @@ class Traffic:
         """The verdict of an answer to one of the requests, by those learnt until now, and why it is not a right one."""
         if answer.status >= 500:
             told = _told(answer)
-            return (REFUSED if answer.status == 503 and told.startswith("ServiceUnavailable") else FAILED), told
+            return (REFUSED if answer.status == 503 and told.startswith(FULL) else FAILED), told
         why = ""
         for known in self._known[number]:
             try:
