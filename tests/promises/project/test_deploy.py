@@ -25,7 +25,7 @@ from camserve.tools.serving.configuration.addresses import Settings
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
-KSERVE = "../kserve"
+KSERVE, KSERVE_ASGI = "../kserve", "../kserve-asgi"
 TOOLS = ROOT / ".venv-deploy" / "bin"
 KSERVE_PYTHON = ROOT / ".venv-kserve" / "bin" / "python"
 OPERATOR = "monitoring.coreos.com/v1"
@@ -80,7 +80,7 @@ def complaints(**given: list[Any]) -> Any:
 @needs_tools
 def test_every_manifest_fits_its_schema(from_store: list[Any]) -> None:
     """Kubernetes' own, strictly, for two releases; the operator's; the Compose specification. And mistakes are found."""
-    manifests = [*built("base"), *built("overlays/gpu"), *from_store, *built(KSERVE)]
+    manifests = [*built("base"), *built("overlays/gpu"), *from_store, *built(KSERVE), *built(KSERVE_ASGI)]
     rules = yaml.safe_load(run(KUBERNETES / "rules.sh"))
     operator = [each for each in manifests if each["apiVersion"] == OPERATOR] + [rules]
     plain = [each for each in manifests if not each["apiVersion"].startswith(("monitoring.", "serving.kserve."))]
@@ -98,12 +98,15 @@ def test_every_manifest_fits_its_schema(from_store: list[Any]) -> None:
     assert [word for word in ("maxReplica", "intervall", "readonly") if word not in "".join(found)] == []
 
 
+@needs_tools
 @pytest.mark.skipif(not KSERVE_PYTHON.exists(), reason="needs .venv-kserve: scripts/test.sh makes it")
 def test_the_inference_service_fits_kserves_models() -> None:
     """Every key is one of KServe's or Kubernetes' and holds its type; and mistakes are found."""
     service = yaml.safe_load(text("deploy/kserve/inferenceservice.yaml"))
     assert json.loads(run(KSERVE_PYTHON, "tests/support/environments/kserve/schema.py", given=json.dumps(service))) == []
 
+    asgi = one(built(KSERVE_ASGI), "InferenceService", "photographs")
+    assert json.loads(run(KSERVE_PYTHON, "tests/support/environments/kserve/schema.py", given=json.dumps(asgi))) == []
     service["spec"]["predictor"]["minReplica"] = 1
     service["spec"]["predictor"]["containers"][0]["ports"][0]["containerPort"] = "8080"
     assert len(json.loads(run(KSERVE_PYTHON, "tests/support/environments/kserve/schema.py", given=json.dumps(service)))) == 2

@@ -71,6 +71,16 @@ class Asker:
         """The second element is no picture."""
         return self._told(await self._infer(self._bytes([self.texts[0], "AAAA"])))
 
+    async def health(self) -> Any:
+        """Whether server and model are alive and ready, by both protocols; on a host without these routes an error."""
+        return [
+            await self.v1.is_server_live(self.url),
+            await self.v1.is_model_ready(self.url, self.model),
+            await self.v2.is_server_live(self.url),
+            await self.v2.is_server_ready(self.url),
+            await self.v2.is_model_ready(self.url, self.model),
+        ]
+
     async def together(self) -> Any:
         """All of them at once, three times over; their answers are told as those of the calls alone."""
         names = [name for name in CALLS if name != "together"] * 3
@@ -94,7 +104,7 @@ def _values(array: Any) -> list[Any]:
     return [list(array.shape), flat]
 
 
-CALLS = ("v1_predict", "v1_explain", "v1_bad", "v2_json", "v2_binary", "v2_tensor", "v2_explain", "v2_bad", "together")
+CALLS = ("v1_predict", "v1_explain", "v1_bad", "v2_json", "v2_binary", "v2_tensor", "v2_explain", "v2_bad", "health", "together")
 
 
 async def asked(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
