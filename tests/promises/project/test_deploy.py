@@ -647,13 +647,13 @@ def test_every_alert_is_in_the_operations_guide() -> None:
 
 def test_commands_say_their_namespace() -> None:
     """The overlay's, which is made first: without it Secrets, rules and questions go where kubectl happens to be."""
-    pages = [path.relative_to(ROOT).as_posix() for path in (*KUBERNETES.rglob("*.*"), *(DEPLOY / "kserve").iterdir())]
+    pages = [path.relative_to(ROOT).as_posix() for path in (*KUBERNETES.rglob("*.*"), *DEPLOY.glob("kserve*/*"))]
     commands = [
         found
         for page in (*GUIDES, "README.md", *pages)
         for found in re.findall(r"kubectl ((?!kustomize)[a-z]+[^\n`]*)", text(page))
     ]
-    named = re.compile(r"create namespace vision\.?$|apply -k (\.|deploy/kserve)$")  # by what is applied
+    named = re.compile(r"create namespace vision\.?$|apply -k (\.|deploy/kserve(-asgi)?)\.?$")  # by what is applied
     assert {command.split()[0] for command in commands} == {"apply", "create", "exec", "get", "rollout"}
     assert [each for each in commands if not named.match(each) and " -n vision" not in each] == []
     blocks = [block for block in re.findall(r"```console\n(.*?)```", text("deploy/README.md"), re.DOTALL) if "apply -k" in block]
