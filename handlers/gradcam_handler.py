@@ -29,7 +29,7 @@ from camserve.monitoring.metrics import undeclared
 from camserve.pictures.bounds.reading import silence_decoders
 from camserve.pictures.preprocess import Preprocess, is_stateless
 from camserve.pipeline.glibc import collect_rarely, keep_freed_memory
-from camserve.pipeline.loading import digest_file, half_timeout, is_compiled
+from camserve.pipeline.loading import digest_file, find_graph, half_timeout, is_compiled
 from camserve.pipeline.model import Model
 from camserve.pipeline.prepare import Hooks
 from camserve.protocol.accept import HOSTS, allow_hosts
@@ -88,6 +88,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             hooks=self._hooks(),
             listed=self.get_max_result_classes(),
             tune=True,
+            graph=find_graph(context.system_properties.get("model_dir")),
         )
         self.set_max_result_classes(min(self.get_max_result_classes(), face.backend.outputs))  # else the stock handler fails
         self._prepared = {"model": self.model, "mapping": self.mapping, "topk": self.topk}
@@ -98,7 +99,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             ", ".join(face.backend.layers),
             f" ({face.backend.why})" if face.backend.why else "",
             face.backend.memory_format,
-            ", compiled" if face.backend.compiled else "",
+            ", compiled" if face.backend.compiled else f", {name}" if (name := face.backend.runtime.name) != "torch" else "",
             time.perf_counter() - started,
         )
 

@@ -39,7 +39,7 @@ beside() { # an environment of its own, .venv-NAME, with tests/support/environme
 }
 programs & jobs=($!)
 if [ "${CAMSERVE_SLOW:-}" = 1 ]; then beside foreign "other libraries' classifiers" & jobs+=($!); fi
-{ beside kserve "KServe's client"; beside deploy "what checks manifests"; beside ray Ray over; } & jobs+=($!)
+{ beside kserve "KServe's client"; beside deploy "what checks manifests"; beside ray Ray over; beside openvino OpenVINO over; } & jobs+=($!)
 echo "ruff check" && $bin/ruff check .
 echo "ruff format" && $bin/ruff format --check .
 echo "mypy" && $bin/mypy handlers tests scripts benchmarks deploy examples

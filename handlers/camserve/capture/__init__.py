@@ -7,6 +7,7 @@ How the folders work together, from the lowest to the highest:
     alignment: where a layer's cells lie in the picture, by trial.
     choose: the layer to explain, and whether its gradients are known without a backward pass.
     tuning: a faster forward pass with the same result.
+    runtimes: what else than eager torch may compute the trunk (ONNX Runtime, OpenVINO, torch's compiler), the head behind it.
     backend: `open_backend` does all of this when a model is loaded, and gives the `Capture` that answers requests.
 
 A new kind of model takes a module in `models` with a `Classifier` (`kind`, `batch`, `survey`, `capture`, `run_with`, `run_calls`,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from camserve.capture.choose.layer import NO_CELL, check_layer, choose_layer, fi
 from camserve.capture.choose.scores import read_kind_of_scores
 from camserve.capture.models.eager import EagerClassifier
 from camserve.capture.models.kinds import copy_exactly, open_model, summarize_error, survey_model
+from camserve.capture.runtimes.choose import Runtime, Trunk, open_runtime, refuse_runtime
 from camserve.capture.survey.layers import LayerInfo, Site, Survey
 from camserve.capture.survey.layout import synthesize_pictures
 from camserve.capture.survey.reader import FIRST, OutputReader
@@ -25,6 +27,7 @@ from camserve.capture.tuning.fold import fold_norms
 from camserve.capture.tuning.memory_format import MemoryFormat, choose_memory_format
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
+from camserve.core.text import join_names
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Backend:
         closed_form: the layers whose gradients need no backward pass.
         memory_format: in which the model runs.
         kind: `eager`, `torchscript` or `exported`.
-        compiled: whether predictions run compiled; explanations do not.
+        compiled: whether the model came compiled, so that predictions run compiled; explanations too where `runtime` says so.
+        runtime: what computes the trunk.
         maps: all layers that have a map.
         reader: how the scores are read.
         notes: what a trial showed of them that the user should hear.
@@ -64,11 +68,12 @@ class Backend:
     bypass: Mapping[str, float | None] = field(default_factory=dict)
     doubts: Mapping[str, str] = field(default_factory=dict)
     class_token: bool = False
+    runtime: Runtime = field(default_factory=Runtime)
 
     @property
     def channels_last(self) -> bool:
         """Whether pictures should lie in channels_last."""
-        return self.memory_format != "contiguous"
+        return self.memory_format != "contiguous" and self.runtime.name in ("torch", "compile")
 
 
 def open_backend(
@@ -79,6 +84,7 @@ def open_backend(
     *,
     tune: bool = False,
     classes: int | None = None,
+    graph: Path | None = None,
     tell: Callable[[str], None] = lambda _part: None,
 ) -> Backend:
     """Prepare a model for pictures of `size` = (height, width).
@@ -88,9 +94,10 @@ def open_backend(
 
     Args:
         model: an eager module, a TorchScript module, an exported program or its restored module (`load_exported`). Of a compiled
-            one, predictions run compiled, and explanations run what was compiled.
+            one, predictions run compiled, and explanations too, where its compiler takes it with its layers' outputs.
         tune: whether the model may be changed so that it runs faster.
         classes: how many labels there are; of several outputs their number may tell which holds the scores.
+        graph: the file of the model's graph for a runtime; where it does not exist, it is written, if one is needed.
         tell: is told which part of the work begins, in words.
 
     Raises:
@@ -113,9 +120,12 @@ def open_backend(
     compiled = getattr(model, "_orig_mod", model) is not model
     form = _arrange(model, classifier, pictures, config, chosen.layers, tune=tune)
     context = precision_context(config.precision, device)
-    settings = CaptureSettings(weights, size, model if compiled else None, context)  # type: ignore[arg-type]
+    settings = CaptureSettings(weights, size, model if compiled else None, context, classifier.reader)  # type: ignore[arg-type]
     capture = classifier.capture(sites, settings)
-    if compiled:
+    tell("trying the runtime")
+    tried_on = synthesize_pictures(size, 4, seed=1, config=config).to(device)
+    capture, runtime = _open_runtime(model, classifier, config, Opened(capture, sites, settings, tried_on, form, graph))
+    if compiled and runtime.name != "compile":
         _compile_now(capture, pictures, form)
     return Backend(
         capture=capture,
@@ -129,6 +139,7 @@ def open_backend(
         notes=notes,
         aligned=aligned,
         class_token=_reads_class_token(tried, pictures, survey),
+        runtime=runtime,
         **chosen._asdict(),
     )
 
@@ -164,6 +175,40 @@ def _arrange(
         recorded=config.memory_format if on_cpu else None,
         reader=classifier.reader,
     )
+
+
+class Opened(NamedTuple):
+    """A model that runs in torch, before another runtime takes its place."""
+
+    capture: Capture
+    sites: Mapping[str, Site]
+    settings: CaptureSettings
+    pictures: Tensor
+    form: MemoryFormat
+    graph: Path | None
+
+
+def _open_runtime(model: Any, classifier: Classifier, config: Config, opened: Opened) -> tuple[Capture, Runtime]:
+    """Open the runtime that the configuration asks for; of a model that came compiled, its compiler.
+
+    Raises:
+        ConfigError: the model came compiled, and another runtime is asked for.
+    """
+    compiler = getattr(model, "dynamo_ctx", None) if getattr(model, "_orig_mod", model) is not model else None
+    if compiler is not None and config.runtime not in ("torch", "compile"):
+        raise ConfigError(f"runtime: {config.runtime} and pt2 are both given, and each says what runs the model: leave one out")
+    asked = "compile" if compiler is not None else config.runtime
+    if asked == "torch":
+        return opened.capture, Runtime()
+    if type(classifier) is not EagerClassifier or classifier.kind != "eager" or classifier.batch[1]:
+        return opened.capture, refuse_runtime(asked, f"a model of the kind {classifier.kind} runs in torch alone")
+    dtypes = {str(each.dtype).removeprefix("torch.") for each in classifier.module.parameters()} | {config.precision}
+    if dtypes != {"float32"}:
+        return opened.capture, refuse_runtime(asked, f"it computes in float32, and this model in {join_names(sorted(dtypes))}")
+    as_given = torch.contiguous_format if opened.form == "contiguous" else torch.channels_last
+    pictures = opened.pictures.contiguous(memory_format=as_given)
+    trunk = Trunk(classifier.module, opened.capture, opened.sites, opened.settings, pictures, opened.graph)
+    return open_runtime(asked, trunk if compiler is None else replace(trunk, compiler=compiler))
 
 
 def _reads_class_token(classifier: Classifier, pictures: Tensor, survey: Survey) -> bool:

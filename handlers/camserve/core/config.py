@@ -36,6 +36,7 @@ COLORMAPS = ("viridis", "inferno", "turbo", "jet", "gray")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 MEMORY_FORMATS = ("contiguous", "channels_last", "prepacked")
 SCORES = ("softmax", "sigmoid", "none")
+RUNTIMES = ("torch", "auto", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 FITS = ("crop", "squash", "pad")
@@ -130,6 +131,11 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "worker measures",
             Values(f"{join_names(MEMORY_FORMATS)}, or null", _read_memory_format),
         ),
+        "runtime": Key(
+            "what computes the model up to its layers, as packaging recorded it; auto: the fastest one with equal answers; torch "
+            "runs where it cannot be had",
+            choice(RUNTIMES),
+        ),
         "allowed_hosts": Key(
             "host names by which the server may be asked, beside addresses and localhost; null: as the server says",
             HOSTS,
@@ -191,6 +197,7 @@ class Config:
     precision: str = "float32"
     channels_last: bool | None = None
     memory_format: str | None = None
+    runtime: str = "torch"
     allowed_hosts: tuple[str, ...] | None = None
     monitor: bool | Mapping[str, float] = field(default=True, hash=False)
     given: frozenset[str] = field(default=frozenset(), compare=False)

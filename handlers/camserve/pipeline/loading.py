@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from camserve.capture import is_exported, load_exported
+from camserve.capture.runtimes.graph import GRAPH
 from camserve.core.errors import ArchiveError, ConfigError
 from camserve.core.labels import parse_labels
 from camserve.core.text import in_one_line
@@ -185,6 +186,12 @@ def find_device(module: Any) -> torch.device:
     """Return where a model's parameters are; the CPU where it has none."""
     first = next(module.parameters(), None) if isinstance(module, nn.Module) else None
     return torch.device("cpu") if first is None else first.device
+
+
+def find_graph(directory: Path | str | None) -> Path | None:
+    """Return the graph for a runtime that an unpacked archive holds; None: it holds none."""
+    path = Path(directory or "") / GRAPH
+    return path if directory and path.is_file() else None
 
 
 def index_labels(labels: Sequence[str] | Mapping[str, str] | None) -> Mapping[str, str] | None:

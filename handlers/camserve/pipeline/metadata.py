@@ -12,7 +12,7 @@ import torchvision
 
 from camserve.capture.backend import Backend
 from camserve.capture.survey.outputs import name_path
-from camserve.core.config import COLORMAPS
+from camserve.core.config import COLORMAPS, Config
 from camserve.core.served import Served
 from camserve.core.version import __version__
 from camserve.protocol.openapi.document import describe_api
@@ -61,6 +61,7 @@ def describe(served: Served, backend: Backend) -> dict[str, Any]:
         "compiled": backend.compiled,
         "channels_last": backend.channels_last,
         "memory_format": backend.memory_format,
+        "runtime": _describe_runtime(config, backend),
         "limits": {name: getattr(config, name) for name in LIMITS},
         "versions": {
             "torch": torch.__version__,
@@ -72,3 +73,10 @@ def describe(served: Served, backend: Backend) -> dict[str, Any]:
         "self_test": "ok",
         "openapi": describe_api(served),
     }
+
+
+def _describe_runtime(config: Config, backend: Backend) -> dict[str, Any]:
+    """Say what computes the trunk, in which version, which layers it gives, and why it is not the one that was asked for."""
+    runtime = backend.runtime
+    described = {"name": runtime.name, "asked": config.runtime, "version": runtime.version, "layers": list(runtime.layers)}
+    return {**described, "why": runtime.why}

@@ -35,7 +35,7 @@ from camserve.pictures.inputs import Picture, open_again, read_pictures
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.archive import unpack
 from camserve.pipeline.explanation import Explanation
-from camserve.pipeline.loading import digest_file, find_device, index_labels, load_module, read_labels
+from camserve.pipeline.loading import digest_file, find_device, find_graph, index_labels, load_module, read_labels
 from camserve.pipeline.metadata import describe
 from camserve.pipeline.pipeline import Pipeline
 from camserve.pipeline.prepare import Hooks
@@ -69,6 +69,7 @@ class Model:
         hooks: steps of a server's handler.
         listed: how many classes a prediction lists.
         tune: fold norms and arrange weights for speed, where a trial shows equal answers. That changes the module.
+        graph: the file of the model's graph for a runtime, as an archive holds it; None: it is made where one is needed.
         settings: keys of an archive's configuration, such as `layers=["layer4"]`, `resize=256`, `crop=224`.
 
     Raises:
@@ -89,6 +90,7 @@ class Model:
         hooks: Hooks | None = None,
         listed: int = TOP_CLASSES,
         tune: bool = False,
+        graph: Path | None = None,
         **settings: Any,
     ) -> None:
         config = config or Config.from_mapping(settings)
@@ -106,7 +108,8 @@ class Model:
         self.weights = weights
         self.preprocess = steps
         names = index_labels(labels)
-        self.backend = open_backend(module, config, size, place, tune=tune, classes=None if names is None else len(names))
+        count = None if names is None else len(names)
+        self.backend = open_backend(module, config, size, place, tune=tune, classes=count, graph=graph)
         reader = self.backend.reader
         self._log_findings()
         if self.backend.class_token and not config.layers and "method" not in config.given:
@@ -155,6 +158,7 @@ class Model:
                 weights=f"sha256:{digest_file(archive.file('serializedFile'))}",
                 config=Config.from_mapping(archive.config.get("explain")),
                 tune=True,
+                graph=find_graph(archive.directory),
             )
             weakref.finalize(model, stack.pop_all().close)  # the model's code may read files of its own
         return model
@@ -222,8 +226,11 @@ class Model:
         config = self.served.config
         if config.monitoring is None:
             return None
-        if self.backend.compiled and "monitor" not in config.given:
-            logger.info("camserve: nothing is monitored: that runs the model uncompiled; monitor: {rate: 0.05} takes a sample")
+        if self.backend.compiled and self.backend.runtime.name != "compile" and "monitor" not in config.given:
+            logger.info(
+                "camserve: nothing is monitored: that would run the model uncompiled, for its compiler does not take it with its "
+                "layers' outputs; monitor: {rate: 0.05} takes a sample"
+            )
             return None
         if undeclared:
             logger.info("camserve: nothing is monitored: the server's metrics_config does not declare %s", undeclared[0])

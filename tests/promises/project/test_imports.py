@@ -19,7 +19,7 @@ PACKAGE = HANDLERS / "camserve"
 ROOMS = ("core", "pictures", "capture", "explain", "monitoring", "protocol", "inspector", "pipeline", "hosts", "tools")
 """From the lowest to the highest: a room imports itself and the rooms before it. The handler stands between pipeline and tools."""
 
-ROOMS_OF_CAPTURE = ("precision", "survey", "base", "models", "alignment", "choose", "tuning", "backend")
+ROOMS_OF_CAPTURE = ("precision", "survey", "base", "models", "alignment", "choose", "tuning", "runtimes", "backend")
 """The same inside of `capture`, whose face, `__init__`, hands on names from all of them."""
 
 WITHOUT_TORCH = ("core", "protocol", "monitoring", "tools.client")

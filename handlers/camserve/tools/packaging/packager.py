@@ -67,7 +67,8 @@ def package(options: Options, progress: Progress) -> Path:
         labels = _read_labels(options, loaded)
         with progress.step("Run the model to find its layers") as tell:
             classes = None if labels is None else len(labels)
-            probed = probe_model(loaded.source, loaded.old, {**config.explain, **options.keys}, classes, tell)
+            asked = {**config.explain, **options.keys}
+            probed = probe_model(loaded.source, loaded.old, asked, classes, tell, stage=space.stage)
         if options.model.random_weights:
             progress.note("Weights: random, for trials: its answers mean nothing; --weights FILE brings trained ones")
         _say_all(probed.notes, progress)

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from camserve.core.geometry import input_size
 from camserve.explain.methods import METHOD_OF_TOKENS
 from camserve.tools.packaging.adoption.old_archive import OldArchive
 from camserve.tools.packaging.adoption.their_handler import AdoptedHandler
+from camserve.tools.packaging.contents.runtime import choose_runtime
 from camserve.tools.packaging.models import advice
 from camserve.tools.packaging.models.source import ModelSource
 
@@ -63,14 +65,18 @@ def probe_model(
     asked: Mapping[str, Any],
     classes: int | None = None,
     tell: Tell = lambda _part: None,
+    *,
+    stage: Path | None = None,
 ) -> Probed:
     """Runs the model as a worker will; keys that are `asked` for beat the old archive's, and these the model's own.
 
     Args:
         classes: how many labels there are, which may tell where the model's scores are; None: it is not known.
         tell: is told which part of the work begins.
+        stage: a folder of files that the archive will hold; None: no archive is made, so no runtime is chosen.
 
     Raises:
+        ToolError: the runtime that is asked for cannot be had.
         ConfigError: a key does not fit, the model does not run, or a layer cannot be explained.
     """
     origins = {"the model's own": source.preprocessing, "the archive's": old.explain if old else {}, "as asked": asked}
@@ -79,8 +85,7 @@ def probe_model(
     handler = old.handler if old else AdoptedHandler()
     config = replace(config, channels=handler.channels) if handler.processing else config
     size = handler.size or input_size(256, 256, config.resize, config.crop, config.fit)
-    given = size, handler.size is not None
-    backend = _run(source, config, given, classes, tell)
+    backend = _run(source, config, (size, handler.size is not None), classes, tell)
     tell("measuring which memory format is fastest")
     recorded, remarks = _measure_format(source, config, backend, size)
     recorded |= _record_scores(config, backend)
@@ -88,6 +93,11 @@ def probe_model(
     if backend.class_token and unasked and not (old and old.explain):  # an archive of ours keeps its own
         recorded["method"] = METHOD_OF_TOKENS
         remarks = [*remarks, NOTE_ON_TOKENS]
+    if config.runtime != "torch" and stage is not None:
+        tell("trying the runtime")
+        given = replace(config, **recorded)
+        chosen = choose_runtime(source, given, backend, size, stage, asked="runtime" in asked)
+        recorded["runtime"], remarks = chosen.runtime, [*remarks, *chosen.notes]
     explain.update(recorded)
     notes = [*advice.describe_layers(backend), *advice.describe_preparation(config, origins, handler), *backend.notes, *remarks]
     shape = (1, config.channels, *size)
@@ -110,7 +120,7 @@ def one_thread() -> Iterator[None]:
 def _run(source: ModelSource, config: Config, given: tuple[tuple[int, int], bool], classes: int | None, tell: Tell) -> Backend:
     """Runs the model on pictures of the given size, and with whether a handler's own code prepares the pictures."""
     size, own = given
-    quick = replace(config, channels_last=False, memory_format=None)  # `_measure_format` sees to that
+    quick = replace(config, channels_last=False, memory_format=None, runtime="torch")  # those are measured later
     with one_thread(), advice.suggest_size(source.model, size, config, own=own):
         return open_backend(source.model, quick, size, torch.device("cpu"), classes=classes, tell=tell)
 

@@ -55,7 +55,7 @@ ABOUT_BYPASS = (
 def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> None:
     """Prints the table, and draws the sheet where a picture is given."""
     device = torch.device("cpu")
-    config = replace(inspected.config, layers=(), channels_last=False)
+    config = replace(inspected.config, layers=(), channels_last=False, runtime="torch")
     with progress.step("Run the model to find its layers") as tell:
         try:
             with advice.suggest_size(inspected.model, inspected.size, config, own=inspected.preprocess.view(*PROBE) is None):

@@ -1,0 +1,88 @@
+"""Whether a runtime gives what eager torch gives: scores, activations, gradients and maps of the same pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from camserve.capture.base import Capture, Captured
+from camserve.capture.survey.reader import OutputReader
+
+SCORES_EQUAL = 1e-5
+"""Largest difference of a probability, or of a value as a share of the largest: what clients are promised."""
+
+MAPS_EQUAL = 1e-4
+"""Largest difference of a heatmap, from 0 to 1: what clients are promised."""
+
+COUNTS = (1, 3)
+"""Pictures of the passes that are compared: of a graph that was traced with two, other numbers show what was fixed."""
+
+EVEN = 1e-3
+"""A map whose values differ by less, as a share of its largest, is not scaled for the comparison: that would compare rounding."""
+
+
+def find_faults(one: Capture, other: Capture, pictures: Tensor, layers: Collection[str], reader: OutputReader) -> dict[str, str]:
+    """Compare two captures of a model; return where the `other` differs.
+
+    Args:
+        pictures: `[N, C, H, W]`, N at least 3.
+        layers: to compare at, beside the scores.
+
+    Returns:
+        What differs, in words, by the layer's name; under "" what differs of the scores.
+    """
+    faults: dict[str, str] = {}
+    for count in COUNTS:
+        plain = other.forward(pictures[:count], ())
+        for layer in ("", *layers):
+            given = pictures[:count]
+            expected = one.forward(given, [layer] if layer else [])
+            got = other.forward(given, [layer]) if layer else plain
+            fault = _compare_scores(expected, got, reader) or (_compare_layer(expected, got, layer) if layer else "")
+            if fault:
+                faults.setdefault(layer, fault)
+    return faults
+
+
+def _compare_scores(expected: Captured, got: Captured, reader: OutputReader) -> str:
+    one, other = (_comparable(each.values, reader) for each in (expected, got))
+    if one.shape != other.shape:
+        return f"scores of the shape {list(other.shape)}, not {list(one.shape)}"
+    difference = float((one - other).abs().max())
+    return "" if difference <= SCORES_EQUAL else f"probabilities differ by {difference:.1g}"
+
+
+def _comparable(values: Tensor, reader: OutputReader) -> Tensor:
+    """Return the probabilities; of values, shares of the largest. In float64."""
+    values = values.double()
+    return values / values.abs().max() if reader.kind == "none" else reader.probabilities(values)
+
+
+def _compare_layer(expected: Captured, got: Captured, layer: str) -> str:
+    activations = [each.activation(layer).double() for each in (expected, got)]
+    if activations[0].shape != activations[1].shape:
+        return f"its activation has the shape {list(activations[1].shape)}, not {list(activations[0].shape)}"
+    rows = torch.arange(len(activations[0]), device=activations[0].device)
+    targets = expected.logits.argmax(1)
+    gradients = [each.gradients(layer, rows, targets).double() for each in (expected, got)]
+    for name, (one, other) in {"activation": activations, "gradient": gradients}.items():
+        if not _share(one, other) <= MAPS_EQUAL:
+            return f"its {name} differs by {_share(one, other):.1g} of the largest"
+    maps = [(gradient * activation).sum(1).relu() for gradient, activation in zip(gradients, activations, strict=True)]
+    difference = float(max(_difference(one, other) for one, other in zip(*maps, strict=True)))
+    return "" if difference <= MAPS_EQUAL else f"heatmaps differ by {difference:.1g}"
+
+
+def _share(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference as a share of the largest value; not a number where something is not finite."""
+    largest = float(one.abs().max())
+    return float((one - other).abs().max()) / largest if largest else float(other.abs().max())
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference of two maps `[h, w]`, as a share of the first one's range."""
+    high, low = float(one.max()), float(one.min())
+    scale = high - low if high - low > EVEN * high else high
+    return float((one - other).abs().max()) / scale if scale else float(other.abs().max())

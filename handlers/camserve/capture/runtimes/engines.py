@@ -1,0 +1,136 @@
+"""What computes a graph: ONNX Runtime, OpenVINO, or what torch.compile makes of the model."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from camserve.capture.runtimes.graph import PICTURES
+from camserve.capture.runtimes.outputs import SCORES, Outputs
+
+ENGINES = ("onnxruntime", "openvino")
+"""Runtimes that read a graph; each is a package and an extra of the same name."""
+
+Given = tuple[Tensor, dict[str, Tensor]]
+"""A model's own values, and the outputs that were asked for by their names, as the model lays them out."""
+
+
+class Engine(Protocol):
+    """Computes a model's scores and some of its layers' outputs; safe to use from several threads at once."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the outputs that `run` can give beside the scores."""
+        ...
+
+    def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
+        """Run over pictures `[N, C, H, W]`, float32; what is not asked for is not copied."""
+        ...
+
+
+def is_installed(runtime: str) -> bool:
+    """Return whether a runtime can be used here; torch and its compiler always can."""
+    return runtime not in ENGINES or importlib.util.find_spec(runtime) is not None
+
+
+def version_of(runtime: str) -> str:
+    """Return the version of a runtime's package."""
+    return importlib.metadata.version(runtime) if runtime in ENGINES else torch.__version__
+
+
+def open_engine(runtime: str, graph: bytes | Path, threads: int) -> Engine:
+    """Open a graph with one of `ENGINES`.
+
+    Raises:
+        Exception: whatever the engine raises for a graph that it does not take.
+    """
+    return OPENERS[runtime](graph, threads)
+
+
+class OnnxRuntimeEngine:
+    """A graph in ONNX Runtime, on the CPU."""
+
+    def __init__(self, graph: bytes | Path, threads: int) -> None:
+        import onnxruntime  # noqa: PLC0415 an extra, and it takes time
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; they are raised too
+        given: Any = str(graph) if isinstance(graph, Path) else graph
+        self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+        self.names = frozenset(each.name for each in self._session.get_outputs()) - {SCORES}
+
+    def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
+        """Run over pictures; outputs that nobody asked for stay where they are."""
+        scores, *outputs = self._session.run([SCORES, *names], {self._input: pictures.contiguous().numpy()})
+        return torch.from_numpy(scores), {name: torch.from_numpy(each) for name, each in zip(names, outputs, strict=True)}
+
+
+class OpenVinoEngine:
+    """A graph in OpenVINO, on the CPU, in float32: by itself it would choose bfloat16 where the processor has it."""
+
+    def __init__(self, graph: bytes | Path, threads: int) -> None:
+        import openvino  # noqa: PLC0415 an extra, and it takes time
+
+        core = openvino.Core()
+        model = core.read_model(str(graph) if isinstance(graph, Path) else graph)
+        settings: Any = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # the workers of one machine would all take its first cores
+        }
+        self._compiled = core.compile_model(model, "CPU", settings)
+        self._places = {name: place for place, each in enumerate(self._compiled.outputs) for name in each.names}
+        self.names = frozenset(self._places) - {SCORES}
+        self._local = threading.local()
+
+    def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
+        """Run over pictures; each thread has a request of its own, which holds its last results."""
+        request = getattr(self._local, "request", None)
+        if request is None:
+            request = self._local.request = self._compiled.create_infer_request()
+        request.infer({PICTURES: pictures.contiguous().numpy()}, share_inputs=True, share_outputs=True)
+        scores, *outputs = (self._copy(request, name) for name in (SCORES, *names))
+        return scores, dict(zip(names, outputs, strict=True))
+
+    def _copy(self, request: Any, name: str) -> Tensor:
+        return torch.from_numpy(request.get_output_tensor(self._places[name]).data.copy())
+
+
+class CompiledEngine:
+    """What a compiler of torch's makes of a model with its further outputs.
+
+    Args:
+        module: gives the outputs.
+        names: of these.
+        compiler: makes a faster module of a module: `torch.compile`, or what has compiled the model that was loaded.
+    """
+
+    def __init__(self, module: Outputs, names: Sequence[str], compiler: Callable[[Any], Any]) -> None:
+        self._run = compiler(module)
+        self._names = tuple(names)
+        self._lock = threading.Lock()  # its hooks keep outputs in the module
+        self.names = frozenset(names)
+
+    def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
+        """Run over pictures, one thread at a time."""
+        with self._lock, torch.no_grad():
+            scores, *outputs = self._run(pictures)
+        given = dict(zip(self._names, outputs, strict=True))
+        return scores, {name: given[name] for name in names}
+
+
+OPENERS: MappingProxyType[str, Callable[[bytes | Path, int], Engine]] = MappingProxyType(
+    {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}
+)
