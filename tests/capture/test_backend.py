@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.support.models import nets
 from torch import Tensor, nn
+from torch._dynamo import lookup_backend
 
 from camserve.capture import open_backend, synthesize_pictures
 from camserve.core.config import Config
@@ -32,31 +33,63 @@ def test_what_a_backend_says_of_a_model() -> None:
     assert set(given.capture.sites) == {"stem", "features"}
 
 
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
-def test_a_compiled_model_predicts_compiled_and_is_explained_as_it_was(compiler: str) -> None:
-    """A pass without layers runs the compiled model, one with layers what was compiled; both are right."""
-    torch.manual_seed(0)
-    model = nets.Deep().eval()
+@pytest.mark.parametrize(
+    ("compiler", "name"), [("eager", "deep"), ("eager", "twice"), ("aot_eager", "pooled"), ("aot_eager", "tokens")]
+)
+def test_a_compiled_model_is_explained_compiled(compiler: str, name: str) -> None:
+    """Predictions and explanations run what the model's own compiler makes of it with its layers' outputs."""
     ran: list[str] = []
-    compiled: Any = torch.compile(model, backend=compiler)
-    forward = compiled.forward
 
-    def recorded(*given: Any) -> Any:
-        ran.append("compiled")
-        return forward(*given)
+    def recorded(graph: Any, inputs: Any) -> Any:
+        made = lookup_backend(compiler)(graph, inputs)
 
-    compiled.forward = recorded
-    made = open_backend(compiled, Config(layers=("norm",)), SIZE, CPU)
-    assert made.compiled
-    assert ran == ["compiled"]  # once at load, so that a compiler that fails does so there
+        def run(*given: Any) -> Any:
+            ran.append("compiled")
+            return made(*given)
+
+        return run
+
+    layer = nets.NETS[name][1][0]
+    made = open_backend(torch.compile(nets.net(name), backend=recorded), Config(layers=(layer,)), SIZE, CPU)
+    assert (made.compiled, made.runtime.name, made.runtime.layers) == (True, "compile", (layer,))
+    plain = open_backend(nets.net(name), Config(layers=(layer,), channels_last=False), SIZE, CPU)
     for count in (1, 3):
-        batch, targets = nets.pictures(count), torch.arange(count)
-        scores, activation, gradient = nets.by_autograd(model, "norm", batch, targets)
-        assert torch.allclose(made.capture.forward(batch, ()).logits, scores, atol=1e-5)
-        captured = made.capture.forward(batch, ["norm"])
-        assert torch.allclose(captured.activation("norm"), activation, atol=1e-5)
-        assert torch.allclose(captured.gradients("norm", torch.arange(count), targets), gradient, atol=1e-7)
-    assert ran == ["compiled"] * 3
+        batch, rows = nets.pictures(count), torch.arange(count)
+        wanted = plain.capture.forward(batch, [layer])
+        ran.clear()
+        assert torch.allclose(made.capture.forward(batch, ()).logits, wanted.logits, atol=1e-5)
+        assert ran == ["compiled"]
+        captured = made.capture.forward(batch, [layer])
+        assert ran == ["compiled"] * 2
+        assert torch.allclose(captured.activation(layer), wanted.activation(layer), atol=1e-5)
+        assert torch.allclose(captured.gradients(layer, rows, rows), wanted.gradients(layer, rows, rows), atol=1e-6)
+
+
+def test_a_model_whose_compiler_does_not_take_its_layers_is_explained_as_it_was() -> None:
+    """Its predictions run compiled all the same."""
+    ran: list[str] = []
+
+    def only_predicts(graph: Any, _inputs: Any) -> Any:
+        (outputs,) = next(iter(reversed(graph.graph.nodes))).args
+        if len(outputs) > 1:
+            raise ValueError("one output is all that I know")
+
+        def run(*given: Any) -> Any:
+            ran.append("compiled")
+            return graph.forward(*given)
+
+        return run
+
+    made = open_backend(torch.compile(nets.net("deep"), backend=only_predicts), Config(layers=("norm",)), SIZE, CPU)
+    assert (made.compiled, made.runtime.name) == (True, "torch")
+    assert "one output is all that I know" in made.runtime.why
+    ran.clear()
+    plain = open_backend(nets.net("deep"), Config(layers=("norm",), channels_last=False), SIZE, CPU)
+    batch = nets.pictures(2)
+    assert torch.allclose(made.capture.forward(batch, ()).logits, plain.capture.forward(batch, ()).logits, atol=1e-6)
+    assert ran == ["compiled"]
+    assert torch.equal(made.capture.forward(batch, ["norm"]).logits, plain.capture.forward(batch, ["norm"]).logits)
+    assert ran == ["compiled"]
 
 
 def test_a_part_that_is_compiled_runs_as_it_was() -> None:

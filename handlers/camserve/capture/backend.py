@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from camserve.capture.choose.layer import NO_CELL, check_layer, choose_layer, fi
 from camserve.capture.choose.scores import read_kind_of_scores
 from camserve.capture.models.eager import EagerClassifier
 from camserve.capture.models.kinds import copy_exactly, open_model, summarize_error, survey_model
+from camserve.capture.runtimes.agreement import Draw, draw_plainly
 from camserve.capture.runtimes.choose import Runtime, Trunk, open_runtime, refuse_runtime
 from camserve.capture.survey.layers import LayerInfo, Site, Survey
 from camserve.capture.survey.layout import synthesize_pictures
@@ -85,6 +86,7 @@ def open_backend(
     tune: bool = False,
     classes: int | None = None,
     graph: Path | None = None,
+    draw: Draw = draw_plainly,
     tell: Callable[[str], None] = lambda _part: None,
 ) -> Backend:
     """Prepare a model for pictures of `size` = (height, width).
@@ -98,6 +100,7 @@ def open_backend(
         tune: whether the model may be changed so that it runs faster.
         classes: how many labels there are; of several outputs their number may tell which holds the scores.
         graph: the file of the model's graph for a runtime; where it does not exist, it is written, if one is needed.
+        draw: makes the maps by which a runtime is compared with torch.
         tell: is told which part of the work begins, in words.
 
     Raises:
@@ -122,9 +125,10 @@ def open_backend(
     context = precision_context(config.precision, device)
     settings = CaptureSettings(weights, size, model if compiled else None, context, classifier.reader)  # type: ignore[arg-type]
     capture = classifier.capture(sites, settings)
-    tell("trying the runtime")
+    if compiled or config.runtime != "torch":
+        tell("trying the runtime")
     tried_on = synthesize_pictures(size, 4, seed=1, config=config).to(device)
-    capture, runtime = _open_runtime(model, classifier, config, Opened(capture, sites, settings, tried_on, form, graph))
+    capture, runtime = _open_runtime(model, classifier, config, Opened(capture, sites, settings, tried_on, form, graph, draw))
     if compiled and runtime.name != "compile":
         _compile_now(capture, pictures, form)
     return Backend(
@@ -186,6 +190,7 @@ class Opened(NamedTuple):
     pictures: Tensor
     form: MemoryFormat
     graph: Path | None
+    draw: Draw
 
 
 def _open_runtime(model: Any, classifier: Classifier, config: Config, opened: Opened) -> tuple[Capture, Runtime]:
@@ -207,8 +212,9 @@ def _open_runtime(model: Any, classifier: Classifier, config: Config, opened: Op
         return opened.capture, refuse_runtime(asked, f"it computes in float32, and this model in {join_names(sorted(dtypes))}")
     as_given = torch.contiguous_format if opened.form == "contiguous" else torch.channels_last
     pictures = opened.pictures.contiguous(memory_format=as_given)
-    trunk = Trunk(classifier.module, opened.capture, opened.sites, opened.settings, pictures, opened.graph)
-    return open_runtime(asked, trunk if compiler is None else replace(trunk, compiler=compiler))
+    how = compiler or torch.compile
+    trunk = Trunk(classifier.module, opened.capture, opened.sites, opened.settings, pictures, opened.graph, how, opened.draw)
+    return open_runtime(asked, trunk)
 
 
 def _reads_class_token(classifier: Classifier, pictures: Tensor, survey: Survey) -> bool:

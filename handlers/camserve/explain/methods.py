@@ -170,6 +170,12 @@ METHOD_OF_TOKENS = "hirescam"
 """The default of models with a class token, where neither layer nor method is given: by `benchmarks/layers` its maps, at a layer
 that nothing bypasses, lie in the object's box much more than Grad-CAM++'s, which weighs channels over all positions."""
 
+
+def draw_with(method: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what makes maps by a method; of one that contrasts classes, which takes a pass for each, by the default."""
+    return METHODS["gradcam++" if METHODS[method].contrasts else method].function
+
+
 Heatmaps = tuple[NDArray[np.float32], list[tuple[float, float] | None], list[tuple[str, ...]]]
 
 

@@ -24,7 +24,7 @@ from camserve.core.labels import Labels, name_both
 from camserve.core.messages import Answer, Call, Item, ModelInfo, Options, Reply, Score
 from camserve.core.served import Served
 from camserve.explain.explainer import Explainer
-from camserve.explain.methods import METHOD_OF_TOKENS
+from camserve.explain.methods import METHOD_OF_TOKENS, draw_with
 from camserve.explain.observer import NullObserver, Observer
 from camserve.explain.ranking import TOP_CLASSES
 from camserve.monitoring.monitor import Monitor, open_monitor
@@ -109,7 +109,8 @@ class Model:
         self.preprocess = steps
         names = index_labels(labels)
         count = None if names is None else len(names)
-        self.backend = open_backend(module, config, size, place, tune=tune, classes=count, graph=graph)
+        draw = draw_with(config.method)
+        self.backend = open_backend(module, config, size, place, tune=tune, classes=count, graph=graph, draw=draw)
         reader = self.backend.reader
         self._log_findings()
         if self.backend.class_token and not config.layers and "method" not in config.given:

@@ -11,6 +11,7 @@ from tests.support.build import PLAIN, archive, encoded, noise
 from tests.support.comparison.closeness import assert_close, error_of_half, error_of_sum, unscaled
 from tests.support.processes.worker import load_monitored
 
+from camserve.capture.runtimes.engines import ENGINES, is_installed
 from camserve.core.errors import ConfigError
 from camserve.tools.archive.archive import Row, ask, handler_of, load_service
 
@@ -58,11 +59,12 @@ def test_precision_and_memory_format(tmp_path: Path, plain: dict[str, Any], prec
 
 
 def test_a_model_that_torchserve_compiles(tmp_path: Path, plain: dict[str, Any]) -> None:
-    """`pt2: {compile: ...}`: the archive loads, predictions run compiled, and explanations are the plain model's."""
+    """`pt2: {compile: ...}`: the archive loads, predictions and explanations run compiled, and both are the plain model's."""
     settings = {"pt2": {"compile": {"enable": True, "backend": "eager"}}}
     service = load_service(archive(tmp_path / "own", {**PLAIN, "channels_last": False}, settings=settings))
     handler = handler_of(service)
     assert handler.face.backend.compiled
+    assert handler.face.metadata["runtime"]["name"] == "compile"
     close(answer(service), plain, ERRORS["float32"])
     (response,) = ask(service, [Row({"body": PICTURE})])
     predictions = json.loads(response.body)
@@ -84,13 +86,29 @@ def test_what_does_not_ask_for_a_compilation(tmp_path: Path, pt2: object) -> Non
     assert not handler_of(service).face.backend.compiled
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_a_compiled_model_is_watched_only_where_that_is_asked_for(tmp_path: Path, asked: bool) -> None:
-    """A watched prediction needs the layer, and runs what was compiled instead of what the compiler made of it."""
+def test_a_compiled_model_is_watched_as_any_other(tmp_path: Path) -> None:
+    """A watched prediction needs the layer, which the compiled model gives."""
     settings = {"pt2": {"compile": {"enable": True, "backend": "eager"}}}
-    explain = {key: value for key, value in PLAIN.items() if key != "monitor"} | ({"monitor": True} if asked else {})
+    explain = {key: value for key, value in PLAIN.items() if key != "monitor"}
     handler = handler_of(load_monitored(archive(tmp_path / "own", explain, settings=settings)))
     assert handler.face.metadata["compiled"]
-    assert (handler.face.metadata["monitor"] is not None) is asked
-    if asked:
-        handler.face.observer.close()
+    assert handler.face.metadata["monitor"] is not None
+    handler.face.observer.close()
+
+
+@pytest.mark.parametrize(
+    "runtime", [pytest.param(each, marks=pytest.mark.skipif(not is_installed(each), reason=f"needs {each}")) for each in ENGINES]
+)
+def test_a_runtime_answers_as_torch_does(tmp_path: Path, plain: dict[str, Any], runtime: str) -> None:
+    """With `runtime:` alone, and no graph in the archive, the graph is written at load; predictions and maps are torch's."""
+    service = load_service(archive(tmp_path / "own", {**PLAIN, "channels_last": False, "runtime": runtime}))
+    described = handler_of(service).face.metadata["runtime"]
+    assert (described["name"], described["layers"], described["why"]) == (runtime, ["features"], "")
+    close(answer(service), plain, ERRORS["float32"])
+
+
+def test_a_compiled_archive_names_no_other_runtime(tmp_path: Path) -> None:
+    """Both say what runs the model."""
+    settings = {"pt2": {"compile": {"enable": True, "backend": "eager"}}}
+    with pytest.raises(ConfigError, match=r"runtime: openvino and pt2 are both given.*leave one out"):
+        load_service(archive(tmp_path / "own", {**PLAIN, "runtime": "openvino"}, settings=settings))

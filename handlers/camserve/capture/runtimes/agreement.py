@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -23,12 +23,25 @@ EVEN = 1e-3
 """A map whose values differ by less, as a share of its largest, is not scaled for the comparison: that would compare rounding."""
 
 
-def find_faults(one: Capture, other: Capture, pictures: Tensor, layers: Collection[str], reader: OutputReader) -> dict[str, str]:
+Draw = Callable[[Tensor, Tensor], Tensor]
+"""Makes unscaled maps `[M, h, w]` of activations `[M, C, h, w]` and gradients of that shape, or `[M, C, 1, 1]`."""
+
+
+def draw_plainly(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Draw maps without a method: what is positive, where its gradient is."""
+    return (activation.relu() * gradient.relu()).sum(1)
+
+
+def find_faults(
+    one: Capture, other: Capture, pictures: Tensor, layers: Collection[str], *, reader: OutputReader, draw: Draw = draw_plainly
+) -> dict[str, str]:
     """Compare two captures of a model; return where the `other` differs.
 
     Args:
         pictures: `[N, C, H, W]`, N at least 3.
         layers: to compare at, beside the scores.
+        reader: how the model's scores are read.
+        draw: makes the maps.
 
     Returns:
         What differs, in words, by the layer's name; under "" what differs of the scores.
@@ -40,7 +53,7 @@ def find_faults(one: Capture, other: Capture, pictures: Tensor, layers: Collecti
             given = pictures[:count]
             expected = one.forward(given, [layer] if layer else [])
             got = other.forward(given, [layer]) if layer else plain
-            fault = _compare_scores(expected, got, reader) or (_compare_layer(expected, got, layer) if layer else "")
+            fault = _compare_scores(expected, got, reader) or (_compare_layer(expected, got, layer, draw) if layer else "")
             if fault:
                 faults.setdefault(layer, fault)
     return faults
@@ -60,7 +73,7 @@ def _comparable(values: Tensor, reader: OutputReader) -> Tensor:
     return values / values.abs().max() if reader.kind == "none" else reader.probabilities(values)
 
 
-def _compare_layer(expected: Captured, got: Captured, layer: str) -> str:
+def _compare_layer(expected: Captured, got: Captured, layer: str, draw: Draw) -> str:
     activations = [each.activation(layer).double() for each in (expected, got)]
     if activations[0].shape != activations[1].shape:
         return f"its activation has the shape {list(activations[1].shape)}, not {list(activations[0].shape)}"
@@ -70,7 +83,7 @@ def _compare_layer(expected: Captured, got: Captured, layer: str) -> str:
     for name, (one, other) in {"activation": activations, "gradient": gradients}.items():
         if not _share(one, other) <= MAPS_EQUAL:
             return f"its {name} differs by {_share(one, other):.1g} of the largest"
-    maps = [(gradient * activation).sum(1).relu() for gradient, activation in zip(gradients, activations, strict=True)]
+    maps = [draw(activation.float(), gradient.float()) for activation, gradient in zip(activations, gradients, strict=True)]
     difference = float(max(_difference(one, other) for one, other in zip(*maps, strict=True)))
     return "" if difference <= MAPS_EQUAL else f"heatmaps differ by {difference:.1g}"
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from camserve.capture.base import Capture, CaptureSettings
-from camserve.capture.runtimes.agreement import find_faults
+from camserve.capture.runtimes.agreement import Draw, draw_plainly, find_faults
 from camserve.capture.runtimes.capture import RuntimeCapture
 from camserve.capture.runtimes.engines import (
     ENGINES,
@@ -71,6 +71,7 @@ class Trunk:
         pictures: `[N, C, H, W]`, N at least 3, to try it on.
         graph: the file of the graph; where it does not exist it is written, if one is needed. None: the graph is kept in memory.
         compiler: what compiles a module.
+        draw: makes the maps that are compared.
     """
 
     model: nn.Module
@@ -80,6 +81,7 @@ class Trunk:
     pictures: Tensor
     graph: Path | None = None
     compiler: Callable[[Any], Any] = torch.compile
+    draw: Draw = draw_plainly
 
     @cached_property
     def heads(self) -> dict[str, Head]:
@@ -130,7 +132,7 @@ class Trunk:
             raise RuntimeError(f"{runtime} computes on the CPU here, and the model is on {self.pictures.device}")
         try:
             opened = self._capture(self._engine(runtime))
-            faults = find_faults(self.capture, opened, self.pictures, opened.given, self.settings.reader)
+            faults = find_faults(self.capture, opened, self.pictures, opened.given, reader=self.settings.reader, draw=self.draw)
         except Exception as error:  # the engine's own exceptions, and what a model raises while it is compiled
             raise RuntimeError(_say(error)) from error
         if "" in faults:

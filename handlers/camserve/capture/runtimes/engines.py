@@ -118,6 +118,9 @@ class CompiledEngine:
     """
 
     def __init__(self, module: Outputs, names: Sequence[str], compiler: Callable[[Any], Any]) -> None:
+        import torch._dynamo  # noqa: PLC0415 takes seconds, and no other runtime needs it
+
+        torch._dynamo.config.skip_nnmodule_hook_guards = False  # else what was compiled without hooks would pass for this
         self._run = compiler(module)
         self._names = tuple(names)
         self._lock = threading.Lock()  # its hooks keep outputs in the module
@@ -125,6 +128,7 @@ class CompiledEngine:
 
     def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
         """Run over pictures, one thread at a time."""
+        torch._dynamo.maybe_mark_dynamic(pictures, 0)  # type: ignore[no-untyped-call]
         with self._lock, torch.no_grad():
             scores, *outputs = self._run(pictures)
         given = dict(zip(self._names, outputs, strict=True))

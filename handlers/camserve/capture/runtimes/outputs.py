@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -37,6 +38,9 @@ class Outputs(nn.Module):
         self._calls: dict[str, int] = {}
         for name in {name for name, _ in self._places}:
             self.model.get_submodule(name).register_forward_hook(self._hook(name))
+        # a compiler counts what it compiles by the code, and gives up where many models share it
+        own = FunctionType(Outputs.forward.__code__.replace(), globals(), "forward", Outputs.forward.__defaults__)
+        self.forward = MethodType(own, self)  # type: ignore[method-assign]
         self.eval()
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:

@@ -19,6 +19,7 @@ from camserve.capture.runtimes.graph import GRAPH
 from camserve.capture.survey.layout import synthesize_pictures
 from camserve.core.config import Config
 from camserve.core.text import join_names
+from camserve.explain.methods import draw_with
 from camserve.pictures.preprocess import Preprocess
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.models.demo import examples_folder
@@ -56,7 +57,9 @@ def choose_runtime(
     except Exception as error:
         raise ToolError(f"--runtime {config.runtime}: the model cannot be copied, to try it; --runtime torch") from error
     config = replace(config, layers=backend.layers)
-    made = open_backend(model, config, size, torch.device("cpu"), tune=True, classes=backend.outputs, graph=graph)
+    made = open_backend(
+        model, config, size, torch.device("cpu"), tune=True, classes=backend.outputs, graph=graph, draw=draw_with(config.method)
+    )
     fault = made.runtime.why or _compare(made, config, size)
     if fault and config.runtime != "auto":
         graph.unlink(missing_ok=True)
@@ -74,7 +77,9 @@ def _compare(made: Backend, config: Config, size: tuple[int, int]) -> str:
     if not isinstance(made.capture, RuntimeCapture):
         return ""
     pictures = [*_photographs(config, size), *synthesize_pictures(size, 3, seed=2, config=config)][:3]
-    faults = find_faults(made.capture.inner, made.capture, torch.stack(pictures), made.runtime.layers, made.reader)
+    faults = find_faults(
+        made.capture.inner, made.capture, torch.stack(pictures), made.runtime.layers, made.reader, draw_with(config.method)
+    )
     return "; ".join(f"{made.runtime.name}: {layer} {fault}".replace(":  ", ": ") for layer, fault in faults.items())
 
 

@@ -1,0 +1,135 @@
+"""Every installed runtime gives what autograd gives: scores, activations, gradients and maps; whatever else it is asked for."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from tests.support.comparison.closeness import assert_close, exact
+from tests.support.models import heads, nets
+from torch import Tensor
+
+from camserve.capture import Backend, open_backend
+from camserve.capture.runtimes.engines import ENGINES, is_installed
+from camserve.core.config import Config
+from camserve.explain import methods
+
+pytestmark = pytest.mark.numeric
+
+CPU = torch.device("cpu")
+SIZE = (nets.SIDE, nets.SIDE)
+TOLERANCE = 1e-5
+INSTALLED = [pytest.param(name, marks=pytest.mark.skipif(not is_installed(name), reason=f"needs {name}")) for name in ENGINES]
+LAYERS = [(name, layer) for name, (_, layers) in nets.NETS.items() for layer in layers]
+
+
+def opened(model: object, runtime: str, *layers: str, **keys: Any) -> Backend:
+    """A model in a runtime."""
+    return open_backend(model, Config(layers=layers, runtime=runtime, **{"channels_last": False, **keys}), SIZE, CPU)
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool:
+    """Whether two tensors are equal up to a share of the largest value expected."""
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+@pytest.mark.parametrize(("name", "layer"), LAYERS)
+def test_a_runtime_gives_what_torch_gives(runtime: str, name: str, layer: str) -> None:
+    """Of any number of pictures, in any order of targets; the layer is one that the runtime gives, not one left to torch."""
+    plain = opened(nets.net(name), "torch", layer)
+    made = opened(nets.net(name), runtime, layer)
+    assert (made.runtime.name, made.runtime.layers, made.runtime.why) == (runtime, (layer,), "")
+    for count in (1, 2, 5, 8):
+        batch, targets, rows = nets.pictures(count, seed=count), torch.arange(count) % nets.CLASSES, torch.arange(count).flip(0)
+        wanted, found = (each.capture.forward(batch, [layer]) for each in (plain, made))
+        assert close(found.values, wanted.values)
+        assert close(made.capture.forward(batch, ()).values, wanted.values)
+        assert close(found.activation(layer), wanted.activation(layer))
+        assert close(found.logits, wanted.logits)
+        assert found.has_closed_form(layer) is wanted.has_closed_form(layer)
+        assert close(found.gradients(layer, rows, targets), wanted.gradients(layer, rows, targets))
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+@pytest.mark.parametrize(("name", "layer"), [("pooled", "features"), ("deep", "relu"), ("deep", "norm")])
+def test_maps_are_the_formulas(runtime: str, name: str, layer: str) -> None:
+    """Against the paper's formula, literally, over what autograd gives in float64."""
+    made = opened(nets.net(name), runtime, layer)
+    batch = nets.pictures(3)
+    captured = made.capture.forward(batch, [layer])
+    targets = torch.tensor([4, 0, 2])
+    gradients = captured.gradients(layer, torch.arange(3), targets)
+    maps = methods.METHODS["gradcam++"].function(captured.activation(layer), gradients)
+    for picture, target, found in zip(batch, targets.tolist(), maps, strict=True):
+        right = exact(nets.net(name), layer, picture, target)
+        assert_close(found.numpy(), right.map, min(right.map_error, 1e-4))
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+def test_several_layers_are_outputs_of_one_graph(runtime: str) -> None:
+    """One with a closed form, and one behind which the head is run, asked for together and alone."""
+    made = opened(nets.net("pooled"), runtime, "features", "stem")
+    plain = opened(nets.net("pooled"), "torch", "features", "stem")
+    assert set(made.runtime.layers) == {"features", "stem"}
+    batch, rows, targets = nets.pictures(3), torch.arange(3), torch.tensor([0, 1, 2])
+    wanted = plain.capture.forward(batch, ["features", "stem"])
+    for layers in (["features", "stem"], ["stem"], ["features"]):
+        found = made.capture.forward(batch, layers)
+        for layer in layers:
+            assert close(found.gradients(layer, rows, targets), wanted.gradients(layer, rows, targets))
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+def test_pictures_of_another_size_run_in_torch(runtime: str) -> None:
+    """The graph is of one size; what it says of others would be an error, or worse."""
+    made, plain = (opened(nets.net("deep"), each, "norm") for each in (runtime, "torch"))
+    batch = nets.pictures(2, side=48)
+    found, wanted = (each.capture.forward(batch, ["norm"]) for each in (made, plain))
+    assert torch.equal(found.values, wanted.values)
+    assert torch.equal(found.activation("norm"), wanted.activation("norm"))
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+@pytest.mark.parametrize("ended", [heads.Sigmoid, heads.Softmax])
+def test_behind_a_models_last_function(runtime: str, ended: type[heads.Net]) -> None:
+    """Probabilities are the model's own, and what is differentiated is what goes into the function."""
+    pictures = heads.pictures(3)
+    size = (pictures.shape[2], pictures.shape[3])
+    config = Config(channels_last=False)
+    plain = open_backend(ended().eval(), config, size, CPU)
+    torch.manual_seed(0)
+    models = [ended().eval() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    layer = plain.layers[0]
+    plain, made = (
+        open_backend(model, Config(layers=(layer,), channels_last=False, runtime=each), size, CPU)
+        for model, each in zip(models, ("torch", runtime), strict=True)
+    )
+    assert made.runtime.name == runtime
+    wanted, found = (each.capture.forward(pictures, [layer]) for each in (plain, made))
+    rows, targets = torch.arange(3), torch.tensor([1, 0, 1])
+    assert close(found.values, wanted.values)
+    assert close(found.logits, wanted.logits)
+    assert close(found.gradients(layer, rows, targets), wanted.gradients(layer, rows, targets))
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+def test_threads_do_not_mix_their_pictures(runtime: str) -> None:
+    """Each pass keeps its own results, also after the next one has run in the same thread."""
+    made, plain = (opened(nets.net("deep"), each, "relu") for each in (runtime, "torch"))
+    batches = [nets.pictures(1 + seed % 3, seed=seed) for seed in range(12)]
+
+    def explain(batch: Tensor) -> tuple[Tensor, Tensor]:
+        captured = made.capture.forward(batch, ["relu"])
+        made.capture.forward(torch.zeros_like(batch), ["relu"])
+        rows = torch.arange(len(batch))
+        return captured.values, captured.gradients("relu", rows, rows % nets.CLASSES)
+
+    with ThreadPoolExecutor(4) as pool:
+        for batch, (values, gradients) in zip(batches, pool.map(explain, batches), strict=True):
+            wanted, rows = plain.capture.forward(batch, ["relu"]), torch.arange(len(batch))
+            assert close(values, wanted.values)
+            assert close(gradients, wanted.gradients("relu", rows, rows % nets.CLASSES))
