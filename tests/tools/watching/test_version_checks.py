@@ -103,11 +103,22 @@ def test_a_reference_of_other_weights_is_told(tmp_path: Path) -> None:
     assert f"{FILE} cannot be read" in one(told(handler.describe_handle()), "no reference").message
 
 
+def test_a_runtime_that_cannot_be_had_is_told(metadata: dict[str, Any]) -> None:
+    """The worker answers all the same, more slowly."""
+    runtime = {"name": "torch", "asked": "openvino", "why": "openvino: openvino is not installed here"}
+    found = one(told({**metadata, "runtime": runtime}), "openvino is not installed here")
+    assert (found.level, "--runtime auto" in found.remedy) == ("advice", True)
+
+
 @pytest.mark.parametrize(
     ("exported", "compiled", "why"),
     [
         (DECLARED, False, "the archive turns it off"),
-        (DECLARED, True, "a compiled model is not, unless its archive asks for it"),
+        (
+            DECLARED,
+            True,
+            "a compiled model is not, whose compiler does not take its layers' outputs, unless its archive asks for it",
+        ),
         (DECLARED.replace("camserve_maps_total", "other"), False, "off in the archive, or undeclared by the server"),
         ("", False, "off in the archive, or undeclared by the server"),
     ],

@@ -128,7 +128,7 @@ class CompiledEngine:
 
     def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
         """Run over pictures, one thread at a time."""
-        torch._dynamo.maybe_mark_dynamic(pictures, 0)  # type: ignore[no-untyped-call]
+        torch._dynamo.maybe_mark_dynamic(pictures, 0)
         with self._lock, torch.no_grad():
             scores, *outputs = self._run(pictures)
         given = dict(zip(self._names, outputs, strict=True))

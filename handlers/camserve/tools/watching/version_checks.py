@@ -58,9 +58,21 @@ def check_version(name: str, description: Mapping[str, Any], exposition: str) ->
         remedy = f"{command_of('package')} --weights FILE packages trained ones"
         yield Finding("wrong", f"{name}: its weights are random, so its answers mean nothing", remedy)
     yield from _layers(name, metadata)
+    yield from _runtime(name, metadata)
     yield from _device(name, {**description, **metadata}, ready)
     yield from _clock(name, metadata)
     yield from _monitoring(name, metadata, exposition)
+
+
+def _runtime(name: str, metadata: Mapping[str, Any]) -> Iterator[Finding]:
+    """Says why torch runs in place of the recorded runtime, and so more slowly; archives of earlier releases know no other."""
+    why = (metadata.get("runtime") or {}).get("why")
+    if why:
+        yield Finding(
+            "advice",
+            f"{name}: torch runs in place of the recorded runtime: {why}",
+            f"{command_of('package')} --runtime auto records one that can be had on such a machine",
+        )
 
 
 def _layers(name: str, metadata: Mapping[str, Any]) -> Iterator[Finding]:
@@ -167,8 +179,8 @@ def _unmonitored(name: str, metadata: Mapping[str, Any], exposition: str) -> Fin
     remedy = "monitor: true in model-config.yaml, unless that is meant"
     if not exposition or undeclared(exposition):
         why, remedy = "off in the archive, or undeclared by the server", f"metrics_config, and {remedy}"
-    elif metadata.get("compiled"):
-        why = "a compiled model is not, unless its archive asks for it"
+    elif metadata.get("compiled") and (metadata.get("runtime") or {}).get("name") != "compile":
+        why = "a compiled model is not, whose compiler does not take its layers' outputs, unless its archive asks for it"
     else:
         why = "the archive turns it off"
     return Finding("advice", f"{name}: nothing is monitored: {why}", remedy)

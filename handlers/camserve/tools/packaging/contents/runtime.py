@@ -77,10 +77,9 @@ def _compare(made: Backend, config: Config, size: tuple[int, int]) -> str:
     if not isinstance(made.capture, RuntimeCapture):
         return ""
     pictures = [*_photographs(config, size), *synthesize_pictures(size, 3, seed=2, config=config)][:3]
-    faults = find_faults(
-        made.capture.inner, made.capture, torch.stack(pictures), made.runtime.layers, made.reader, draw_with(config.method)
-    )
-    return "; ".join(f"{made.runtime.name}: {layer} {fault}".replace(":  ", ": ") for layer, fault in faults.items())
+    given, draw = torch.stack(pictures), draw_with(config.method)
+    faults = find_faults(made.capture.inner, made.capture, given, made.runtime.layers, reader=made.reader, draw=draw)
+    return "; ".join(f"{made.runtime.name}: {f'layer {layer}: ' if layer else ''}{fault}" for layer, fault in faults.items())
 
 
 def _photographs(config: Config, size: tuple[int, int]) -> list[Tensor]:
