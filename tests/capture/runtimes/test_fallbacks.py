@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tests.support.models import nets
 from torch import Tensor, nn
 
 from camserve.capture import Backend, open_backend
-from camserve.capture.runtimes import choose, engines
+from camserve.capture.runtimes import choose
 from camserve.core.config import Config
 
 onnx = pytest.importorskip("onnx")
@@ -22,9 +23,9 @@ CPU = torch.device("cpu")
 SIZE = (nets.SIDE, nets.SIDE)
 
 
-def opened(model: object, graph: Path | None = None, runtime: str = "onnxruntime", **keys: object) -> Backend:
+def opened(model: object, graph: Path | None = None, runtime: str = "onnxruntime", **keys: Any) -> Backend:
     """A model in a runtime."""
-    return open_backend(model, Config(runtime=runtime, **{"channels_last": False, **keys}), SIZE, CPU, graph=graph)  # type: ignore[arg-type]
+    return open_backend(model, Config(runtime=runtime, **{"channels_last": False, **keys}), SIZE, CPU, graph=graph)
 
 
 def in_torch(made: Backend, log: pytest.LogCaptureFixture, why: str) -> None:
@@ -57,7 +58,7 @@ def test_a_graph_that_is_there_is_read(graph: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_runtime_that_is_not_installed(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker without the extra answers as one that knows no runtimes."""
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(choose, "is_installed", lambda _name: False)
     in_torch(opened(nets.net("pooled")), caplog, "onnxruntime is not installed here (pip install 'camserve[onnxruntime]')")
 
 
@@ -138,7 +139,7 @@ def test_what_tracing_has_fixed_shows(caplog: pytest.LogCaptureFixture) -> None:
         (lambda: nn.Sequential(nets.Pooled().half(), nn.Identity()).eval(), {}, "this model in float16 or float32"),
     ],
 )
-def test_models_that_run_in_torch_alone(model: Callable[[], object], keys: dict[str, object], why: str) -> None:
+def test_models_that_run_in_torch_alone(model: Callable[[], object], keys: dict[str, Any], why: str) -> None:
     """Said when the model is loaded."""
     if "script" in why:
         keys = {**keys, "channels_last": None}

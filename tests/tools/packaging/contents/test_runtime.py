@@ -74,7 +74,7 @@ def test_packaged_again_it_has_a_graph_of_its_own(
 ) -> None:
     """The old archive's graph is left behind: a new layer, or new weights, would not be in it."""
     fork_server.replace_fresh(monkeypatch)
-    arguments = ["--from-archive", str(packaged[0]), "--name", "again", "--export-path", str(tmp_path)]
+    arguments = ["--from-archive", str(packaged[0]), "--trust", "--name", "again", "--export-path", str(tmp_path)]
     again, _ = made(arguments)
     with zipfile.ZipFile(again) as opened:
         assert [name for name in opened.namelist() if name.endswith(".onnx")] == [GRAPH]
