@@ -15,12 +15,14 @@ from camserve.capture.alignment.align import Aligned, align_layers
 from camserve.capture.base import Capture, CaptureSettings, Classifier, Context
 from camserve.capture.choose.bypass import BypassTrial
 from camserve.capture.choose.cam_condition import find_cam_weights
-from camserve.capture.choose.layer import NO_CELL, check_layer, choose_layer, find_faults
+from camserve.capture.choose.layer import NO_CELL, choose_layer, find_faults
+from camserve.capture.choose.members import JOIN, Members, list_members
 from camserve.capture.choose.scores import read_kind_of_scores
 from camserve.capture.models.eager import EagerClassifier
 from camserve.capture.models.kinds import copy_exactly, open_model, summarize_error, survey_model
 from camserve.capture.runtimes.agreement import Draw, draw_plainly
 from camserve.capture.runtimes.choose import Runtime, Trunk, open_runtime, refuse_runtime
+from camserve.capture.models.views import JoinedCapture
 from camserve.capture.survey.layers import LayerInfo, Site, Survey
 from camserve.capture.survey.layout import synthesize_pictures
 from camserve.capture.survey.reader import FIRST, OutputReader
@@ -117,11 +119,13 @@ def open_backend(
     tell(f"trying which of {len(survey.maps)} maps the prediction depends on")
     chosen = _choose_layers(tried, pictures, survey, config.layers)
     tell(f"finding where the cells of {chosen.layers[0]} lie in the picture")
-    aligned = align_layers(tried, survey, chosen.layers, pictures[:1], given=len(config.token_grid or ()) > 2)
+    members = {layer: list_members(layer, survey) for layer in chosen.layers}
+    single = list(dict.fromkeys(name for names in members.values() for name in names))
+    aligned = align_layers(tried, survey, single, pictures[:1], given=len(config.token_grid or ()) > 2)
     sites = {layer: each.site for layer, each in aligned.items()}
     weights = _find_weights(tried, pictures, sites, survey.outputs)
     compiled = getattr(model, "_orig_mod", model) is not model
-    form = _arrange(model, classifier, pictures, config, chosen.layers, tune=tune)
+    form = _arrange(model, classifier, pictures, config, single, tune=tune)
     context = precision_context(config.precision, device)
     settings = CaptureSettings(weights, size, model if compiled else None, context, classifier.reader)  # type: ignore[arg-type]
     capture = classifier.capture(sites, settings)
@@ -131,17 +135,18 @@ def open_backend(
     capture, runtime = _open_runtime(model, classifier, config, Opened(capture, sites, settings, tried_on, form, graph, draw))
     if compiled and runtime.name != "compile":
         _compile_now(capture, pictures, form)
+    joined = {layer: names for layer, names in members.items() if len(names) > 1}
     return Backend(
-        capture=capture,
+        capture=JoinedCapture(capture, joined) if joined else capture,
         outputs=survey.outputs,
-        closed_form=tuple(weights),
+        closed_form=tuple(layer for layer in weights if layer in chosen.layers),
         memory_format=form,
         kind=classifier.kind,
         compiled=compiled,
         maps=survey.maps,
         reader=classifier.reader,
         notes=notes,
-        aligned=aligned,
+        aligned={layer: Aligned.join(layer, [aligned[name] for name in names]) for layer, names in members.items()},
         class_token=_reads_class_token(tried, pictures, survey),
         runtime=runtime,
         **chosen._asdict(),
@@ -242,11 +247,15 @@ def _choose_layers(classifier: Classifier, pictures: Tensor, survey: Survey, ask
         ConfigError: a layer cannot be explained, or none is found.
     """
     trial, layers, why = BypassTrial(classifier, pictures), asked, ""
+    search = Members(classifier, pictures, survey, trial)
     if not asked:
         layer, why = choose_layer(classifier, pictures, survey, trial)
-        layers = (layer,)
-    doubts = {layer: check_layer(classifier, pictures, survey, layer, trial) for layer in layers}
-    bypass = {layer: trial.measure(survey.info(layer)) for layer in layers}
+        found = search.find(survey.info(layer))
+        why = search.describe(found) if len(found) > 1 else why
+        layers = (JOIN.join(info.name for info in found),)
+    members = {layer: list_members(layer, survey) for layer in layers}
+    doubts = {layer: search.check(names) for layer, names in members.items()}
+    bypass = {layer: search.measure(names) for layer, names in members.items()}
     return _Chosen(layers, why, bypass, {layer: doubt for layer, doubt in doubts.items() if doubt})
 
 

@@ -13,7 +13,7 @@ from camserve.capture.alignment.trial import FINER, MIDDLES, Placed, Seen, Trial
 from camserve.capture.base import Classifier
 from camserve.capture.precision import disable_tf32
 from camserve.capture.survey.layers import LayerInfo, Site, Survey, View
-from camserve.capture.survey.layout import TOKENS
+from camserve.capture.survey.layout import TOKENS, Layout
 
 COUNTS = (6, 16, 48)
 """Number of probes, of those that are taken where the first settle nothing, and where a layer sees a part of the picture only."""
@@ -51,6 +51,17 @@ class Aligned:
         words = (f"call {call}: {each.note or 'as the picture lies'}" for call, each in zip(info.views, placed, strict=True))
         note = f"its {len(views)} calls see the picture each for itself and are added up, each at its place ({'; '.join(words)})"
         return cls(Site(info.name, info.calls, last.layout, views), max(distances, default=None), note)
+
+    @classmethod
+    def join(cls, name: str, members: Sequence[Aligned]) -> Aligned:
+        """Take several layers together, which are explained as one; a single one as it is."""
+        if len(members) == 1:
+            return members[0]
+        finest = max((each.site.layout for each in members), key=lambda layout: layout.height * layout.width)
+        layout = Layout("nchw", *finest.grid, sum(each.site.layout.channels for each in members))
+        distances = [each.distance for each in members if each.distance is not None]
+        notes = "; ".join(f"of {each.site.layer}, {each.note}" for each in members if each.note)
+        return cls(Site(name, 1, layout), max(distances, default=None), notes)
 
     def describe(self) -> dict[str, object]:
         """Describe it in values that JSON can hold."""

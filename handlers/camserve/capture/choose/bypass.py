@@ -6,13 +6,15 @@ concatenated branches, a gate, or the norm before a transformer's last attention
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
 from camserve.capture.base import Captured, Classifier
 from camserve.capture.models.passes import fit_batch
 from camserve.capture.precision import disable_tf32
-from camserve.capture.survey.layers import MODEL_ERRORS, LayerInfo
+from camserve.capture.survey.layers import MODEL_ERRORS, LayerInfo, Site
 
 MAX_BYPASS = 0.1
 """Largest share of the scores' change that may go past a layer which is to be the default."""
@@ -59,6 +61,16 @@ class BypassTrial:
                 self._shares[info.name] = self._share(info)
         return self._shares[info.name]
 
+    def measure_together(self, infos: Sequence[LayerInfo]) -> float | None:
+        """Return what goes past several layers, of which none goes into another; None: it cannot be measured."""
+        if len(infos) == 1:
+            return self.measure(infos[0])
+        name = " + ".join(sorted(info.name for info in infos))
+        if name not in self._shares:
+            with disable_tf32():
+                self._shares[name] = self._share_together({info.name: info.site for info in infos})
+        return self._shares[name]
+
     def depends_on_class(self, info: LayerInfo) -> bool:
         """Return whether the map of one class can differ from another's: not where all gradients are parallel.
 
@@ -88,13 +100,33 @@ class BypassTrial:
         if captured is None:
             return None
         try:
+            held = self._model.run_with(info.site, self._changed, captured.output(info.name))
+        except MODEL_ERRORS:
+            return None
+        return self._compare(captured, held)
+
+    def _share_together(self, sites: Mapping[str, Site]) -> float | None:
+        try:
+            captured = self._model.capture(sites).forward(self._held, list(sites))
+            given: dict[tuple[str, int], Tensor] = {}
+            for name, site in sites.items():
+                output = captured.output(name)
+                calls = [output] if isinstance(output, Tensor) else output
+                given |= {(name, call - 1): values for call, values in zip(site.keys, calls, strict=True)}
+            held, _ = self._model.run_calls((), self._changed, given)
+        except MODEL_ERRORS:
+            return None
+        return self._compare(captured, held)
+
+    def _compare(self, captured: Captured, held: Tensor) -> float | None:
+        """Return how far the scores `held` are from those of the held picture, as a share of how far the changed one's are."""
+        try:
             if self._scores is None:
                 self._scores = self._model.capture({}).forward(self._changed, ()).logits.double()
-            held = self._model.run_with(info.site, self._changed, captured.output(info.name)).double()
         except MODEL_ERRORS:
             return None
         fixed = captured.logits.double()
-        change, remains = (self._scores - fixed).norm(), (held - fixed).norm()
+        change, remains = (self._scores - fixed).norm(), (held.double() - fixed).norm()
         if not torch.isfinite(change + remains) or change <= UNCHANGED * fixed.norm():
             return None
         return float(remains / change)

@@ -58,15 +58,15 @@ def _find_views(model: Classifier, pictures: Tensor, info: LayerInfo) -> tuple[i
                 noise = torch.randn(output.shape, generator=generator).to(output) * (output.float().std() + 1e-3).to(output)
                 changed, after = model.run_calls((info.name,), pictures, {(info.name, place): noise})
                 later = zip(calls[place + 1 :], after[info.name][place + 1 :], strict=True)
-                if any(_differ(old, new) for old, new in later):
+                if any(differ(old, new) for old, new in later):
                     return ()
-                if _differ(scores, changed):
+                if differ(scores, changed):
                     found.append(place + 1)
     except MODEL_ERRORS:
         return ()
     return tuple(found) if len(found) > 1 and len(calls) == info.calls else ()
 
 
-def _differ(one: Tensor, other: Tensor) -> bool:
+def differ(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors differ by more than sums in another order."""
     return bool((one - other).abs().max() > SAME * one.abs().max())

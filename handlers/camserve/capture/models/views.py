@@ -1,13 +1,15 @@
-"""Several calls of a layer as one map: their channels side by side, each at its place in the picture."""
+"""Several calls of a layer, or several layers, as one map: their channels side by side, each at its place in the picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from camserve.capture.base import Capture, Captured, Values
 from camserve.capture.survey.layers import View
+from camserve.capture.survey.layout import Layout
 
 WHOLE = (0.0, 1.0)
 
@@ -55,3 +57,79 @@ def _place(view: View, grid: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _length(span: tuple[float, float]) -> float:
     return span[1] - span[0]
+
+
+class JoinedCapture:
+    """A capture some of whose layers stand for several (`Capture`): the last of each member of a network.
+
+    Args:
+        capture: of all of these.
+        members: the layers that each such name stands for; none goes into another.
+    """
+
+    def __init__(self, capture: Capture, members: Mapping[str, Sequence[str]]) -> None:
+        self._capture = capture
+        self._members = members
+
+    @property
+    def sites(self) -> Collection[str]:
+        """Names of the layers that may be asked for."""
+        return [*self._capture.sites, *self._members]
+
+    def forward(self, pictures: Tensor, layers: Collection[str]) -> Captured:
+        """Run the model once over `[N, C, H, W]`."""
+        asked = dict.fromkeys(member for layer in layers for member in self._members.get(layer, (layer,)))
+        return _JoinedPass(self._capture.forward(pictures, list(asked)), self._members)
+
+
+class _JoinedPass:
+    """A pass in which a layer may stand for several (`Captured`): the scores are a function of all of their channels."""
+
+    def __init__(self, captured: Captured, members: Mapping[str, Sequence[str]]) -> None:
+        self._captured = captured
+        self._members = members
+
+    @property
+    def logits(self) -> Tensor:
+        """`[N, K]`, float32."""
+        return self._captured.logits
+
+    @property
+    def values(self) -> Tensor:
+        """`[N, K]` or `[N, 1]`, float32."""
+        return self._captured.values
+
+    def activation(self, layer: str) -> Tensor:
+        """Return the activation `[N, C of all members, h, w]` on the finest member's grid, without a graph."""
+        if layer not in self._members:
+            return self._captured.activation(layer)
+        return _join([self._captured.activation(member) for member in self._members[layer]])
+
+    def output(self, layer: str) -> Values:
+        """Return a layer's output as the model lays it out, without a graph; of several layers, that of each."""
+        if layer not in self._members:
+            return self._captured.output(layer)
+        return [value for each in self._members[layer] for value in _list(self._captured.output(each))]
+
+    def has_closed_form(self, layer: str) -> bool:
+        """Return whether the layer's gradients need no backward pass."""
+        return layer not in self._members and self._captured.has_closed_form(layer)
+
+    def gradients(self, layer: str, rows: Tensor, targets: Tensor, seed: float = 1.0) -> Tensor:
+        """Return gradients `[M, C of all members, h, w]`; of a single layer what the capture gives."""
+        if layer not in self._members:
+            return self._captured.gradients(layer, rows, targets, seed)
+        grids = []
+        for member in self._members[layer]:
+            gradients = self._captured.gradients(member, rows, targets, seed)
+            grids.append(gradients.expand(*gradients.shape[:2], *self._captured.activation(member).shape[2:]))
+        return _join(grids, sums=True)
+
+
+def _join(grids: Sequence[Tensor], *, sums: bool = False) -> Tensor:
+    views = [View(1, Layout("nchw", grid.shape[2], grid.shape[3], grid.shape[1])) for grid in grids]
+    return join_views(views, grids, sums=sums)
+
+
+def _list(values: Values) -> Sequence[Tensor]:
+    return [values] if isinstance(values, Tensor) else values

@@ -19,6 +19,7 @@ from camserve.capture import LayerInfo, open_model, synthesize_pictures
 from camserve.capture.backend import Backend, open_backend
 from camserve.capture.choose.bypass import MAX_BYPASS
 from camserve.capture.choose.layer import find_faults
+from camserve.capture.choose.members import JOIN
 from camserve.capture.choose.scores import read_kind_of_scores
 from camserve.capture.models.kinds import survey_model
 from camserve.core.config import Config
@@ -82,7 +83,7 @@ def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> 
     if len(picked.maps) > len(shown):
         progress.note(f"{len(picked.maps) - len(shown)} deeper layers are not listed; --depth {options.depth + 1} lists more")
     if options.image:
-        asked = {*inspected.config.layers, *picked.layers}
+        asked = {name for layer in (*inspected.config.layers, *picked.layers) for name in layer.split(JOIN)}
         rows = listed
         rows = rows if options.every_layer else _few(rows, asked)
         with progress.step(f"Explain {options.image.name} at {len(rows)} layers"):
@@ -101,7 +102,7 @@ def _open(
 
 def _shown(picked: Backend, asked: Sequence[str], depth: int) -> list[LayerInfo]:
     """The layers to list: those of few levels that compute something, the rule's choice, and those that were asked for."""
-    always = {*picked.layers, *asked}
+    always = {name for layer in (*picked.layers, *asked) for name in layer.split(JOIN)}
     return [
         info
         for info in picked.maps
@@ -169,7 +170,7 @@ def _print(
         rows, columns = layout.grid
         stride = f"{size[0] / rows:g}x{size[1] / columns:g}"
         closed = "closed form" if info.name in backend.closed_form else "autograd"
-        mark = "the rule's choice" if info.name == picked else ""
+        mark = "the rule's choice" if info.name in picked.split(JOIN) else ""
         shape = f"{layout.channels} x {rows}x{columns}"
         signed = "yes" if info.signed else "no"
         share = backend.bypass[info.name]
