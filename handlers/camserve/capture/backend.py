@@ -20,9 +20,9 @@ from camserve.capture.choose.members import JOIN, Members, list_members
 from camserve.capture.choose.scores import read_kind_of_scores
 from camserve.capture.models.eager import EagerClassifier
 from camserve.capture.models.kinds import copy_exactly, open_model, summarize_error, survey_model
+from camserve.capture.models.views import JoinedCapture
 from camserve.capture.runtimes.agreement import Draw, draw_plainly
 from camserve.capture.runtimes.choose import Runtime, Trunk, open_runtime, refuse_runtime
-from camserve.capture.models.views import JoinedCapture
 from camserve.capture.survey.layers import LayerInfo, Site, Survey
 from camserve.capture.survey.layout import synthesize_pictures
 from camserve.capture.survey.reader import FIRST, OutputReader
