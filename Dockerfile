@@ -2,6 +2,7 @@
 #
 #   docker build -t camserve --target asgi .                            our own server, without TorchServe and Java
 #   docker build -t camserve .                                          for GPU and CPU
+#   docker build -t camserve:ray --target ray .                         for the nodes of a Ray cluster: deploy/ray
 #   deploy/lock.py --torch-index URL
 #   docker build -t camserve:cpu --build-arg TORCH_INDEX=URL .          for CPU: with PyTorch's index of CPU builds, far smaller
 
@@ -36,6 +37,10 @@ FROM torch AS build-asgi
 COPY deploy/requirements-asgi.txt ./
 RUN /opt/venv/bin/pip install -q -r requirements-asgi.txt && PIP_REQUIRE_HASHES=0 /opt/venv/bin/pip uninstall -qy pip
 
+FROM torch AS build-ray
+COPY deploy/requirements-ray.txt ./
+RUN /opt/venv/bin/pip install -q -r requirements-ray.txt && PIP_REQUIRE_HASHES=0 /opt/venv/bin/pip uninstall -qy pip
+
 FROM base AS code
 COPY LICENSE /opt/camserve/
 COPY scripts /opt/camserve/scripts
@@ -62,6 +67,16 @@ COPY --from=build-asgi /opt/venv /opt/venv
 COPY --from=code /opt/camserve /opt/camserve
 # Without tokens, which this server does not have: something in front authenticates.
 ENTRYPOINT ["tini", "--", "python3", "/opt/camserve/scripts/serve.py", "--host", "asgi", "--model-store", "/models", \
+    "--log-format", "json", "--config", "/opt/camserve/deploy/torchserve/cluster.properties"]
+
+FROM run AS ray
+COPY --from=build-ray /opt/venv /opt/venv
+COPY --from=code /opt/camserve /opt/camserve
+# KubeRay starts `ray start` here, which imports camserve.
+ENV PYTHONPATH=/opt/camserve/handlers RAY_USAGE_STATS_ENABLED=0
+HEALTHCHECK NONE
+ENTRYPOINT []
+CMD ["python3", "/opt/camserve/scripts/serve.py", "--host", "ray", "--model-store", "/models", \
     "--log-format", "json", "--config", "/opt/camserve/deploy/torchserve/cluster.properties"]
 
 FROM run

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes the images' hashed requirements: requirements.txt, requirements-asgi.txt, and requirements-torch.txt or its other form.
+"""Writes the images' hashed requirements: requirements.txt, requirements-asgi.txt, requirements-ray.txt, and
+requirements-torch.txt or its other form.
 
-They hold what a server needs, the extras `serve` and `asgi` of `pyproject.toml`, at the releases of `constraints.txt`, for
+They hold what a server needs, the extras `serve`, `asgi` and `ray` of `pyproject.toml`, at the releases of `constraints.txt`, for
 Debian 12's Python 3.11 on 64-bit Linux. torch and what only its CUDA builds need stand in a file of their own, because wheels of
-one
-release differ between indexes and so do their hashes. `--torch-index URL` (PyTorch's CPU index, say) writes
+one release differ between indexes and so do their hashes. `--torch-index URL` (PyTorch's CPU index, say) writes
 requirements-torch-index.txt, which the Dockerfile takes when it is built with `--build-arg TORCH_INDEX=URL`. Needs uv
 (`pip install uv`).
 """
@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     write(options.output / "requirements.txt", "What the image holds beside torch and torchvision.", rest)
     asgi = {name: entry for name, entry in lock(ROOT / "pyproject.toml", "--extra", "asgi").items() if name not in torch}
     write(options.output / "requirements-asgi.txt", "What the image without Java holds beside torch and torchvision.", asgi)
+    more = ("-c", str(ROOT / "tests" / "support" / "environments" / "ray" / "requirements.txt"))
+    ray = {name: entry for name, entry in lock(ROOT / "pyproject.toml", "--extra", "ray", *more).items() if name not in torch}
+    write(options.output / "requirements-ray.txt", "What the image with Ray holds beside torch and torchvision.", ray)
     return 0
 
 

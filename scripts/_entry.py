@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(command: str) -> None:
-    """Runs `camserve COMMAND` with this process's arguments, and ends the process with its status."""
+def run(command: str, *arguments: str) -> None:
+    """Runs `camserve COMMAND` with these arguments and this process's, and ends the process with its status."""
     python = ROOT / ".venv" / "bin" / "python"
     if find_spec("torch") is None or not (find_spec("model_archiver") or find_spec("uvicorn")):  # of the extras serve and asgi
         if not python.exists() or Path(sys.prefix) == ROOT / ".venv":
@@ -18,4 +18,4 @@ def run(command: str) -> None:
     sys.path[0] = str(ROOT / "handlers")
     from camserve.tools.cli import main  # noqa: PLC0415 found only now
 
-    sys.exit(main([command, *sys.argv[1:]]))
+    sys.exit(main([command, *arguments, *sys.argv[1:]]))

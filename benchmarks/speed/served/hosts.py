@@ -1,4 +1,4 @@
-"""The same archive on TorchServe and on the ASGI host: answers a second, processor time a request, memory, batches that form."""
+"""One archive on TorchServe, on the ASGI host and on Ray: answers a second, processor time a request, memory, batches formed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from benchmarks.speed.served import archives
 from benchmarks.speed.served.load import load, wrk_version
 
 CONNECTIONS = 16
-HOSTS = ("torchserve", "asgi")
+NAMES = {"asgi": "ASGI", "ray": "Ray"}
+GOALS = {"asgi": (1.1, 0.9, 0.75), "ray": (0.9, 1.25, 2.0)}
+"""Of TorchServe's: answers a second at least, processor time a request and memory at most."""
+RAY = archives.ROOT / ".venv-ray" / "bin" / "python"
+HOSTS = ("torchserve", "asgi", *(("ray",) if RAY.exists() else ()))
 BATCHES = re.compile(r'^camserve_host_batches_total\{[^}]*size="(\d+)"[^}]*\} (\S+)', re.MULTILINE)
 
 
@@ -27,7 +31,8 @@ class Hosted:
     """A server in a process of its own, started as users do."""
 
     def __init__(self, host: str, store: Path, model: str) -> None:
-        command = [sys.executable, "scripts/serve.py", "--host", host, "--model-store", str(store), "--models", model]
+        python = str(RAY) if host == "ray" else sys.executable
+        command = [python, "scripts/serve.py", "--host", host, "--model-store", str(store), "--models", model]
         command += ["--port", "0", "--log-dir", str(store)]
         self.process = subprocess.Popen(command, cwd=archives.ROOT, stdout=subprocess.PIPE, text=True)
         self.url = ""
@@ -74,13 +79,13 @@ def hosted(host: str, store: Path, model: str) -> Iterator[Hosted]:
 
 
 def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Both hosts with one archive, in turns; the other one is idle meanwhile."""
+    """All hosts with one archive, in turns; the others are idle meanwhile."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         store = Path(folder)
         say(f"{model}: packaging")
         archives.ours(store, model)
         picture = archives.photograph(store)
-        say(f"{model}: starting two servers")
+        say(f"{model}: starting {len(HOSTS)} servers")
         servers = {host: stack.enter_context(hosted(host, store, model)) for host in HOSTS}
         cost: dict[str, list[float]] = {}
         work: dict[str, Callable[[], float]] = {}
@@ -93,7 +98,7 @@ def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None])
                 )
         found = alternate(work, rounds, lambda text: say(f"{model}, {text}"))
         memory = {host: server.memory() for host, server in servers.items()}
-        batches = servers["asgi"].batches()
+        batches = {host: servers[host].batches() for host in HOSTS[1:]}
     told = conditions(
         model=f"{model}, {'ImageNet' if model == archives.DEMO else 'random'} weights",
         picture="photograph, JPEG, 640 x 480",
@@ -104,8 +109,9 @@ def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None])
     rates = {name: Spread.of(values).__dict__ for name, values in found.items()}
     rates |= {f"{name}: processor ms a request": Spread.of(values[1:]).__dict__ for name, values in cost.items()}
     rates |= {f"{host}: memory, MiB": Spread.of([value]).__dict__ for host, value in memory.items()}
-    mean = sum(size * count for size, count in batches.items()) / sum(batches.values())
-    rates["asgi: requests in a batch, mean"] = Spread.of([mean]).__dict__
+    for host, formed in batches.items():
+        mean = sum(size * count for size, count in formed.items()) / sum(formed.values())
+        rates[f"{host}: requests in a batch, mean"] = Spread.of([mean]).__dict__
     return {"conditions": told, "rows": _rows(found, cost, memory), "rates": rates}
 
 
@@ -119,10 +125,13 @@ def _slice(server: Hosted, model: str, picture: Path, seconds: float, *, share: 
 
 def _rows(found: dict[str, list[float]], cost: dict[str, list[float]], memory: dict[str, float]) -> list[dict[str, Any]]:
     rows = []
-    for words in ("predictions", "explanations"):
-        ours, theirs = f"asgi, {words}", f"torchserve, {words}"
-        rows.append((f"ASGI's {words}/s over TorchServe's", ratios(found[ours], found[theirs]), 1.1, "least"))
-        used = ratios(cost[ours][1:], cost[theirs][1:])
-        rows.append((f"ASGI's processor time a request over TorchServe's, {words}", used, 0.9, "most"))
-    rows.append(("ASGI's memory over TorchServe's", [memory["asgi"] / memory["torchserve"]], 0.75, "most"))
+    for host in HOSTS[1:]:
+        name = NAMES[host]
+        rate, time, room = GOALS[host]
+        for words in ("predictions", "explanations"):
+            ours, theirs = f"{host}, {words}", f"torchserve, {words}"
+            rows.append((f"{name}'s {words}/s over TorchServe's", ratios(found[ours], found[theirs]), rate, "least"))
+            used = ratios(cost[ours][1:], cost[theirs][1:])
+            rows.append((f"{name}'s processor time a request over TorchServe's, {words}", used, time, "most"))
+        rows.append((f"{name}'s memory over TorchServe's", [memory[host] / memory["torchserve"]], room, "most"))
     return [{"what": what, "goal": goal, "side": side, **Spread.of(values).__dict__} for what, values, goal, side in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import socket
 import time
@@ -33,6 +34,27 @@ class HostError(Exception):
     def __init__(self, status: int, kind: str, message: str, allowed: str = "") -> None:
         super().__init__(message)
         self.status, self.kind, self.message, self.allowed = status, kind, message, allowed
+
+
+def full_queue(hosted: Hosted) -> HostError:
+    """What is answered where no request can wait any more."""
+    return HostError(503, "QueueFull", f"{hosted.queue_size} requests wait for the model {hosted.name}; try again later")
+
+
+def no_version(name: str, version: str | None) -> HostError:
+    """What is answered where a model has not the version that is asked for."""
+    return HostError(404, "ModelVersionNotFoundException", f"Model version: {version} does not exist for model: {name}")
+
+
+def late(hosted: Hosted) -> HostError:
+    """What is answered in place of an answer that took too long."""
+    return HostError(504, "Timeout", f"no answer within {hosted.response_timeout} s (responseTimeout)")
+
+
+def write_error(error: HostError) -> Answered:
+    """Write an error as an answer, in the contract's shape."""
+    told = {"code": error.status, "type": error.kind, "message": error.message}
+    return error.status, "application/json", {}, json.dumps(told, separators=(",", ":")).encode()
 
 
 @dataclass
@@ -95,9 +117,7 @@ class Batcher:
             raise self._no_worker()
         if len(self._queue) >= self.hosted.queue_size:
             self._miss("full")
-            raise HostError(
-                503, "QueueFull", f"{self.hosted.queue_size} requests wait for the model {self.hosted.name}; try again later"
-            )
+            raise full_queue(self.hosted)
         waiting = _Waiting(asked, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         try:
@@ -106,7 +126,7 @@ class Batcher:
             return await asyncio.wait_for(waiting.answer, self.hosted.response_timeout)
         except asyncio.TimeoutError:
             self._miss("late")
-            raise self._late() from None
+            raise late(self.hosted) from None
         except asyncio.CancelledError:
             self._miss("gone")
             raise
@@ -116,9 +136,6 @@ class Batcher:
 
     def _miss(self, reason: str, count: int = 1) -> None:
         self._registry.add("camserve_host_unanswered_total", {"reason": reason, **self._labels}, count)
-
-    def _late(self) -> HostError:
-        return HostError(504, "Timeout", f"no answer within {self.hosted.response_timeout} s (responseTimeout)")
 
     async def describe(self) -> bytes:
         """Return what the handler says of itself, JSON.
@@ -210,7 +227,7 @@ class Batcher:
             logger.error("the model %s: %s; %d requests were with it", self.hosted.name, error, len(batch))
             lost = HostError(503, "WorkerLost", f"{error} while it worked on this request; it is started again; try again")
             if error.late:
-                lost = self._late()
+                lost = late(self.hosted)
             for each in batch:
                 if not each.answer.done():
                     self._miss("late" if error.late else "lost")

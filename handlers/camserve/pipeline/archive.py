@@ -68,7 +68,7 @@ def unpack(path: Path | str) -> Iterator[Archive]:
         yield read_archive(path.resolve())
         return
     with tempfile.TemporaryDirectory(prefix="camserve-") as folder:
-        yield read_archive(_unpack(path, Path(folder).resolve()))
+        yield read_archive(extract(path, Path(folder).resolve()))
 
 
 def read_archive(directory: Path) -> Archive:
@@ -98,8 +98,15 @@ def _check_inside(directory: Path, key: str, name: object) -> None:
         raise ArchiveError(f"not a safe archive: its manifest's {key} names a file outside the archive: {name!r}")
 
 
-def _unpack(path: Path, directory: Path) -> Path:
-    """Unpack a zip or tar file; return the folder that holds the manifest: in a tar of torch-model-archiver's, the only one."""
+def extract(path: Path, directory: Path) -> Path:
+    """Unpack a zip or tar file; return the folder that holds the manifest: in a tar of torch-model-archiver's, the only one.
+
+    Args:
+        directory: an empty folder, resolved.
+
+    Raises:
+        ArchiveError: as `unpack`.
+    """
     try:
         limit = max(FREE_BYTES, min(MAX_BYTES, MAX_RATIO * path.stat().st_size))
         if not tarfile.is_tarfile(path):

@@ -25,8 +25,9 @@ from camserve.tools.serving.configuration.addresses import Settings
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
-KSERVE, KSERVE_ASGI = "../kserve", "../kserve-asgi"
+KSERVE, KSERVE_ASGI, RAY = "../kserve", "../kserve-asgi", "../ray"
 TOOLS = ROOT / ".venv-deploy" / "bin"
+RAY_PYTHON = ROOT / ".venv-ray" / "bin" / "python"
 KSERVE_PYTHON = ROOT / ".venv-kserve" / "bin" / "python"
 OPERATOR = "monitoring.coreos.com/v1"
 GUIDES = ("deploy/README.md", "SECURITY.md")
@@ -80,11 +81,12 @@ def complaints(**given: list[Any]) -> Any:
 @needs_tools
 def test_every_manifest_fits_its_schema(from_store: list[Any]) -> None:
     """Kubernetes' own, strictly, for two releases; the operator's; the Compose specification. And mistakes are found."""
-    manifests = [*built("base"), *built("overlays/gpu"), *from_store, *built(KSERVE), *built(KSERVE_ASGI)]
+    manifests = [*built("base"), *built("overlays/gpu"), *from_store, *built(KSERVE), *built(KSERVE_ASGI), *built(RAY)]
     rules = yaml.safe_load(run(KUBERNETES / "rules.sh"))
     operator = [each for each in manifests if each["apiVersion"] == OPERATOR] + [rules]
-    plain = [each for each in manifests if not each["apiVersion"].startswith(("monitoring.", "serving.kserve."))]
-    assert len(plain) >= 37
+    plain = [each for each in manifests if not each["apiVersion"].startswith(("monitoring.", "serving.kserve.", "ray.io/"))]
+    plain += pods_of_ray()
+    assert len(plain) >= 40
     assert {each["kind"] for each in operator} == {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
     assert rules["spec"] == yaml.safe_load(text("deploy/prometheus/rules.yml"))
 
@@ -110,6 +112,46 @@ def test_the_inference_service_fits_kserves_models() -> None:
     service["spec"]["predictor"]["minReplica"] = 1
     service["spec"]["predictor"]["containers"][0]["ports"][0]["containerPort"] = "8080"
     assert len(json.loads(run(KSERVE_PYTHON, "tests/support/environments/kserve/schema.py", given=json.dumps(service)))) == 2
+
+
+RAY_SERVICE = {"rayClusterDeletionDelaySeconds", "excludeHeadPodFromServeSvc", "serveConfigV2", "rayClusterConfig"}
+RAY_CLUSTER = {"rayVersion", "enableInTreeAutoscaling", "authOptions", "headGroupSpec", "workerGroupSpecs"}
+RAY_GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+"""Keys of KubeRay's own resource, as its definition of 2026-08-19 has them; the whole manifest fitted it on 2026-11-29."""
+
+
+def pods_of_ray() -> list[Any]:
+    """The pods that KubeRay makes of the manifest's templates."""
+    cluster = one(built(RAY), "RayService")["spec"]["rayClusterConfig"]
+    templates = [group["template"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    return [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, **template} for template in templates]
+
+
+@needs_tools
+@pytest.mark.skipif(not RAY_PYTHON.exists(), reason="needs .venv-ray: scripts/test.sh makes it")
+def test_the_ray_service_is_what_kuberay_and_ray_take() -> None:
+    """Its configuration is that of serve.yaml, by Ray's own schema; its image holds the release that it names."""
+    service = one(built(RAY), "RayService")["spec"]
+    cluster = service["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    assert (service.keys(), cluster.keys()) == (RAY_SERVICE, RAY_CLUSTER)
+    assert set().union(*groups) == RAY_GROUP
+    assert requirements("requirements-ray.txt")["ray"] == cluster["rayVersion"]
+
+    told = text("deploy/ray/serve.yaml")
+    assert yaml.safe_load(service["serveConfigV2"]) == yaml.safe_load(told)
+    assert serve_complaints(told) == []
+    for right, wrong in [("max_replicas:", "most:"), ("models:", "model:"), (":build", ":make"), ('"@front"', "front")]:
+        assert len(serve_complaints(told.replace(right, wrong))) == 1, wrong
+
+
+def serve_complaints(told: str) -> list[str]:
+    """What is wrong with a Serve configuration."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "handlers")}
+    command = [str(RAY_PYTHON), "tests/support/environments/ray/schema.py"]
+    ran = subprocess.run(command, input=told, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+    found: list[str] = json.loads(ran.stdout.splitlines()[-1])
+    return found
 
 
 @needs_tools
@@ -174,7 +216,9 @@ def requirements(name: str) -> dict[str, str]:
     return dict(re.match(r"([\w.-]+)==(\S+)", entry).groups() for entry in entries)  # type: ignore[union-attr,misc]
 
 
-@pytest.mark.parametrize(("file", "extra"), [("requirements.txt", "serve"), ("requirements-asgi.txt", "asgi")])
+@pytest.mark.parametrize(
+    ("file", "extra"), [("requirements.txt", "serve"), ("requirements-asgi.txt", "asgi"), ("requirements-ray.txt", "ray")]
+)
 def test_the_images_hold_the_pinned_releases(file: str, extra: str) -> None:
     """Those of constraints.txt, for what a server needs by pyproject.toml and not for the demo; in two files without a package in common."""
     torch, rest = requirements("requirements-torch.txt"), requirements(file)

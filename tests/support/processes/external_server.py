@@ -15,9 +15,10 @@ from camserve.tools.commands.serve import Server
 class ExternalServer:
     """What tests ask of a `Server`; management and metrics are, by TorchServe's habit, on the two ports above."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, log: Path | None = None) -> None:
         parts = urlsplit(url)
         self.url = url.rstrip("/")
+        self._log = log or (Path(os.environ["CAMSERVE_LOG"]) if os.environ.get("CAMSERVE_LOG") else None)
         self.management_url, self.metrics_url = (f"http://{parts.hostname}:{(parts.port or 80) + step}" for step in (1, 2))
 
     @property
@@ -32,8 +33,7 @@ class ExternalServer:
     @property
     def lines(self) -> list[str]:
         """Its log so far, where the tests are told where it is."""
-        log = os.environ.get("CAMSERVE_LOG")
-        return Path(log).read_text("utf-8").splitlines() if log else []
+        return self._log.read_text("utf-8").splitlines() if self._log else []
 
 
 def external_server(url: str) -> Server:

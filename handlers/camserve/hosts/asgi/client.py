@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from camserve.core.errors import RequestError
-from camserve.hosts.batcher import HostError
+from camserve.hosts.batcher import HostError, no_version
 from camserve.hosts.hosted import Hosted
 from camserve.hosts.worker import Answered, Asked
 from camserve.protocol.accept import check_host
@@ -98,8 +98,7 @@ def find(models: Sequence[Model], name: str, version: str | None) -> Model:
     named = [each for each in models if each.hosted.name == name]
     found = next((each for each in named if version in (None, each.hosted.version)), None)
     if found is None:
-        what = f"Model not found: {name}" if not named else f"Model version: {version} does not exist for model: {name}"
-        raise HostError(404, "ModelNotFoundException" if not named else "ModelVersionNotFoundException", what)
+        raise no_version(name, version) if named else HostError(404, "ModelNotFoundException", f"Model not found: {name}")
     return found
 
 

@@ -35,8 +35,9 @@ Picture = str | Path | bytes | bytearray | Image.Image | NDArray[Any]
 """A file's path, an encoded picture, a Pillow image, or an array: see `encode`."""
 
 TRIES = 5
-"""How often a request is sent again while the server's queue is full (503), after 0.25, 0.5, 1, ... seconds or what its
-`Retry-After` says, as far as the call's time allows."""
+"""How often a request is sent again, after 0.25, 0.5, 1, ... seconds or what the server's `Retry-After` says, as far as the call
+has time: while the queue is full or the worker was lost (503), where a proxy in front lost it (500 or 502 that are not the
+contract's), and where the connection to a server that had answered before breaks. A picture has one answer: no harm is done."""
 
 LONGEST = 2000
 """Characters of a server's message that are kept."""
@@ -98,6 +99,7 @@ class Client:
     def __init__(self, url: str, token: str | Callable[[], str] | None = None, timeout: float | None = 60) -> None:
         self._address = _Address.parse(url)
         self._timeout = timeout
+        self._answered = False
         self._session = requests.Session()
         self._session.auth = TokenAuth(token)
         self._session.headers["user-agent"] = f"camserve/{_version()}"
@@ -177,11 +179,17 @@ class Client:
         body, headers = _request(image, options)
         deadline = Deadline(self._timeout)
         for tried in range(TRIES + 1):
-            response = self._send(url, body, headers, deadline)
-            wait = _pause(tried, response.headers.get("retry-after"))
-            # A full queue answers at once, and the request has not begun, so it is safe to send it again a little later.
-            if response.status_code != 503 or tried == TRIES or not deadline.allows(wait):
-                break
+            try:
+                response = self._send(url, body, headers, deadline)
+            except CamserveError as error:
+                wait = _pause(tried, None)
+                if error.type != "Unreachable" or not self._answered or tried == TRIES or not deadline.allows(wait):
+                    raise
+            else:
+                self._answered = True
+                wait = _pause(tried, response.headers.get("retry-after"))
+                if not _is_passing(response) or tried == TRIES or not deadline.allows(wait):
+                    break
             time.sleep(wait)
         if response.status_code != 200:
             raise read_error(response.status_code, response.content)
@@ -272,6 +280,12 @@ def read_error(status: int, body: bytes) -> CamserveError:
 
 def _shorten(words: object) -> str:
     return str(words)[:LONGEST]
+
+
+def _is_passing(response: requests.Response) -> bool:
+    """Whether a request may be answered if it is sent again a little later."""
+    ours = response.headers.get("content-type", "").startswith("application/json")
+    return response.status_code == 503 or (response.status_code in (500, 502) and not ours)
 
 
 def _pause(tried: int, asked: str | None) -> float:

@@ -46,11 +46,20 @@ def parser() -> argparse.ArgumentParser:
     add("--models", nargs="+", default=[], metavar="NAME", help="NAME, NAME.mar or ALIAS=NAME.mar (default: every archive)")
     add("--model-store", type=Path, metavar="DIR", help="folder of the archives (default: the configuration's, or model_store)")
     add = command.add_argument_group("where").add_argument
-    hosts = "torchserve, or asgi: our own server, without Java and TorchServe (default: torchserve)"
-    add("--host", choices=("torchserve", "asgi"), default="torchserve", help=hosts)
+    hosts = "torchserve; asgi: our own server, without Java and TorchServe; ray: replicas on Ray Serve (default: torchserve)"
+    add("--host", choices=("torchserve", "asgi", "ray"), default="torchserve", help=hosts)
     add("--port", type=int, help="port of the inference address; 0 picks free ports (default: the configuration's, or 8080)")
     add("--config", type=Path, metavar="FILE", help=f"TorchServe's configuration (default: {CONFIG}, where there is one)")
     add("--public-management", action="store_true", help="let the configuration bind management beyond loopback")
+    add = command.add_argument_group("on Ray (--host ray)").add_argument
+    add("archives", nargs="*", type=Path, metavar="ARCHIVE", help="archives' files, in place of a model store")
+    replicas = "YAML with the options of each model's deployment, by Ray Serve's names; `*` is all others (README)"
+    add("--replicas", type=Path, metavar="FILE", help=replicas)
+    address = (
+        "a Ray cluster, or `auto`: put the archives there in the place of those of the same name, and return when they serve"
+    )
+    add("--address", metavar="HOST:PORT", help=address)
+    add("--end", action="store_true", help="with --address: answer what is in flight, refuse the rest, and end the application")
     add = command.add_argument_group("how long it waits").add_argument
     add("--drain", type=_seconds, default=30.0, metavar="SECONDS", help="longest wait for requests when stopping (default: 30)")
     silence = f"torchserve: while models load, longest time without an answer of management (default: {MAX_SILENCE:g})"
@@ -81,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = open_log(options.log_format)
     signals: list[int] = []
     try:
+        if options.address or options.end:
+            _manage_cluster(options, log)
+            return 0
         server = _server(options)
         with _signals(signals, server), server.running():
             return _serve(server, options, signals, log)
@@ -99,16 +111,48 @@ def _server(options: argparse.Namespace) -> BaseServer:
         "max_outage": options.max_outage,
         "sinks": lambda port: _sinks(options, port),
     }
+    if options.host != "ray" and (options.archives or options.replicas):
+        raise ToolError("ARCHIVE and --replicas are of --host ray; other hosts take --models, and minWorkers of each archive")
     if options.host == "torchserve":
         require("serving with TorchServe", "serve")
         own = {"log_config": options.log_config or LOG_CONFIGS[options.log_format], "max_silence": options.max_silence}
         return Server(options.model_store, options.models, **common, **own)
     if options.log_config:
-        raise ToolError("--log-config is TorchServe's; the ASGI host writes its log as --log-dir and --log-format say")
+        raise ToolError("--log-config is TorchServe's; other hosts write their log as --log-dir and --log-format say")
+    if options.host == "ray":
+        return _ray_server(options, common)
     require("serve --host asgi", "asgi")
     from camserve.tools.serving.asgi_server import AsgiServer  # noqa: PLC0415 an extra brings what it needs
 
     return AsgiServer(options.model_store, options.models, **common)
+
+
+def _ray_server(options: argparse.Namespace, common: dict[str, Any]) -> BaseServer:
+    require("serve --host ray", "ray")
+    from camserve.tools.serving.ray_server import RayServer, read_deployments  # noqa: PLC0415 an extra brings what it needs
+
+    deployments = read_deployments(options.replicas) if options.replicas else None
+    return RayServer(options.model_store, options.models, archives=options.archives, deployments=deployments, **common)
+
+
+def _manage_cluster(options: argparse.Namespace, log: logging.Logger) -> None:
+    """Updates or ends what runs on a cluster.
+
+    Raises:
+        ToolError: that cannot be done.
+    """
+    if options.host != "ray" or not options.address or bool(options.archives) == options.end:
+        raise ToolError("--address is of --host ray, and wants either archives to serve there, or --end")
+    require("serve --host ray", "ray")
+    from camserve.tools.serving.process.ray_update import end_application, update_cluster  # noqa: PLC0415 an extra brings it
+    from camserve.tools.serving.ray_server import read_deployments  # noqa: PLC0415
+
+    if options.end:
+        end_application(options.address, options.drain)
+        log.info("the application has ended")
+        return
+    update_cluster(options.address, options.archives, read_deployments(options.replicas) if options.replicas else None)
+    log.info("the new replicas serve")
 
 
 def _sinks(options: argparse.Namespace, port: int) -> tuple[str, list[Callable[[str], None]]]:
@@ -128,10 +172,12 @@ def _sinks(options: argparse.Namespace, port: int) -> tuple[str, list[Callable[[
 
 
 def _serve(server: BaseServer, options: argparse.Namespace, signals: list[int], log: logging.Logger) -> int:
-    host = "TorchServe" if isinstance(server, Server) else "the ASGI host"
+    host = {"torchserve": "TorchServe", "asgi": "the ASGI host", "ray": "Ray Serve"}[options.host]
     log.info(f"starting {host} with {server.models}, which takes ten seconds or more; its log: {server.log_place}")
     for warning in server.exposure_warnings():
         log.warning(warning)
+    for note in server.notes():
+        log.info(note)
     with Progress(Console(file=unfailing(sys.stderr), highlight=False, soft_wrap=True)).step("loading"):
         heap = server.max_heap()
         server.wait_ready()

@@ -95,6 +95,10 @@ class BaseServer(abc.ABC):
         """Warns of who reaches this server."""
         return advice.warn_of_exposure(self._settings, self._addresses)
 
+    def notes(self) -> list[str]:
+        """Says what else is good to know once it has started."""
+        return []
+
     @abc.abstractmethod
     def running(self) -> contextlib.AbstractContextManager[None]:
         """Starts the server, without waiting for it, and ends it on leaving."""

@@ -23,7 +23,7 @@ PREFIXES = {"WARNING": "warning: ", "ERROR": "error: "}
 LEVEL = "DEBUG|INFO|WARNING|ERROR|CRITICAL"
 OWN = re.compile(
     rf"(?s)(?:(?P<level>{LEVEL}) (?P<logger>(?:camserve|uvicorn)[\w.]*) (?P<message>.*)"
-    rf"|(?:\[\S+-\d+\] (?:(?P<second>{LEVEL}) )?.*))"
+    rf"|(?:\[\S+-\w+\] (?:(?P<second>{LEVEL}) )?.*))"
 )
 """A line of a host of ours: its own, or a worker's behind the model's name and the worker's number."""
 LOG4J_LEVELS = {"WARNING": "WARN"}

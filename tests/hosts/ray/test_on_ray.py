@@ -1,0 +1,209 @@
+"""Ray Serve: the contract's live tests, and what is answered when something ends, is full, takes too long, or is updated.
+
+All in one file, so that one cluster serves them all; the last test ends it.
+"""
+
+# ruff: noqa: F403
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from tests.hosts.test_contract_on_asgi import *
+from tests.support.processes.ray_serving import RayProcess
+from tests.support.processes.serving import write_archive
+
+import camserve
+
+pytestmark = pytest.mark.live
+
+
+def ask(server: RayProcess, model: str) -> requests.Response:
+    """One prediction."""
+    return requests.post(f"{server.url}/predictions/{model}", data=b"x", timeout=60)
+
+
+def error(answer: requests.Response) -> tuple[int, str]:
+    """Status and type of an error, which has the contract's shape."""
+    assert answer.headers["content-type"] == "application/json"
+    told = answer.json()
+    assert (list(told), told["code"]) == (["code", "type", "message"], answer.status_code)
+    return answer.status_code, told["type"]
+
+
+def workers_of(server: RayProcess, model: str) -> list[int]:
+    """The process ids of a model's workers."""
+    (described,) = requests.get(f"{server.management_url}/models/{model}", timeout=60).json()
+    return [int(each["pid"]) for each in described["workers"]]
+
+
+def replicas_of(server: RayProcess, model: str) -> list[psutil.Process]:
+    """The processes of a model's replicas."""
+    return server.descendants(f"ray::ServeReplica:camserve:{model}")
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
+    """Returns once a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def wait_for_more(got: list[object], count: int) -> None:
+    """Returns once so many more answers have come."""
+    before = len(got)
+    wait_for(lambda: len(got) > before + count)
+
+
+@contextmanager
+def clients(server: RayProcess, model: str, count: int) -> Iterator[list[object]]:
+    """Lets the shipped client ask without a pause, `count` times at once, and collects what each gets."""
+    got: list[object] = []
+    stop = threading.Event()
+
+    def work() -> None:
+        with camserve.Client(server.url, timeout=60) as client:
+            while not stop.is_set():
+                try:
+                    got.append(client.predict(b"x", model=model)["version"])
+                except camserve.CamserveError as failed:
+                    got.append(failed)
+
+    with ThreadPoolExecutor(count) as pool:
+        asking = [pool.submit(work) for _ in range(count)]
+        try:
+            yield got
+        finally:
+            stop.set()
+        for each in asking:
+            each.result()
+
+
+def test_what_waits_is_taken_at_once_so_batches_are_full(live: RayProcess) -> None:
+    """With 16 connections and batches of 8, at least 6 requests a batch in the mean, by the cluster's own metrics."""
+    with ThreadPoolExecutor(16) as pool:
+        assert {each.status_code for each in pool.map(lambda _: ask(live, "eight"), range(160))} == {200}
+    metrics = requests.get(f"{live.metrics_url}/metrics", timeout=30).text
+    sizes = {
+        int(line.split('size="')[1].split('"')[0]): float(line.split()[-1])
+        for line in metrics.splitlines()
+        if line.startswith("camserve_host_batches_total{") and '"eight"' in line
+    }
+    assert sum(size * count for size, count in sizes.items()) == 160
+    assert 160 / sum(sizes.values()) >= 6, sizes
+
+
+def test_a_full_queue_is_a_503_and_what_takes_too_long_a_504(live: RayProcess) -> None:
+    """The limits are the archive's own `jobQueueSize` and `responseTimeout`; the others are answered."""
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ask(live, "one"), range(8)))
+    assert {error(each) for each in answers if each.status_code != 200} == {(503, "QueueFull")}
+    assert sum(each.status_code == 200 for each in answers) >= 3
+    assert error(ask(live, "slow")) == (504, "Timeout")
+
+
+def test_a_killed_worker_costs_what_it_had_and_no_more(live: RayProcess) -> None:
+    """A JSON 503 within five seconds; the replica stays, and starts another."""
+    (pid,) = workers_of(live, "one")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, live, "one")
+        time.sleep(0.3)  # it is with the worker
+        os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        assert error(asked.result()) == (503, "WorkerLost")
+        assert time.monotonic() - killed < 5
+    wait_for(lambda: ask(live, "one").status_code == 200)
+    assert workers_of(live, "one") != [pid]
+
+
+def test_a_killed_replica_costs_what_it_had_as_json(live: RayProcess) -> None:
+    """Within five seconds, though it was the only one; what waited is answered by the next."""
+    (replica,) = replicas_of(live, "one")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, live, "one")
+        time.sleep(0.3)
+        replica.kill()
+        killed = time.monotonic()
+        assert error(asked.result()) == (503, "WorkerLost")
+        assert time.monotonic() - killed < 5
+    wait_for(lambda: ask(live, "one").status_code == 200)
+
+
+def test_the_shipped_client_loses_nothing_where_a_replica_or_the_front_is_killed(live: RayProcess) -> None:
+    """One of two replicas, and then the only front, in whose place another comes."""
+    with clients(live, "two", 4) as got:
+        wait_for(lambda: len(got) > 8)
+        replicas_of(live, "two")[0].kill()
+        wait_for_more(got, 8)
+        wait_for(lambda: len(replicas_of(live, "two")) == 2)
+        replicas_of(live, "@front")[0].kill()
+        wait_for_more(got, 16)
+    assert set(got) == {"1.0"}
+
+
+def test_an_update_takes_the_place_of_the_old_version_and_loses_nothing(live: RayProcess, tmp_path: Path) -> None:
+    """The new replica is there before the old one goes; a broken one never takes its place."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    write_archive(folder, "eight", seconds=0.1, batch=8, version="2.0")
+    write_archive(folder, "two", seconds=-1, version="2.0")
+    with clients(live, "eight", 4) as got:
+        updated = live.run(str(folder / "eight.mar"))
+        assert updated.returncode == 0, updated.stderr
+        wait_for(lambda: "2.0" in got)
+        wait_for(lambda: got[-16:] == ["2.0"] * 16)
+    assert set(got) == {"1.0", "2.0"}
+    assert error(ask(live, "eight/1.0")) == (404, "ModelVersionNotFoundException")
+    assert ask(live, "eight/2.0").status_code == 200
+    refused = live.run(str(folder / "two.mar"))
+    assert refused.returncode == 1
+    assert "the model two does not load: ValueError: seconds: -1 is negative; what ran before goes on" in refused.stderr
+    assert ask(live, "two").json()["version"] == "1.0"
+
+
+def test_what_listens(live: RayProcess) -> None:
+    """Our addresses are loopback's. Ray's own processes listen on all addresses: SECURITY.md says so, and to whom they are closed."""
+    listening: dict[str, set[str]] = {}
+    for process in [psutil.Process(live.process.pid), *live.descendants()]:
+        try:
+            found = [each.laddr for each in process.net_connections(kind="inet") if each.status == psutil.CONN_LISTEN]
+            name = "ours" if process.pid == live.process.pid else process.name()
+        except psutil.Error:
+            continue
+        for host, _ in found:
+            listening.setdefault(name, set()).add(host)
+    assert "127.0.0.1" in listening["ours"]
+    for url in (live.url, live.management_url, live.metrics_url):
+        host, port = url.removeprefix("http://").split(":")
+        assert host == "127.0.0.1"
+        socket.create_connection((host, int(port)), 5).close()
+    assert listening["haproxy"] == {"127.0.0.1", "0.0.0.0"}  # requests; its statistics and metrics
+    public = {name for name, hosts in listening.items() if hosts - {"127.0.0.1"}}
+    assert {"gcs_server", "raylet"} <= public
+
+
+def test_a_stop_answers_what_is_in_flight_and_leaves_nothing(live: RayProcess) -> None:
+    """SIGTERM with requests in flight and in the queue: all are answered, newcomers are refused, the status is 0."""
+    known = live.descendants()
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask, live, "one") for _ in range(3)]
+        time.sleep(0.4)
+        live.process.send_signal(signal.SIGTERM)
+        assert [each.result().status_code for each in asked] == [200] * 3
+    assert live.process.wait(90) == 0
+    _, left = psutil.wait_procs(known, timeout=15)
+    assert not [each.name() for each in left]
+    with pytest.raises(requests.ConnectionError):
+        ask(live, "one")

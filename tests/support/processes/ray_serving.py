@@ -1,0 +1,114 @@
+"""Ray Serve as users start it: `scripts/serve.py --host ray` as a process of .venv-ray, whose packages the tests' Python lacks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.support.processes.external_server import ExternalServer
+
+ROOT = Path(__file__).resolve().parents[3]
+PYTHON = ROOT / ".venv-ray" / "bin" / "python"
+HANG = 300
+
+
+class RayProcess(ExternalServer):
+    """A running server; `process` is the command's, `descendants` are Ray's and the workers'."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str, folder: Path) -> None:
+        super().__init__(url, next(folder.glob("serve-*.log")))
+        self.process = process
+        self.folder = folder
+
+    @property
+    def lines(self) -> list[str]:
+        """Its log, which gathers the replicas' lines every second."""
+        time.sleep(2.5)
+        return super().lines
+
+    @property
+    def notes(self) -> str:
+        """What the command said on standard error."""
+        return (self.folder / "notes").read_text()
+
+    def descendants(self, words: str = "") -> list[psutil.Process]:
+        """Its processes whose command line holds `words`."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return [each for each in found if words in " ".join(_cmdline(each))]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs the command for its cluster, as its notes say."""
+        words = next(line for line in self.notes.splitlines() if "RAY_AUTH_TOKEN_PATH=" in line).split()
+        token = next(word.partition("=")[2] for word in words if word.startswith("RAY_AUTH_TOKEN_PATH="))
+        address = words[words.index("--address") + 1]
+        command = [str(PYTHON), "scripts/serve_ray.py", "--address", address, *arguments]
+        environment = compose_environment() | {"RAY_AUTH_TOKEN_PATH": token, "RAY_AUTH_MODE": "token"}
+        return subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANG)
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def compose_environment() -> dict[str, str]:
+    """This process's environment, without a home that could be written to, and with one thread a worker."""
+    return {**os.environ, "HOME": "/nonexistent", "OMP_NUM_THREADS": "1"}
+
+
+@contextmanager
+def ray_serving(folder: Path, *arguments: str) -> Iterator[RayProcess]:
+    """Starts the command, and waits until it is ready; afterwards all its processes have ended."""
+    if not PYTHON.exists():
+        pytest.skip("needs .venv-ray, which scripts/test.sh makes")
+    folder.mkdir(exist_ok=True)
+    command = [str(PYTHON), "scripts/serve_ray.py", "--port", "0", "--log-dir", str(folder), *arguments]
+    with (folder / "notes").open("w") as notes:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=compose_environment(), stdout=subprocess.PIPE, stderr=notes, text=True, start_new_session=True
+        )
+    assert process.stdout is not None
+    known: list[psutil.Process] = []
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("ready "), (folder / "notes").read_text()
+        known = psutil.Process(process.pid).children(recursive=True)
+        yield RayProcess(process, line.split()[1], folder)
+    finally:
+        if process.poll() is None:
+            known += psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.stdout.close()
+        left = end_all(known)
+    assert not left, left
+
+
+def end_all(processes: Sequence[psutil.Process]) -> list[str]:
+    """Returns what still runs some seconds later, having ended it."""
+    _, left = psutil.wait_procs(list(set(processes)), timeout=15)
+    names = [" ".join(_cmdline(each)) for each in left]
+    for each in left:
+        each.kill()
+    return names
+
+
+def copy_store(source: Path, target: Path) -> Path:
+    """Copies a store's archives, so that others can stand beside them."""
+    target.mkdir()
+    for archive in source.glob("*.mar"):
+        shutil.copy(archive, target)
+    return target
