@@ -181,6 +181,11 @@ class Trial(ExitStack):
             count=self.size.burst, host=self.host,
         )  # fmt: skip
 
+    def lost_node(self) -> Row:
+        """A node of a Ray cluster that is gone at once."""
+        archives.small(self.store, "node")
+        return stopping.lost_node(self.store / "node.mar", seconds=self.size.seconds / 2)
+
     def soaked(self) -> Row:
         """The same traffic for long."""
         size = self.size
@@ -230,7 +235,7 @@ class Trial(ExitStack):
             if self.host == "torchserve":
                 server: Served = stack.enter_context(Server(self.store, [name], config=config))
             else:
-                server = stack.enter_context(Started(self.store, name, config))
+                server = stack.enter_context(Started(self.store, name, config, self.host))
             traffic = Traffic(server.url, mixed(name), clients=64)
             traffic.learn()
             yield server, traffic
@@ -248,12 +253,16 @@ FAULTS: dict[str, Callable[[Trial], Row]] = {
     "stopped": Trial.stopped,
     "continued": Trial.continued,
     "full_disk": Trial.full_disk,
+    "node": Trial.lost_node,
     "soak": Trial.soaked,
     "control": Trial.control,
 }
 """What can be tried, in this order."""
 OF_TORCHSERVE = ("crammed", "soak", "control")
 """Those that look into Java's heap or its processes."""
+HOSTS = {"torchserve": "TorchServe 0.12.0", "asgi": "the ASGI host", "ray": "Ray Serve"}
+NOT_ON = {"torchserve": ("node",), "asgi": (*OF_TORCHSERVE, "node"), "ray": (*OF_TORCHSERVE, "replaced", "full_disk", "annoyed")}
+"""What makes no sense of a host, or is tried of Ray in `tests/hosts/ray`."""
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -270,12 +279,12 @@ def table(rows: Sequence[Row]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, metavar="MAR", help="a real archive (default: the tests' small classifier)")
-    parser.add_argument("--host", choices=("torchserve", "asgi"), default="torchserve", help="default: torchserve")
+    parser.add_argument("--host", choices=HOSTS, default="torchserve", help="default: torchserve")
     parser.add_argument("--only", nargs="+", choices=FAULTS, help="which faults (default: all of the host)")
     parser.add_argument("--seconds", type=float, default=Size.seconds, help="of each fault (default: 30)")
     parser.add_argument("--soak", type=float, default=Size.soak, metavar="SECONDS", help="of the soak (default: 1800)")
     options = parser.parse_args(argv)
-    chosen = options.only or [each for each in FAULTS if options.host == "torchserve" or each not in OF_TORCHSERVE]
+    chosen = options.only or [each for each in FAULTS if each not in NOT_ON[options.host]]
     size = Size(seconds=options.seconds, soak=options.soak)
     console, progress = Console(width=200), Console(stderr=True)
     print(conditions(options))
@@ -299,8 +308,8 @@ def conditions(options: argparse.Namespace) -> str:
     """What the figures depend on."""
     model = options.demo.name if options.demo else "the tests' small classifier"
     machine = f"{psutil.cpu_count()} cores of {processor()}, load {os.getloadavg()[0]:.1f} when it began"
-    host = "TorchServe 0.12.0" if options.host == "torchserve" else "the ASGI host"
-    return f"{date.today()}, Python {platform.python_version()}, torch {torch.__version__}, {host}, {machine}, {model}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{date.today()}, {versions}, {HOSTS[options.host]}, {machine}, {model}"
 
 
 if __name__ == "__main__":

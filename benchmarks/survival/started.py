@@ -12,13 +12,13 @@ from benchmarks.survival import stopping
 
 
 class Started(ExitStack):
-    """`scripts/serve.py --host asgi` with one model."""
+    """`scripts/serve.py --host asgi` or `ray` with one model."""
 
-    def __init__(self, store: Path, model: str, config: Path) -> None:
+    def __init__(self, store: Path, model: str, config: Path, host: str) -> None:
         super().__init__()
         port = stopping.free_port()
         output = self.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 it is left with the rest
-        more = ("--host", "asgi", "--config", str(config), "--log-dir", "-")
+        more = ("--host", host, "--config", str(config), "--log-dir", "-")
         self.url, self._process = self.enter_context(stopping.served(store, model, port, *more, output=output))
         self.management_url = f"http://127.0.0.1:{port + 1}"
 

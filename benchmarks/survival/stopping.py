@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -11,19 +12,22 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 import requests
 
 from benchmarks.survival.hardships import Row, all_again
-from benchmarks.survival.traffic import LOST, RIGHT, Outcome, Traffic, good, mixed, wait_until
+from benchmarks.survival.traffic import FAILED, LOST, RIGHT, Outcome, Traffic, good, mixed, wait_until
 from camserve.tools.serving.configuration.addresses import Addresses, Settings
 from camserve.tools.serving.health.management import Management
 
 ROOT = Path(__file__).resolve().parents[2]
+RAY = ROOT / ".venv-ray" / "bin" / "python"
 FULL = Path("/dev/full")
+LATEST = 5.0
+"""Seconds in which a request that was lost with its node must have its error."""
 PAUSE = 0.01
 """Seconds that a client waits between an answer and its next request."""
 
@@ -63,7 +67,8 @@ def served(
     store: Path, model: str, port: int, *arguments: str, output: IO[bytes]
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """`scripts/serve.py`, ready; its URL, and its process, which is ended on leaving."""
-    command = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--model-store", str(store), "--models", model]
+    python = str(RAY) if "ray" in arguments else sys.executable
+    command = [python, str(ROOT / "scripts" / "serve.py"), "--model-store", str(store), "--models", model]
     command += ["--config", str(ROOT / "config.properties"), "--port", str(port), "--drain", "120", *arguments]
     process = subprocess.Popen(command, stdout=output, stderr=output, cwd=store)
     management = Management(f"http://127.0.0.1:{port + 1}")
@@ -79,7 +84,9 @@ def served(
         yield f"http://127.0.0.1:{port}", process
     finally:
         management.close()
-        if process.poll() is None:
+        if process.poll() is None and "ray" in arguments:
+            process.terminate()
+        elif process.poll() is None:
             process.kill()  # takes Java and the workers with it
         process.wait()
 
@@ -206,3 +213,23 @@ def _to_tmpfs(_port: int) -> Iterator[Place]:
             yield folder, output
         finally:
             subprocess.run(["umount", folder], check=True)
+
+
+def lost_node(archive: Path, *, seconds: float) -> Row:
+    """One of two nodes is lost: what was in flight there may fail, as JSON within five seconds; the shipped client loses nothing."""
+    script = ROOT / "tests" / "support" / "processes" / "ray_node.py"
+    ran = subprocess.run([RAY, script, archive, str(seconds), str(free_port())], capture_output=True, text=True, check=True)
+    found = json.loads(ran.stdout.splitlines()[-1])
+    outcomes = [
+        Outcome(0, begun, ended, status, RIGHT if status == 200 else FAILED, kind)
+        for begun, ended, status, kind in found["plain"]
+    ]
+    failed = [each for each in outcomes if each.status != 200]
+    latest = max((each.ended - found["lost"] for each in failed), default=0.0)
+    row = Row(
+        "a node is lost", f"one of two, {seconds:g} s before and after, 8 plain clients and 8 shipped ones", outcomes,
+        f"last error {latest:.1f} s after the loss; by the shipped client: {found['shipped']}",
+    ).allow(FAILED)  # fmt: skip
+    row.complaints += [f"an error after {latest:.1f} s"] if latest > LATEST else []
+    row.complaints += [f"{each.status} {each.words}" for each in failed if each.words != "application/json"]
+    return row if set(found["shipped"]) == {"answered"} else replace(row, complaints=[*row.complaints, str(found["shipped"])])

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import uvicorn
@@ -66,6 +67,9 @@ class Beside:
         self._collection = Collection()
         self._app = ClusterManagement(self._models, self._collection, self.look)
         self._app.allowed_hosts = allowed_hosts
+        self._server = uvicorn.Server(
+            uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off", server_header=False)
+        )
         self._positions: dict[str, int] = {}
         self._states: dict[str, list[State]] = {}
         self._loop = asyncio.new_event_loop()
@@ -74,8 +78,10 @@ class Beside:
         self._thread = threading.Thread(target=self._run, name="camserve beside", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread, and return once the management application answers."""
         self._thread.start()
+        while not self._server.started and not self.ended():
+            time.sleep(0.02)
 
     def stop(self) -> None:
         """End the thread; call it while the cluster still runs."""
@@ -132,9 +138,7 @@ class Beside:
             self._loop.close()
 
     async def _main(self) -> None:
-        config = uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off", server_header=False)
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve(sockets=list(self._listening)))
+        serving = asyncio.create_task(self._server.serve(sockets=list(self._listening)))
         while not self._stop.is_set():
             try:
                 await self.look()
@@ -142,5 +146,5 @@ class Beside:
                 logger.exception("the replicas could not be asked")
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), EVERY)
-        server.should_exit = True
+        self._server.should_exit = True
         await serving
