@@ -216,7 +216,7 @@ def _to_tmpfs(_port: int) -> Iterator[Place]:
 
 
 def lost_node(archive: Path, *, seconds: float) -> Row:
-    """One of two nodes is lost: what was in flight there may fail, as JSON within five seconds; the shipped client loses nothing."""
+    """One of two nodes is lost: what was in flight there may fail, as JSON within five seconds; by the shipped client nothing."""
     script = ROOT / "tests" / "support" / "processes" / "ray_node.py"
     ran = subprocess.run([RAY, script, archive, str(seconds), str(free_port())], capture_output=True, text=True, check=True)
     found = json.loads(ran.stdout.splitlines()[-1])
