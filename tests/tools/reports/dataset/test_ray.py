@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.tools.reports.dataset.conftest import ROOT, rows_of
+from tests.support import build as small
+from tests.tools.reports.dataset.conftest import LABELS, ROOT, rows_of
 
 PYTHON = ROOT / ".venv-ray" / "bin" / "python"
 
@@ -33,11 +34,16 @@ def wait(seconds: float, done: Callable[[], bool]) -> None:
 
 
 @pytest.mark.live
-def test_a_job_on_ray_goes_on_after_its_driver_was_killed(mar: Path, pictures: Path, explained: Path, tmp_path: Path) -> None:
+def test_a_job_on_ray_goes_on_after_its_driver_was_killed(pictures: Path, explained: Path, tmp_path: Path) -> None:
     """Rows are those of a job without Ray, each once; nothing that was started is left; what was explained is not explained again."""
-    chunks = tmp_path / "_chunks"
-    job = start(mar, pictures, tmp_path)
+    (tmp_path / "store").mkdir()
+    slow = "import time; time.sleep(0.3 if len(x) == 8 else 0)"  # so that it is killed in the middle
+    mar = small.mar(tmp_path / "store", "small", settings={"batchSize": 8}, labels=LABELS, fault=slow)
+    output = tmp_path / "output"
+    chunks = output / "_chunks"
+    job = start(mar, pictures, output)
     wait(240, lambda: len(list(chunks.glob("*.parquet"))) >= 2 or job.poll() is not None)
+    assert job.poll() is None, job.communicate()
     started = psutil.Process(job.pid).children(recursive=True)
     listening = {
         each.laddr.ip for process in started for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN
@@ -48,17 +54,17 @@ def test_a_job_on_ray_goes_on_after_its_driver_was_killed(mar: Path, pictures: P
     done = len(list(chunks.glob("*.parquet")))
     assert 2 <= done < 17
     assert len(started) > 2
-    assert not list(tmp_path.glob("part-*"))
+    assert not list(output.glob("part-*"))
 
-    job = start(mar, pictures, tmp_path)
+    job = start(mar, pictures, output)
     printed, _ = job.communicate(timeout=300)
 
     assert job.returncode == 0, printed
     assert f"{8 * done} done before" in printed, printed
-    assert [(row["path"], row["status"], row["target"]) for row in rows_of(tmp_path)] == [
+    assert [(row["path"], row["status"], row["target"]) for row in rows_of(output)] == [
         (row["path"], row["status"], row["target"]) for row in rows_of(explained)
     ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert sorted(path.name for path in output.iterdir()) == [
         *(".camserve.lock", "_inputs.parquet", "_manifest.json", "part-00000.parquet")
     ]
     assert listening <= {"127.0.0.1", "::1"}
