@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -205,3 +206,24 @@ def test_an_archive_of_another_release_needs_trust(mar: Path, tmp_path: Path) ->
         found = find_code(opened, read_weights(opened), runs_copies=True)
         assert "of another release than this: 1 files differ" in found[0]
         assert len(find_code(opened, read_weights(opened))) == 1
+
+
+def test_a_terminal_shows_how_far_a_job_is() -> None:
+    """And after it the next step; without a terminal, a line now and then."""
+    from rich.console import Console
+
+    from camserve.tools.console import Progress
+    from camserve.tools.reports.dataset.command import Shown
+
+    for terminal in (True, False):
+        file = io.StringIO()
+        progress = Progress(Console(file=file, force_terminal=terminal, width=100, color_system=None))
+        with Shown(progress) as shown:
+            shown.tell(5, 10)
+            shown._told -= 100
+            shown.tell(6, 10)
+            shown.tell(10, 10)
+            with progress.step("Join"):
+                pass
+        assert ("10/10" in file.getvalue()) is terminal
+        assert ("6 of 10 pictures" in file.getvalue()) is not terminal

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from camserve.tools.reports.dataset.rows import is_final  # noqa: PLC0415
 
     try:
-        with _Shown(progress) as shown:
+        with Shown(progress) as shown:
             outcome = run(_asked(options), progress, shown.tell)
     except (ToolError, ConfigError, OSError) as error:
         return fail(error)
@@ -136,7 +136,7 @@ def _asked(options: argparse.Namespace) -> Asked:
     )
 
 
-class _Shown:
+class Shown:
     """Shows how far the job is: a bar on a terminal, else a line now and then."""
 
     def __init__(self, progress: Progress) -> None:
@@ -145,7 +145,7 @@ class _Shown:
         self._bar = Bar(*columns, console=progress.console, disable=not progress.console.is_terminal)
         self._told = time.monotonic()
 
-    def __enter__(self) -> _Shown:
+    def __enter__(self) -> Shown:
         self._task = self._bar.add_task("", total=None)
         return self
 
@@ -153,9 +153,11 @@ class _Shown:
         self._bar.stop()
 
     def tell(self, done: int, pictures: int) -> None:
-        """Shows how many pictures are done."""
+        """Shows how many pictures are done; once all are, the terminal is the next step's."""
         self._bar.start()
         self._bar.update(self._task, completed=done, total=pictures)
+        if done == pictures:
+            self._bar.stop()
         if self._bar.disable and time.monotonic() - self._told > EVERY:
             self._told = time.monotonic()
             self._progress.note(f"{done} of {pictures} pictures")
