@@ -25,8 +25,8 @@ from camserve.tools.reports.dataset.results import Results
 from camserve.tools.reports.dataset.rows import Row, is_final, row_of_answer, row_of_error, table_of
 from camserve.tools.reports.dataset.storage import open_place
 
-AHEAD = 2
-"""Batches that are read while one is explained."""
+READERS = 16
+"""Pictures that are read at once, and about how many are read while others are explained: a store takes its time for each."""
 
 TARGET = "x-explain-target"
 REFUSED = ("UnknownOption", "InvalidOption", "UnknownLabel", "NotAcceptable")
@@ -124,7 +124,7 @@ class Explaining:
             ) from error
         self._reader = Reader(job.query, job.most)
         self._batch = job.batch or self._hosted.batch_size
-        self._threads = ThreadPoolExecutor(min(16, self._batch), thread_name_prefix="camserve read")
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="camserve read")
         self._worker = worker or self._start()
 
     def explain(self, number: int) -> Tally:
@@ -165,7 +165,7 @@ class Explaining:
             places = wanted[start : start + self._batch]
             return places, [self._threads.submit(self._reader.read, entries[place]) for place in places]
 
-        begun = [begin(start) for start in islice(starts, AHEAD + 1)]
+        begun = [begin(start) for start in islice(starts, 1 + max(1, READERS // self._batch))]
         while begun:
             places, batch = begun.pop(0)
             yield places, [each.result() for each in batch]
