@@ -58,7 +58,7 @@ def test_a_job_on_ray_goes_on_after_its_driver_was_killed(pictures: Path, explai
     }
     job.send_signal(signal.SIGKILL)
     job.communicate()
-    wait(60, lambda: not any(map(runs, started)))
+    wait(240, lambda: not any(map(runs, started)))
     done = len(list(chunks.glob("*.parquet")))
     assert 2 <= done < 17
     assert len(started) > 2
