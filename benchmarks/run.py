@@ -30,7 +30,7 @@ from rich.markdown import Markdown
 from benchmarks.speed.report import tables
 from benchmarks.speed.served import archives
 
-PARTS = ("engine", "forward", "live", "hosts", "profile", "scaling", "memory")
+PARTS = ("engine", "forward", "runtimes", "live", "hosts", "profile", "scaling", "memory")
 Found = dict[str, Any]
 
 
@@ -46,6 +46,9 @@ def parts(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
         "engine": lambda: engine.measure(rounds, say, 2 if quick else engine.BATCH, options.processor)
     }
     found["forward"] = lambda: forward.measure(rounds, say)
+    for model in forward.IN_RUNTIMES[: 1 if quick else None]:
+        batch = 2 if quick else engine.BATCH
+        found[f"runtimes-{model}"] = partial(forward.in_runtimes, model, rounds, say, batch, options.processor)
     for model in options.models:
         found[f"live-{model}"] = partial(live.measure, model, rounds, seconds, say)
     for model in options.models[:1]:
@@ -67,7 +70,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=list(archives.MODELS), choices=archives.MODELS, help="served ones (all)")
     parser.add_argument("--rounds", type=int, default=10, help="rounds after the warm-up (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="of a slice of load (%(default)s)")
-    help_ = "engine and scaling-engine: count the processor's seconds, in one thread, where other programs keep the cores busy"
+    help_ = "engine, runtimes, scaling-engine: count the processor's seconds, in one thread, where others keep the cores busy"
     parser.add_argument("--processor", action="store_true", help=help_)
     parser.add_argument("--quick", action="store_true", help="one round, short slices, one served model")
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables again")

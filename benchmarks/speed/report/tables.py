@@ -51,6 +51,7 @@ def page(found: Mapping[str, Any], plots: Sequence[str]) -> str:
 PARTS = (
     ("The engine, without a server", ("engine",)),
     ("The forward pass alone", ("forward",)),
+    ("Runtimes", ("runtimes",)),
     ("A live server", ("live",)),
     ("TorchServe and the ASGI host", ("hosts",)),
     ("Where a picture's time goes", ("profile",)),
