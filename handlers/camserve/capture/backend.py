@@ -129,10 +129,10 @@ def open_backend(
     context = precision_context(config.precision, device)
     settings = CaptureSettings(weights, size, model if compiled else None, context, classifier.reader)  # type: ignore[arg-type]
     capture = classifier.capture(sites, settings)
+    opened = Opened(capture, sites, settings, size, device, form, graph, draw)
     if compiled or config.runtime != "torch":
         tell("trying the runtime")
-    tried_on = synthesize_pictures(size, 4, seed=1, config=config).to(device)
-    capture, runtime = _open_runtime(model, classifier, config, Opened(capture, sites, settings, tried_on, form, graph, draw))
+    capture, runtime = _open_runtime(model, classifier, config, opened)
     if compiled and runtime.name != "compile":
         _compile_now(capture, pictures, form)
     joined = {layer: names for layer, names in members.items() if len(names) > 1}
@@ -192,7 +192,8 @@ class Opened(NamedTuple):
     capture: Capture
     sites: Mapping[str, Site]
     settings: CaptureSettings
-    pictures: Tensor
+    size: tuple[int, int]
+    device: torch.device
     form: MemoryFormat
     graph: Path | None
     draw: Draw
@@ -208,7 +209,7 @@ def _open_runtime(model: Any, classifier: Classifier, config: Config, opened: Op
     if compiler is not None and config.runtime not in ("torch", "compile"):
         raise ConfigError(f"runtime: {config.runtime} and pt2 are both given, and each says what runs the model: leave one out")
     asked = "compile" if compiler is not None else config.runtime
-    if asked == "torch":
+    if asked == "torch" or (asked == "auto" and opened.device.type != "cpu"):
         return opened.capture, Runtime()
     if type(classifier) is not EagerClassifier or classifier.kind != "eager" or classifier.batch[1]:
         return opened.capture, refuse_runtime(asked, f"a model of the kind {classifier.kind} runs in torch alone")
@@ -216,7 +217,7 @@ def _open_runtime(model: Any, classifier: Classifier, config: Config, opened: Op
     if dtypes != {"float32"}:
         return opened.capture, refuse_runtime(asked, f"it computes in float32, and this model in {join_names(sorted(dtypes))}")
     as_given = torch.contiguous_format if opened.form == "contiguous" else torch.channels_last
-    pictures = opened.pictures.contiguous(memory_format=as_given)
+    pictures = synthesize_pictures(opened.size, 4, seed=1, config=config).to(opened.device, memory_format=as_given)
     how = compiler or torch.compile
     trunk = Trunk(classifier.module, opened.capture, opened.sites, opened.settings, pictures, opened.graph, how, opened.draw)
     return open_runtime(asked, trunk)

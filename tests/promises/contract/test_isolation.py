@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tests.support.build import archive, module_of
+from tests.support.build import PLAIN, archive, module_of
 from tests.support.comparison.equality import assert_same
 from tests.support.strategies import LABELS, PICTURES, encoded, rows
 
+from camserve.capture.runtimes.engines import ENGINES, is_installed
 from camserve.core.errors import KINDS
-from camserve.tools.archive.archive import Response, Row, ask, load_service
+from camserve.tools.archive.archive import Response, Row, ask, handler_of, load_service
 
 pytestmark = pytest.mark.numeric
 
@@ -29,10 +30,13 @@ BOUNDED = settings(
 TELLTALE = re.compile(r"/[a-z]+/[a-z_]+|\.py\b|0x[0-9a-f]{6,}|Traceback|line \d+, in ")
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The small classifier with seven classes and labels that attack."""
-    return load_service(archive(tmp_path_factory.mktemp("one") / "bright", classes=7, labels=LABELS))
+@pytest.fixture(scope="module", params=["torch", *filter(is_installed, ENGINES)])
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The small classifier with seven classes and labels that attack, in each runtime that is installed."""
+    explain = {**PLAIN, "runtime": request.param}
+    made = load_service(archive(tmp_path_factory.mktemp("one") / "bright", explain, classes=7, labels=LABELS))
+    assert handler_of(made).face.metadata["runtime"]["name"] == request.param
+    return made
 
 
 def orderly(response: Response) -> None:
