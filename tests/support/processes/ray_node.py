@@ -34,7 +34,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 import camserve
-from camserve.hosts.ray.application import build
+from camserve.hosts.ray.application import FRONT, build
 from camserve.hosts.ray.model import APPLICATION
 
 CLIENTS = 8
@@ -44,7 +44,9 @@ def main(archive: Path, seconds: float, port: int) -> None:
     """Starts the cluster, and prints what `measure` returns."""
     with tempfile.TemporaryDirectory(prefix="node-", dir="/tmp") as folder:
         os.environ |= {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "CAMSERVE_UNPACKED": f"{folder}/unpacked"}
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "resources": {"head": 1}, "include_dashboard": False}
+        )
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         try:
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
@@ -63,7 +65,9 @@ def measure(cluster: Any, nodes: Sequence[Any], archive: Path, seconds: float, p
     """
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     model = archive.stem
-    told = {"archives": [str(archive.resolve())], "models": {model: {"num_replicas": 2, "max_replicas_per_node": 1}}}
+    front = {"ray_actor_options": {"num_cpus": 0, "resources": {"head": 0.1}}}
+    models = {model: {"num_replicas": 2, "max_replicas_per_node": 1}, FRONT: front}
+    told = {"archives": [str(archive.resolve())], "models": models}
     serve.run(build(told), name=APPLICATION, route_prefix="/")
     url, picture = f"http://127.0.0.1:{port}", (ROOT / "examples" / "cat.jpg").read_bytes()
     plain: list[tuple[float, float, int, str]] = []

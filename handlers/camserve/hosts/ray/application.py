@@ -105,9 +105,10 @@ def build(arguments: Mapping[str, Any]) -> serve.Application:
 
     Args:
         arguments: `archives`, paths that are the same on every node, or ALIAS=PATH; `models`, the options of a model's
-            deployment by its name, with `*` for all others; `defaults`, TorchServe's `responseTimeout`, `startupTimeout` and
-            `jobQueueSize` where an archive gives none; `max_request_size` and `max_held`, bytes of a body and of all that a front
-            has at once; `allowed_hosts`, names by which it may be asked (without it: any); `cors`, headers of every answer.
+            deployment by its name, `@front` for what speaks HTTP, `*` for all other models; `defaults`, TorchServe's
+            `responseTimeout`, `startupTimeout` and `jobQueueSize` where an archive gives none; `max_request_size` and
+            `max_held`, bytes of a body and of all that a front has at once; `allowed_hosts`, names by which it may be asked
+            (without it: any); `cors`, headers of every answer.
 
     Raises:
         ConfigError: an argument is unknown or cannot be used.
@@ -120,13 +121,13 @@ def compose(deployed: Sequence[Deployed], arguments: Mapping[str, Any]) -> serve
     """Compose the application of archives that are read already; otherwise as `build`."""
     models = check_models(arguments.get("models") or {}, [each.hosted.name for each in deployed])
     replicas = [_bind(each, models.get(each.hosted.name, models.get("*", {}))) for each in deployed]
+    own = models.get(FRONT, {})
     front = serve.deployment(
         serve.ingress()(Front),
         name=FRONT,
         max_ongoing_requests=AT_ONCE,
         max_surge_percent=100,  # in an update the new one is there before the old one goes
-        ray_actor_options={"num_cpus": 0},
-    ).options(version=_name_version(deployed, arguments), _internal=True)
+    ).options(version=_name_version(deployed, arguments), _internal=True, **{"ray_actor_options": {"num_cpus": 0}, **own})
     application: serve.Application = front.bind(deployed, replicas, dict(arguments))
     return application
 
@@ -174,8 +175,8 @@ def check_models(models: Mapping[str, Any], names: Sequence[str]) -> Mapping[str
         ConfigError: they are not.
     """
     for name, options in models.items():
-        if name not in (*names, "*"):
-            raise ConfigError(f"models: there is no model {name!r}; there are {', '.join(names)}, and * for all others")
+        if name not in (*names, FRONT, "*"):
+            raise ConfigError(f"models: there is no model {name!r}; there are {', '.join(names)}, {FRONT}, and * for all others")
         unknown = sorted(set(options) - set(OPTIONS)) if isinstance(options, Mapping) else [str(options)]
         if unknown:
             raise ConfigError(f"models.{name}: {unknown[0]} is unknown; accepted are {', '.join(OPTIONS)}")

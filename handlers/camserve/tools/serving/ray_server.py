@@ -208,6 +208,8 @@ class RayServer(OwnServer):
 
     def _complete(self) -> dict[str, Any]:
         """Give each model the replicas that its archive asks for, and each replica its share of the cores."""
+        from camserve.hosts.ray.application import FRONT  # noqa: PLC0415 an extra brings Ray
+
         workers = {
             each.name: each.workers or read_number(self._settings, "default_workers_per_model", 1) for each in self._archives
         }
@@ -220,7 +222,8 @@ class RayServer(OwnServer):
                 given.setdefault("num_replicas", count)
             given["ray_actor_options"] = {"num_cpus": threads, **given.get("ray_actor_options", {})}
             complete[name] = given
-        unknown = sorted(set(self._deployments) - set(workers) - {"*"})
+        complete |= {FRONT: self._deployments[FRONT]} if FRONT in self._deployments else {}
+        unknown = sorted(set(self._deployments) - set(workers) - {"*", FRONT})
         if unknown:
             raise ServeError(f"the settings of replicas name {show(unknown[0])}, and the models are {', '.join(workers)}")
         return complete

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
 from camserve.core.errors import ConfigError
-from camserve.hosts.ray.application import ARGUMENTS, FRONT, check_models
+from camserve.hosts.ray.application import ARGUMENTS, check_models
 
 
 def complain(given: Any) -> list[str]:
@@ -27,8 +27,7 @@ def complain(given: Any) -> list[str]:
         return [str(error)]
     module, _, name = application.import_path.partition(":")
     found = [] if hasattr(importlib.import_module(module), name) else [f"import_path: {application.import_path}"]
-    found += [f"args: {each}" for each in arguments if each not in ARGUMENTS]
-    return found + [f"deployments: {each.name}" for each in application.deployments if each.name != FRONT]
+    return found + [f"args: {each}" for each in arguments if each not in ARGUMENTS]
 
 
 if __name__ == "__main__":
