@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from camserve.tools.serving.process.errors import Interrupted, ServeError
 
 LONGEST_FOLDER = 40
 """Characters of a path below which Ray's sockets still have room for their names."""
+SWEEPER = Path(__file__).with_name("ray_sweeper.py")
 SHARED_MEMORY = 256 * 2**20
 """Bytes for objects that Ray's processes share; requests do not go through it."""
 
@@ -84,6 +86,8 @@ def start_ray(cores: int, compose: Callable[[Path], Mapping[str, str]], *, gpus:
         Interrupted: a stop was requested meanwhile.
     """
     folder = _make_folder()
+    command = [sys.executable, str(SWEEPER), str(folder)]
+    sweeper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # signals of a terminal are not for it
     try:
         variables = compose(folder)
         (folder / "token").write_text(secrets.token_hex(32))
@@ -108,7 +112,9 @@ def start_ray(cores: int, compose: Callable[[Path], Mapping[str, str]], *, gpus:
 
                 ray.shutdown()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if sweeper.stdin is not None:
+            sweeper.stdin.close()
+        sweeper.wait()
 
 
 def _make_folder() -> Path:
