@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from tests.support import build
 from tests.support.build import encoded, noise
 
+from camserve.hosts.child.__main__ import needs_torchserve
 from camserve.hosts.hosted import Hosted
 from camserve.hosts.worker import Answered, Asked, Worker, make_environment
 from camserve.tools.packaging.contents.files import copy_package
@@ -85,3 +87,24 @@ def test_a_handler_answers_alike_without_torchserve(tmp_path: Path, handler: str
     assert standing_in == real
     assert {status for status, *_ in real} == ({200, 400} if handler == OURS else {200 + (handler == FUNCTIONS), 200}), real
     assert not any("captum" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("handler", "module", "needed"),
+    [
+        ("gradcam_handler", "import torch", False),
+        ("gradcam_handler.py", "tsx = 1\nfrom tsx import y", False),
+        ("gradcam_handler", "from ts.metrics.dimension import Dimension", True),
+        ("gradcam_handler", "    import ts", True),
+        ("mine", "", True),
+    ],
+)
+def test_the_stand_in_serves_archives_that_want_no_more_of_torchserve(
+    tmp_path: Path, handler: str, module: str, needed: bool
+) -> None:
+    """Those of our own handler, unless another module of theirs imports TorchServe's."""
+    (tmp_path / "MAR-INF").mkdir()
+    (tmp_path / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"model": {"handler": handler}}))
+    (tmp_path / "gradcam_handler.py").write_text("from ts.torch_handler.image_classifier import ImageClassifier")
+    (tmp_path / "model.py").write_text(module)
+    assert needs_torchserve(tmp_path) is needed

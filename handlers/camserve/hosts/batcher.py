@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import socket
@@ -57,7 +56,7 @@ def write_error(error: HostError) -> Answered:
     return error.status, "application/json", {}, json.dumps(told, separators=(",", ":")).encode()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiting:
     asked: Asked
     answer: asyncio.Future[Answered]
@@ -125,14 +124,17 @@ class Batcher:
                 self._arrival.notify()
             return await asyncio.wait_for(waiting.answer, self.hosted.response_timeout)
         except asyncio.TimeoutError:
-            self._miss("late")
+            self._drop(waiting, "late")
             raise late(self.hosted) from None
         except asyncio.CancelledError:
-            self._miss("gone")
+            self._drop(waiting, "gone")
             raise
-        finally:
-            with contextlib.suppress(ValueError):  # with a worker, or answered
-                self._queue.remove(waiting)
+
+    def _drop(self, waiting: _Waiting, reason: str) -> None:
+        """Count a request that gets no answer, and give its place in the queue to the next, if it still has one."""
+        self._miss(reason)
+        if waiting in self._queue:
+            self._queue.remove(waiting)
 
     def _miss(self, reason: str, count: int = 1) -> None:
         self._registry.add("camserve_host_unanswered_total", {"reason": reason, **self._labels}, count)
