@@ -70,7 +70,8 @@ class Model:
         listed: how many classes a prediction lists.
         tune: fold norms and arrange weights for speed, where a trial shows equal answers. That changes the module.
         graph: the file of the model's graph for a runtime, as an archive holds it; None: it is made where one is needed.
-        settings: keys of an archive's configuration, such as `layers=["layer4"]`, `resize=256`, `crop=224`.
+        settings: keys of an archive's configuration, such as `layers=["layer4"]`, `resize=256`, `crop=224`. With a `runtime`
+            other than torch the weights are those that the module has now: later changes to it do not reach the runtime.
 
     Raises:
         ConfigError: a setting is wrong, a layer cannot be explained, none is found, or labels do not fit; in one line.

@@ -122,6 +122,23 @@ class Counting(nets.Pooled):
         return super().forward(x) * torch.arange(1, len(x) + 1)[:, None]
 
 
+class Deciding(nets.Pooled):
+    """Takes pictures from 0 to 255, and others, as some published models do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        return super().forward(x / 255 if x.max() > 50 else x)
+
+
+def test_a_model_that_decides_by_values_has_no_graph(caplog: pytest.LogCaptureFixture) -> None:
+    """All pictures of a trial may go one way: no comparison would show what a graph makes of others."""
+    torch.manual_seed(0)
+    made = opened(Deciding().eval())
+    assert (made.runtime.name, made.runtime.why) == ("torch", f"onnxruntime: {choose.DECIDES}")
+    bright, dim = (made.capture.forward(nets.pictures(1) * scale, ()).values for scale in (100.0, 100 / 255))
+    assert torch.allclose(bright, dim, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_what_tracing_has_fixed_shows(caplog: pytest.LogCaptureFixture) -> None:
     """The graph was written with two pictures, and is tried with one and with three."""

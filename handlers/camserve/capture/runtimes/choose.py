@@ -26,7 +26,7 @@ from camserve.capture.runtimes.engines import (
 )
 from camserve.capture.runtimes.graph import export_graph
 from camserve.capture.runtimes.head import Head
-from camserve.capture.runtimes.outputs import SCORES, Outputs, Place, find_path
+from camserve.capture.runtimes.outputs import SCORES, Outputs, Place, decides_by_values, find_path
 from camserve.capture.survey.layers import Site
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,10 @@ ROUNDS = 5
 """How often each candidate explains the pictures, in turns; the fastest counts."""
 
 REFUSED = "camserve: torch runs in place of the runtime %s; answers may differ from another machine's in their last digits"
+
+DECIDES = (
+    "the model's code looks at values of the pictures (as `if x.max() > 1:` does), and a graph would go one way for all of them"
+)
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,16 @@ class Trunk:
     draw: Draw = draw_plainly
 
     @cached_property
+    def decides(self) -> bool:
+        """Whether the model's code decides by values: what runs beside it could go another way."""
+        return decides_by_values(self.model, self.pictures[:2])
+
+    @cached_property
     def heads(self) -> dict[str, Head]:
         """The heads of the layers whose gradients have no closed form, where they can be run alone."""
         found = {}
         for layer, site in self.sites.items():
-            if layer not in self.settings.cam_weights:
+            if layer not in self.settings.cam_weights and not self.decides:
                 try:
                     found[layer] = Head(self.model, site, self.pictures, self.settings.reader)
                 except Exception as error:  # noqa: BLE001 whatever the model raises: this layer is explained in torch
@@ -131,6 +140,8 @@ class Trunk:
         if runtime in ENGINES and self.pictures.device.type != "cpu":
             raise RuntimeError(f"{runtime} computes on the CPU here, and the model is on {self.pictures.device}")
         try:
+            if runtime in ENGINES and self.decides:
+                raise RuntimeError(DECIDES)
             opened = self._capture(self._engine(runtime))
             faults = find_faults(self.capture, opened, self.pictures, opened.given, reader=self.settings.reader, draw=self.draw)
         except Exception as error:  # the engine's own exceptions, and what a model raises while it is compiled

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from camserve.capture.survey.layout import extract_tensor
 from camserve.capture.survey.outputs import Path, follow_path, list_entries, read_scores
@@ -84,6 +85,29 @@ def find_path(model: nn.Module, pictures: Tensor, path: Path | None, width: int 
     scores = read_scores(given, len(pictures), path, width)
     same = (entry.path for entry in list_entries(given) if entry.tensor.data_ptr() == scores.data_ptr())
     return next(same, ())
+
+
+class _ScalarWatch(TorchDispatchMode):
+    """Context manager that sees whether a value of a tensor becomes a number of Python's, by which code may decide."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: bool = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen |= func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def decides_by_values(model: nn.Module, pictures: Tensor) -> bool:
+    """Return whether the model's code looks at values while it runs over pictures `[N, C, H, W]`, and not only at shapes.
+
+    What it decides by them is fixed in a graph: other pictures would go the way of those that it was written with.
+    """
+    watch = _ScalarWatch()
+    with torch.no_grad(), watch:
+        model(pictures)
+    return watch.seen
 
 
 def find_moving_axes(module: nn.Module, pictures: Tensor) -> list[dict[int, str]]:
