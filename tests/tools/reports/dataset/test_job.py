@@ -182,6 +182,7 @@ def test_what_cannot_be_asked_is_refused_before_any_picture(run: Run, mar: Path,
 
     refused: list[tuple[dict[str, Any], str]] = [
         ({"options": {"layer": "nosuch"}}, "the archive refuses what is asked: .*layer"),
+        ({"archive": pictures}, "expected an archive's file|not an archive"),
         ({"trust": False}, "brings code of its own"),
         ({"columns": Columns(target="label")}, "--target-column: .* is no Parquet input"),
         ({"given": tmp_path / "nosuch"}, "there is no such file or folder"),

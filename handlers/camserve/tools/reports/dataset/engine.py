@@ -6,30 +6,26 @@ pass through it: a worker writes its chunk itself, in one step, so a chunk that 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import queue
-import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import camserve
-from camserve.core.errors import ArchiveError
 from camserve.core.text import in_one_line
+from camserve.hosts.ray.unpacked import unpack_once
 from camserve.hosts.worker import LoadError, Worker
-from camserve.pipeline.archive import unpack
 from camserve.tools.console import ToolError
 from camserve.tools.reports.dataset.explaining import Explaining, Job, Tally
 from camserve.tools.reports.dataset.results import ARCHIVE, Results
-from camserve.tools.reports.dataset.storage import Place, open_place
+from camserve.tools.reports.dataset.storage import open_place
 
 STORE = 128 * 2**20
 """Bytes of Ray's store for shared values: only numbers of chunks go through it."""
@@ -104,7 +100,8 @@ class Actor:
     """
 
     def __init__(self, job: Job) -> None:
-        self._explaining = Explaining(job, unpack_once(open_place(job.output) / ARCHIVE, job.archive))
+        self._held = ExitStack()  # for as long as this process runs
+        self._explaining = Explaining(job, self._held.enter_context(hold_archive(job)))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Explain the chunks of a batch, and return what came of each as JSON."""
@@ -189,41 +186,21 @@ def join_parts(results: Results, numbers: Sequence[int], done: Callable[[], obje
             done()
 
 
-def unpack_once(place: Place, digest: str) -> Path:
-    """Unpack an archive's file on this machine, once for all workers, in a folder that only this user can write to.
-
-    Args:
-        digest: of the file, SHA-256 in hexadecimal digits.
+@contextmanager
+def hold_archive(job: Job) -> Iterator[Path]:
+    """Unpack the archive that the output holds, once on this machine for all workers, and yield its folder for the block.
 
     Raises:
-        ToolError: it is another file, or no archive, or the folder is somebody else's.
+        ArchiveError: it is another archive than the job's.
         OSError: it cannot be read.
     """
-    base = Path(tempfile.gettempdir()) / f"camserve-archives-{os.getuid()}"
-    base.mkdir(mode=0o700, exist_ok=True)
-    held = base.lstat()
-    if not stat.S_ISDIR(held.st_mode) or held.st_uid != os.getuid() or held.st_mode & 0o077:
-        raise ToolError(f"{base} can be written to by others, who could change what runs; remove it, or set TMPDIR")
-    folder = base / digest
-    if folder.is_dir():
-        return folder
-    content = place.read()
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise ToolError(f"{place}: the job began with another archive; run it again")
-    with tempfile.TemporaryDirectory(dir=base) as own:
-        file = Path(own) / "archive.mar"
-        file.write_bytes(content)
-        try:
-            with unpack(file) as archive:
-                shutil.copytree(archive.directory, Path(own) / "unpacked")
-        except ArchiveError as error:
-            raise ToolError(str(error)) from error
-        try:
-            (Path(own) / "unpacked").rename(folder)
-        except OSError:
-            if not folder.is_dir():  # another worker was first
-                raise
-    return folder
+    place = open_place(job.output) / ARCHIVE
+    with ExitStack() as stack:
+        path = place.local
+        if path is None:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="camserve-"))) / ARCHIVE
+            path.write_bytes(place.read())
+        yield stack.enter_context(unpack_once(path, job.archive)).directory
 
 
 def write_tally(tally: Tally) -> str:

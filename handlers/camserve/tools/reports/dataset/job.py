@@ -95,6 +95,10 @@ def run(asked: Asked, progress: Progress, tell: Tell) -> Outcome:
             output.local.mkdir(parents=True, exist_ok=True)
             stack.callback(lock(output.local / LOCK, "--output").close)
         archive = stack.enter_context(open_archive(asked.archive))
+        if asked.archive.is_dir():
+            raise ToolError(
+                f"--archive {asked.archive}: expected an archive's file (.mar), which can travel to workers, got a folder"
+            )
         review(asked.archive, archive, asked.trust, progress.note, runs_copies=True)
         try:
             job, manifest, worker = _settle(asked, output, archive, progress)
