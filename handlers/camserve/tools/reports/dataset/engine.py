@@ -29,6 +29,8 @@ from camserve.tools.reports.dataset.storage import open_place
 
 STORE = 128 * 2**20
 """Bytes of Ray's store for shared values: only numbers of chunks go through it."""
+LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+"""Has a Ray that is started here listen on loopback alone, as it does on Windows; on Linux it takes 127.0.0.1 for a slip."""
 BLOCKS = 10_000
 """Most tasks that Ray is given; each takes several chunks where there are more."""
 
@@ -115,11 +117,13 @@ def cluster(workers: Workers) -> Iterator[int]:
     Raises:
         ToolError: there is no such cluster, or it has no room for one worker.
     """
+    own = workers.address is None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if own:
+        os.environ.setdefault(*LOOPBACK)
     import ray  # noqa: PLC0415
 
-    own = workers.address is None
-    started = {"include_dashboard": False, "object_store_memory": STORE, "_node_ip_address": "127.0.0.1"}
+    started: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE}
     started |= {"runtime_env": {"env_vars": {"PYTHONPATH": str(Path(camserve.__file__).parents[1])}}}  # perhaps a clone's
     try:
         ray.init("local" if own else workers.address, logging_level="ERROR", log_to_driver=False, **(started if own else {}))
