@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from camserve.capture import is_exported, load_exported
+from camserve.capture.models.kinds import NO_ONNX
 from camserve.capture.runtimes.graph import GRAPH
 from camserve.core.errors import ArchiveError, ConfigError
 from camserve.core.labels import parse_labels
@@ -54,6 +55,8 @@ def load_module(archive: Archive, device: torch.device) -> Any:
         elif weights is not None and weights.suffix == ".pt":
             exported = is_exported(str(weights))
             module = load_exported(str(weights), device) if exported else _load_script(weights, device)
+        elif weights is not None and weights.suffix == ".onnx":
+            raise ArchiveError(f"{weights.name}: {NO_ONNX}")
         else:
             raise ArchiveError("the archive has neither a model file nor a program (.pt) that can be loaded without TorchServe")
         module.eval()

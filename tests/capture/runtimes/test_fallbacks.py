@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from camserve.capture import Backend, open_backend
 from camserve.capture.runtimes import choose
 from camserve.core.config import Config
+from camserve.core.errors import ConfigError
+from camserve.tools.console import ToolError
+from camserve.tools.packaging.models.files import load_program
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -163,3 +166,12 @@ def test_models_that_run_in_torch_alone(model: Callable[[], object], keys: dict[
     made = opened(model(), **keys)
     assert made.runtime.name == "torch"
     assert why in made.runtime.why
+
+
+def test_an_onnx_model_is_refused_with_what_to_do(graph: Path) -> None:
+    """As a session, which TorchServe makes of such an archive, and as a file: the model that it was written from can be served."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    with pytest.raises(ConfigError, match=r"an ONNX graph has no layers .*--runtime onnxruntime"):
+        open_backend(onnxruntime.InferenceSession(str(graph)), Config(), SIZE, CPU)
+    with pytest.raises(ToolError, match=r"graph\.onnx: an ONNX graph has no layers .*--runtime onnxruntime"):
+        load_program(graph)

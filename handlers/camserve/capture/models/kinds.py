@@ -39,6 +39,8 @@ def open_model(model: object, pictures: Tensor) -> Classifier:
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, ExportedProgram):
         model = restore_program(model, pictures.device)
+    if type(model).__module__.startswith("onnxruntime."):
+        raise ConfigError(NO_ONNX)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a model of the type {type(model).__name__} has no layers that could be explained; {ACCEPTED}")
     if isinstance(model, torch.fx.GraphModule) and _called_modules(model) <= {"_guards_fn"}:
@@ -63,6 +65,11 @@ def _called_modules(graph: torch.fx.GraphModule) -> set[object]:
 
 
 ACCEPTED = "accepted are eager modules, TorchScript modules (.pt) and programs of torch.export (.pt2)"
+
+NO_ONNX = (
+    "an ONNX graph has no layers that could be differentiated here: package the PyTorch model that it was written from, with "
+    "--runtime onnxruntime, which runs that in ONNX Runtime too, and explains it there"
+)
 
 DOES_NOT_RUN = "the model does not run on pictures of shape"
 

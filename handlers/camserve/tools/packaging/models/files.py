@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from camserve.capture import is_exported, load_exported
+from camserve.capture.models.kinds import NO_ONNX
 from camserve.tools.archive.fresh.modules import Beside, server_modules
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.contents.names import check_module_name
@@ -138,6 +139,8 @@ def load_program(path: Path) -> ModelSource:
     """
     if not path.is_file():
         raise ToolError(f"no file {path}")
+    if path.suffix == ".onnx":
+        raise ToolError(f"{path.name}: {NO_ONNX}")
     if is_exported(path):
         return ModelSource(None, load_exported(path), weights=path, generated=True)
     try:
