@@ -18,7 +18,10 @@ from benchmarks.foreign.networks import Network
 from camserve.capture import Backend, open_backend, open_model
 from camserve.capture.choose.bypass import MAX_BYPASS, BypassTrial
 from camserve.capture.choose.layer import find_faults
+from camserve.capture.choose.members import JOIN
 from camserve.capture.models.kinds import survey_model
+from camserve.capture.models.views import join_views
+from camserve.capture.survey.layers import View
 from camserve.capture.survey.layout import extract_tensor, replace_tensor
 from camserve.core.errors import ConfigError
 from camserve.explain.methods import METHODS, scale_maps
@@ -136,33 +139,45 @@ def heatmap_error(made: Backend, model: nn.Module, network: Network) -> float:
     gradients = captured.gradients(layer, torch.arange(len(pictures)), targets)
     maps = METHODS["gradcam++"].function(captured.activation(layer), gradients)
     heatmaps, _, warnings = scale_maps(maps)
-    exact = _exact(made, model, pictures, targets, tuple(maps.shape[1:]))
+    exact = _exact(made, model, network, targets, tuple(maps.shape[1:]))
     return max(float(np.abs(one - other).max()) for one, other, odd in zip(heatmaps, exact, warnings, strict=True) if not odd)
 
 
 def _exact(
-    made: Backend, model: nn.Module, pictures: Tensor, targets: Tensor, grid: tuple[int, ...]
+    made: Backend, model: nn.Module, network: Network, targets: Tensor, grid: tuple[int, ...]
 ) -> list[NDArray[np.float64]]:
-    """Return the heatmaps by autograd through the whole network in float64."""
+    """Return the heatmaps by autograd through the whole network in float64, of all members and all views."""
     (layer,) = made.layers
+    names = tuple(layer.split(JOIN))
+    if len(names) > 1:
+        config = dataclasses.replace(network.config, layers=names)
+        made = open_backend(copy.deepcopy(model), config, (network.side, network.side), CPU)
     double = copy.deepcopy(model).double().eval()
-    outputs: list[Tensor] = []
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
 
-    def keep(_module: nn.Module, _given: object, output: Any) -> Any:
+    def keep(name: str, output: Any) -> Any:
         tensor = extract_tensor(output)
         assert tensor is not None
-        outputs.append(tensor)
+        outputs[name].append(tensor)
         return replace_tensor(output, tensor * 1)  # whatever works in place behind the layer works on this
 
-    handle = double.get_submodule(layer).register_forward_hook(keep)
+    handles = [double.get_submodule(name).register_forward_hook(lambda _m, _g, out, name=name: keep(name, out)) for name in names]
     try:
         with torch.enable_grad():
-            answer = double(pictures.double().requires_grad_())
+            answer = double(network.pictures().double().requires_grad_())
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     scores = getattr(answer, "logits", answer)
     scores = scores if isinstance(scores, Tensor) else scores[0]
-    (slopes,) = torch.autograd.grad(scores[torch.arange(len(pictures)), targets].sum(), outputs[-1])
-    pair = (made.aligned[layer].site.layout.to_grid(each.detach()).numpy() for each in (outputs[-1], slopes))
-    maps = [oracle.gradcam_plus_plus(a, g, rectify_sum=True) for a, g in zip(*pair, strict=True)]
+    taken = []
+    for name in names:
+        site = made.aligned[name].site
+        views = site.views or (View(site.calls, site.layout),)
+        taken += [(view, outputs[name][view.call - 1]) for view in views]
+    slopes = torch.autograd.grad(scores[torch.arange(len(targets)), targets].sum(), [output for _, output in taken])
+    placed = [view for view, _ in taken]
+    whole = join_views(placed, [view.layout.to_grid(output.detach()) for view, output in taken]).numpy()
+    sums = join_views(placed, [view.layout.to_grid(each) for view, each in zip(placed, slopes, strict=True)], sums=True).numpy()
+    maps = [oracle.gradcam_plus_plus(a, g, rectify_sum=True) for a, g in zip(whole, sums, strict=True)]
     return [oracle.heatmap(each) if each.max() > each.min() else np.zeros(grid) for each in maps]

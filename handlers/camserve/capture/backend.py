@@ -121,7 +121,7 @@ def open_backend(
     tell(f"finding where the cells of {chosen.layers[0]} lie in the picture")
     members = {layer: list_members(layer, survey) for layer in chosen.layers}
     single = list(dict.fromkeys(name for names in members.values() for name in names))
-    aligned = align_layers(tried, survey, single, pictures[:1], given=len(config.token_grid or ()) > 2)
+    aligned = align_layers(tried, survey, single, pictures, given=len(config.token_grid or ()) > 2)
     sites = {layer: each.site for layer, each in aligned.items()}
     weights = _find_weights(tried, pictures, sites, survey.outputs)
     compiled = getattr(model, "_orig_mod", model) is not model

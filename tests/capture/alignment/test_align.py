@@ -165,3 +165,25 @@ def test_a_picture_resized_inside_is_read_as_it_is(scale: float) -> None:
     assert aligned.note == ""
     assert aligned.distance is not None
     assert aligned.distance <= 1
+
+
+class Warping(nn.Module):
+    """A network that looks where it finds something to look at, as a spatial transformer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.look = nn.Sequential(nn.Conv2d(3, 8, 7, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 6))
+        self.plain = Plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        moved = torch.tensor([1.0, 0, 0, 0, 1, 0]) + 0.6 * torch.tanh(4 * self.look(x))
+        grid = nn.functional.affine_grid(moved.view(-1, 2, 3), list(x.shape), align_corners=False)
+        return self.plain(nn.functional.grid_sample(x, grid, align_corners=False))
+
+
+def test_a_picture_warped_inside_is_refused() -> None:
+    """Cells lie elsewhere in each picture: no map over the picture is right for all."""
+    with pytest.raises(ConfigError, match=r"or elsewhere in each picture \(where the model warps it\)"):
+        opened(Warping().eval(), (64, 64))

@@ -78,12 +78,12 @@ class Aligned:
 
 
 def align_layers(
-    model: Classifier, survey: Survey, layers: Sequence[str], picture: Tensor, *, given: bool = False
+    model: Classifier, survey: Survey, layers: Sequence[str], pictures: Tensor, *, given: bool = False
 ) -> dict[str, Aligned]:
     """Find by trial where the cells of these layers lie in the picture, at each of its calls that counts.
 
     Args:
-        picture: one of the survey's, `[1, C, H, W]`.
+        pictures: those of the survey, `[N, C, H, W]`.
         given: whether the configuration says how tokens lie: then they are taken so, whatever the trial shows.
 
     Raises:
@@ -103,7 +103,7 @@ def align_layers(
             first = {info.name: _find_first(survey, info) for info in left}
             others = [*left, *(each for alike in tokens.values() for each in alike), *(each for each in first.values() if each)]
             with disable_tf32():
-                probes = make_probes(picture, _halve(grid), count)
+                probes = make_probes(pictures, _halve(grid), count)
                 changes = find_changes(model, {each.name: each.site.layout for each in others}, probes)
             for info in left:
                 known = tokens[info.name], first[info.name], Seen(changes, probes.places)
@@ -132,11 +132,11 @@ def _list_alike(survey: Survey, info: LayerInfo) -> list[LayerInfo]:
 def _find_first(survey: Survey, info: LayerInfo) -> LayerInfo | None:
     """Return the first map, of many more cells, that runs as often as this layer, of the smallest part that holds both.
 
-    Where no map has so many, it is the first of all, which tells at least whether a probe is seen.
+    That part may be the layer itself. Where no map has so many, it is the first of all: that tells whether a probe is seen.
     """
     maps = [each for each in _before(survey, info) if each.site.layout.order not in TOKENS]
     finer = [each for each in maps if each.cells >= FINER * info.cells]
-    path = info.name.split(".")[:-1]
+    path = info.name.split(".")
     for depth in range(len(path), -1, -1):
         prefix = "".join(f"{part}." for part in path[:depth])
         inside = next((each for each in finer if each.name.startswith(prefix)), None)

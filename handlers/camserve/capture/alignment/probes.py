@@ -1,4 +1,4 @@
-"""Probes: pictures that differ from a plain one in one patch, and how much each cell of a layer changes with them."""
+"""Probes: pictures that differ from plain ones in one patch, and how much each cell of a layer changes with them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ QUIET = 0.02
 
 @dataclass(frozen=True)
 class Probes:
-    """A plain picture, and the same with one patch of noise.
+    """Plain pictures, and the same with one patch of noise: several, as a model may look elsewhere in each.
 
     Attributes:
-        pictures: `[1 + K, C, H, W]`, the plain one first.
+        pictures: `[P + K, C, H, W]`, the P plain ones first; the others differ from each of these in turn.
+        plain: P.
         places: the middles of the K patches, as shares of the height and the width.
     """
 
     pictures: Tensor
+    plain: int
     places: tuple[tuple[float, float], ...]
 
 
@@ -46,7 +48,7 @@ def make_probes(plain: Tensor, grid: tuple[int, int], count: int) -> Probes:
     """Make up to `count` probes for a grid of (rows, columns) of cells, each inside one cell, no cell twice.
 
     Args:
-        plain: a picture as the model takes it, `[1, C, H, W]`.
+        plain: pictures as the model takes them, `[P, C, H, W]`.
     """
     cells: dict[tuple[int, int], None] = {}
     for turn in range(8 * count):
@@ -57,14 +59,14 @@ def make_probes(plain: Tensor, grid: tuple[int, int], count: int) -> Probes:
     generator, size = torch.Generator().manual_seed(3), (plain.shape[2], plain.shape[3])
     strength = STRENGTH * float(plain.std())
     pictures, places = [plain], []
-    for cell in cells:
+    for turn, cell in enumerate(cells):
         (top, bottom), (left, right) = (_span(*each) for each in zip(cell, grid, size, strict=True))
-        changed = plain.clone()
+        changed = plain[turn % len(plain)][None].clone()
         noise = torch.randn(plain.shape[1], bottom - top, right - left, generator=generator)
         changed[:, :, top:bottom, left:right] += strength * noise.to(plain)
         pictures.append(changed)
         places.append(((top + bottom) / 2 / size[0], (left + right) / 2 / size[1]))
-    return Probes(torch.cat(pictures), tuple(places))
+    return Probes(torch.cat(pictures), len(plain), tuple(places))
 
 
 def _span(cell: int, cells: int, side: int) -> tuple[int, int]:
@@ -85,23 +87,26 @@ def find_changes(model: Classifier, layouts: Mapping[str, Layout], probes: Probe
     """
     low, high = model.batch
     parts = torch.split(probes.pictures, high or len(probes.pictures))
-    plain: dict[tuple[str, int], Tensor] = {}
-    changes: dict[tuple[str, int], list[Tensor] | None] = {}
+    plain: dict[tuple[str, int], list[Tensor]] = {}
+    changes: dict[tuple[str, int], list[Tensor]] = {}
+    start = 0
     for part in parts:
         _, outputs = model.run_calls(tuple(layouts), pad_batch(part, low))
         for layer, calls in outputs.items():
             for call, output in enumerate(calls):
                 values = _channels_last(output, layouts[layer], max(low, len(part)))
                 if values is None:
-                    changes[layer, call] = None
+                    changes[layer, call] = []
                     continue
-                first = plain.setdefault((layer, call), values[:1])
-                kept = changes.setdefault((layer, call), [])
-                if kept is not None:
-                    kept.append((values[: len(part)] - first).norm(dim=-1).nan_to_num(0, 0, 0).cpu())
+                first, changed = plain.setdefault((layer, call), []), changes.setdefault((layer, call), [])
+                first += values[: max(0, probes.plain - start)]
+                for place in range(max(0, probes.plain - start), len(part)):
+                    base = first[(start + place - probes.plain) % probes.plain]
+                    changed.append((values[place] - base).norm(dim=-1).nan_to_num(0, 0, 0).cpu())
+        start += len(part)
     found: dict[str, list[Tensor | None]] = {layer: [] for layer in layouts}
     for (layer, _), norms in changes.items():
-        found[layer].append(None if norms is None else torch.cat(norms)[1:])
+        found[layer].append(torch.stack(norms) if norms else None)
     return found
 
 

@@ -37,6 +37,10 @@ CUT = 0.6
 LOCAL = 0.15
 """Largest spread, as a share of the layer, of what a probe changes, where its place is evident."""
 
+MOVING = 0.1
+"""Least standard deviation, as a share of the layer, between the middles of what probes change, where that moves with them; if it
+lay as the picture does, it would be 0.29."""
+
 QUIET = 1e-3
 """A probe that changes a layer by less than this share of what the strongest does is not seen by it."""
 
@@ -80,6 +84,19 @@ def is_local(changes: Tensor) -> bool:
     kept = weights[total > QUIET**2 * total.max()]
     spreads = [_middles((kept.sum(axis)), kept.sum((1, 2)))[1] for axis in (2, 1)]
     return bool(len(kept)) and all(statistics.median(spread) <= LOCAL for spread in spreads)
+
+
+def is_moving(changes: Tensor) -> bool:
+    """Return whether what changes moves with the probes, though each may change all of the layer: then it lies somewhere.
+
+    Args:
+        changes: of one call of a layer, `[K, h, w]`.
+    """
+    weights = changes.double().square()
+    total = weights.sum((1, 2))
+    kept = weights[total > QUIET**2 * total.max()]
+    middles = [_middles(kept.sum(axis), kept.sum((1, 2)))[0] for axis in (2, 1)]
+    return len(kept) > 1 and max(map(statistics.pstdev, middles)) >= MOVING
 
 
 def count_seen(changes: Tensor) -> int:
@@ -142,6 +159,6 @@ def _fit(places: Sequence[float], cells: Sequence[float], exact: float) -> tuple
     first, last = sorted(((0 - line.intercept) / line.slope, (1 - line.intercept) / line.slope)) if line else WHOLE
     own = [1 - place for place in places] if slope < 0 else places
     apart = statistics.median(abs(cell - place) for cell, place in zip(cells, own, strict=True))
-    if apart <= exact and max(abs(first), abs(1 - last)) <= 2 * exact:
+    if apart <= exact and max(abs(first), abs(1 - last)) <= 1.5 * exact:
         return WHOLE, slope < 0
     return ((first, last), slope < 0) if line else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from camserve.capture.alignment.places import NEAR, Evidence, list_readings
 from camserve.capture.alignment.probes import find_peaks
-from camserve.capture.alignment.sight import WHOLE, Sight, count_seen, find_sight, is_local
+from camserve.capture.alignment.sight import WHOLE, Sight, count_seen, find_sight, is_local, is_moving
 from camserve.capture.survey.layers import LayerInfo
 from camserve.capture.survey.layout import TOKENS, UPRIGHT, Layout
 from camserve.core.errors import ConfigError
@@ -33,8 +33,8 @@ FINER = 4
 DIFFUSE = "every part of the picture changes all of its cells, so no trial shows where they lie; they are taken as they come"
 UNSEEN = "no patch of the picture changes it by itself, so no trial shows where its cells lie; they are taken as they come"
 SHUFFLED = (
-    "its cells lie in another order than any that is known (in windows, or shuffled); take a layer before or behind, whose order "
-    "is the picture's"
+    "its cells lie in another order than any that is known (in windows, or shuffled), or elsewhere in each picture (where the "
+    "model warps it); take a layer before or behind, whose order is the picture's"
 )
 HIDES = (
     "{} of {} patches of the picture, changed, change nothing of it, and nothing tells which part it sees: a map over all of the "
@@ -175,14 +175,15 @@ class Trial:
         near = distance is not None and distance <= min(NEAR, max(layout.grid) / 4)
         if parted:
             return self._place(layout, parted)
-        if settled or sight or (near and not self._info.views):
+        early = self._of(self._first) if self._first and self._first.cells >= FINER * self._info.cells else None
+        evident = early is not None and (is_local(early) or is_moving(early))
+        if sight or (not evident and (settled or (near and not self._info.views))):
             return Placed(layout, distance if near else None, _describe(self._layout, layout))
         if not last:
             return None
         if self._info.views:
             raise self._error(UNTOLD.format(len(self._info.views), self._call))
-        early = self._of(self._first) if self._first and self._first.cells >= FINER * self._info.cells else None
-        if (evidence and evidence.sharp) or (early is not None and is_local(early)):
+        if (evidence and evidence.sharp) or early is not None:  # where not even an early map's changes lie on lines
             raise self._error(SHUFFLED)
         return Placed(layout, distance, DIFFUSE if evidence else UNSEEN)
 
