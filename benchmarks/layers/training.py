@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,20 @@ def train(make: Callable[[], nn.Module], epochs: int, seed: int = 0) -> Trained:
             optimizer.step()
             schedule.step()
     return Trained(model.eval(), accuracy(model, scenes.draw(512, seed=2)))
+
+
+def load_or_train(make: Callable[[], nn.Module], epochs: int, seed: int, file: Path | None) -> Trained:
+    """Load a network from a file, where that is given and there; else train it, and keep it there."""
+    if file is None or not file.is_file():
+        trained = train(make, epochs, seed)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save((trained.model.state_dict(), trained.accuracy), file)
+        return trained
+    model = make()
+    weights, reached = torch.load(file, weights_only=True)
+    model.load_state_dict(weights)
+    return Trained(model.eval(), reached)
 
 
 def _flip(pictures: Tensor, generator: torch.Generator) -> Tensor:

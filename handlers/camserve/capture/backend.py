@@ -54,6 +54,7 @@ class Backend:
         bypass: how much of the scores goes past each of `layers`, from 0 to about 1; None where that cannot be measured.
         doubts: what speaks against each of `layers` that can be explained all the same, for those of which something does.
         class_token: whether the scores are read at a token beside those of the picture, and at none of these.
+        earlier: whether the default layer was chosen before later ones, past which something goes.
     """
 
     capture: Capture
@@ -71,7 +72,15 @@ class Backend:
     bypass: Mapping[str, float | None] = field(default_factory=dict)
     doubts: Mapping[str, str] = field(default_factory=dict)
     class_token: bool = False
+    earlier: bool = False
     runtime: Runtime = field(default_factory=Runtime)
+
+    @property
+    def uneven(self) -> str:
+        """Why a channel's gradient differs from cell to cell at the default layer, so that no one weight stands for it; or ""."""
+        if self.class_token:
+            return "the model has a class token"
+        return "its default layer lies before others, past which something goes" if self.earlier else ""
 
     @property
     def channels_last(self) -> bool:
@@ -147,7 +156,6 @@ def open_backend(
         reader=classifier.reader,
         notes=notes,
         aligned={layer: Aligned.join(layer, [aligned[name] for name in names]) for layer, names in members.items()},
-        class_token=_reads_class_token(tried, pictures, survey),
         runtime=runtime,
         **chosen._asdict(),
     )
@@ -223,13 +231,13 @@ def _open_runtime(model: Any, classifier: Classifier, config: Config, opened: Op
     return open_runtime(asked, trunk)
 
 
-def _reads_class_token(classifier: Classifier, pictures: Tensor, survey: Survey) -> bool:
+def _reads_class_token(classifier: Classifier, pictures: Tensor, survey: Survey, trial: BypassTrial) -> bool:
     """Return whether the prediction depends on no cell of the last map that has tokens beside its cells.
 
     Registers are such tokens too, and no class token: there the scores are read at the cells.
     """
     last = next((info for info in reversed(survey.maps) if info.layout is not None and info.layout.others > 0), None)
-    return last is not None and find_faults(classifier, pictures, [last], survey.outputs).get(last.name) == NO_CELL
+    return last is not None and find_faults(classifier, pictures, [last], survey.outputs, trial).get(last.name) == NO_CELL
 
 
 class _Chosen(NamedTuple):
@@ -239,6 +247,8 @@ class _Chosen(NamedTuple):
     why: str
     bypass: Mapping[str, float | None]
     doubts: Mapping[str, str]
+    class_token: bool
+    earlier: bool
 
 
 def _choose_layers(classifier: Classifier, pictures: Tensor, survey: Survey, asked: tuple[str, ...]) -> _Chosen:
@@ -257,7 +267,15 @@ def _choose_layers(classifier: Classifier, pictures: Tensor, survey: Survey, ask
     members = {layer: list_members(layer, survey) for layer in layers}
     doubts = {layer: search.check(names) for layer, names in members.items()}
     bypass = {layer: search.measure(names) for layer, names in members.items()}
-    return _Chosen(layers, why, bypass, {layer: doubt for layer, doubt in doubts.items() if doubt})
+    token = _reads_class_token(classifier, pictures, survey, trial)
+    earlier = bool(why) and _lies_before_bypassed(layers[0], survey, trial)
+    return _Chosen(layers, why, bypass, {layer: doubt for layer, doubt in doubts.items() if doubt}, token, earlier)
+
+
+def _lies_before_bypassed(layer: str, survey: Survey, trial: BypassTrial) -> bool:
+    """Return whether nothing goes past this layer alone, and something past later ones."""
+    names, passed = [info.name for info in survey.maps], trial.bypassed()
+    return layer in names and layer not in passed and not set(names[names.index(layer) + 1 :]).isdisjoint(passed)
 
 
 def _compile_now(capture: Capture, pictures: Tensor, form: MemoryFormat) -> None:

@@ -166,9 +166,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 )
 """The methods by name, in the order of `config.METHODS`."""
 
-METHOD_OF_TOKENS = "hirescam"
-"""The default of models with a class token, where neither layer nor method is given: by `benchmarks/layers` its maps, at a layer
-that nothing bypasses, lie in the object's box much more than Grad-CAM++'s, which weighs channels over all positions."""
+METHOD_BY_CELL = "hirescam"
+"""The default where neither layer nor method is given, and a channel's gradient differs from cell to cell at the default layer
+(`Backend.uneven`). Grad-CAM++ gives each channel one weight for all cells; by `benchmarks/layers` its maps tell two objects apart
+hardly there, and those of HiResCAM do."""
 
 
 def draw_with(method: str) -> Callable[[Tensor, Tensor], Tensor]:

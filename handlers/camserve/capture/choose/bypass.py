@@ -35,11 +35,14 @@ def describe_share(share: float) -> str:
 
 
 class BypassTrial:
-    """Measures what goes past the layers of a model.
+    """Measures what goes past the layers of a model, and keeps what was found of each, so that no pass is run twice.
 
     Args:
         model: the model.
         pictures: `[N, C, H, W]`, of which each, and the first upside down, is changed into the next.
+
+    Attributes:
+        faults: what speaks against explaining a layer, as far as that was tried; "" where nothing does.
     """
 
     def __init__(self, model: Classifier, pictures: Tensor) -> None:
@@ -49,6 +52,10 @@ class BypassTrial:
         self._changed = fit_batch(pictures.roll(1, 0), model.batch)
         self._scores: Tensor | None = None
         self._shares: dict[str, float | None] = {}
+        self._depending: dict[str, bool] = {}
+        self._captured: Captured | None = None
+        self._names: tuple[str, ...] = ()
+        self.faults: dict[str, str] = {}
 
     def measure(self, info: LayerInfo) -> float | None:
         """Return the bypass of a layer: 0 where all passes through it, about 1 where nothing does; None: it cannot be measured.
@@ -76,6 +83,11 @@ class BypassTrial:
 
         They are where all that is behind the layer passes through a single number.
         """
+        if info.name not in self._depending:
+            self._depending[info.name] = self._depends(info)
+        return self._depending[info.name]
+
+    def _depends(self, info: LayerInfo) -> bool:
         captured = self._capture(info)
         if captured is None:
             return True
@@ -89,11 +101,23 @@ class BypassTrial:
         directions = [each / each.norm() for each in found if each.norm() > 0]
         return len(directions) < 2 or any(float(directions[0] @ each) < 1 - ALIKE for each in directions[1:])
 
-    def _capture(self, info: LayerInfo) -> Captured | None:
+    def bypassed(self) -> list[str]:
+        """Return the names of the measured layers that more goes past than may go past a default."""
+        return [name for name, share in self._shares.items() if (share or 0) > MAX_BYPASS]
+
+    def capture(self, infos: Sequence[LayerInfo]) -> Captured | None:
+        """Run the model once for several layers, and keep what they give until others are asked for; None: it does not run so."""
+        sites = {info.name: info.site for info in infos}
+        self._captured, self._names = None, ()
         try:
-            return self._model.capture({info.name: info.site}).forward(self._held, [info.name])
+            self._captured = self._model.capture(sites).forward(self._held, sites)
         except MODEL_ERRORS:
             return None
+        self._names = tuple(sites)
+        return self._captured
+
+    def _capture(self, info: LayerInfo) -> Captured | None:
+        return self._captured if info.name in self._names else self.capture([info])
 
     def _share(self, info: LayerInfo) -> float | None:
         captured = self._capture(info)

@@ -55,20 +55,31 @@ def find_cam_weights(model: Classifier, site: Site, pictures: Tensor, outputs: i
     pictures = fit_batch(pictures, model.batch)
     with disable_tf32():
         own = model.quantized_output(site, pictures)
-        trials = [_trial(model, site, pictures, scale, own) for scale in SCALES]
-    for candidate in reversed(candidates):
-        weight = candidate.detach().dequantize().flatten(1) if candidate.is_quantized else candidate.detach().flatten(1)
-        weight = torch.cat([-weight, weight]) if model.reader.binary else weight
-        tolerance = RELATIVE_ERROR.get(weight.dtype, FULL_PRECISION_ERROR)
-        if candidate.is_quantized:
-            tolerance = QUANTIZED_ERROR if own is None else QUANTIZED_SCORES_ERROR
-        if all(_agrees(weight, *trial, tolerance) for trial in trials):
-            return weight.float()
-    return None
+        shape = site.layout.shape(len(pictures)) if own is None else own.shape
+        empty = model.run_with(site, pictures, torch.zeros(shape, device=pictures.device)).double()
+        for scale in SCALES:
+            pooled, scores = _trial(model, site, pictures, scale, own)
+            candidates = [each for each in candidates if _holds(model, each, pooled, (scores - empty).cpu(), own)]
+            if not candidates:
+                return None
+    return _read_weight(model, candidates[-1]).float()
+
+
+def _read_weight(model: Classifier, candidate: Tensor) -> Tensor:
+    weight = candidate.detach().dequantize().flatten(1) if candidate.is_quantized else candidate.detach().flatten(1)
+    return torch.cat([-weight, weight]) if model.reader.binary else weight
+
+
+def _holds(model: Classifier, candidate: Tensor, pooled: Tensor, scores: Tensor, own: Tensor | None) -> bool:
+    weight = _read_weight(model, candidate)
+    tolerance = RELATIVE_ERROR.get(weight.dtype, FULL_PRECISION_ERROR)
+    if candidate.is_quantized:
+        tolerance = QUANTIZED_ERROR if own is None else QUANTIZED_SCORES_ERROR
+    return _agrees(weight, pooled, scores, tolerance)
 
 
 def _trial(model: Classifier, site: Site, pictures: Tensor, scale: float, own: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the means `[N, C]` of random activations, and what these add to the scores `[N, K]`; both float64.
+    """Return the means `[N, C]` of random activations, and the scores `[N, K]` with these; both float64.
 
     A quantized layer can give nothing beyond its range, and neither can the scores: there, parts of its own activations are
     taken at random, more of them the smaller `scale` is.
@@ -80,9 +91,8 @@ def _trial(model: Classifier, site: Site, pictures: Tensor, scale: float, own: T
         channels = [*own.shape[:2], *([1] * (own.ndim - 2))]
         values = own.cpu() * (torch.rand(channels, generator=generator) < (0.9 if scale == 1 else 0.5))
     values = values.to(pictures.device)
-    empty = model.run_with(site, pictures, torch.zeros_like(values))
     scores = model.run_with(site, pictures, values)
-    return site.layout.to_grid(values).double().mean((2, 3)).cpu(), (scores.double() - empty.double()).cpu()
+    return site.layout.to_grid(values).double().mean((2, 3)).cpu(), scores.double()
 
 
 def _agrees(weight: Tensor, pooled: Tensor, scores: Tensor, tolerance: float) -> bool:

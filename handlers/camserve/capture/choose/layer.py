@@ -61,10 +61,11 @@ def choose_layer(model: Classifier, pictures: Tensor, survey: Survey, trial: Byp
     named = [info for info in survey.maps if not info.passes_through and info.name != POOL_INPUT]
     candidates = [info for info in survey.maps if info.name == POOL_INPUT] + named  # the first one is the last resort
     independent: list[LayerInfo] = []
-    found = _Found(trial or BypassTrial(model, pictures))
+    trial = trial or BypassTrial(model, pictures)
+    found = _Found(trial)
     for start in range(len(candidates), 0, -AT_ONCE):
         part = candidates[max(0, start - AT_ONCE) : start]
-        faults = find_faults(model, pictures, part, survey.outputs)
+        faults = find_faults(model, pictures, part, survey.outputs, trial)
         for info in reversed(part):
             if info.name not in faults and found.add(info):
                 break
@@ -149,7 +150,7 @@ def check_layer(model: Classifier, pictures: Tensor, survey: Survey, name: str, 
         ConfigError: there is no such layer or map, or the prediction does not depend on more than one cell of it.
     """
     info = survey.info(name)
-    fault = find_faults(model, pictures, [info], survey.outputs).get(name, "")
+    fault = find_faults(model, pictures, [info], survey.outputs, trial).get(name, "")
     if fault == INDEPENDENT and _matters(model, pictures, info):
         fault = _why_detached(model)
     if fault and fault not in ALLOWED:
@@ -167,7 +168,9 @@ def _instead(model: Classifier, pictures: Tensor, survey: Survey) -> str:
         return ""
 
 
-def find_faults(model: Classifier, pictures: Tensor, infos: Sequence[LayerInfo], outputs: int) -> dict[str, str]:
+def find_faults(
+    model: Classifier, pictures: Tensor, infos: Sequence[LayerInfo], outputs: int, trial: BypassTrial | None = None
+) -> dict[str, str]:
     """Tell what speaks against explaining each of these layers.
 
     What counts is which cells and channels the gradient reaches, not how large it is there. So the backward pass starts with
@@ -176,13 +179,26 @@ def find_faults(model: Classifier, pictures: Tensor, infos: Sequence[LayerInfo],
     Args:
         pictures: `[N, 3, H, W]`, of which the first is used.
         outputs: number of the model's classes.
+        trial: of these pictures; what it knows is not tried again, and its passes are used.
 
     Returns:
         The fault of each layer that has one, by the layer's name.
     """
+    if trial is None:
+        return _find_faults(model, pictures, infos, outputs, None)
+    fresh = [info for info in infos if info.name not in trial.faults]
+    if fresh:
+        found = _find_faults(model, pictures, fresh, outputs, trial.capture(fresh))
+        trial.faults |= {info.name: found.get(info.name, "") for info in fresh}
+    return {info.name: trial.faults[info.name] for info in infos if trial.faults[info.name]}
+
+
+def _find_faults(
+    model: Classifier, pictures: Tensor, infos: Sequence[LayerInfo], outputs: int, captured: Captured | None
+) -> dict[str, str]:
     sites = {info.name: info.site for info in infos}
     try:
-        captured = model.capture(sites).forward(pictures[:1], sites)
+        captured = captured or model.capture(sites).forward(pictures[:1], sites)
     except RuntimeError as error:
         if len(infos) == 1:
             return {infos[0].name: f"the model does not run with it taken out ({error})"}

@@ -19,16 +19,16 @@ from camserve.capture.tuning.fold import fold_norms
 from camserve.capture.tuning.memory_format import choose_memory_format
 from camserve.core.config import Config
 from camserve.core.geometry import input_size
-from camserve.explain.methods import METHOD_OF_TOKENS
+from camserve.explain.methods import METHOD_BY_CELL
 from camserve.tools.packaging.adoption.old_archive import OldArchive
 from camserve.tools.packaging.adoption.their_handler import AdoptedHandler
 from camserve.tools.packaging.contents.runtime import choose_runtime
 from camserve.tools.packaging.models import advice
 from camserve.tools.packaging.models.source import ModelSource
 
-NOTE_ON_TOKENS = (
-    f"Method {METHOD_OF_TOKENS}, since the model has a class token: on such models its maps point better than those of "
-    "gradcam++, the default elsewhere; --method chooses another"
+NOTE_ON_METHOD = (
+    f"Method {METHOD_BY_CELL}, since {{}}: on such models its maps point better than those of gradcam++, the default elsewhere; "
+    "--method chooses another"
 )
 
 
@@ -90,9 +90,9 @@ def probe_model(
     recorded, remarks = _measure_format(source, config, backend, size)
     recorded |= _record_scores(config, backend)
     unasked = not config.layers and "method" not in explain
-    if backend.class_token and unasked and not (old and old.explain):  # an archive of ours keeps its own
-        recorded["method"] = METHOD_OF_TOKENS
-        remarks = [*remarks, NOTE_ON_TOKENS]
+    if backend.uneven and unasked and not (old and old.explain):  # an archive of ours keeps its own
+        recorded["method"] = METHOD_BY_CELL
+        remarks = [*remarks, NOTE_ON_METHOD.format(backend.uneven)]
     if config.runtime != "torch" and stage is not None:
         tell("trying the runtime")
         given = replace(config, **recorded)
