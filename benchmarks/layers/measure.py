@@ -110,10 +110,11 @@ def _show_all(layer: str, captured: Sequence[Captured], scenes: Sequence[Scenes]
         for each, drawn in zip(captured, scenes, strict=True)
     ]
     activations = [each.activation(layer) for each in captured]
-    return {
-        name: show(*(METHODS[name].function(*each) for each in zip(activations, gradients, strict=True)), *scenes)
-        for name in NAMES
-    }
+    found = {}
+    for name in NAMES:
+        maps, of_pairs = (METHODS[name].function(*each) for each in zip(activations, gradients, strict=True))
+        found[name] = show(maps, of_pairs, scenes[0], scenes[1])
+    return found
 
 
 def show(maps: Tensor, of_pairs: Tensor, scenes: Scenes, pairs: Scenes) -> Shown:

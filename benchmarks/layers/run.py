@@ -78,7 +78,10 @@ def table(families: Mapping[str, Sequence[Found]]) -> str:
     for name, seeds in families.items():
         accuracy = statistics.median(each["accuracy"] for each in seeds)
         for method in METHODS:
-            told = [f"{name}, {accuracy:.2f}" if method == METHODS[0] else "", f"`{method}`"]
+            told = [
+                f"{name}, {accuracy:.2f}, {len(seeds)} seed{'s' * (len(seeds) > 1)}" if method == METHODS[0] else "",
+                f"`{method}`",
+            ]
             for role in ("last", "default"):
                 layers = " or ".join(f"`{each}`" for each in dict.fromkeys(seed[role] for seed in seeds))
                 shown = [middle(seeds, role, method, what) for what in ("share", "apart", "empty")]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from benchmarks.layers.nets import Branched
 from PIL import Image
 from tests.support import build
 from tests.support.models import nets
@@ -326,12 +327,15 @@ def test_the_unpacked_folder_goes_with_the_model(folder: Path, tmp_path: Path, m
     assert not list(tmp_path.glob("camserve-*"))
 
 
-def test_a_class_token_makes_another_method_the_default() -> None:
+def test_uneven_gradients_make_another_method_the_default() -> None:
     """Only where neither layer nor method is given; Grad-CAM++ stays the default of all else."""
     tokens = nets.net("tokens")
     assert camserve.Model(tokens, resize=32, crop=32).metadata["method"] == "hirescam"
     assert camserve.Model(tokens, resize=32, crop=32, method="gradcam++").metadata["method"] == "gradcam++"
     assert camserve.Model(tokens, resize=32, crop=32, layers=["blocks.1.norm"]).metadata["method"] == "gradcam++"
+    torch.manual_seed(0)
+    branched = camserve.Model(Branched(), resize=32, crop=32).metadata  # half of the scores go past each of its last layers
+    assert (branched["method"], branched["layers"]) == ("hirescam", ["stem"])
     described = camserve.Model(nets.net("pooled"), resize=32, crop=32).metadata
     assert (described["method"], described["bypass"], described["doubts"]) == ("gradcam++", {"features": 0.0}, {})
 

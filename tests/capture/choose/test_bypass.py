@@ -205,3 +205,17 @@ def test_all_calls_that_count_are_held(kind: str) -> None:
     assert backend.layers == ("trunk",)
     assert backend.bypass["trunk"] == pytest.approx(0, abs=1e-5)
     assert backend.doubts == {}
+
+
+PASSES = {"tokens": 10, "pooled": 11}
+"""How often a model runs when it is opened: to read its outputs (2), to list its layers (1, and 2 where a module runs twice), to
+try groups of layers (1 each), to measure their bypass (1, and 1 each), to find its cells (1) and a closed form (2 or 3)."""
+
+
+@pytest.mark.parametrize(("name", "most"), PASSES.items())
+def test_trials_share_their_passes(name: str, most: int) -> None:
+    """What one trial of a layer has run, another does not run again: large models take seconds for each pass."""
+    model, passes = nets.net(name), []
+    model.register_forward_pre_hook(lambda _module, given: passes.append(len(given[0])))
+    open_backend(model, Config(channels_last=False), SIZE, torch.device("cpu"))
+    assert len(passes) <= most

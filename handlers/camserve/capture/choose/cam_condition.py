@@ -55,8 +55,8 @@ def find_cam_weights(model: Classifier, site: Site, pictures: Tensor, outputs: i
     pictures = fit_batch(pictures, model.batch)
     with disable_tf32():
         own = model.quantized_output(site, pictures)
-        shape = site.layout.shape(len(pictures)) if own is None else own.shape
-        empty = model.run_with(site, pictures, torch.zeros(shape, device=pictures.device)).double()
+        nothing = torch.zeros(site.layout.shape(len(pictures)) if own is None else own.shape, device=pictures.device)
+        empty = model.run_with(site, pictures, nothing).double()
         for scale in SCALES:
             pooled, scores = _trial(model, site, pictures, scale, own)
             candidates = [each for each in candidates if _holds(model, each, pooled, (scores - empty).cpu(), own)]
