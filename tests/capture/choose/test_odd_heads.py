@@ -34,6 +34,8 @@ def test_odd_heads(make: Callable[[], nn.Module], layer: str) -> None:
     distance = made.aligned[layer].distance
     assert distance is not None
     assert distance <= CELLS_OFF
+    if "+" in layer:  # maps of several layers at once have tests of their own
+        return
     captured = made.capture.forward(given, [layer])
     targets = captured.logits.argmax(1)
     maps = METHODS["gradcam++"].function(captured.activation(layer), captured.gradients(layer, torch.arange(len(given)), targets))

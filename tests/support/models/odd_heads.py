@@ -169,7 +169,7 @@ class Pyramid(nn.Module):
 
 ODD: Mapping[str, tuple[Callable[[], nn.Module], str]] = MappingProxyType(
     {
-        "dual path": (DualPath, "stem"),
+        "dual path": (DualPath, "fine + coarse"),
         "hypercolumns": (Hypercolumns, "mix"),
         "two scales": (TwoScales, "early"),
         "attention over layers": (Attending, "first"),
@@ -180,7 +180,7 @@ ODD: Mapping[str, tuple[Callable[[], nn.Module], str]] = MappingProxyType(
         "pyramid": (Pyramid, "trunk"),
     }
 )
-"""Each net, and the last of its layers that nothing bypasses."""
+"""Each net, and the last of its layers, or of those side by side, that nothing bypasses."""
 
 
 def lively(make: Callable[[], nn.Module]) -> nn.Module:
