@@ -106,9 +106,18 @@ def test_what_waits_is_taken_at_once_so_batches_are_full(live: RayProcess) -> No
 
 
 def test_a_full_queue_is_a_503_and_what_takes_too_long_a_504(live: RayProcess) -> None:
-    """The limits are the archive's own `jobQueueSize` and `responseTimeout`; the others are answered."""
+    """The limits are the archive's own `jobQueueSize` and `responseTimeout`; the others are answered; all are counted once."""
+
+    def counted(name: str) -> float:
+        lines = requests.get(f"{live.metrics_url}/metrics", timeout=30).text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name) and '"one"' in line)
+
+    names = ("ts_inference_requests_total{", 'camserve_host_unanswered_total{reason="full"')
+    before = [counted(name) for name in names]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: ask(live, "one"), range(8)))
+    refused = sum(each.status_code == 503 for each in answers)
+    assert [counted(name) - was for name, was in zip(names, before, strict=True)] == [8, refused]
     assert {error(each) for each in answers if each.status_code != 200} == {(503, "QueueFull")}
     assert sum(each.status_code == 200 for each in answers) >= 3
     assert error(ask(live, "slow")) == (504, "Timeout")

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
+from camserve.hosts.batcher import LATENCY, REQUESTS, WAITED
+from camserve.monitoring.metrics import METRICS
 from camserve.tools.serving.configuration.addresses import Settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -587,6 +589,26 @@ def test_kserves_pods_are_guarded_and_watched() -> None:
     (scrape,) = yaml.safe_load(text("deploy/prometheus/prometheus.yml"))["scrape_configs"]
     assert {"action": "replace", "targetLabel": "job", "replacement": scrape["job_name"]} in endpoint["relabelings"]
     assert not [name for name in service["metadata"]["annotations"] if "prometheus" in name]
+
+
+def test_what_ray_exposes_gets_the_names_that_the_rules_know() -> None:
+    """Ray puts `ray_` before each name, and `_total` behind that of a counter which lacks it (seen with Ray 2.60)."""
+    (endpoint,) = yaml.safe_load(text("deploy/ray/podmonitor.yaml"))["spec"]["podMetricsEndpoints"]
+    steps = [each for each in endpoint["metricRelabelings"] if each.get("targetLabel") == "__name__"]
+
+    def renamed(name: str) -> str:
+        for step in steps:
+            if found := re.fullmatch(step["regex"], name):
+                name = found[int(step["replacement"].removeprefix("$"))]
+        return name
+
+    names = {metric.name: metric.kind == "COUNTER" for metric in METRICS}
+    names |= dict.fromkeys((REQUESTS, LATENCY, WAITED, "camserve_host_batches_total", "camserve_host_unanswered_total"), True)
+    for name, counts in names.items():
+        exposed = f"ray_{name}" + ("_total" if counts and not name.endswith("_total") else "")
+        assert renamed(exposed) == name
+    assert renamed("ray_serve_num_requests_total") == "ray_serve_num_requests_total"
+    assert {"action": "replace", "targetLabel": "job", "replacement": "camserve"} in endpoint["relabelings"]
 
 
 @needs_tools

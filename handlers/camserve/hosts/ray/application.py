@@ -19,6 +19,7 @@ from camserve.hosts.asgi.client import Client
 from camserve.hosts.batcher import HostError
 from camserve.hosts.hosted import Hosted
 from camserve.hosts.ray.lines import Lines
+from camserve.hosts.ray.metrics import Counted, ReplicaRegistry
 from camserve.hosts.ray.model import VERSION, Remote, Watch
 from camserve.hosts.ray.replica import Deployed, Replica
 from camserve.hosts.ray.unpacked import find_digest, unpack_once
@@ -75,7 +76,8 @@ class Front:
         self._name = str(serve.get_replica_context().replica_id.unique_id)
         self._lines = Lines(f"{FRONT}-{self._name}")
         watch = Watch()
-        models = [Remote(*each, watch) for each in zip(deployed, handles, strict=True)]
+        self._registry = ReplicaRegistry()
+        models = [Remote(*each, watch, self._registry) for each in zip(deployed, handles, strict=True)]
         self._arguments = dict(arguments)
         limits = int(arguments.get("max_request_size", MAX_REQUEST_SIZE)), int(arguments.get("max_held", MAX_HELD))
         self._app = FrontApp(models, *limits)
@@ -86,9 +88,9 @@ class Front:
         """Return the application of the ASGI standard, which Serve asks for."""
         return self._app
 
-    async def lines(self, positions: Mapping[str, int]) -> tuple[str, tuple[str, ...], int]:
-        """Return the replica's name, its lines since its position when it was last asked, and the position now."""
-        return self._name, *self._lines.since(positions.get(self._name, 0))
+    async def lines(self, positions: Mapping[str, int]) -> tuple[str, tuple[str, ...], int, Counted]:
+        """Return the replica's name, its lines since its position when it was last asked, the position now, and its counts."""
+        return self._name, *self._lines.since(positions.get(self._name, 0)), self._registry.copy(self._name)
 
     async def arguments(self) -> dict[str, Any]:
         """Return the arguments by which the application was built."""

@@ -123,7 +123,9 @@ class Beside:
                 fronts = await asked.results_async(timeout_s=PATIENCE, return_exceptions=True)
             for front in fronts:
                 if isinstance(front, tuple):
-                    self._take_lines(*front)
+                    *told, counted = front
+                    self._take_lines(*told)
+                    self._collection.collect([counted])
 
     def _take_lines(self, replica: str, lines: Sequence[str], position: int) -> None:
         self._positions[replica] = position

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -15,7 +16,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from camserve.hosts.batcher import HostError, full_queue, late
+from camserve.hosts.batcher import REQUESTS, HostError, full_queue, late
+from camserve.hosts.metrics import Registry
 from camserve.hosts.ray.replica import Deployed, State
 from camserve.hosts.worker import Answered, Asked
 
@@ -62,10 +64,12 @@ class Remote:
         deployed: the archive.
         handle: of its deployment.
         watch: shared by all models of the process.
+        registry: counts what no replica does: requests that found all queues full, or lost their replica.
     """
 
-    def __init__(self, deployed: Deployed, handle: DeploymentHandle[Any], watch: Watch) -> None:
+    def __init__(self, deployed: Deployed, handle: DeploymentHandle[Any], watch: Watch, registry: Registry | None = None) -> None:
         self.hosted = deployed.hosted
+        self._registry = registry
         self._deployment = deployed.deployment
         self._handle = handle
         self._watch = watch
@@ -87,15 +91,26 @@ class Remote:
             response.cancel()
             raise
         except BackPressureError:
+            self._miss("full", came=True)
             raise full_queue(self.hosted) from None
         except RayTaskError:
             raise  # a fault of ours, which the application logs
         except (RayError, RayServeException) as error:
             logger.error("the model %s lost a request: %s", self.hosted.name, type(error).__name__)
+            self._miss("lost")
             raise HostError(
                 503, "WorkerLost", "the replica ended while it worked on this request; another takes its place; try again"
             ) from None
         return answered
+
+    def _miss(self, reason: str, came: bool = False) -> None:
+        """Count a request without an answer as a batcher does, and that it came, where it has reached none."""
+        if self._registry is None:
+            return
+        labels = {"model_name": self.hosted.name, "model_version": self.hosted.version}
+        if came:
+            self._registry.add(REQUESTS, {**labels, "hostname": socket.gethostname()}, 1)
+        self._registry.add("camserve_host_unanswered_total", {"reason": reason, **labels}, 1)
 
     async def describe(self) -> bytes:
         """Return what the handler says of itself, JSON."""
