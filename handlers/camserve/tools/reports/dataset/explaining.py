@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from camserve.tools.reports.dataset.storage import open_place
 
 READERS = 16
 """Pictures that are read at once, and about how many are read while others are explained: a store takes its time for each."""
+
+PATIENCE = 600
+"""Seconds in which a worker may load the model, where the archive gives fewer: a machine's workers all load at once."""
 
 TARGET = "x-explain-target"
 REFUSED = ("UnknownOption", "InvalidOption", "UnknownLabel", "NotAcceptable")
@@ -223,7 +226,8 @@ def start_worker(job: Job, hosted: Hosted) -> Worker:
 
 def open_hosted(directory: Path) -> Hosted:
     """Read an unpacked archive's settings."""
-    return Hosted.from_archive(read_archive(directory), "", "model", 1, {})
+    hosted = Hosted.from_archive(read_archive(directory), "", "model", 1, {})
+    return replace(hosted, startup_timeout=max(hosted.startup_timeout, PATIENCE))
 
 
 def make_request(job: Job, picture: bytes, target: str | None = None) -> Asked:
