@@ -1,7 +1,7 @@
 """Classifiers of other libraries, with random weights: which layer is explained, and whether its maps are right.
 
     scripts/setup.sh test && CAMSERVE_SLOW=1 scripts/test.sh --collect-only -q     # makes .venv-foreign
-    .venv-foreign/bin/python benchmarks/foreign/run.py                            # about ten minutes of one core
+    .venv-foreign/bin/python benchmarks/foreign/run.py                            # 130 networks: about 15 minutes of one core that does nothing else
 
 Prints a table, keeps what was found in benchmarks/results/foreign.json, and writes the table into benchmarks/README.md.
 """
@@ -92,7 +92,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def keep(found: Sequence[Found]) -> None:
     """Keep what was found beside what is kept of other networks, and write the table of all."""
-    known = {each["name"]: each for each in json.loads(RESULTS.read_text())["found"]} if RESULTS.is_file() else {}
+    kept = json.loads(RESULTS.read_text())["found"] if RESULTS.is_file() else []
+    known = {each["name"]: each for each in kept if "told_by" in each}  # others were measured in another way
     known |= {each.name: asdict(each) for each in found}
     about = speed.conditions(libraries=", ".join(f"{name} {version(name)}" for name in LIBRARIES))
     rows = [known[network.name] for network in list_networks() if network.name in known]
