@@ -1,7 +1,7 @@
 """Classifiers of other libraries, with random weights: which layer is explained, and whether its maps are right.
 
     scripts/setup.sh test && CAMSERVE_SLOW=1 scripts/test.sh --collect-only -q     # makes .venv-foreign
-    .venv-foreign/bin/python benchmarks/foreign/run.py                            # 130 networks: about 15 minutes of one core that does nothing else
+    .venv-foreign/bin/python benchmarks/foreign/run.py    # 130 networks: about 15 minutes of a core that does nothing else
 
 Prints a table, keeps what was found in benchmarks/results/foreign.json, and writes the table into benchmarks/README.md.
 """
