@@ -53,7 +53,7 @@ PARTS = (
     ("The forward pass alone", ("forward",)),
     ("Runtimes", ("runtimes",)),
     ("A live server", ("live",)),
-    ("TorchServe and the ASGI host", ("hosts",)),
+    ("TorchServe, the ASGI host and Ray", ("hosts",)),
     ("Where a picture's time goes", ("profile",)),
     ("Memory of a worker", ("memory",)),
     ("Scaling", ("scaling",)),
