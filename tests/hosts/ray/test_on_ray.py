@@ -92,7 +92,7 @@ def clients(server: RayProcess, model: str, count: int) -> Iterator[list[object]
 
 
 def test_what_waits_is_taken_at_once_so_batches_are_full(live: RayProcess) -> None:
-    """With 16 connections and batches of 8, at least 6 requests a batch in the mean, by the cluster's own metrics."""
+    """With 16 connections and batches of 8, more than half of the requests go in full ones, by the cluster's own metrics."""
     with ThreadPoolExecutor(16) as pool:
         assert {each.status_code for each in pool.map(lambda _: ask(live, "eight"), range(160))} == {200}
     metrics = requests.get(f"{live.metrics_url}/metrics", timeout=30).text
@@ -102,7 +102,7 @@ def test_what_waits_is_taken_at_once_so_batches_are_full(live: RayProcess) -> No
         if line.startswith("camserve_host_batches_total{") and '"eight"' in line
     }
     assert sum(size * count for size, count in sizes.items()) == 160
-    assert 160 / sum(sizes.values()) >= 6, sizes
+    assert sizes.get(8, 0) > 160 / 8 / 2, sizes
 
 
 def test_a_full_queue_is_a_503_and_what_takes_too_long_a_504(live: RayProcess) -> None:
@@ -183,7 +183,7 @@ def test_an_update_takes_the_place_of_the_old_version_and_loses_nothing(live: Ra
 
 
 def test_what_listens(live: RayProcess) -> None:
-    """Our addresses are loopback's. Ray's own processes listen on all addresses: SECURITY.md says so, and to whom they are closed."""
+    """All on loopback, but for HAProxy's figures and replicas' ports for each other, which want the token: SECURITY.md says so."""
     listening: dict[str, set[str]] = {}
     for process in [psutil.Process(live.process.pid), *live.descendants()]:
         try:
@@ -199,8 +199,10 @@ def test_what_listens(live: RayProcess) -> None:
         assert host == "127.0.0.1"
         socket.create_connection((host, int(port)), 5).close()
     assert listening["haproxy"] == {"127.0.0.1", "0.0.0.0"}  # requests; its statistics and metrics
-    public = {name for name, hosts in listening.items() if hosts - {"127.0.0.1"}}
-    assert {"gcs_server", "raylet"} <= public
+    assert {"gcs_server", "raylet"} <= set(listening)
+    local = {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    public = [name for name, hosts in listening.items() if hosts - local]
+    assert [name for name in public if not name.startswith(("haproxy", "ray::ServeRepl"))] == []
 
 
 def test_a_stop_answers_what_is_in_flight_and_leaves_nothing(live: RayProcess) -> None:

@@ -50,7 +50,7 @@ class RayProcess(ExternalServer):
         token = next(word.partition("=")[2] for word in words if word.startswith("RAY_AUTH_TOKEN_PATH="))
         address = words[words.index("--address") + 1]
         command = [str(PYTHON), "scripts/serve_ray.py", "--address", address, *arguments]
-        environment = compose_environment() | {"RAY_AUTH_TOKEN_PATH": token, "RAY_AUTH_MODE": "token"}
+        environment = compose_environment() | {"RAY_AUTH_TOKEN_PATH": token}
         return subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANG)
 
 

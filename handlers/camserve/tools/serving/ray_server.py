@@ -155,7 +155,7 @@ class RayServer(OwnServer):
         """Warns of who reaches this server, and of the ports of Ray's own."""
         return [
             *super().exposure_warnings(),
-            "Ray's own processes listen on every address of this machine: keep its ports from others (SECURITY.md)",
+            "replicas and HAProxy listen on every address of this machine: keep their ports from others (SECURITY.md)",
         ]
 
     def notes(self) -> list[str]:

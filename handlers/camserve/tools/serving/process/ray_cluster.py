@@ -25,6 +25,8 @@ SHARED_MEMORY = 256 * 2**20
 """Bytes for objects that Ray's processes share; requests do not go through it."""
 
 
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""At 0, Ray's processes listen on loopback alone, as on Windows; and whoever connects to them must know it."""
 FAST = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # requests go to replicas by gRPC, whose messages end at 4 MB where nothing is said
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
@@ -45,6 +47,7 @@ def compose_variables(folder: Path, ports: Sequence[int], *, haproxy: bool) -> d
     variables = {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "RAY_USAGE_STATS_ENABLED": "0",
+        LOOPBACK: "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",  # a model that does not load is said at once
@@ -100,7 +103,6 @@ def start_ray(cores: int, compose: Callable[[Path], Mapping[str, str]], *, gpus:
                     "log_to_driver": False,
                     "logging_level": "ERROR",
                     "object_store_memory": SHARED_MEMORY,
-                    "_node_ip_address": "127.0.0.1",
                     "_temp_dir": str(folder),
                     **({} if gpus is None else {"num_gpus": gpus}),
                 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 from camserve.core.errors import ArchiveError, ConfigError
 from camserve.core.text import show
 from camserve.tools.serving.process.errors import ServeError
+from camserve.tools.serving.process.ray_cluster import LOOPBACK
 
 PATIENCE = 1800.0
 """Seconds in which the new replicas must serve."""
@@ -25,9 +28,9 @@ def update_cluster(address: str, archives: Sequence[Path], deployments: Mapping[
     Raises:
         ServeError: the archives cannot be served; what ran before goes on.
     """
+    _connect(address)
     from camserve.hosts.ray import status  # noqa: PLC0415 an extra brings Ray
 
-    _connect(address)
     try:
         status.update([str(each.resolve()) for each in archives], deployments)
     except (ArchiveError, ConfigError) as error:
@@ -52,12 +55,12 @@ def end_application(address: str, drain: float) -> None:
     Raises:
         ServeError: they took longer.
     """
+    _connect(address)
     from ray import serve  # noqa: PLC0415 an extra brings it
 
     from camserve.hosts.ray.model import APPLICATION  # noqa: PLC0415
     from camserve.hosts.ray.status import close_front  # noqa: PLC0415
 
-    _connect(address)
     end = time.monotonic() + drain
     while close_front() != 0:
         if time.monotonic() > end:
@@ -67,8 +70,13 @@ def end_application(address: str, drain: float) -> None:
 
 
 def _connect(address: str) -> None:
+    if address.startswith("127."):
+        os.environ.setdefault(LOOPBACK, "0")
+    if os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray  # noqa: PLC0415 an extra brings it
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
