@@ -34,6 +34,7 @@ SHARING = (
 
 FIRST = (
     SHARED,
+    "tests/hosts/ray/test_on_ray.py",
     "tests/promises/numbers/test_drift_live.py",
     "tests/promises/safety/test_survival.py",
     "tests/tools/commands/test_serve.py",
