@@ -233,6 +233,21 @@ def test_what_tells_two_classes_apart_is_one_click_away(visit: Visitor) -> None:
     expect(page.locator("#agreement")).not_to_have_text(before)
 
 
+def test_the_model_is_asked_whether_a_heatmap_is_borne_out(visit: Visitor) -> None:
+    """By a button, which makes room for the verdict and its curves; another class has a button of its own."""
+    page = visit().explain()
+    verdict = shown(page).locator(".verdict")
+    expect(verdict).to_be_hidden()
+
+    page.get_by_role("button", name="Is this borne out?").click()
+
+    expect(verdict).to_contain_text("with the brightest fifth hidden, and with only it shown")
+    expect(shown(page).locator(".curves polyline")).to_have_count(2)
+    expect(page.get_by_role("button", name="Is this borne out?")).to_be_hidden()
+    page.locator(".class").nth(1).click()
+    expect(page.get_by_role("button", name="Is this borne out?")).to_be_visible()
+
+
 def test_the_value_under_the_pointer_is_the_heatmaps(visit: Visitor, live: Server) -> None:
     """In the middle of a cell it is the cell's value; what the model did not see has none."""
     page = visit().explain()

@@ -269,7 +269,7 @@ def test_unknown_names() -> None:
     error = refused({"traget": 1})
     assert error.kind == "UnknownOption"
     assert 'unknown option "traget"; did you mean target?' in error.message
-    assert error.message.endswith("target, top_k, method, layer, format, overlay, colormap or opacity")
+    assert error.message.endswith("target, top_k, method, layer, format, check, overlay, colormap or opacity")
     assert "did you mean" not in refused({"\r\n<script>" * 9: 1}).message
     assert refused({"": 1}).kind == refused({"Target": 1}).kind == "UnknownOption"
 

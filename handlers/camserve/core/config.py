@@ -116,6 +116,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "max_response_bytes": Key("largest answer, in bytes", integer(1_000, 2_000_000_000)),
         "max_targets": Key("most targets of one picture", integer(1, 1_000)),
         "max_instances": Key("most instances of one KServe request", integer(1, 10_000)),
+        "max_checks": Key("most explanations of a batch that are checked; its requests share it", integer(0, 10_000)),
         "max_batch": Key("most pictures in one forward pass", integer(1, 4_096)),
         "max_work": Key(
             "most work on the pictures of a batch, in milliseconds of one core by their headers; requests share it",
@@ -191,6 +192,7 @@ class Config:
     max_response_bytes: int = 6_000_000
     max_targets: int = 10
     max_instances: int = 64
+    max_checks: int = 8
     max_batch: int = 32
     max_work: int = 8_000
     max_seconds: float = 30

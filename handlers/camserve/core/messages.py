@@ -72,6 +72,7 @@ class Options:
         media: of the answer.
         overlay: each explanation in a JSON answer carries its picture; False for every other media.
         opacity: of the colours, 0 to 1.
+        check: the model is asked how far each heatmap is borne out.
     """
 
     targets: tuple[int, ...]
@@ -82,6 +83,7 @@ class Options:
     top_k: int | None = 1
     media: Media = "json"
     overlay: bool = False
+    check: bool = False
 
     @property
     def maps(self) -> int:
@@ -149,6 +151,51 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Hidden:
+    """A target's score by how its picture was filled, `blur` or `mean`: with cells hidden, and with only these shown."""
+
+    hidden: Mapping[str, tuple[float, ...]]
+    shown: Mapping[str, tuple[float, ...]]
+
+
+VERDICTS = ("supported", "weak", "unsupported")
+"""Of a check, the best first."""
+
+SHARES = (0.1, 0.2, 0.4)
+"""Shares of a heatmap's cells that a check hides, and shows alone, the brightest first."""
+
+FILLS = ("blur", "mean")
+"""What hides them."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far a heatmap is borne out when the model is asked again; `explain/faithfulness` has the rule.
+
+    Attributes:
+        verdict: `supported`, `weak` or `unsupported`.
+        support: what the brightest cells do to the score more than others do, as a share of what the whole picture does.
+        shares: of the cells that `brightest` hides and shows.
+        brightest: what the heatmap's brightest cells do, by share.
+        random: what as many random cells do, at one share.
+        moved: what the heatmap's brightest cells do where the heatmap is moved elsewhere, at one share.
+        empty: the score with everything hidden, by fill.
+        deletion: area under the score by the share of cells that are hidden, brightest first; small speaks for the map.
+        insertion: area under the score by the share that is shown; large speaks for it.
+    """
+
+    verdict: str
+    support: float
+    shares: tuple[float, ...]
+    brightest: Hidden
+    random: Hidden
+    moved: Hidden
+    empty: Mapping[str, float]
+    deletion: float
+    insertion: float
+
+
+@dataclass(frozen=True)
 class Explanation:
     """One target's heatmap.
 
@@ -160,6 +207,7 @@ class Explanation:
         warnings: `zero`, `constant` or `not_finite`: the heatmap is zeros, and says nothing.
         overlay: the picture with the heatmap over it, a PNG; None where it was not asked for.
         lowers: the heatmap shows what lowers the target's value, not what raises it.
+        check: how far it is borne out, where that was asked for, and there is a map.
     """
 
     target: int
@@ -171,6 +219,7 @@ class Explanation:
     warnings: tuple[str, ...] = ()
     overlay: bytes | None = field(default=None, repr=False)
     lowers: bool = field(default=False, repr=False)
+    check: Check | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -194,6 +243,7 @@ class Answer:
         scale: that picture's size relative to the original.
         predictions: what a handler's own `postprocess` made of the scores, JSON; None: made of `classes`.
         grid: (height, width) of the heatmaps, where there are none to tell it.
+        checked: how far the heatmaps are borne out was asked for.
     """
 
     classes: tuple[Score, ...]
@@ -205,6 +255,7 @@ class Answer:
     scale: float = 1.0
     predictions: object = None
     grid: tuple[int, int] = (0, 0)
+    checked: bool = False
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,19 @@ class Explainer:
             answers[row] = deadline.error(f"all maps of this picture were made, with {task.method}")
         return answers
 
+    def score(self, pictures: Sequence[Tensor], targets: Sequence[int]) -> list[float]:
+        """Return the probability, or the value, that the model gives each picture's class: NaN where it is not finite.
+
+        Args:
+            pictures: as `explain` takes them.
+            targets: a class index for each.
+        """
+        with self.observer.stage("forward"):
+            probabilities = self.backend.reader.probabilities(self.backend.capture.forward(self._stack(pictures), []).values)
+        index = torch.tensor(targets, device=probabilities.device)[:, None]
+        scores: list[float] = probabilities.float().gather(1, index)[:, 0].tolist()
+        return scores
+
     def count_passes(self, task: Task | None) -> int:
         """Count the model's passes for one picture, forward and backward."""
         if task is None or task.layer in self.backend.closed_form:

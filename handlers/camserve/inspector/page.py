@@ -49,6 +49,7 @@ def write_page(served: Served) -> Reply:
         "opacity": config.opacity,
         "exif": config.exif,
         "max_targets": config.max_targets,
+        "checks": config.max_checks > 0,
         "tensors": 0 if config.takes_pictures else config.channels,
         "samples": _samples() if config.takes_pictures else [],
     }

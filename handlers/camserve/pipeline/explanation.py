@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camserve.core.geometry import Rect
-from camserve.core.messages import Answer, Media, Options, Score
+from camserve.core.messages import Answer, Check, Media, Options, Score
 from camserve.core.messages import Explanation as Target
 from camserve.core.text import join_names
 from camserve.pictures.bounds.limits import Quota
@@ -27,9 +27,9 @@ _UNLIMITED = 2**62
 class Explanation:
     """One picture, explained.
 
-    `target`, `label`, `probability`, `heatmap`, `range`, `region` and `warnings` are those of the first target. Of several labels
-    at once there may be none, where none was asked for and none reaches the threshold: `targets` is empty, the overlay is the
-    picture itself, and these raise ValueError.
+    `target`, `label`, `probability`, `heatmap`, `range`, `region`, `warnings` and `check` are those of the first target. Of
+    several labels at once there may be none, where none was asked for and none reaches the threshold: `targets` is empty, the
+    overlay is the picture itself, and these raise ValueError.
 
     Args:
         answer: what the pipeline says of the picture.
@@ -73,6 +73,11 @@ class Explanation:
     def target(self) -> int:
         """Index of the explained class."""
         return self._first.target
+
+    @property
+    def check(self) -> Check | None:
+        """How far the heatmap is borne out; None where that was not asked for, or there is no map."""
+        return self._first.check
 
     @property
     def label(self) -> str:

@@ -24,6 +24,7 @@ LIMITS = (
     "max_response_bytes",
     "max_targets",
     "max_instances",
+    "max_checks",
     "max_batch",
     "max_work",
     "max_seconds",

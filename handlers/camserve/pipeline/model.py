@@ -173,6 +173,7 @@ class Model:
         top_k: int | None = None,
         method: str | None = None,
         layer: str | None = None,
+        check: bool = False,
         colormap: str | None = None,
         opacity: float | None = None,
     ) -> list[Explanation]:
@@ -184,12 +185,14 @@ class Model:
                 reaches the threshold, which may be none; `"-age"` shows what lowers the value `age`.
             top_k: explain so many of the most probable classes instead.
             method, layer, colormap, opacity: None: as configured.
+            check: ask the model how far each heatmap is borne out, see `Explanation.check`: some twenty pictures more for each.
 
         Raises:
             RequestError: a picture cannot be opened or explained, or an option is wrong.
         """
         targets = list(target) if isinstance(target, (list, tuple)) else target
         given = {"target": targets, "top_k": top_k, "method": method, "layer": layer, "colormap": colormap, "opacity": opacity}
+        given["check"] = check
         named = self._reader.from_values({name: value for name, value in given.items() if value is not None}, "json")
         options = self._reader.read(named, None, False)
         images = read_pictures(pictures, self.served.config.channels)

@@ -21,6 +21,7 @@ from camserve.core.geometry import region
 from camserve.core.messages import Answer, Call, Explanation, ImageInfo, Item, Page, Reply, Request
 from camserve.core.served import Served
 from camserve.explain.explainer import Explainer, Prediction
+from camserve.explain.faithfulness import check_maps, count_passes
 from camserve.explain.observer import Observation, sample_rows
 from camserve.explain.ranking import Task
 from camserve.explain.sampling import NOTHING, SamplingPolicy
@@ -42,7 +43,7 @@ LARGE_BATCH = 16_000_000
 PIXELS_AT_ONCE = 100_000_000
 """Pixels that are decoded, or drawn on, at once: each may take a dozen bytes meanwhile. Ordinary pictures never reach it."""
 
-_DECODED, _PREDICTED = 0.5, 0.8
+_DECODED, _PREDICTED, _CHECKED = 0.5, 0.8, 0.9
 """Shares of a batch's time after which decoding ends, and passes end: what small requests still need is left to them."""
 
 _PASS = 20
@@ -145,7 +146,8 @@ class Pipeline:
                 requests[position] = outcome
                 continue
             tasks = [_task(item) if request.explain else None for item in request.items]
-            rank = sum(each.work for each in outcome) + _PASS * sum(map(self.explainer.count_passes, tasks))
+            passes = sum(map(self.explainer.count_passes, tasks)) + sum(map(count_passes, request.items)) * request.explain
+            rank = sum(each.work for each in outcome) + _PASS * passes
             each = zip(request.items, outcome, strict=True)
             jobs += [Job(position, item, request.explain, found, rank, error=found.fault) for item, found in each]
         return requests, jobs
@@ -156,6 +158,7 @@ class Pipeline:
         decoding = deadline.until(_DECODED)
         self._each(lambda job: self._prepare(job, canvases, decoding), jobs, lambda job: job.measure.pixels)
         self._predict(jobs, deadline.until(_PREDICTED))
+        self._check(jobs, deadline.until(_CHECKED))
         failed = {job.call for job in jobs if job.error}
         limit = self._served.config.max_response_bytes
         quotas = {job.call: Quota(limit) for job in jobs if job.call not in failed}  # nothing is drawn for a request that fails
@@ -204,6 +207,18 @@ class Pipeline:
                 else:
                     job.prediction = outcome
 
+    def _check(self, jobs: Sequence[Job], deadline: Deadline) -> None:
+        """Ask the model how far the heatmaps are borne out, where that is asked for."""
+        asked = [(job, job.prediction) for job in jobs if job.explain and job.item.options.check and job.prediction]
+        pairs = [(job.input, prediction) for job, prediction in asked]
+        outcomes = guard(lambda several: check_maps(self.explainer, several, self._served.config.max_batch, deadline), pairs)
+        for place, (job, _) in enumerate(asked):
+            outcome = outcomes if isinstance(outcomes, RequestError) else outcomes[place]
+            if isinstance(outcome, RequestError):
+                job.error = outcome
+            else:
+                job.prediction = outcome
+
     def _explain_chunk(self, deadline: Deadline, part: Sequence[Job]) -> list[Prediction | RequestError]:
         observer = self.explainer.observer
         late = guard(deadline.check, "the model saw this picture")
@@ -249,6 +264,7 @@ class Pipeline:
         explanations = tuple(_place(each, image) for each in job.prediction.explanations)
         options = job.item.options
         answer = Answer(job.prediction.classes, explanations, image, options.method, options.layer, grid=job.prediction.grid)
+        answer = replace(answer, checked=options.check)
         if self._hooks.predictions_of is not None:
             answer = replace(answer, predictions=self._hooks.predictions_of(job.prediction.logits))
         if job.needs_drawing and quota:

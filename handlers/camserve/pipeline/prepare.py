@@ -111,6 +111,7 @@ class Pictures:
         """
         weights = [[self._weigh(item.image) for item in request.items] for request in requests]
         faults = self.share([[each.header if isinstance(each, Weight) else 0.0 for each in several] for several in weights])
+        faults = [fault or extra for fault, extra in zip(faults, self._share_checks(requests), strict=True)]
         measures: list[list[Measure]] = []
         for place, request in enumerate(requests):
             measures.append([] if faults[place] else self._measure(request.items, weights[place]))
@@ -148,6 +149,13 @@ class Pictures:
         totals = [sum(each) for each in works]
         met = share_out(limit, totals)
         return [None if met[place] else _too_much(limit, totals[place], works[place]) for place in range(len(works))]
+
+    def _share_checks(self, requests: Sequence[Request]) -> list[RequestError | None]:
+        """Say which requests ask for more checks than one may, or than their batch may together."""
+        limit = self._config.max_checks
+        counts = [sum(item.options.maps for item in each.items if each.explain and item.options.check) for each in requests]
+        met = share_out(limit, counts)
+        return [None if each else _too_many_checks(limit, count) for each, count in zip(met, counts, strict=True)]
 
     def _weigh(self, image: Any) -> Weight | RequestError | None:
         return guard(lambda file: weigh(file.data, self._config), image) if isinstance(image, Encoded) else None
@@ -234,6 +242,16 @@ class Pictures:
     def _open(self, image: Any) -> Image.Image:
         """Open an encoded picture, or take one that is open already."""
         return open_again(image, self._config)
+
+
+def _too_many_checks(limit: int, count: int) -> RequestError:
+    if count > limit:
+        message = (
+            f"check: expected at most {limit} heatmaps to check in one request, got {count}: ask for fewer, or without check"
+        )
+        return RequestError(413, "TooMuchWork", message)
+    message = f"check: the requests of a batch share {limit} checks, and this one asks for {count}: try again later"
+    return RequestError(503, "Busy", message)
 
 
 def _too_much(limit: int, total: float, works: Sequence[float]) -> RequestError:

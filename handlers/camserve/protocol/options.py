@@ -164,6 +164,13 @@ OPTIONS = (
         default=lambda served: served.layers[0],
     ),
     Option("format", "of the answer; beats Accept", choice(tuple(CONTENT_TYPES)), field="media"),
+    Option(
+        "check",
+        "the model is asked again with the brightest parts hidden, and with only these shown: the answer says how far each "
+        "heatmap is borne out",
+        FLAG,
+        default=lambda _: False,
+    ),
     Option("overlay", "each explanation in the JSON carries its picture", FLAG, default=lambda _: False),
     Option(
         "colormap",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from camserve.core.errors import RequestError
-from camserve.core.messages import CONTENT_TYPES, Answer, Explanation, Reply, Request
+from camserve.core.messages import CONTENT_TYPES, Answer, Check, Explanation, Hidden, Reply, Request
 from camserve.core.served import Served
 from camserve.protocol.float32 import shorten
 from camserve.protocol.kserve.outputs import name_direction
@@ -47,6 +47,7 @@ class Responder:
         Pictures and arrays say the rest in headers, each of them JSON: `x-explain-target` (`285`), `x-explain-range`
         (`[0.0,0.00031]`, or null where the map is not finite), `x-explain-view` (`[left,top,right,bottom]`, or null), and
         pictures `x-explain-scale` (`1.0`). With several targets, or none, the first two are lists of these in the targets' order.
+        Where it was asked for, `x-explain-check` says each heatmap's verdict (`"supported"`), or null where there is no map.
         Of scores that are values, `x-explain-direction` says whether a heatmap is of what `raises` or `lowers` its target.
 
         Raises:
@@ -94,7 +95,7 @@ class Responder:
             "classes": [
                 {"index": score.index, "label": score.label, "probability": score.probability} for score in answer.classes
             ],
-            "explanations": [self._explanation(explanation) for explanation in answer.explanations],
+            "explanations": [self._explanation(explanation, answer.checked) for explanation in answer.explanations],
             "image": image,
             "method": answer.method,
             "layer": answer.layer,
@@ -104,9 +105,9 @@ class Responder:
             "weights": self._model.weights,
         }
 
-    def _explanation(self, explanation: Explanation) -> dict[str, Any]:
+    def _explanation(self, explanation: Explanation, checked: bool) -> dict[str, Any]:
         region = explanation.region
-        body = {
+        body: dict[str, Any] = {
             "target": explanation.target,
             "label": explanation.label,
             **({"direction": name_direction(explanation)} if self._values else {}),
@@ -116,6 +117,8 @@ class Responder:
             "region": region and list(region.rounded()),
             "warnings": list(explanation.warnings),
         }
+        if checked:
+            body["check"] = explanation.check and describe_check(explanation.check)
         if explanation.overlay is not None:
             body["overlay"] = "data:image/png;base64," + base64.b64encode(explanation.overlay).decode("ascii")
         return body
@@ -129,6 +132,8 @@ class Responder:
         }
         if self._values:
             headers["x-explain-direction"] = _one_or_list([name_direction(each) for each in answer.explanations])
+        if answer.checked:
+            headers["x-explain-check"] = _one_or_list([each.check and each.check.verdict for each in answer.explanations])
         if media != "npy":
             headers["x-explain-scale"] = answer.scale
         return {name: json.dumps(value, separators=(",", ":"), allow_nan=False) for name, value in headers.items()}
@@ -136,6 +141,30 @@ class Responder:
 
 def _one_or_list(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values
+
+
+def describe_check(check: Check) -> dict[str, Any]:
+    """Describe a check as JSON has it; a score that is not finite is null."""
+
+    def numbers(hidden: Hidden) -> dict[str, Any]:
+        ways = {"hidden": hidden.hidden, "shown": hidden.shown}
+        return {way: {fill: [_finite(score) for score in row] for fill, row in rows.items()} for way, rows in ways.items()}
+
+    return {
+        "verdict": check.verdict,
+        "support": _finite(check.support),
+        "deletion": _finite(check.deletion),
+        "insertion": _finite(check.insertion),
+        "shares": list(check.shares),
+        "brightest": numbers(check.brightest),
+        "random": numbers(check.random),
+        "moved": numbers(check.moved),
+        "empty": {fill: _finite(score) for fill, score in check.empty.items()},
+    }
+
+
+def _finite(number: float) -> float | None:
+    return float(str(np.float32(number))) if np.isfinite(number) else None
 
 
 def write_error(error: RequestError) -> Reply:

@@ -5,7 +5,7 @@ const $ = (id) => document.getElementById(id);
 const APART = facts.methods.find(({ name }) => name === "contrast")?.name; // the method that tells similar classes apart
 const FIRST = Math.min(5, facts.max_targets, facts.classes); // classes explained with the first request
 const state = { answer: null, explanations: new Map(), classes: [], wants: [], active: 0, compare: "", beside: false, jobs: new Map() };
-const callbacks = { changed: (pane, change) => want(pane.index, change), pointed: point, touched: (pane) => choose(pane.index) };
+const callbacks = { changed: (pane, change) => want(pane.index, change), checked: (pane) => check(pane.index), pointed: point, touched: (pane) => choose(pane.index) };
 const [original, ...explained] = [null, 0, 1].map((index) => new Pane(index, callbacks));
 
 // ---- A picture arrives
@@ -108,10 +108,20 @@ async function want(index, change) {
   announce(index);
 }
 
+/** Has the model asked how far what a pane shows is borne out. */
+async function check(index) {
+  const { target, method, layer } = state.wants[index];
+  const answer = await request(JSON.stringify([target]), { method, layer, check: "true" }, () => check(index), explained[index]);
+  if (!answer) return;
+  arrange();
+  const result = state.explanations.get(keyOf({ target, method, layer }));
+  if (result?.explanation.check) say(describeCheck(result.explanation));
+}
+
 /** Asks for targets with one method and layer, and keeps the answer; undefined when it failed. */
-function request(target, { method, layer }, again, pane) {
+function request(target, { method, layer, ...more }, again, pane) {
   const job = async (signal) => {
-    const { answer, seconds } = await explain(look.picture, { target, method, layer }, signal);
+    const { answer, seconds } = await explain(look.picture, { target, method, layer, ...more }, signal);
     keep(answer, { method, layer }, seconds);
     return answer;
   };

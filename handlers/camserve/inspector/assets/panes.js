@@ -28,19 +28,20 @@ const WARNINGS = {
 class Pane {
   /**
    * `index`: 0 is A, 1 is B, null is the picture without a heatmap. Called back: `changed` with a new method or layer,
-   * `pointed` with a point of the picture or null, `touched` when the pane is clicked or focused.
+   * `checked` when it is to be checked, `pointed` with a point of the picture or null, `touched` when the pane is clicked or focused.
    */
-  constructor(index, { changed, pointed, touched }) {
+  constructor(index, { changed, checked, pointed, touched }) {
     this.index = index;
     this.root = document.getElementById("pane").content.firstElementChild.cloneNode(true);
     this.canvas = this.root.querySelector("canvas");
-    this.parts = Object.fromEntries(["badge", "label", "share", "how", "boxes", "cursor", "busy", "says", "use", "made"].map((name) => [name, this.root.querySelector(`.${name}`)]));
+    this.parts = Object.fromEntries(["badge", "label", "share", "how", "boxes", "cursor", "busy", "says", "proof", "proven", "verdict", "curves", "use", "made"].map((name) => [name, this.root.querySelector(`.${name}`)]));
     this.method = this.root.querySelector("select.method");
     this.layer = this.root.querySelector("select.layer");
     fill(this.method, facts.methods.map((method) => [method.name, method.name, method.use]));
     fill(this.layer, facts.layers.map((layer) => [layer, layer, layer]));
     this.method.addEventListener("change", () => changed(this, { method: this.method.value }));
     this.layer.addEventListener("change", () => changed(this, { layer: this.layer.value }));
+    this.parts.proof.addEventListener("click", () => checked(this));
     this.root.addEventListener("pointerdown", () => touched(this));
     this.root.addEventListener("focusin", () => touched(this));
     this.listen(pointed);
@@ -89,6 +90,13 @@ class Pane {
     this.parts.says.textContent = result ? sentence(result) : `${look.picture.width} × ${look.picture.height} pixels`;
     this.root.classList.toggle("flat", Boolean(result && result.explanation.warnings.length));
     const method = result && facts.methods.find(({ name }) => name === result.method);
+    const check = result && result.explanation.check;
+    this.parts.proof.hidden = !result || check !== undefined || !facts.checks || result.explanation.warnings.length > 0;
+    this.parts.proven.hidden = !check;
+    if (check) {
+      this.parts.verdict.textContent = describeCheck(result.explanation);
+      drawCurves(this.parts.curves, result.explanation);
+    }
     this.parts.use.textContent = method ? `${method.name}, ${method.use}` : "";
     this.parts.made.textContent = result ? details(result) : "";
   }
@@ -195,6 +203,48 @@ function sentence(result) {
   if (target === look.first && isUndecided(probability)) return `The model does not decide, ${label} comes first. What speaks for it lies mostly ${where}: ${box}`;
   if (target === look.first) return `The model says ${label}. It looked mostly ${where}: ${box}`;
   return `What speaks for ${label} lies mostly ${where}: ${box}`;
+}
+
+const VERDICTS = {
+  supported: "Borne out",
+  weak: "Hardly borne out",
+  unsupported: "Not borne out",
+};
+const FIFTH = 1; // the place of a fifth of the cells among a check's shares
+
+const average = (byFill, place) => Object.values(byFill).reduce((sum, row) => sum + (Array.isArray(row) ? row[place] : row), 0) / Object.keys(byFill).length;
+
+/** What a check found, in one sentence. */
+function describeCheck({ label, probability, check }) {
+  const { brightest, random, moved, verdict } = check;
+  const said = (what, place) => `${amount(average(what.hidden, place))} and ${amount(average(what.shown, place))}`;
+  return (
+    `${VERDICTS[verdict]}: ${label} has ${amount(probability)}; with the brightest fifth hidden, and with only it shown, ${said(brightest, FIFTH)}. ` +
+    `As many other cells: ${said(random, 0)} at random, ${said(moved, 0)} with the heatmap moved elsewhere.`
+  );
+}
+
+/** Draws the score by the share of the cells that are hidden (solid) and shown (dashed), brightest first. */
+function drawCurves(svg, { label, probability, check }) {
+  const empty = average(check.empty, 0);
+  const shares = [0, ...check.shares, 1];
+  const ways = {
+    hidden: [probability, ...check.shares.map((_, place) => average(check.brightest.hidden, place)), empty],
+    shown: [empty, ...check.shares.map((_, place) => average(check.brightest.shown, place)), probability],
+  };
+  const all = [...ways.hidden, ...ways.shown];
+  const [low, high] = facts.scores === "none" ? [Math.min(...all), Math.max(...all)] : [0, 1];
+  const make = (name, attributes, text = "") => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.textContent = text;
+    return element;
+  };
+  const y = (score) => 36 - (34 * (score - low)) / (high - low || 1);
+  const lines = Object.entries(ways).map(([way, row]) => make("polyline", { class: way, points: row.map((score, place) => `${100 * shares[place]},${y(score)}`).join(" ") }));
+  const words = [make("text", { x: 0, y: 43 }, "brightest cells hidden: solid; shown alone: dashed")];
+  svg.setAttribute("aria-label", `How the score of ${label} changes as its brightest cells are hidden, or shown alone`);
+  svg.replaceChildren(...lines, ...words);
 }
 
 function details({ explanation, layer }) {

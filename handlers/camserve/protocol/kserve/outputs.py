@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camserve.core.errors import RequestError
-from camserve.core.messages import Answer, Explanation
+from camserve.core.messages import VERDICTS, Answer, Check, Explanation
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,21 @@ def _directions(answers: Sequence[Answer]) -> NDArray[Any]:
     return _fill([[name_direction(explanation) for explanation in answer.explanations] for answer in answers], "", object)
 
 
+def _verdicts(answers: Sequence[Answer]) -> NDArray[Any]:
+    """Empty where there is no map to check."""
+    return _fill([[check.verdict if check else "" for check in _checks(answer)] for answer in answers], "", object)
+
+
+def _supports(answers: Sequence[Answer]) -> NDArray[Any]:
+    return _fill([[check.support if check else np.nan for check in _checks(answer)] for answer in answers], np.nan, np.float32)
+
+
+def _checks(answer: Answer) -> list[Check | None]:
+    if not answer.checked:
+        raise RequestError(400, "InvalidOption", "the outputs verdict and support need the parameter check: true")
+    return [explanation.check for explanation in answer.explanations]
+
+
 def _ranges(answers: Sequence[Answer]) -> NDArray[Any]:
     """NaN where a map is not finite."""
     unknown = (np.nan, np.nan)
@@ -112,13 +127,17 @@ _EXPLANATION = {
     "view": OutputTensor("FP32", 2, {"type": "number"}, _views),
 }
 _DIRECTION = {"direction": OutputTensor("BYTES", 2, {"type": "string", "enum": ["raises", "lowers"]}, _directions)}
-OUTPUTS: Mapping[str, OutputTensor] = MappingProxyType({**_PREDICTION, **_EXPLANATION, **_DIRECTION})
+_CHECK = {
+    "verdict": OutputTensor("BYTES", 2, {"type": "string", "enum": [*VERDICTS, ""]}, _verdicts),
+    "support": OutputTensor("FP32", 2, {"anyOf": [{"type": "number"}, {"type": "null"}]}, _supports),
+}
+OUTPUTS: Mapping[str, OutputTensor] = MappingProxyType({**_PREDICTION, **_EXPLANATION, **_DIRECTION, **_CHECK})
 PREDICTION_OUTPUTS = tuple(_PREDICTION)
 EXPLANATION_OUTPUTS = (*_PREDICTION, *_EXPLANATION)
 
 
 def list_outputs(*, explain: bool, values: bool) -> tuple[str, ...]:
-    """Lists the outputs of a request; `values`: of a model whose scores are values, whose heatmaps have a direction."""
+    """Lists the outputs that a request may name; `values`: of a model whose scores are values: heatmaps have a direction."""
     if not explain:
         return PREDICTION_OUTPUTS
-    return (*EXPLANATION_OUTPUTS, *_DIRECTION) if values else EXPLANATION_OUTPUTS
+    return (*EXPLANATION_OUTPUTS, *(_DIRECTION if values else ()), *_CHECK)

@@ -18,7 +18,8 @@ def write_v2(request: Request, answers: Sequence[Answer], model: ModelInfo, valu
 
     Outputs: `label` BYTES, `index` INT64, `probability` FP32, each `[n, k]`; for explanations also `heatmap` FP32
     `[n, t, h, w]`, `target` INT64 `[n, t]`, `range` FP32 `[n, t, 2]` (null in JSON and NaN in binary where the map is not
-    finite) and `view` FP32 `[n, 4]` (left out where the input is a tensor, so that there is no picture to view). Where some
+    finite) and `view` FP32 `[n, 4]` (left out where the input is a tensor, so that there is no picture to view); where checks
+    were asked for, `verdict` BYTES and `support` FP32, each `[n, t]` (empty and null where there is no map). Where some
     pictures have fewer labels above the threshold than others, the rest is index and target -1, empty text, NaN and zeros.
 
     Args:
@@ -46,7 +47,8 @@ def write_v2(request: Request, answers: Sequence[Answer], model: ModelInfo, valu
 def _choose_outputs(request: Request, answers: Sequence[Answer], values: bool) -> list[Output]:
     names = list_outputs(explain=request.explain, values=values)
     viewed = all(answer.image is not None and answer.image.view is not None for answer in answers)
-    return [Output(name) for name in names if name != "view" or viewed]
+    absent = {*(() if viewed else ("view",)), *(() if all(answer.checked for answer in answers) else ("verdict", "support"))}
+    return [Output(name) for name in names if name not in absent]
 
 
 def _flatten(array: NDArray[Any]) -> list[Any]:

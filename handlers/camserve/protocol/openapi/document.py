@@ -12,7 +12,7 @@ from PIL import Image
 
 from camserve.core.config import Config
 from camserve.core.errors import KINDS
-from camserve.core.messages import CONTENT_TYPES, ModelInfo
+from camserve.core.messages import CONTENT_TYPES, VERDICTS, ModelInfo
 from camserve.core.served import Served
 from camserve.core.version import __version__
 from camserve.protocol.openapi.schemas import Schema, ref, refer_to_options, write_schemas
@@ -210,11 +210,13 @@ def _headers(served: Served) -> dict[str, Any]:
     least = 0 if served.scores == "sigmoid" else 2
     several = {"type": "array", "minItems": least, "maxItems": served.config.max_targets}
     way: Schema = {"type": "string", "enum": ["raises", "lowers"]}
+    verdict: Schema = {"enum": [*VERDICTS, None]}
     direction = _header("Of what each heatmap is.", {"anyOf": [way, {**several, "items": way}]})
     return {
         **({"x-explain-direction": direction} if served.scores == "none" else {}),
         "x-explain-target": _header("Of each heatmap.", {"anyOf": [index, {**several, "items": index}]}),
         "x-explain-range": _header("Before scaling.", {"anyOf": [pair, {**several, "items": pair}]}),
+        "x-explain-check": _header("Verdicts, if asked for.", {"anyOf": [verdict, {**several, "items": verdict}]}),
         "x-explain-view": _header("Left, top, right and bottom in the original picture.", view),
         "x-explain-scale": _header(
             "The picture's size relative to the original.", {**number, "exclusiveMinimum": 0, "maximum": 1}
@@ -246,7 +248,7 @@ def _responses(served: Served) -> dict[str, Any]:
 
 
 def _said_of_heatmaps(served: Served) -> tuple[str, ...]:
-    return ("target", *(["direction"] if served.scores == "none" else []), "range", "view", "scale")
+    return ("target", *(["direction"] if served.scores == "none" else []), "range", "view", "scale", "check")
 
 
 def _answer(schema: str, others: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from camserve.core.config import Config
 from camserve.core.errors import KINDS
+from camserve.core.messages import FILLS, SHARES, VERDICTS
 from camserve.core.served import Served
 from camserve.protocol.kserve.outputs import OUTPUTS, list_outputs
 from camserve.protocol.kserve.request import FOREIGN_PARAMETERS
@@ -156,13 +157,13 @@ def _answers(served: Served) -> dict[str, Schema]:
         "range": {"description": "The map's minimum and maximum before scaling.", **_nullable(_list(_NUMBER, 2, 2))},
         "region": _nullable(rectangle),
         "warnings": _list(_choice(("zero", "constant", "not_finite"))),
+        "check": {"description": "How far the heatmap is borne out, where that was asked for.", **_nullable(_check(score))},
         "overlay": {"type": "string", "pattern": "^data:image/png;base64,"},
     }
+    always = [name for name in explanation if name not in {"check", "overlay"}]
     explained = {
         "classes": _list(_object(**kind), 1, most),
-        "explanations": _list(
-            _object([name for name in explanation if name != "overlay"], **explanation), 0 if served.scores == "sigmoid" else 1
-        ),
+        "explanations": _list(_object(always, **explanation), 0 if served.scores == "sigmoid" else 1),
         "image": _nullable(_object(width=_SIZE, height=_SIZE, view=_nullable(rectangle))),
         **dict.fromkeys(("method", "layer", "model", "version", "weights"), _ID),
         **({} if served.scores == "softmax" else {"scores": {"const": served.scores}}),
@@ -175,6 +176,18 @@ def _answers(served: Served) -> dict[str, Schema]:
         "V1Predictions": _object(predictions=_list(ref("Predictions"), 1)),
         "V1Explanations": _object(predictions=_list(ref("Predictions"), 1), explanations=_list(ref("Explained"), 1)),
     }
+
+
+def _check(score: Schema) -> Schema:
+    """Scores by fill; those of random and moved cells at one share."""
+    known = _nullable(score)
+    ways = [
+        _object(hidden=fills, shown=fills)
+        for fills in (_object(**dict.fromkeys(FILLS, _list(known, count, count))) for count in (len(SHARES), 1))
+    ]
+    areas = dict.fromkeys(("support", "deletion", "insertion"), _nullable(_NUMBER))
+    others = {"brightest": ways[0], "random": ways[1], "moved": ways[1], "empty": _object(**dict.fromkeys(FILLS, known))}
+    return _object(verdict=_choice(VERDICTS), **areas, shares=_list(_SHARE, len(SHARES), len(SHARES)), **others)
 
 
 def _kserve_requests(served: Served) -> dict[str, Schema]:

@@ -43,8 +43,9 @@ def find_fault(answer: Mapping[str, Any]) -> str | None:
         for name, check in _EXPLANATION.items():
             if name not in explanation or not check(explanation[name]):
                 return f"explanations[{place}].{name}"
-        if not _is_overlay(explanation.get("overlay")):
-            return f"explanations[{place}].overlay"
+        for name, allowed in (("overlay", _is_overlay), ("check", _is_check)):
+            if not allowed(explanation.get(name)):
+                return f"explanations[{place}].{name}"
     return None
 
 
@@ -94,6 +95,23 @@ def _is_overlay(value: Any) -> bool:
         return base64.b64decode(value[len(OVERLAY) :], validate=True).startswith(PNG)
     except ValueError:
         return False
+
+
+def _is_check(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict) or not _is_text(value.get("verdict")) or not _is_row(value.get("shares")):
+        return False
+    if not all(_is_number(value.get(name)) or value.get(name, 0) is None for name in ("support", "deletion", "insertion")):
+        return False
+    hidden = [value.get(name) for name in ("brightest", "random", "moved")]
+    if not isinstance(value.get("empty"), dict) or not all(isinstance(each, dict) for each in hidden):
+        return False
+    return all(set(each) == {"hidden", "shown"} and all(map(_is_scores, each.values())) for each in hidden if each is not None)
+
+
+def _is_scores(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(row, list) for row in value.values())
 
 
 def _optional(length: int) -> Callable[[Any], bool]:

@@ -138,6 +138,7 @@ class Client:
         top_k: int | None = None,
         method: str | None = None,
         layer: str | None = None,
+        check: bool = False,
         overlay: bool = True,
         colormap: str | None = None,
         opacity: float | None = None,
@@ -148,6 +149,7 @@ class Client:
             target: class index, label, or several of them; None: the most probable class.
             top_k: in place of targets, the k most probable classes.
             method, layer, colormap, opacity: None: the archive's defaults.
+            check: have the model asked how far each heatmap is borne out: some twenty pictures more for each.
             overlay: have the server draw the pictures that `save` writes and notebooks show. A tensor has none.
 
         Raises:
@@ -156,7 +158,7 @@ class Client:
         """
         options = {
             "target": target, "top_k": top_k, "method": method, "layer": layer, "colormap": colormap, "opacity": opacity,
-            "overlay": (overlay and not _is_tensor(image)) or None,
+            "check": check or None, "overlay": (overlay and not _is_tensor(image)) or None,
         }  # fmt: skip
         return read_result(self.ask(image, model, {name: value for name, value in options.items() if value is not None}))
 

@@ -152,7 +152,32 @@ def _explanation(member: Mapping[str, Any]) -> Explanation:
         warnings=tuple(member["warnings"]),
         overlay=read_overlay(member),
         lowers=member.get("direction") == "lowers",
+        check=_check(member.get("check")),
     )
+
+
+def _check(member: Mapping[str, Any] | None) -> messages.Check | None:
+    if member is None:
+        return None
+    return messages.Check(
+        verdict=member["verdict"],
+        support=member["support"],
+        shares=tuple(member["shares"]),
+        brightest=_hidden(member["brightest"]),
+        random=_hidden(member["random"]),
+        moved=_hidden(member["moved"]),
+        empty=member["empty"],
+        deletion=member["deletion"],
+        insertion=member["insertion"],
+    )
+
+
+def _hidden(member: Mapping[str, Mapping[str, Sequence[float]]]) -> messages.Hidden:
+    return messages.Hidden(_scores(member["hidden"]), _scores(member["shown"]))
+
+
+def _scores(rows: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, ...]]:
+    return {fill: tuple(row) for fill, row in rows.items()}
 
 
 def _rect(edges: Sequence[float] | None) -> Rect | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from camserve.core.values import parse_integer
+from camserve.core.values import FLAG, parse_integer
 from camserve.protocol.options import OPTIONS, Option
 from camserve.tools.client.sources import AnswerSource, ServerSource, open_archive_source
 from camserve.tools.client.token import open_token_file
@@ -134,6 +134,8 @@ def _flag(option: Option) -> dict[str, Any]:
     """What argparse needs for an option of a request: its choices, or how its text is read, and its help."""
     if option.in_text:
         return {"action": "append", "type": _parse_target, "metavar": "CLASS", "help": f"{option.meaning}; may be repeated"}
+    if option.values is FLAG:
+        return {"action": "store_const", "const": True, "help": option.meaning}
     if "enum" in option.values.schema:
         return {"choices": option.values.schema["enum"], "help": option.meaning}
 

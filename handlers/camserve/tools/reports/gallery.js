@@ -73,7 +73,7 @@ function made(card) {
   set("share", card.amount ?? percent(card.probability));
   const region = card.region === null ? "" : `region ${percent(card.region)}`;
   const other = card.first ? `predicted ${card.first}` : "";
-  set("more", [other, region, ...card.warnings.map((warning) => `map: ${warning}`), card.method, card.layer].filter(Boolean).join(" · "));
+  set("more", [other, region, ...card.warnings.map((warning) => `map: ${warning}`), card.verdict, card.method, card.layer].filter(Boolean).join(" · "));
   if (card.picture) {
     const link = item.querySelector("a");
     link.hidden = false;

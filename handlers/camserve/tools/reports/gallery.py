@@ -49,6 +49,7 @@ def _cards(row: Row, folder: Path) -> list[dict[str, Any]]:
             "first": None if kind != "softmax" or first["index"] == each["target"] else first["label"],
             "region": _share(each["region"], row["image"]),
             "warnings": each["warnings"],
+            "verdict": (each.get("check") or {}).get("verdict", ""),
             "picture": _thumb(folder, each.get("overlay")),
             "overlay": each.get("overlay"),
         }
