@@ -304,7 +304,9 @@ def test_live_answers_are_those_of_the_document(live: Server, model: str, path: 
 
     def asked(case: Any) -> None:
         response = case.call(base_url=base, timeout=60)
-        case.validate_response(response, checks=every)
+        # to this check a 413 is no refusal, and what the body beats is not read
+        rejects = response.status_code != 413 and not _beats_headers(case)
+        case.validate_response(response, checks=every if rejects else every[:-1])
         seen[response.status_code] += 1
         if response.status_code >= 500:  # a form that TorchServe's own frontend cannot read never gets to the worker
             assert response.json()["type"] == "ErrorDataDecoderException"
@@ -316,6 +318,13 @@ def test_live_answers_are_those_of_the_document(live: Server, model: str, path: 
         strategy = operation.as_strategy(generation_mode=mode, path_parameters=fixed)
         settings(BOUNDED, max_examples=4)(given(strategy)(asked))()
     assert seen[200] or (path, method) == ("/explanations/{model}", "get")
+
+
+def _beats_headers(case: Any) -> bool:
+    """Whether the body gives an option that a header gives too."""
+    given = {name.lower().removeprefix("x-explain-").replace("-", "_") for name in case.headers or {}}
+    own = set(case.body) if isinstance(case.body, Mapping) else set()
+    return bool(given & (own | {"target", "top_k"} if own & {"target", "top_k"} else own))
 
 
 def _examples(operation: Any) -> list[Any]:

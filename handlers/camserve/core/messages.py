@@ -175,10 +175,10 @@ class Check:
     Attributes:
         verdict: `supported`, `weak` or `unsupported`.
         support: what the brightest cells do to the score more than others do, as a share of what the whole picture does.
-        shares: of the cells that `brightest` hides and shows.
+        shares: of the cells that are hidden and shown.
         brightest: what the heatmap's brightest cells do, by share.
-        random: what as many random cells do, at one share.
-        moved: what the heatmap's brightest cells do where the heatmap is moved elsewhere, at one share.
+        random: what as many random cells do, with the blur.
+        moved: what the heatmap's brightest cells do where the heatmap is moved elsewhere, with the mean colour.
         empty: the score with everything hidden, by fill.
         deletion: area under the score by the share of cells that are hidden, brightest first; small speaks for the map.
         insertion: area under the score by the share that is shown; large speaks for it.

@@ -2,8 +2,8 @@
 
 A part is hidden by a blur of the picture, and by its mean colour: what a network makes of either alone may be an artefact of the
 fill. Deletion and insertion are those of Petsiuk et al. 2018 (RISE, arXiv 1806.07421), at a few shares of the cells instead of
-every pixel. What the brightest cells do is compared with what random cells do, and the map moved elsewhere: on many pictures
-hiding any part lowers a score.
+every pixel. What the brightest cells do is compared with what others do, for on many pictures hiding any part lowers a score:
+with the blur, random cells; with the mean colour, those of the map moved elsewhere, which hang together as the brightest do.
 """
 
 from __future__ import annotations
@@ -22,16 +22,13 @@ from camserve.core.messages import FILLS, SHARES, VERDICTS, Check, Hidden, Item
 from camserve.explain.explainer import Explainer, Prediction
 from camserve.pictures.bounds.limits import Deadline
 
-COMPARED = 0.2
-"""The share at which other cells are compared with the brightest."""
-
-PASSES = len(FILLS) * (1 + 2 * len(SHARES) + 2 * 2)
-"""Pictures that the model sees for one check: everything hidden; the brightest cells; random cells, and the moved map's."""
+PASSES = len(FILLS) * (1 + 4 * len(SHARES))
+"""Pictures that the model sees for one check, by fill: everything hidden; the brightest cells, and others, hidden and shown."""
 
 BLUR = 20
 """The blur's standard deviation is the picture's longer side over this."""
 
-SUPPORTED, WEAK = 0.2, 0.05
+SUPPORTED, WEAK = 0.25, 0.1
 """From which `Check.support` on a map is supported, and weakly so; calibrated in `benchmarks/README.md`."""
 
 LEAST = 0.05
@@ -48,14 +45,15 @@ def pick_cells(heatmap: NDArray[np.float32], share: float) -> _Mask:
     return picked.reshape(heatmap.shape)
 
 
-def move(heatmap: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Move a heatmap by half its height and width; what leaves at one side comes in at the other."""
-    return np.roll(heatmap, [side // 2 for side in heatmap.shape], (0, 1))
+def move(heatmap: NDArray[np.float32], way: int) -> NDArray[np.float32]:
+    """Move a heatmap by half its size, by `way` aslant, down or across; what leaves at one side comes in at the other."""
+    height, width = (side // 2 for side in heatmap.shape)
+    return np.roll(heatmap, ((height, width), (height, 0), (0, width))[way], (0, 1))
 
 
-def scatter(heatmap: NDArray[np.float32]) -> NDArray[np.float32]:
+def scatter(heatmap: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     """Put a heatmap's cells in a random order, the same for all heatmaps of a size, so that an answer can be repeated."""
-    return np.random.default_rng(0).permutation(heatmap.ravel()).reshape(heatmap.shape)
+    return np.random.default_rng(seed).permutation(heatmap.ravel()).reshape(heatmap.shape)
 
 
 def perturb(picture: Tensor, heatmap: NDArray[np.float32]) -> Iterator[Tensor]:
@@ -65,11 +63,15 @@ def perturb(picture: Tensor, heatmap: NDArray[np.float32]) -> Iterator[Tensor]:
         picture: the model's input `[C, H, W]`, of any floating type.
         heatmap: `[h, w]`; its cells divide the input evenly.
     """
-    masks = _masks(heatmap)
+    brightest = [pick_cells(heatmap, share) for share in SHARES]
+    others = {
+        "blur": [pick_cells(scatter(heatmap, seed), share) for seed, share in enumerate(SHARES)],
+        "mean": [pick_cells(move(heatmap, way), share) for way, share in enumerate(SHARES)],
+    }
     for fill in FILLS:
         hidden = _fill(picture, fill)
         yield hidden
-        for mask in masks:
+        for mask in (*brightest, *others[fill]):
             cells = torch.from_numpy(mask).to(picture)[None, None]
             shown = functional.interpolate(cells, picture.shape[1:], mode="nearest-exact")[0] > 0
             yield torch.where(shown, hidden, picture)
@@ -79,9 +81,9 @@ def perturb(picture: Tensor, heatmap: NDArray[np.float32]) -> Iterator[Tensor]:
 def judge(whole: float, scores: Sequence[float], *, lowers: bool = False) -> Check:
     """Say how far a map is borne out.
 
-    A mask's effect is the mean of two shares of what hiding everything takes from the score: what hiding its cells takes, and
-    what showing only these leaves. `support` is the effect of the brightest cells less the larger of those of random and moved
-    cells, the mean over fills; in [-2, 2] for scores that go the way of what is shown.
+    The effect of cells is the mean of two shares of what hiding everything takes from the score: what hiding them takes, and
+    what showing only them leaves. `support` is the effect of the brightest cells less that of as many others, the mean over
+    shares and fills.
 
     Args:
         whole: the target's score for the picture itself.
@@ -90,34 +92,25 @@ def judge(whole: float, scores: Sequence[float], *, lowers: bool = False) -> Che
     """
     sign = -1.0 if lowers else 1.0
     table = np.array(scores, np.float64).reshape(len(FILLS), -1)
-    empty, pairs = table[:, 0], table[:, 1:].reshape(len(FILLS), -1, 2)
-    brightest = pairs[:, : len(SHARES)]
+    empty, pairs = table[:, 0], table[:, 1:].reshape(len(FILLS), 2, len(SHARES), 2)
+    brightest, others = pairs[:, 0], pairs[:, 1]
     span = sign * (whole - empty)
     told = span > LEAST * abs(whole)
     support = 0.0
     if told.any():
-        effects = (sign * (whole - pairs[..., 0]) + sign * (pairs[..., 1] - empty[:, None]))[told] / (2 * span[told, None])
-        ours, others = effects[:, SHARES.index(COMPARED)], effects[:, len(SHARES) :]
-        support = float((ours - others.max(1)).mean())
+        effects = (whole - pairs[..., 0] + pairs[..., 1] - empty[:, None, None])[told] * sign / (2 * span[told, None, None])
+        support = float((effects[:, 0] - effects[:, 1]).mean())
     return Check(
         verdict=VERDICTS[0 if support >= SUPPORTED else 1 if support >= WEAK else 2],
         support=support,
         shares=SHARES,
-        brightest=_hidden(brightest),
-        random=_hidden(pairs[:, len(SHARES) : len(SHARES) + 1]),
-        moved=_hidden(pairs[:, len(SHARES) + 1 :]),
+        brightest=_hidden(FILLS, brightest),
+        random=_hidden(("blur",), others),
+        moved=_hidden(("mean",), others[FILLS.index("mean") :]),
         empty=dict(zip(FILLS, map(float, empty), strict=True)),
         deletion=_area(np.full_like(empty, whole), brightest[..., 0], empty),
         insertion=_area(empty, brightest[..., 1], np.full_like(empty, whole)),
     )
-
-
-def _masks(heatmap: NDArray[np.float32]) -> list[_Mask]:
-    return [
-        *(pick_cells(heatmap, share) for share in SHARES),
-        pick_cells(scatter(heatmap), COMPARED),
-        pick_cells(move(heatmap), COMPARED),
-    ]
 
 
 def _fill(picture: Tensor, fill: str) -> Tensor:
@@ -138,9 +131,9 @@ def _blur(picture: Tensor, sigma: float) -> Tensor:
     return blurred[:, 0].to(picture.dtype)
 
 
-def _hidden(pairs: NDArray[np.float64]) -> Hidden:
-    hidden, shown = ({fill: tuple(map(float, row)) for fill, row in zip(FILLS, pairs[..., way], strict=True)} for way in (0, 1))
-    return Hidden(hidden, shown)
+def _hidden(fills: Sequence[str], pairs: NDArray[np.float64]) -> Hidden:
+    rows = [{fill: tuple(map(float, row)) for fill, row in zip(fills, pairs[..., way], strict=False)} for way in (0, 1)]
+    return Hidden(*rows)
 
 
 def _area(first: NDArray[np.float64], between: NDArray[np.float64], last: NDArray[np.float64]) -> float:

@@ -133,7 +133,7 @@ def test_a_model_that_torchserve_gives_up_ends_the_command(store: Path, pool: Th
             (answer,) = ask(pool, url, "fragile")
             ends = [pool.submit(end_of_service, url, "slow") for _ in range(2)]
             assert command.process.wait(HANG) == 1
-            (error,) = command.errors.read_text().splitlines()[1:]
+            (error,) = command.errors.read_text().splitlines()[2:]
             reason = 'error: the model "fragile" has had no ready worker for \\d+ s, .*: OSError: the disk is gone'
             assert re.fullmatch(reason, error)
             assert answer.result() == 0

@@ -18,6 +18,10 @@ from camserve.capture.survey.layout import TOKENS, Layout
 COUNTS = (6, 16, 48)
 """Number of probes, of those that are taken where the first settle nothing, and where a layer sees a part of the picture only."""
 
+MUCH_FINER = 16
+"""An early map of a layer's own part has so many times its cells, at least: with four times as many, as the first convolution of a
+ResNet's last stage, what each probe changes reaches over most of the picture already."""
+
 EARLIER = 8
 """How many earlier layers with as many tokens are looked at, where a layer's own peaks settle nothing."""
 
@@ -135,14 +139,14 @@ def _find_first(survey: Survey, info: LayerInfo) -> LayerInfo | None:
     That part may be the layer itself. Where no map has so many, it is the first of all: that tells whether a probe is seen.
     """
     maps = [each for each in _before(survey, info) if each.site.layout.order not in TOKENS]
-    finer = [each for each in maps if each.cells >= FINER * info.cells]
+    finer = [each for each in maps if each.cells >= MUCH_FINER * info.cells]
     path = info.name.split(".")
     for depth in range(len(path), -1, -1):
         prefix = "".join(f"{part}." for part in path[:depth])
         inside = next((each for each in finer if each.name.startswith(prefix)), None)
         if inside:
             return inside
-    return next(iter(maps), None)
+    return next((each for each in maps if each.cells >= FINER * info.cells), next(iter(maps), None))
 
 
 def _before(survey: Survey, info: LayerInfo) -> list[LayerInfo]:

@@ -121,7 +121,7 @@ async function check(index) {
 /** Asks for targets with one method and layer, and keeps the answer; undefined when it failed. */
 function request(target, { method, layer, ...more }, again, pane) {
   const job = async (signal) => {
-    const { answer, seconds } = await explain(look.picture, { target, method, layer, ...more }, signal);
+    const { answer, seconds } = await explain(look.picture, { ...more, target, method, layer }, signal);
     keep(answer, { method, layer }, seconds);
     return answer;
   };

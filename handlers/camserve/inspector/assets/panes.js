@@ -217,10 +217,10 @@ const average = (byFill, place) => Object.values(byFill).reduce((sum, row) => su
 /** What a check found, in one sentence. */
 function describeCheck({ label, probability, check }) {
   const { brightest, random, moved, verdict } = check;
-  const said = (what, place) => `${amount(average(what.hidden, place))} and ${amount(average(what.shown, place))}`;
+  const said = (what) => `${amount(average(what.hidden, FIFTH))} and ${amount(average(what.shown, FIFTH))}`;
   return (
-    `${VERDICTS[verdict]}: ${label} has ${amount(probability)}; with the brightest fifth hidden, and with only it shown, ${said(brightest, FIFTH)}. ` +
-    `As many other cells: ${said(random, 0)} at random, ${said(moved, 0)} with the heatmap moved elsewhere.`
+    `${VERDICTS[verdict]}: ${label} has ${amount(probability)}; with the brightest fifth hidden, and with only it shown, ${said(brightest)}. ` +
+    `As many other cells: ${said(random)} at random, ${said(moved)} with the heatmap moved elsewhere.`
   );
 }
 

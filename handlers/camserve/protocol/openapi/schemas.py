@@ -179,14 +179,15 @@ def _answers(served: Served) -> dict[str, Schema]:
 
 
 def _check(score: Schema) -> Schema:
-    """Scores by fill; those of random and moved cells at one share."""
+    """Scores by fill and share."""
     known = _nullable(score)
+    row = _list(known, len(SHARES), len(SHARES))
     ways = [
         _object(hidden=fills, shown=fills)
-        for fills in (_object(**dict.fromkeys(FILLS, _list(known, count, count))) for count in (len(SHARES), 1))
+        for fills in (_object(**dict.fromkeys(FILLS, row)), _object(blur=row), _object(mean=row))
     ]
     areas = dict.fromkeys(("support", "deletion", "insertion"), _nullable(_NUMBER))
-    others = {"brightest": ways[0], "random": ways[1], "moved": ways[1], "empty": _object(**dict.fromkeys(FILLS, known))}
+    others = {"brightest": ways[0], "random": ways[1], "moved": ways[2], "empty": _object(**dict.fromkeys(FILLS, known))}
     return _object(verdict=_choice(VERDICTS), **areas, shares=_list(_SHARE, len(SHARES), len(SHARES)), **others)
 
 

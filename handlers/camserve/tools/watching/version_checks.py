@@ -56,7 +56,7 @@ def check_version(name: str, description: Mapping[str, Any], exposition: str) ->
     yield Finding("ok", f"{name}: camserve {metadata['camserve']}, layer {metadata['layer']}, weights {metadata['weights'][:19]}")
     if metadata.get("random_weights"):
         remedy = f"{command_of('package')} --weights FILE packages trained ones"
-        yield Finding("wrong", f"{name}: its weights are random, so its answers mean nothing", remedy)
+        yield Finding("advice", f"{name}: its weights are random, so its answers mean nothing", remedy)
     yield from _layers(name, metadata)
     yield from _runtime(name, metadata)
     yield from _device(name, {**description, **metadata}, ready)
