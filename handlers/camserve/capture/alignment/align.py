@@ -19,8 +19,8 @@ COUNTS = (6, 16, 48)
 """Number of probes, of those that are taken where the first settle nothing, and where a layer sees a part of the picture only."""
 
 MUCH_FINER = 16
-"""An early map of a layer's own part has so many times its cells, at least: with four times as many, as the first convolution of a
-ResNet's last stage, what each probe changes reaches over most of the picture already."""
+"""An early map of a layer's own part has so many times its cells, at least: with four times as many, as the first convolution of
+a ResNet's last stage, what each probe changes reaches over most of the picture already."""
 
 EARLIER = 8
 """How many earlier layers with as many tokens are looked at, where a layer's own peaks settle nothing."""
