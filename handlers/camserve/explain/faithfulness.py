@@ -28,7 +28,7 @@ PASSES = len(FILLS) * (1 + 4 * len(SHARES))
 BLUR = 20
 """The blur's standard deviation is the picture's longer side over this."""
 
-SUPPORTED, WEAK = 0.25, 0.1
+SUPPORTED, WEAK = 0.2, 0.1
 """From which `Check.support` on a map is supported, and weakly so; calibrated in `benchmarks/README.md`."""
 
 LEAST = 0.05
