@@ -280,8 +280,9 @@ def test_a_file_without_a_token_is_told_without_repeating_it(tmp_path: Path, con
 def test_each_option_of_a_request_has_a_flag() -> None:
     """Read as the table of options says, and sent only where it was given."""
     words = ["--target", "2", "--target", "tabby", "--top-k", "3", "--method", "finercam", "--layer", "features.8"]
-    words += ["--colormap", "jet", "--opacity", ".25", "--no-overlays"]
+    words += ["--check", "--colormap", "jet", "--opacity", ".25", "--no-overlays"]
     given = {"target": [2, "tabby"], "top_k": 3, "method": "finercam", "layer": "features.8", "colormap": "jet", "opacity": 0.25}
+    given["check"] = True
 
     assert explain.parse(["cat.jpg", *words]).request == given
     assert explain.parse(["cat.jpg"]).request == {"overlay": True}
