@@ -144,7 +144,7 @@ def test_equal_to_autograd(name: str) -> None:
 
 def test_no_graph_is_made() -> None:
     """Where all asked layers have a closed form the pass is a plain prediction."""
-    made = open_backend(nets.net("pooled"), Config(layers=("features",)), (nets.SIDE, nets.SIDE), CPU)
+    made = open_backend(nets.net("pooled"), Config(layers=("features",), channels_last=False), (nets.SIDE, nets.SIDE), CPU)
     captured = made.capture.forward(nets.pictures(2), ["features"])
     assert not captured.scores.requires_grad  # type: ignore[attr-defined]
 
