@@ -157,7 +157,7 @@ def test_an_archives_model_is_shown_as_it_is(tmp_path: Path, capsys: pytest.Capt
     assert (signs["conv"], signs["norm"]) == ("no", "yes")
     first, second = (np.asarray(cv2.imread(str(sheet))) for sheet in sheets)
     assert np.array_equal(first, second)
-    assert "one picture on 1 of this CPU's threads, in float32, both by the model as it is; a worker also folds" in text
+    assert "one picture in one thread, processor time, in float32, both by the model as it is; a worker also folds" in text
 
 
 @pytest.mark.parametrize("compiled", [False, True])
