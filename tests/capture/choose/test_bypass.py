@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -215,7 +216,7 @@ try groups of layers (1 each), to measure their bypass (1, and 1 each), to find 
 @pytest.mark.parametrize(("name", "most"), PASSES.items())
 def test_trials_share_their_passes(name: str, most: int) -> None:
     """What one trial of a layer has run, another does not run again: large models take seconds for each pass."""
-    model, passes = nets.net(name), []
+    model, passes = copy.deepcopy(nets.net(name)), []  # which others share
     model.register_forward_pre_hook(lambda _module, given: passes.append(len(given[0])))
     open_backend(model, Config(channels_last=False), SIZE, torch.device("cpu"))
     assert len(passes) <= most
