@@ -127,7 +127,7 @@ def test_numbers_are_work_before_they_are_parsed(monkeypatch: pytest.MonkeyPatch
 
     net = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 8))
 
-    one, other = Model(net, **STEPS, max_work=200).run([call, call])
+    one, other = Model(net, **STEPS, max_work=350).run([call, call])
 
     assert sorted([one.status, other.status]) == [200, 503]
     monkeypatch.setattr("camserve.protocol.body.json.loads", lambda _: pytest.fail("parsed"))

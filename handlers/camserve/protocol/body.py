@@ -23,7 +23,7 @@ MAX_PARTS = 200_000
 MAX_PARSED = 1 << 20
 """Bytes of JSON that a host parses by itself. What is longer is priced first: 32 MiB of numbers take two seconds."""
 
-NUMBER, NUMBERS, LONGEST = 0.00025, 30.0, 25
+NUMBER, NUMBERS, LONGEST = 0.0005, 30.0, 25
 """Units of work of a number in JSON and of a megabyte of numbers (`pictures/bounds/work`), and a long number's characters."""
 
 _STRUCTURE = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*([\[{])")
