@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 from tests.support.build import mar
-from tests.support.processes.serving import write_archive
+from tests.support.processes.serving import read_batch_sizes, write_archive
 
 from camserve.hosts.metrics import Registry
 from camserve.tools.commands import doctor
@@ -72,12 +72,7 @@ def test_what_waits_is_taken_at_once_so_batches_are_full(server: AsgiServer) -> 
     """With 16 connections and batches of 8, at least 6 requests a batch in the mean."""
     with ThreadPoolExecutor(16) as pool:
         assert {each.status_code for each in pool.map(lambda _: ask(server, "eight"), range(160))} == {200}
-    metrics = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
-    sizes = {
-        int(line.split('size="')[1].split('"')[0]): float(line.split()[-1])
-        for line in metrics.splitlines()
-        if line.startswith("camserve_host_batches_total{") and '"eight"' in line
-    }
+    sizes = read_batch_sizes(server.metrics_url, "eight")
     assert sum(size * count for size, count in sizes.items()) == 160
     assert 160 / sum(sizes.values()) >= 6, sizes
 

@@ -172,7 +172,7 @@ def test_decoded_pictures_do_not_wait_for_the_answer(service: Any, rows: list[Ro
     assert {each.status for each in ask(service, rows)} == {200}
 
     assert len(living) >= 12
-    assert max(living) <= pipeline(service)._threads._max_workers * SIDE**2
+    assert max(living) <= pipeline(service)._threads.count * SIDE**2
 
 
 @pytest.mark.parametrize("headers", [{}, {"Accept": "image/png"}])
@@ -184,7 +184,7 @@ def test_large_pictures_are_decoded_one_after_another(
     wanted = ask(service, rows)
     assert max(living) > SIDE**2
     living.clear()
-    monkeypatch.setattr(pipeline(service), "_semaphore", Semaphore(2 * SIDE**2 - 1))
+    monkeypatch.setattr(pipeline(service)._threads, "semaphore", Semaphore(2 * SIDE**2 - 1))
 
     for answer, right in zip(ask(service, rows), wanted, strict=True):
         assert_same(answer, right)
@@ -197,7 +197,7 @@ def test_large_pictures_are_drawn_one_after_another(service: Any, living: list[i
     wanted = ask(service, rows)
     living.clear()
     monkeypatch.setattr("camserve.pipeline.prepare.CANVAS_PIXELS", 0)
-    monkeypatch.setattr(pipeline(service), "_semaphore", Semaphore(2 * SIDE**2 - 1))
+    monkeypatch.setattr(pipeline(service)._threads, "semaphore", Semaphore(2 * SIDE**2 - 1))
 
     for answer, right in zip(ask(service, rows), wanted, strict=True):
         assert_same(answer, right)
@@ -233,7 +233,7 @@ def test_the_pixels_that_drawing_takes_are_counted(size: Any, kept: bool, media:
 @pytest.mark.parametrize("explain", [False, True])
 def test_ordinary_pictures_are_decoded_beside_each_other(service: Any, explain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In as many threads as there are: each waits for the others, so one after another they would never end."""
-    threads = pipeline(service)._threads._max_workers
+    threads = pipeline(service)._threads.count
     barrier = threading.Barrier(threads)
 
     def opened(data: bytes, config: Any, origin: str) -> Image.Image:
@@ -396,7 +396,7 @@ def test_overlays_end_where_they_cannot_fit_any_more(tmp_path: Path, row: Row, e
 
     way_out = "ask for fewer pictures or targets, or without overlay"
     assert error(response) == (413, "ResponseTooLarge", f"the answer takes more than the limit of {limit} bytes; {way_out}")
-    assert len(encodings) == 2 if "data" in row.fields["body"] else len(encodings) <= 2 + pipeline(service)._threads._max_workers
+    assert len(encodings) == 2 if "data" in row.fields["body"] else len(encodings) <= 2 + pipeline(service)._threads.count
     assert sum(encodings) * 4 / 3 > limit
 
 
@@ -434,7 +434,7 @@ def test_a_picture_that_is_opened_again_for_nothing_is_not(service: Any, monkeyp
     opened: list[bytes] = []
     monkeypatch.setattr("camserve.pipeline.prepare.CANVAS_PIXELS", 0)
     monkeypatch.setattr("camserve.pictures.inputs.open_picture", record(open_picture, opened))
-    monkeypatch.setattr(pipeline(service), "_semaphore", Semaphore(1))
+    monkeypatch.setattr(pipeline(service)._threads, "semaphore", Semaphore(1))
     served = pipeline(service)._served
     monkeypatch.setattr(pipeline(service), "_served", replace(served, config=replace(served.config, max_response_bytes=1_000)))
 

@@ -129,3 +129,13 @@ def module_of(service: Any) -> nn.Module:
     """The model that a loaded service runs."""
     model: nn.Module = handler_of(service).model
     return model
+
+
+def pictures_in(folder: Path, black: int | None = None) -> None:
+    """Writes 130 pictures of a bright square on noise, half of them into the folder `more`; one may be black."""
+    (folder / "more").mkdir()
+    for seed in range(130):
+        left, top = np.random.default_rng(seed).integers(0, 48, 2)
+        pixels = square(80, 64, int(left) + 8, int(top), 16) // 2 + noise(80, 64, seed) // 4
+        shown = np.zeros_like(pixels) if seed == black else pixels
+        (folder / ("more" if seed % 2 else ".") / f"{seed:03}.png").write_bytes(encoded(shown.astype(np.uint8)))

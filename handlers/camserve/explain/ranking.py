@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from camserve.capture.survey.reader import OutputReader
+from camserve.core.messages import Options
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,11 @@ class Task:
     method: str
     targets: tuple[int, ...] = ()
     top_k: int | None = 1
+
+    @classmethod
+    def of(cls, options: Options) -> Task:
+        """Return what a picture's options ask for."""
+        return cls(options.layer, options.method, options.targets, options.top_k)
 
 
 @dataclass(frozen=True)

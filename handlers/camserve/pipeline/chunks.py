@@ -1,14 +1,17 @@
-"""Pictures of one size go through the model together, in chunks that are bisected when they fail."""
+"""How a batch is worked through: in threads one by one, and through the model in chunks of one size, bisected when they fail."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from camserve.core.errors import RequestError
+from camserve.pictures.bounds.limits import Semaphore
 
 logger = logging.getLogger(__name__)
 
@@ -111,3 +114,53 @@ def is_poisoned(error: BaseException) -> bool:
     except RuntimeError:
         return True
     return False
+
+
+class Fallible(Protocol):
+    """What goes through steps, of which any may fail."""
+
+    error: RequestError | None
+    canvas: Any
+
+
+AnyJob = TypeVar("AnyJob", bound=Fallible)
+
+PIXELS_AT_ONCE = 100_000_000
+"""Pixels that are decoded, or drawn on, at once: each may take a dozen bytes meanwhile. Ordinary pictures never reach it."""
+
+
+class JobThreads:
+    """Takes jobs through steps in threads: decoding and encoding release the interpreter lock.
+
+    Attributes:
+        count: how many threads.
+        semaphore: held for the pixels that are in memory.
+    """
+
+    def __init__(self) -> None:
+        self.count = max(1, min(4, os.cpu_count() or 1))
+        self.semaphore = Semaphore(PIXELS_AT_ONCE)
+        self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="camserve")
+
+    def take(self, step: Callable[[AnyJob], None], jobs: Sequence[AnyJob], pixels: Callable[[AnyJob], int]) -> None:
+        """Take each job without an error through a step.
+
+        Args:
+            pixels: how many a job has in memory meanwhile; what exceeds `PIXELS_AT_ONCE` waits.
+        """
+
+        def run(job: AnyJob) -> None:
+            job.error = guard(step, job)
+            if job.error:
+                job.canvas = None  # memory that its neighbours may wait for
+
+        def wait_and_run(job: AnyJob) -> None:
+            with self.semaphore.acquire(pixels(job)):
+                run(job)
+
+        open_jobs = [job for job in jobs if job.error is None]
+        if len(open_jobs) < 2:
+            for job in open_jobs:
+                run(job)
+        else:
+            list(self._threads.map(wait_and_run, open_jobs))

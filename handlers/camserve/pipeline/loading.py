@@ -7,20 +7,24 @@ import hashlib
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from camserve.capture import is_exported, load_exported
 from camserve.capture.models.kinds import NO_ONNX
 from camserve.capture.runtimes.graph import GRAPH
+from camserve.core.config import Config
 from camserve.core.errors import ArchiveError, ConfigError
 from camserve.core.labels import parse_labels
 from camserve.core.text import in_one_line
+from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.archive import Archive
 
 LABELS = "index_to_name.json"
@@ -202,3 +206,21 @@ def index_labels(labels: Sequence[str] | Mapping[str, str] | None) -> Mapping[st
     if labels is None or isinstance(labels, Mapping):
         return labels
     return {str(index): label for index, label in enumerate(labels)}
+
+
+def take_channels(config: Config, channels: int) -> Config:
+    """Return the configuration with the channels that the preprocessing makes.
+
+    Raises:
+        ConfigError: it says others.
+    """
+    if channels != config.channels and "channels" in config.given:
+        raise ConfigError(f"explain: channels: {config.channels} was given, but the preprocessing makes {channels}")
+    return replace(config, channels=channels)
+
+
+def make_steps(preprocess: Preprocess | Callable[[Image.Image], Tensor] | None, config: Config) -> Preprocess:
+    """Return the steps that were given, or those of the configuration."""
+    if isinstance(preprocess, Preprocess):
+        return preprocess
+    return Preprocess(config) if preprocess is None else Preprocess.from_callable(preprocess)

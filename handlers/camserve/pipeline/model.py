@@ -35,7 +35,16 @@ from camserve.pictures.inputs import Picture, open_again, read_pictures
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.archive import unpack
 from camserve.pipeline.explanation import Explanation
-from camserve.pipeline.loading import digest_file, find_device, find_graph, index_labels, load_module, read_labels
+from camserve.pipeline.loading import (
+    digest_file,
+    find_device,
+    find_graph,
+    index_labels,
+    load_module,
+    make_steps,
+    read_labels,
+    take_channels,
+)
 from camserve.pipeline.metadata import describe
 from camserve.pipeline.pipeline import Pipeline
 from camserve.pipeline.prepare import Hooks
@@ -102,9 +111,9 @@ class Model:
         place = torch.device(device) if device is not None else find_device(module)
         if isinstance(module, nn.Module):
             module.eval()
-        steps = _as_steps(preprocess, config)
+        steps = make_steps(preprocess, config)
         channels, *sides = steps.input_shape(*PROBE)
-        config, size = _with_channels(config, channels), (sides[0], sides[1])
+        config, size = take_channels(config, channels), (sides[0], sides[1])
         self.device = place
         self.weights = weights
         self.preprocess = steps
@@ -119,16 +128,11 @@ class Model:
             logger.info("camserve: method %s, since %s", config.method, self.backend.uneven)
         classes = Labels(self.backend.outputs, name_both(names) if names and reader.binary else names)
         info = ModelInfo(name, version, weights[:19])
-        shown = None if hooks.predictions_of else min(listed, self.backend.outputs)
+        most = min(listed, self.backend.outputs)
+        shown = None if hooks.predictions_of else most
         self.served = Served(config, classes, self.backend.layers, info, shown, size, reader.kind, reader.binary)
         explainer = Explainer(
-            self.backend,
-            place,
-            classes,
-            method=config.method,
-            listed=shown or min(listed, self.backend.outputs),
-            threshold=config.threshold,
-            most=config.max_targets,
+            self.backend, place, classes, method=config.method, listed=most, threshold=config.threshold, most=config.max_targets
         )
         self.pipeline = Pipeline(self.served, explainer, steps, hooks)
         self.scale = Scale.of(config) if type(steps) is Preprocess and not hooks.tensor_of else None
@@ -307,20 +311,3 @@ class Model:
             fault = self.pipeline.find_fault(picture, layer)
             if fault:
                 raise ConfigError(f"explain: the self-test at layer {layer} failed: {fault}")
-
-
-def _with_channels(config: Config, channels: int) -> Config:
-    """Return the configuration with the channels that the preprocessing makes.
-
-    Raises:
-        ConfigError: it says others.
-    """
-    if channels != config.channels and "channels" in config.given:
-        raise ConfigError(f"explain: channels: {config.channels} was given, but the preprocessing makes {channels}")
-    return replace(config, channels=channels)
-
-
-def _as_steps(preprocess: Preprocess | Callable[[Image.Image], Tensor] | None, config: Config) -> Preprocess:
-    if isinstance(preprocess, Preprocess):
-        return preprocess
-    return Preprocess(config) if preprocess is None else Preprocess.from_callable(preprocess)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import repeat
@@ -17,8 +15,7 @@ from numpy.typing import NDArray
 
 from camserve.capture.survey.layout import find_spread
 from camserve.core.errors import RequestError
-from camserve.core.geometry import region
-from camserve.core.messages import Answer, Call, Explanation, ImageInfo, Item, Page, Reply, Request
+from camserve.core.messages import Answer, Call, ImageInfo, Item, Page, Reply, Request
 from camserve.core.served import Served
 from camserve.explain.explainer import Explainer, Prediction
 from camserve.explain.faithfulness import check_maps, count_passes
@@ -26,11 +23,11 @@ from camserve.explain.observer import Observation, sample_rows
 from camserve.explain.ranking import Task
 from camserve.explain.sampling import NOTHING, SamplingPolicy
 from camserve.inspector.page import write_page
-from camserve.pictures.bounds.limits import Deadline, Quota, Semaphore
+from camserve.pictures.bounds.limits import Deadline, Quota
 from camserve.pictures.preprocess import Preprocess
-from camserve.pipeline.chunks import guard, run_bisecting, split_into_chunks
+from camserve.pipeline.chunks import JobThreads, guard, run_bisecting, split_into_chunks
 from camserve.pipeline.glibc import give_back
-from camserve.pipeline.prepare import Hooks, Job, Pictures
+from camserve.pipeline.prepare import Hooks, Job, Pictures, place_region
 from camserve.protocol.body import price_numbers
 from camserve.protocol.parser import Parser
 from camserve.protocol.reply import Responder, write_error
@@ -39,9 +36,6 @@ logger = logging.getLogger(__name__)
 
 LARGE_BATCH = 16_000_000
 """Pixels of one batch from which on freed memory is given back: each thread that decodes would keep its own."""
-
-PIXELS_AT_ONCE = 100_000_000
-"""Pixels that are decoded, or drawn on, at once: each may take a dozen bytes meanwhile. Ordinary pictures never reach it."""
 
 _DECODED, _PREDICTED, _CHECKED = 0.5, 0.8, 0.9
 """Shares of a batch's time after which decoding ends, and passes end: what small requests still need is left to them."""
@@ -68,8 +62,7 @@ class Pipeline:
         self._responder = Responder(served)
         self._pictures = Pictures(served.config, preprocess, self._hooks.tensor_of)
         self._sampling = SamplingPolicy(free=served.layers[0] in explainer.backend.closed_form)
-        self._semaphore = Semaphore(PIXELS_AT_ONCE)
-        self._threads = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)), thread_name_prefix="camserve")
+        self._threads = JobThreads()
 
     @cached_property
     def _page(self) -> Reply:
@@ -145,7 +138,7 @@ class Pipeline:
             if isinstance(outcome, RequestError):
                 requests[position] = outcome
                 continue
-            tasks = [_task(item) if request.explain else None for item in request.items]
+            tasks = [Task.of(item.options) if request.explain else None for item in request.items]
             passes = sum(map(self.explainer.count_passes, tasks)) + sum(map(count_passes, request.items)) * request.explain
             rank = sum(each.work for each in outcome) + _PASS * passes
             each = zip(request.items, outcome, strict=True)
@@ -156,40 +149,17 @@ class Pipeline:
         """Take each job to its answer or its error."""
         canvases = self._pictures.canvas_quota()
         decoding = deadline.until(_DECODED)
-        self._each(lambda job: self._prepare(job, canvases, decoding), jobs, lambda job: job.measure.pixels)
+        self._threads.take(lambda job: self._prepare(job, canvases, decoding), jobs, lambda job: job.measure.pixels)
         self._predict(jobs, deadline.until(_PREDICTED))
         self._check(jobs, deadline.until(_CHECKED))
         failed = {job.call for job in jobs if job.error}
         limit = self._served.config.max_response_bytes
         quotas = {job.call: Quota(limit) for job in jobs if job.call not in failed}  # nothing is drawn for a request that fails
-        self._each(
+        self._threads.take(
             lambda job: self._answer(job, quotas.get(job.call), deadline),
             jobs,
             lambda job: self._pictures.drawing_pixels(job) if job.call in quotas else 0,
         )
-
-    def _each(self, step: Callable[[Job], None], jobs: Sequence[Job], pixels: Callable[[Job], int]) -> None:
-        """Take each job without an error through a step, in threads: decoding and encoding release the interpreter lock.
-
-        Args:
-            pixels: how many a job has in memory meanwhile; what exceeds `PIXELS_AT_ONCE` waits.
-        """
-
-        def run(job: Job) -> None:
-            job.error = guard(step, job)
-            if job.error:
-                job.canvas = None  # memory that its neighbours may wait for
-
-        def wait_and_run(job: Job) -> None:
-            with self._semaphore.acquire(pixels(job)):
-                run(job)
-
-        open_jobs = [job for job in jobs if job.error is None]
-        if len(open_jobs) < 2:
-            for job in open_jobs:
-                run(job)
-        else:
-            list(self._threads.map(wait_and_run, open_jobs))
 
     def _prepare(self, job: Job, canvases: Quota, deadline: Deadline) -> None:
         deadline.check("this picture was decoded")
@@ -224,7 +194,7 @@ class Pipeline:
         late = guard(deadline.check, "the model saw this picture")
         if late:
             return [late] * len(part)
-        tensors, tasks = [job.input for job in part], [_task(job.item) if job.explain else None for job in part]
+        tensors, tasks = [job.input for job in part], [Task.of(job.item.options) if job.explain else None for job in part]
         plan = self._sampling.plan(len(part), observer.samples, observer.budget)
         try:
             predictions = self.explainer.explain(tensors, tasks, plan, deadline)
@@ -261,7 +231,7 @@ class Pipeline:
         if job.prediction is None:
             raise ValueError("the model did not see this picture")
         image = None if job.size is None else ImageInfo(*job.size, job.view)
-        explanations = tuple(_place(each, image) for each in job.prediction.explanations)
+        explanations = tuple(place_region(each, image) for each in job.prediction.explanations)
         options = job.item.options
         answer = Answer(job.prediction.classes, explanations, image, options.method, options.layer, grid=job.prediction.grid)
         answer = replace(answer, checked=options.check)
@@ -303,18 +273,6 @@ class Pipeline:
         answers = [job.answer for job in jobs if job.answer]
         reply = guard(lambda several: self._responder.reply(request, several), answers)
         return write_error(reply) if isinstance(reply, RequestError) else reply
-
-
-def _task(item: Item) -> Task:
-    options = item.options
-    return Task(options.layer, options.method, options.targets, options.top_k)
-
-
-def _place(explanation: Explanation, image: ImageInfo | None) -> Explanation:
-    """Return the explanation with its region in the original picture, where the view is known."""
-    if image is None or image.view is None:
-        return explanation
-    return replace(explanation, region=region(explanation.heatmap, image.view, image.width, image.height))
 
 
 def _mode(call: Call, reply: Reply) -> str:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
-from camserve.core.geometry import Rect
-from camserve.core.messages import Answer, Encoded, Item, Request
+from camserve.core.geometry import Rect, region
+from camserve.core.messages import Answer, Encoded, Explanation, ImageInfo, Item, Request
 from camserve.explain.explainer import Prediction
 from camserve.explain.observer import Observer
 from camserve.pictures.bounds.limits import SEND_LESS, Quota
@@ -263,3 +263,10 @@ def _too_much(limit: int, total: float, works: Sequence[float]) -> RequestError:
         return RequestError(413, "TooMuchWork", f"{what}: send fewer or smaller pictures, or ask for fewer targets")
     what = f"the requests of a batch share {limit} ms of work on pictures, reading, decoding and drawing; this one's is {came}"
     return RequestError(503, "Busy", f"{what}: {SEND_LESS}")
+
+
+def place_region(explanation: Explanation, image: ImageInfo | None) -> Explanation:
+    """Return the explanation with its region in the original picture, where the view is known."""
+    if image is None or image.view is None:
+        return explanation
+    return replace(explanation, region=region(explanation.heatmap, image.view, image.width, image.height))

@@ -22,7 +22,7 @@ import pytest
 import requests
 from tests.hosts.test_contract_on_asgi import *
 from tests.support.processes.ray_serving import RayProcess
-from tests.support.processes.serving import write_archive
+from tests.support.processes.serving import read_batch_sizes, write_archive
 
 import camserve
 
@@ -95,12 +95,7 @@ def test_what_waits_is_taken_at_once_so_batches_are_full(live: RayProcess) -> No
     """With 16 connections and batches of 8, more than half of the requests go in full ones, by the cluster's own metrics."""
     with ThreadPoolExecutor(16) as pool:
         assert {each.status_code for each in pool.map(lambda _: ask(live, "eight"), range(160))} == {200}
-    metrics = requests.get(f"{live.metrics_url}/metrics", timeout=30).text
-    sizes = {
-        int(line.split('size="')[1].split('"')[0]): float(line.split()[-1])
-        for line in metrics.splitlines()
-        if line.startswith("camserve_host_batches_total{") and '"eight"' in line
-    }
+    sizes = read_batch_sizes(live.metrics_url, "eight")
     assert sum(size * count for size, count in sizes.items()) == 160
     assert sizes.get(8, 0) > 160 / 8 / 2, sizes
 

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
+
+from camserve.tools.commands import package
+from camserve.tools.console import Progress
+from camserve.tools.packaging import packager
 
 MODEL = '''
 from torch import nn
@@ -58,3 +63,11 @@ def write_model(folder: Path, imports: str = "", start: str = "", step: str = ""
     (folder / "labels.json").write_text(json.dumps(LABELS))
     model = ["--model-file", str(folder / "tiny.py"), "--weights", str(folder / "tiny.pth")]
     return [*model, "--labels", str(folder / "labels.json"), "--export-path", str(folder), *SMALL]
+
+
+def package_model(arguments: list[str]) -> tuple[Path, str]:
+    """Packages as the command does; the archive, and what was printed."""
+    console = Console(record=True, quiet=False, file=open("/dev/null", "w"), width=400)  # noqa: PTH123, SIM115
+    with console.file:
+        path = packager.package(package.parse(arguments), Progress(console))
+        return path, console.export_text()

@@ -175,3 +175,13 @@ def connections_can_be_refused() -> bool:
     """Whether the system lets us copy another's socket, which engines of containers forbid."""
     with socket.create_server(("127.0.0.1", 0)) as door:
         return sockets.refuse_connections(os.getpid(), door.getsockname()[1])
+
+
+def read_batch_sizes(metrics_url: str, model: str) -> dict[int, float]:
+    """How many batches of each size one of our own hosts has handed to a model."""
+    text = requests.get(f"{metrics_url}/metrics", timeout=30).text
+    return {
+        int(line.split('size="')[1].split('"')[0]): float(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith("camserve_host_batches_total{") and f'"{model}"' in line
+    }

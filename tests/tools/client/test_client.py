@@ -25,7 +25,7 @@ from PIL import Image
 import camserve
 from camserve.core.geometry import Rect
 from camserve.tools.client import client as module
-from camserve.tools.client.client import _request, encode
+from camserve.tools.client.request import encode, write_request
 from camserve.tools.client.result import Result, read_result
 from camserve.tools.client.sources import ServerSource
 from camserve.tools.commands.serve import Server
@@ -528,8 +528,8 @@ def test_arrays_are_pictures_or_tensors_by_their_type_and_shape() -> None:
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode(deep)))), deep)
     for channels in (1, 3, 5):
         tensor = np.ones((channels, 8, 9), np.float32)
-        body, headers = _request(tensor, {"top_k": 2})
+        body, headers = write_request(tensor, {"top_k": 2})
         assert json.loads(body) == {"data": tensor.tolist(), "top_k": 2}
         assert headers["content-type"] == "application/json"
     with pytest.raises(ValueError, match=r"got \[8, 9, 3\] of float32"):
-        _request(np.ones((8, 9, 3), np.float32), {})
+        write_request(np.ones((8, 9, 3), np.float32), {})

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from tests.support.build import encoded, noise
-from tests.support.models.tiny import LABELS, Tiny, state, write_model
+from tests.support.models.tiny import LABELS, Tiny, package_model, state, write_model
 from tests.support.processes.fork_server import ForkServer
 
 import camserve
@@ -21,18 +20,10 @@ from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 from camserve.tools.archive.archive import Row, ask, handler_of, load_service, open_archive
 from camserve.tools.commands import package
-from camserve.tools.console import Progress, ToolError
+from camserve.tools.console import ToolError
 from camserve.tools.packaging import packager
 from camserve.tools.packaging.models.demo import load_demo
 from camserve.tools.packaging.trial import try_archive
-
-
-def made(arguments: list[str]) -> tuple[Path, str]:
-    """Packages; the archive, and what was printed."""
-    console = Console(record=True, quiet=False, file=open("/dev/null", "w"), width=400)  # noqa: PTH123, SIM115
-    with console.file:
-        path = packager.package(package.parse(arguments), Progress(console))
-        return path, console.export_text()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +36,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> t
     extra = ["--extra-files", str(folder / "note.txt"), "--batch-size", "4", "--max-pixels", "60000", "--version", "2.1"]
     with pytest.MonkeyPatch.context() as patch:
         fork_server.replace_fresh(patch)
-        return made([*arguments, *extra])
+        return package_model([*arguments, *extra])
 
 
 def members(archive: Path) -> set[str]:
@@ -83,14 +74,14 @@ def test_settings_are_those_that_were_given_or_decided(tiny: tuple[Path, str]) -
 def test_the_fastest_memory_format_is_recorded(tmp_path: Path, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that all workers run alike: two that measured for themselves could differ in the last digits of their answers."""
     fork_server.replace_fresh(monkeypatch)
-    archive, text = made([*write_model(tmp_path), "--channels-last", "null", "--memory-format", "null"])
+    archive, text = package_model([*write_model(tmp_path), "--channels-last", "null", "--memory-format", "null"])
     with open_archive(archive) as opened:
         assert opened.config["explain"]["memory_format"] is None
     assert "is recorded" not in text
 
     arguments = write_model(tmp_path)
     place = arguments.index("--channels-last")
-    archive, text = made([*arguments[:place], *arguments[place + 2 :], "--force"])
+    archive, text = package_model([*arguments[:place], *arguments[place + 2 :], "--force"])
     with open_archive(archive) as opened:
         recorded = opened.config["explain"]["memory_format"]
         assert f"Memory format: {recorded}, the fastest here" in text
@@ -168,7 +159,7 @@ def test_a_failed_check_leaves_an_earlier_archive_alone(tmp_path: Path) -> None:
     (tmp_path / "tiny.mar").write_bytes(b"earlier")
     before = {path.name for path in tmp_path.iterdir()}
     with pytest.raises(ToolError, match="does not work in a fresh process: FileNotFoundError"):
-        made([*arguments, "--force"])
+        package_model([*arguments, "--force"])
     assert (tmp_path / "tiny.mar").read_bytes() == b"earlier"
     assert {path.name for path in tmp_path.iterdir()} == before
 
@@ -194,7 +185,7 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path: Path, arguments:
     given = write_model(tmp_path)
     joined = [f"{arguments[0]}={arguments[1]}"] if arguments[1].startswith("-") else arguments
     with pytest.raises((ToolError, ConfigError), match=message):
-        made([*given, *joined])
+        package_model([*given, *joined])
     assert not list(tmp_path.glob("*.mar"))
 
 
@@ -212,7 +203,7 @@ def test_the_archive_that_was_tried_is_put_into_its_place_whole(tmp_path: Path, 
         return try_archive(archive, config)
 
     monkeypatch.setattr(packager, "try_archive", recording)
-    path, _ = made([*arguments, "--force"])
+    path, _ = package_model([*arguments, "--force"])
     assert [(each.st_ino, each.st_size) for each in tried] == [(path.stat().st_ino, path.stat().st_size)]
     assert {each.name for each in tmp_path.iterdir()} == before
 
@@ -220,7 +211,7 @@ def test_the_archive_that_was_tried_is_put_into_its_place_whole(tmp_path: Path, 
 def test_a_folder_that_nothing_can_be_written_in_is_found_before_anything_is_loaded(tmp_path: Path) -> None:
     """In words; the kernel's own folder is one even for root."""
     with pytest.raises(ToolError, match="--export-path: nothing can be written in /proc: "):
-        made([*write_model(tmp_path), "--export-path", "/proc", "--extra-files", "none.txt"])
+        package_model([*write_model(tmp_path), "--export-path", "/proc", "--extra-files", "none.txt"])
 
 
 def test_labels_must_match_the_outputs(tmp_path: Path) -> None:
@@ -228,10 +219,10 @@ def test_labels_must_match_the_outputs(tmp_path: Path) -> None:
     arguments = write_model(tmp_path)
     (tmp_path / "labels.json").write_text(json.dumps({"0": "ant", "2": "cat"}))
     with pytest.raises(ConfigError, match="the model has 3 outputs and the labels file 2 entries; no label for 1"):
-        made(arguments)
+        package_model(arguments)
     (tmp_path / "labels.json").write_text("[1]")
     with pytest.raises(ToolError, match=r"labels.json: entry 0: expected a name, .*, got 1"):
-        made(arguments)
+        package_model(arguments)
 
 
 def test_an_existing_archive_stays_without_force(tmp_path: Path) -> None:
@@ -239,7 +230,7 @@ def test_an_existing_archive_stays_without_force(tmp_path: Path) -> None:
     arguments = write_model(tmp_path)
     (tmp_path / "tiny.mar").write_bytes(b"earlier")
     with pytest.raises(ToolError, match=r"tiny\.mar exists; replace it with --force"):
-        made([*arguments, "--weights", "none.pth"])
+        package_model([*arguments, "--weights", "none.pth"])
     assert (tmp_path / "tiny.mar").read_bytes() == b"earlier"
 
 
@@ -265,7 +256,7 @@ def test_a_configuration_is_merged_and_flags_beat_it(tmp_path: Path) -> None:
     """TorchServe's settings, compilation among them, and the `explain:` section; the archive is tried compiled."""
     arguments = write_model(tmp_path)
     (tmp_path / "own.yaml").write_text(SETTINGS)
-    path, _ = made([*arguments, "--config", str(tmp_path / "own.yaml"), "--batch-size", "4", "--colormap", "turbo"])
+    path, _ = package_model([*arguments, "--config", str(tmp_path / "own.yaml"), "--batch-size", "4", "--colormap", "turbo"])
     with open_archive(path) as opened:
         config = dict(opened.config)
         service = load_service(opened.directory)
@@ -311,7 +302,7 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path: Path, text: str 
     if text is not None:
         (tmp_path / "own.yaml").write_text(text)
     with pytest.raises((ToolError, ConfigError), match=message):
-        made([*arguments, "--config", str(tmp_path / "own.yaml")])
+        package_model([*arguments, "--config", str(tmp_path / "own.yaml")])
     assert not list(tmp_path.glob("*.mar"))
 
 

@@ -56,11 +56,7 @@ def mar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """130 pictures in two folders, one of them damaged, beside a file that is no picture."""
     path = tmp_path_factory.mktemp("pictures")
-    (path / "more").mkdir()
-    for seed in range(130):
-        left, top = np.random.default_rng(seed).integers(0, 48, 2)
-        pixels = small.square(80, 64, int(left) + 8, int(top), 16) // 2 + small.noise(80, 64, seed) // 4
-        (path / ("more" if seed % 2 else ".") / f"{seed:03}.png").write_bytes(small.encoded(pixels.astype(np.uint8)))
+    small.pictures_in(path)
     (path / "200.jpg").write_bytes(b"\xff\xd8\xff broken")
     (path / "notes.txt").write_text("no picture")
     return path

@@ -79,11 +79,8 @@ def is_local(changes: Tensor) -> bool:
     Args:
         changes: of one call of a layer, `[K, h, w]`.
     """
-    weights = changes.double().square()
-    total = weights.sum((1, 2))
-    kept = weights[total > QUIET**2 * total.max()]
-    spreads = [_middles((kept.sum(axis)), kept.sum((1, 2)))[1] for axis in (2, 1)]
-    return bool(len(kept)) and all(statistics.median(spread) <= LOCAL for spread in spreads)
+    spreads = [spread for _, spread in _middles_seen(changes)]
+    return bool(spreads[0]) and all(statistics.median(spread) <= LOCAL for spread in spreads)
 
 
 def is_moving(changes: Tensor) -> bool:
@@ -92,11 +89,8 @@ def is_moving(changes: Tensor) -> bool:
     Args:
         changes: of one call of a layer, `[K, h, w]`.
     """
-    weights = changes.double().square()
-    total = weights.sum((1, 2))
-    kept = weights[total > QUIET**2 * total.max()]
-    middles = [_middles(kept.sum(axis), kept.sum((1, 2)))[0] for axis in (2, 1)]
-    return len(kept) > 1 and max(map(statistics.pstdev, middles)) >= MOVING
+    middles = [middle for middle, _ in _middles_seen(changes)]
+    return len(middles[0]) > 1 and max(map(statistics.pstdev, middles)) >= MOVING
 
 
 def count_seen(changes: Tensor) -> int:
@@ -131,6 +125,14 @@ def find_sight(changes: Tensor, places: Sequence[Place], *, middles: bool = Fals
         if vertical and horizontal:
             return Sight(vertical[0], horizontal[0], Turn(transposed, vertical[1], horizontal[1]))
     return None
+
+
+def _middles_seen(changes: Tensor) -> list[tuple[list[float], list[float]]]:
+    """Return `_middles` down and across of what each probe changes, of those that the layer sees."""
+    weights = changes.double().square()
+    total = weights.sum((1, 2))
+    kept = weights[total > QUIET**2 * total.max()]
+    return [_middles(kept.sum(axis), kept.sum((1, 2))) for axis in (2, 1)]
 
 
 def _middles(weights: Tensor, total: Tensor) -> tuple[list[float], list[float]]:

@@ -7,32 +7,23 @@ result.save("overlay.png")
 
 from __future__ import annotations
 
-import io
-import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-import numpy as np
 import requests
-from numpy.typing import NDArray
-from PIL import Image
 from urllib3.exceptions import InvalidHeader
 from urllib3.util.retry import Retry
 
-from camserve.protocol.options import write_headers
 from camserve.tools.client.answers import find_fault, read_json
 from camserve.tools.client.deadline import Deadline, Wire
+from camserve.tools.client.request import Picture, is_tensor, write_request
 from camserve.tools.client.result import Result, read_result
-
-Picture = str | Path | bytes | bytearray | Image.Image | NDArray[Any]
-"""A file's path, an encoded picture, a Pillow image, or an array: see `encode`."""
 
 TRIES = 5
 """How often a request is sent again, after 0.25, 0.5, 1, ... seconds or what the server's `Retry-After` says, as far as the call
@@ -158,7 +149,7 @@ class Client:
         """
         options = {
             "target": target, "top_k": top_k, "method": method, "layer": layer, "colormap": colormap, "opacity": opacity,
-            "check": check or None, "overlay": (overlay and not _is_tensor(image)) or None,
+            "check": check or None, "overlay": (overlay and not is_tensor(image)) or None,
         }  # fmt: skip
         return read_result(self.ask(image, model, {name: value for name, value in options.items() if value is not None}))
 
@@ -178,7 +169,7 @@ class Client:
 
     def _post(self, route: str, model: str | None, image: Picture, options: Mapping[str, Any]) -> Any:
         url = self._address.url(route, model)
-        body, headers = _request(image, options)
+        body, headers = write_request(image, options)
         deadline = Deadline(self._timeout)
         for tried in range(TRIES + 1):
             try:
@@ -230,36 +221,6 @@ class TokenAuth(requests.auth.AuthBase):
         return request
 
 
-def encode(image: Picture) -> bytes:
-    """Encodes a picture as the server opens it: images and arrays as PNG; a file or bytes stay as they are.
-
-    Args:
-        image: an array is uint8, `[H, W]`, `[H, W, 3]` or `[H, W, 4]`, its values 0 to 255; or uint16 `[H, W]`, 0 to 65535.
-
-    Raises:
-        ValueError: an array of another type or shape.
-        OSError: the file cannot be read.
-    """
-    if isinstance(image, (str, Path)):
-        return Path(image).read_bytes()
-    if isinstance(image, (bytes, bytearray)):
-        return bytes(image)
-    if not isinstance(image, Image.Image):
-        array = np.asarray(image)
-        colours = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (3, 4)
-        grey = array.dtype in (np.uint8, np.uint16) and array.ndim == 2
-        if not (colours or grey):
-            raise ValueError(
-                "image: expected an array [H, W], [H, W, 3] or [H, W, 4] of uint8, [H, W] of uint16, or a normalised tensor "
-                "[channels, H, W] of floats, "
-                f"got {list(array.shape)} of {array.dtype}"
-            )
-        image = Image.fromarray(array)
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
 def read_url(url: str) -> tuple[str, str | None]:
     """Reads from a server's URL its root, without any user, password or query, and the model; None where it names none.
 
@@ -298,22 +259,6 @@ def _pause(tried: int, asked: str | None) -> float:
         except (InvalidHeader, ValueError, OverflowError, TypeError):
             pass
     return 0.25 * (1 << tried) + 0.25 * random.random()  # noqa: S311 no secret
-
-
-def _request(image: Picture, options: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
-    """Composes body and headers: a picture goes as it is, with its options in headers, a tensor as JSON."""
-    if _is_tensor(image):
-        body = {"data": np.asarray(image).tolist(), **options}
-        return json.dumps(body, default=int).encode(), {"content-type": "application/json", "accept": "application/json"}
-    headers = {**write_headers(options), "content-type": "application/octet-stream", "accept": "application/json"}
-    return encode(image), headers
-
-
-def _is_tensor(image: Picture) -> bool:
-    """A normalised tensor `[channels, H, W]`, not pixels `[H, W, 3]` of floats, which nobody takes."""
-    if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype.kind == "f"):
-        return False
-    return image.shape[2] not in (1, 3, 4) or image.shape[0] in (1, 3, 4)
 
 
 def _version() -> str:

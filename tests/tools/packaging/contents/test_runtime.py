@@ -9,29 +9,18 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from rich.console import Console
 from tests.support.build import noise
-from tests.support.models.tiny import write_model
+from tests.support.models.tiny import package_model, write_model
 from tests.support.processes.fork_server import ForkServer
 
 from camserve import Model
 from camserve.capture.runtimes import choose
 from camserve.capture.runtimes.graph import GRAPH
-from camserve.tools.commands import package
-from camserve.tools.console import Progress, ToolError
-from camserve.tools.packaging import packager
+from camserve.tools.console import ToolError
 from camserve.tools.packaging.contents import runtime as chosen
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.numeric
-
-
-def made(arguments: list[str]) -> tuple[Path, str]:
-    """Packages; the archive, and what was printed."""
-    console = Console(record=True, quiet=False, file=open("/dev/null", "w"), width=400)  # noqa: PTH123, SIM115
-    with console.file:
-        path = packager.package(package.parse(arguments), Progress(console))
-        return path, console.export_text()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +29,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) 
     arguments = write_model(tmp_path_factory.mktemp("runtime"))
     with pytest.MonkeyPatch.context() as patch:
         fork_server.replace_fresh(patch)
-        return made([*arguments, "--runtime", "onnxruntime"])
+        return package_model([*arguments, "--runtime", "onnxruntime"])
 
 
 def settings_of(archive: Path) -> dict[str, object]:
@@ -75,11 +64,11 @@ def test_packaged_again_it_has_a_graph_of_its_own(
     """The old archive's graph is left behind: a new layer, or new weights, would not be in it."""
     fork_server.replace_fresh(monkeypatch)
     arguments = ["--from-archive", str(packaged[0]), "--trust", "--name", "again", "--export-path", str(tmp_path)]
-    again, _ = made(arguments)
+    again, _ = package_model(arguments)
     with zipfile.ZipFile(again) as opened:
         assert [name for name in opened.namelist() if name.endswith(".onnx")] == [GRAPH]
     assert settings_of(again)["runtime"] == "onnxruntime"
-    plain, _ = made([*arguments, "--runtime", "torch", "--force"])
+    plain, _ = package_model([*arguments, "--runtime", "torch", "--force"])
     with zipfile.ZipFile(plain) as opened:
         assert GRAPH not in opened.namelist()
 
@@ -91,7 +80,7 @@ def test_auto_records_what_is_fastest(tmp_path: Path, fork_server: ForkServer, m
         monkeypatch.setattr(
             choose, "measure", lambda captures, *_, took=seconds: {name: took.get(name, 2.0) for name in captures}
         )
-        archive, told = made([*write_model(tmp_path), "--runtime", "auto", "--force"])
+        archive, told = package_model([*write_model(tmp_path), "--runtime", "auto", "--force"])
         assert settings_of(archive)["runtime"] == wanted
         assert f"Runtime: {wanted}, the fastest here" in told
         with zipfile.ZipFile(archive) as opened:
@@ -104,9 +93,9 @@ def test_what_was_asked_for_and_cannot_be_had_is_an_error(tmp_path: Path, monkey
     with pytest.raises(
         ToolError, match=r"--runtime openvino cannot be had: openvino: openvino is not installed here .*\[openvino\]"
     ):
-        made([*write_model(tmp_path), "--runtime", "openvino"])
+        package_model([*write_model(tmp_path), "--runtime", "openvino"])
     monkeypatch.setattr(choose, "is_installed", lambda name: name == "onnxruntime")
     monkeypatch.setattr(chosen, "_compare", lambda *_: "onnxruntime: layer x: heatmaps differ by 0.1")
     with pytest.raises(ToolError, match=r"heatmaps differ by 0\.1; --runtime torch does without"):
-        made([*write_model(tmp_path), "--runtime", "onnxruntime"])
+        package_model([*write_model(tmp_path), "--runtime", "onnxruntime"])
     assert not list(tmp_path.glob("*.mar"))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tests.support import build as small
 
@@ -51,13 +50,7 @@ def mar(tmp_path_factory: pytest.TempPathFactory, faults: Path) -> Path:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """130 pictures in two folders, one of them black, one broken and one empty."""
     folder = tmp_path_factory.mktemp("pictures")
-    (folder / "more").mkdir()
-    for seed in range(130):
-        left, top = np.random.default_rng(seed).integers(0, 48, 2)
-        pixels = small.square(80, 64, int(left) + 8, int(top), 16) // 2 + small.noise(80, 64, seed) // 4
-        black = seed == 77
-        whole = np.zeros_like(pixels) if black else pixels.astype(np.uint8)
-        (folder / ("more" if seed % 2 else ".") / f"{seed:03}.png").write_bytes(small.encoded(whole))
+    small.pictures_in(folder, black=77)
     (folder / "200.jpg").write_bytes(b"\xff\xd8\xff broken")
     (folder / "201.png").write_bytes(b"")
     return folder

@@ -12,7 +12,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -83,7 +83,11 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--gpu", action="store_true", help="a GPU for each worker")
     where.add_argument("--address", metavar="ADDRESS", help="of a cluster of Ray, or auto; else Ray is started on this machine")
     where.add_argument("--without-ray", action="store_true", help="on this machine, without Ray")
-    limits = made.add_argument_group("limits")
+    _add_limits(made.add_argument_group("limits"))
+    return made
+
+
+def _add_limits(limits: Any) -> None:
     limits.add_argument(
         "--chunk",
         type=_count,
@@ -97,7 +101,6 @@ def parser() -> argparse.ArgumentParser:
     limits.add_argument(
         "--max-request-size", type=_count, default=32 * 2**20, metavar="BYTES", help="of a picture's file (%(default)s)"
     )
-    return made
 
 
 def _count(text: str) -> int:
