@@ -91,13 +91,13 @@ def test_a_graph_of_other_weights_is_refused(graph: Path, caplog: pytest.LogCapt
 def test_a_graph_whose_scores_alone_are_right(graph: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The layer's output is another tensor of the right shape: predictions run in the graph, explanations in torch."""
     model = onnx.load(graph)
-    (output,) = [each for each in model.graph.output if each.name == "features"]
-    (maker,) = [node for node in model.graph.node if "features" in node.output]
+    (output,) = [each for each in model.graph.output if each.name == "at:features"]
+    (maker,) = [node for node in model.graph.node if "at:features" in node.output]
     scale = onnx.numpy_helper.from_array(torch.linspace(0.5, 1, 8).reshape(8, 1, 1).numpy(), "scale")
     model.graph.initializer.append(scale)
     for node in model.graph.node:
-        node.input[:] = ["own" if each == "features" else each for each in node.input]
-    maker.output[:] = ["own" if each == "features" else each for each in maker.output]
+        node.input[:] = ["own" if each == "at:features" else each for each in node.input]
+    maker.output[:] = ["own" if each == "at:features" else each for each in maker.output]
     model.graph.node.append(onnx.helper.make_node("Mul", ["own", "scale"], [output.name]))
     onnx.save(model, graph)
     made = opened(nets.net("pooled"), graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from tests.support.comparison.closeness import assert_close, exact
 from tests.support.models import heads, nets
-from torch import Tensor
+from torch import Tensor, nn
 
 from camserve.capture import Backend, open_backend
 from camserve.capture.runtimes.engines import ENGINES, is_installed
@@ -135,3 +136,20 @@ def test_threads_do_not_mix_their_pictures(runtime: str) -> None:
             wanted, rows = plain.capture.forward(batch, ["relu"]), torch.arange(len(batch))
             assert close(values, wanted.values)
             assert close(gradients, wanted.gradients("relu", rows, rows % nets.CLASSES))
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+@pytest.mark.parametrize("name", ["scores", "pictures", "4", "at:4"])
+def test_a_layer_may_have_any_name(runtime: str, name: str) -> None:
+    """Also that of the graph's input, of its first output, and one that a graph does not take."""
+    torch.manual_seed(0)
+    layers = OrderedDict([(name, nn.Conv2d(3, 6, 4, 4)), ("act", nn.ReLU()), ("pool", nn.AdaptiveAvgPool2d(1))])
+    net = nn.Sequential(OrderedDict([*layers.items(), ("flat", nn.Flatten()), ("fc", nn.Linear(6, 5))])).eval()
+    made = [opened(net, each, name) for each in ("torch", runtime)]
+    pictures = torch.randn(3, 3, *SIZE)
+
+    own, other = (each.capture.forward(pictures, [name]) for each in made)
+
+    assert made[1].runtime.name == runtime
+    assert torch.allclose(own.values, other.values, atol=1e-5)
+    assert torch.allclose(own.activation(name), other.activation(name), atol=1e-5)

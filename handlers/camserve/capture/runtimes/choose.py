@@ -26,7 +26,7 @@ from camserve.capture.runtimes.engines import (
 )
 from camserve.capture.runtimes.graph import export_graph
 from camserve.capture.runtimes.head import Head
-from camserve.capture.runtimes.outputs import SCORES, Outputs, Place, decides_by_values, find_path
+from camserve.capture.runtimes.outputs import Outputs, Place, decides_by_values, find_path
 from camserve.capture.survey.layers import Site
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Trunk:
         """The graph: what packaging has written, or what is written now."""
         if self.graph is not None and self.graph.is_file():
             return self.graph
-        graph = export_graph(self.outputs, [SCORES, *self.places], self.pictures)
+        graph = export_graph(self.outputs, list(self.places), self.pictures)
         if self.graph is None:
             return graph
         self.graph.write_bytes(graph)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from camserve.capture.runtimes.graph import PICTURES
-from camserve.capture.runtimes.outputs import SCORES, Outputs
+from camserve.capture.runtimes.outputs import AT, SCORES, Outputs
 
 ENGINES = ("onnxruntime", "openvino")
 """Runtimes that read a graph; each is a package and an extra of the same name."""
@@ -55,6 +55,11 @@ def open_engine(runtime: str, graph: bytes | Path, threads: int) -> Engine:
     return OPENERS[runtime](graph, threads)
 
 
+def find_names(outputs: Iterable[str]) -> frozenset[str]:
+    """Find the names that `run` takes among those of a graph's outputs."""
+    return frozenset(name.removeprefix(AT) for name in outputs if name.startswith(AT))
+
+
 class OnnxRuntimeEngine:
     """A graph in ONNX Runtime, on the CPU."""
 
@@ -68,11 +73,12 @@ class OnnxRuntimeEngine:
         given: Any = str(graph) if isinstance(graph, Path) else graph
         self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
-        self.names = frozenset(each.name for each in self._session.get_outputs()) - {SCORES}
+        self.names = find_names(each.name for each in self._session.get_outputs())
 
     def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
         """Run over pictures; outputs that nobody asked for stay where they are."""
-        scores, *outputs = self._session.run([SCORES, *names], {self._input: pictures.contiguous().numpy()})
+        asked = [SCORES, *(AT + name for name in names)]
+        scores, *outputs = self._session.run(asked, {self._input: pictures.contiguous().numpy()})
         return torch.from_numpy(scores), {name: torch.from_numpy(each) for name, each in zip(names, outputs, strict=True)}
 
 
@@ -92,7 +98,7 @@ class OpenVinoEngine:
         }
         self._compiled = core.compile_model(model, "CPU", settings)
         self._places = {name: place for place, each in enumerate(self._compiled.outputs) for name in each.names}
-        self.names = frozenset(self._places) - {SCORES}
+        self.names = find_names(self._places)
         self._local = threading.local()
 
     def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
@@ -101,7 +107,7 @@ class OpenVinoEngine:
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
         request.infer({PICTURES: pictures.contiguous().numpy()}, share_inputs=True, share_outputs=True)
-        scores, *outputs = (self._copy(request, name) for name in (SCORES, *names))
+        scores, *outputs = (self._copy(request, name) for name in (SCORES, *(AT + each for each in names)))
         return scores, dict(zip(names, outputs, strict=True))
 
     def _copy(self, request: Any, name: str) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camserve.capture.runtimes.outputs import Outputs, find_moving_axes
+from camserve.capture.runtimes.outputs import AT, SCORES, Outputs, find_moving_axes
 
 GRAPH = "camserve-runtime.onnx"
 """The graph's name in an archive."""
@@ -30,7 +30,10 @@ BY_TRACING: Any = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.
 
 
 def export_graph(module: Outputs, names: Sequence[str], pictures: Tensor) -> bytes:
-    """Write the graph of a module whose outputs get these names, for pictures of this size `[N, C, H, W]`, N at least 2.
+    """Write the graph of a module for pictures of this size `[N, C, H, W]`, N at least 2.
+
+    Args:
+        names: of its outputs behind the scores; in the graph they begin with `AT`.
 
     torch's exporter by tracing is used: it takes a fraction of the time of the newer one, and follows hooks.
 
@@ -39,7 +42,8 @@ def export_graph(module: Outputs, names: Sequence[str], pictures: Tensor) -> byt
     """
     if importlib.util.find_spec("onnx") is None:
         raise RuntimeError("writing its graph takes the package onnx, which is not installed (pip install onnx)")
-    axes = dict(zip(names, find_moving_axes(module, pictures), strict=True))
+    outputs = [SCORES, *(AT + name for name in names)]
+    axes = dict(zip(outputs, find_moving_axes(module, pictures), strict=True))
     file = io.BytesIO()
     with torch.no_grad(), _exporting():
         torch.onnx.export(
@@ -47,7 +51,7 @@ def export_graph(module: Outputs, names: Sequence[str], pictures: Tensor) -> byt
             (pictures[:2],),
             file,  # type: ignore[arg-type]
             input_names=[PICTURES],
-            output_names=list(names),
+            output_names=outputs,
             dynamic_axes={PICTURES: {0: "n"}, **{name: each for name, each in axes.items() if each}},
             opset_version=OPSET,
             **BY_TRACING,

@@ -17,6 +17,9 @@ from camserve.capture.survey.outputs import Path, follow_path, list_entries, rea
 SCORES = "scores"
 """The name of the first output, which holds the model's own values."""
 
+AT = "at:"
+"""How the names of a graph's other outputs begin: a module may be called `scores`, `pictures` or `4`, which no graph takes."""
+
 Place = tuple[str, int]
 """A module's path, and which of its calls, from 1."""
 
