@@ -207,8 +207,8 @@ function sentence(result) {
 
 const VERDICTS = {
   supported: "Borne out",
-  weak: "Hardly borne out",
-  unsupported: "Not borne out",
+  weak: "Weakly borne out",
+  unsupported: "Not borne out, for other cells do as much",
 };
 const FIFTH = 1; // the place of a fifth of the cells among a check's shares
 
