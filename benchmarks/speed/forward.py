@@ -16,7 +16,7 @@ from camserve.capture.backend import Backend, open_backend
 from camserve.capture.models.eager import freeze
 from camserve.capture.runtimes.engines import ENGINES, is_installed, open_engine
 from camserve.capture.runtimes.graph import export_graph
-from camserve.capture.runtimes.outputs import SCORES, Outputs
+from camserve.capture.runtimes.outputs import Outputs
 from camserve.capture.tuning.memory_format import choose_memory_format
 from camserve.core.config import Config
 from camserve.explain.explainer import Explainer
@@ -152,7 +152,7 @@ def _calling(explainer: Explainer, tensors: list[Tensor], tasks: list[Task | Non
 
 def _session(name: str, runtime: str, pictures: Tensor) -> Run:
     """A session of the same model without its layer's output, as somebody would make it who only predicts."""
-    graph = export_graph(Outputs(_net(name), {}, ()), [SCORES], pictures[:2])
+    graph = export_graph(Outputs(_net(name), {}, ()), [], pictures[:2])
     engine = open_engine(runtime, graph, torch.get_num_threads())
     return lambda: engine.run(pictures, ())
 
