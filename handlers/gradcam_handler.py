@@ -25,6 +25,7 @@ from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 from camserve.core.messages import Call
 from camserve.core.version import __version__
+from camserve.monitoring.evidence.switch import overrule_evidence
 from camserve.monitoring.metrics import undeclared
 from camserve.pictures.bounds.reading import silence_decoders
 from camserve.pictures.preprocess import Preprocess, is_stateless
@@ -114,7 +115,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         started = time.perf_counter()
         if len(data) == 1 and not data[0] and self._is_describe() and from_management(context.get_all_request_header(0)):
             return [self.describe_handle()]
-        bodies = self._answer([read_call(row, context.get_all_request_header(index)) for index, row in enumerate(data)])
+        bodies = self._answer([self._read_call(row, index) for index, row in enumerate(data)])
         context.metrics.add_time("HandlerTime", round((time.perf_counter() - started) * 1000, 2), None, "ms")
         return bodies
 
@@ -173,7 +174,8 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             torch.cuda.set_device(self.device)  # what is asked of CUDA without a device is of this one, not of the first
         if compiles and not hasattr(self.model, "_orig_mod"):
             raise ConfigError(f"pt2: TorchServe could not compile the model with {settings['pt2']!r}; the lines above say why")
-        config = allow_hosts(Config.from_mapping(settings.get("explain")), os.environ.get(HOSTS))
+        config = overrule_evidence(Config.from_mapping(settings.get("explain")), os.environ)
+        config = allow_hosts(config, os.environ.get(HOSTS))
         return replace(config, max_seconds=min(config.max_seconds, half_timeout(settings)))
 
     def _load_torchscript_model(self, model_pt_path: str) -> torch.nn.Module:
@@ -182,6 +184,10 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             return load_exported(model_pt_path, self.device)
         module: torch.nn.Module = super()._load_torchscript_model(model_pt_path)
         return module
+
+    def _read_call(self, row: Mapping[str, Any], index: int) -> Call:
+        call = read_call(row, self.context.get_all_request_header(index))
+        return replace(call, id=str(self.context.get_request_id(index) or ""))
 
     def _answer(self, calls: Sequence[Call]) -> list[bytes]:
         replies = self.face.run(calls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -24,6 +25,9 @@ CONTENT_TYPES: Mapping[Media, str] = MappingProxyType(
         "npy": "application/x-npy",
     }
 )
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,200}")
+"""What a request's id may be: it is echoed in a header."""
+
 PICTURES: frozenset[Media] = frozenset(("png", "jpeg", "webp"))
 
 
@@ -53,12 +57,20 @@ class Call:
         headers: names in lower case.
         fields: name to bytes, str or parsed JSON; a raw body is the field `body`.
         repeated: names of fields that came more than once, of which `fields` holds one.
+        id: the request's, as its answer carries it; "" where the host has none.
     """
 
     explain: bool
     headers: Mapping[str, str]
     fields: Mapping[str, object]
     repeated: tuple[str, ...] = ()
+    id: str = ""
+
+    @property
+    def named(self) -> str:
+        """The id that the client gives its request (`x-request-id`); "" where it gives none, or none that can be one."""
+        given = self.headers.get("x-request-id", "")
+        return given if isinstance(given, str) and REQUEST_ID.fullmatch(given) else ""
 
 
 @dataclass(frozen=True)

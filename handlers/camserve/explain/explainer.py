@@ -85,6 +85,11 @@ class Explainer:
         self._method = "gradcam++" if METHODS[method].contrasts else method
         self._ranking = Ranking(backend.reader, listed, threshold, most)
 
+    @property
+    def method(self) -> str:
+        """The method of the maps that are measured."""
+        return self._method
+
     def explain(
         self,
         pictures: Sequence[Tensor],

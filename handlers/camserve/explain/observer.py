@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from camserve.core.messages import Image, ImageInfo, Score
 from camserve.explain.sampling import Budget
 
 MODES = ("predict", "explain", "page")
@@ -21,6 +22,31 @@ ROWS = 16
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where an observation comes from: what a prediction is kept with, should it be worth keeping.
+
+    Attributes:
+        time: seconds since 1970.
+        image: as it came: a picture's file, or a tensor.
+        info: the picture's size and view; None: a tensor, or not known.
+        classes: as the prediction lists them.
+        explain: an explanation was asked for.
+        request_id: the client's, or the one that the host made; "" where there was no request.
+        answer_id: the one that the answer carries.
+        instance: the place in a request of several pictures.
+    """
+
+    time: float
+    image: Image = field(repr=False)
+    info: ImageInfo | None
+    classes: tuple[Score, ...]
+    explain: bool = False
+    request_id: str = ""
+    answer_id: str = ""
+    instance: int = 0
+
+
+@dataclass(frozen=True)
 class Observation:
     """What is kept of one prediction until it is measured.
 
@@ -30,6 +56,7 @@ class Observation:
         scores: (class index, probability) of the most probable class and of the next, where there is one.
         size: (width, height) of the picture.
         call: the position of its call in the batch.
+        origin: where it comes from, where the observer keeps anything.
     """
 
     maps: tuple[NDArray[np.float32], ...]
@@ -37,6 +64,7 @@ class Observation:
     scores: tuple[tuple[int, float], ...]
     size: tuple[int, int]
     call: int = 0
+    origin: Origin | None = None
 
 
 def sample_rows(picture: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -49,9 +77,11 @@ class Observer(Protocol):
 
     Attributes:
         budget: what maps may cost that take backward passes only to be measured.
+        keeps: whether it is told where observations come from, because it may keep them.
     """
 
     budget: Budget
+    keeps: bool
 
     def samples(self) -> bool:
         """Draw whether the next picture is to be measured."""
@@ -78,6 +108,7 @@ class NullObserver:
     """An observer that does nothing."""
 
     budget = Budget()
+    keeps = False
 
     def samples(self) -> bool:
         """Never sample."""

@@ -31,9 +31,16 @@ REFERENCE = Metric("camserve_map_bin_reference_ratio", "GAUGE", "Ratio", ("stat"
 REFERENCE_IMAGES = Metric("camserve_map_reference_images", "GAUGE", "Count", ("stat", "reference"))
 GROUP_REFERENCE = Metric("camserve_map_bin_group_reference_ratio", "GAUGE", "Ratio", ("stat", "bin", "class_group", "reference"))
 GROUP_IMAGES = Metric("camserve_group_reference_images", "GAUGE", "Count", ("class_group", "reference"))
+EVIDENCE_KEPT = Metric("camserve_evidence_kept_total", "COUNTER", "Count", ("reason",))
+EVIDENCE_DROPPED = Metric("camserve_evidence_dropped_total", "COUNTER", "Count", ("reason",))
+EVIDENCE_BYTES = Metric("camserve_evidence_bytes", "GAUGE", "Bytes")
+EVIDENCE_RECORDS = Metric("camserve_evidence_records", "GAUGE", "Count")
+EVIDENCE = (EVIDENCE_KEPT, EVIDENCE_DROPPED, EVIDENCE_BYTES, EVIDENCE_RECORDS)
+"""Those of evidence: a server that does not declare them still exports the others."""
 METRICS = (
     *(REQUESTS, RESPONSE_BYTES, MAPS, DEGENERATE, UNMEASURED, MAP_BIN, STAGE_BUCKET, STAGE_SUM, STAGE_COUNT),
     *(MONITORED, REFERENCE, REFERENCE_IMAGES, GROUP_REFERENCE, GROUP_IMAGES),
+    *EVIDENCE,
 )
 
 STAGES = ("batch", "decode", "forward", "backward", "render")
@@ -42,6 +49,6 @@ EDGES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 
 
 def undeclared(cache: Mapping[object, Collection[str]]) -> list[str]:
-    """Lists the metrics that a server drops, because its `metrics_config` (names by kind) does not declare them."""
+    """Lists the metrics, but for `EVIDENCE`, that a server drops: its `metrics_config` (names by kind) does not declare them."""
     declared = {name for names in cache.values() for name in names}
-    return [metric.name for metric in METRICS if metric.name not in declared]
+    return [metric.name for metric in METRICS if metric.name not in declared and metric not in EVIDENCE]

@@ -9,17 +9,19 @@ import threading
 import time
 from collections import deque
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from camserve.core.config import Monitoring
+from camserve.core.config import Config, Monitoring
 from camserve.explain.degenerate import REASONS
 from camserve.explain.observer import MISSED, MODES, Observation
 from camserve.explain.sampling import Budget
 from camserve.monitoring import metrics
+from camserve.monitoring.evidence.keeper import Keeper
+from camserve.monitoring.evidence.records import Source
 from camserve.monitoring.exporter import Exporter, StageHistograms
 from camserve.monitoring.measure import Measurements, measure
 from camserve.monitoring.reference import CLASS, FILE, UNSEEN, Counts, Provenance, Reference, StaleReference, load
@@ -47,9 +49,11 @@ class Monitor:
         scale: how the model's input was normalised; None: not known.
         reference: what drift is measured against; None: maps are counted, not binned.
         why: why there is no reference.
+        keeper: keeps evidence; None: nothing is kept.
 
     Attributes:
         budget: what maps that take passes of their own may cost.
+        keeps: whether it is to be told where observations come from.
     """
 
     def __init__(
@@ -59,7 +63,11 @@ class Monitor:
         scale: Scale | None,
         reference: Reference | None = None,
         why: str = "",
+        *,
+        keeper: Keeper | None = None,
     ) -> None:
+        self.keeps = keeper is not None
+        self._keeper = keeper
         self._settings = settings
         self._exporter = exporter
         self._scale = scale
@@ -77,6 +85,10 @@ class Monitor:
         if reference is not None:
             export_reference(reference, exporter)
 
+    def describe_evidence(self) -> dict[str, Any] | None:
+        """Describes what is kept, and where; None: nothing is."""
+        return None if self._keeper is None else self._keeper.describe()
+
     def describe(self) -> dict[str, Any]:
         """Describes the monitoring for the model's metadata: rate, interval, and the reference or why there is none."""
         settings = {"rate": self._settings.rate, "interval": self._settings.interval}
@@ -90,6 +102,8 @@ class Monitor:
         self._times.clear()
         self._exporter.flush()
         self._thread.start()
+        if self._keeper is not None:
+            self._keeper.start()
         atexit.register(self.close)
 
     def samples(self) -> bool:
@@ -98,8 +112,10 @@ class Monitor:
 
     def observe(self, observation: Observation) -> None:
         """Queues a picture to be measured."""
+        if self._keeper is not None:
+            observation = self._keeper.admit(observation)
         self._observations.append(observation)
-        if len(self._observations) >= CHUNK:
+        if len(self._observations) >= CHUNK or (self._keeper is not None and self._keeper.pressed):
             self._wake.set()
 
     def missed(self, reason: str, pictures: int) -> None:
@@ -129,7 +145,10 @@ class Monitor:
             self._closed = True
             self._wake.set()
             atexit.unregister(self.close)
-            self.flush()
+            self._digest()
+            if self._keeper is not None:
+                self._keeper.close()
+            self._exporter.flush()
 
     def _run(self) -> None:
         due = time.monotonic() + self._settings.interval
@@ -149,11 +168,16 @@ class Monitor:
             self._stages.add(_drain(self._times))
             observations = _drain(self._observations)
             try:
-                if observations:
-                    self._count(measure(observations, self._scale))
+                measurements = measure(observations, self._scale) if observations else None
+                if measurements is not None:
+                    self._count(measurements)
             except Exception:
                 self.missed("failed", len(observations))
+                if self._keeper is not None:
+                    self._keeper.forget(observations)
                 raise
+            if self._keeper is not None and measurements is not None:
+                self._keeper.consider(observations, measurements)
 
     def _count(self, measurements: Measurements) -> None:
         self._exporter.add(metrics.MAPS, (), len(measurements.targets))
@@ -208,16 +232,19 @@ def _drain(waiting: deque[T]) -> list[T]:
 
 
 def open_monitor(
-    settings: Monitoring, *, name: str, version: str, scale: Scale | None, directory: Path | str, provenance: Provenance
+    config: Config, source: Source, *, scale: Scale | None, directory: Path | str, provenance: Provenance
 ) -> Monitor:
     """Makes a monitor, not yet started, with the reference of the unpacked archive in `directory`.
 
     Args:
-        settings: rate, interval and budget.
-        name, version: the model's, for the metrics' labels.
+        config: of the archive, which asks for monitoring.
+        source: the model, and how its maps are made.
         directory: the unpacked archive.
         scale: how the model's input is normalised; None: not known.
         provenance: what the archive makes maps with; a reference of another provenance is not used.
+
+    Raises:
+        ConfigError: evidence is to be kept, and it is not known where, or nothing here can open that.
     """
     try:
         reference = load(directory, provenance)
@@ -225,7 +252,11 @@ def open_monitor(
     except StaleReference as error:
         reference, why = None, str(error)
         logger.warning("camserve: the drift of the maps cannot be watched: %s", why)
-    return Monitor(settings, Exporter(name, version), scale, reference, why)
+    exporter = Exporter(source.model, source.version)
+    keeper = None
+    if config.keeping is not None:
+        keeper = Keeper(config, replace(source, reference=reference and reference.digest), reference, exporter)
+    return Monitor(config.monitoring or Monitoring(), exporter, scale, reference, why, keeper=keeper)
 
 
 def export_reference(reference: Reference, exporter: Exporter) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,8 @@ UNSEEN = BINS - 1
 """The group of all classes that are absent from the reference."""
 PER_GROUP = 50
 """Shares of ten bins are taken of at least this many pictures; below, they are mostly chance."""
+TAIL = 0.005
+"""Share of the pictures in each of the two tails of a statistic."""
 INPUT = ("resize", "crop", "interpolation", "mean", "std", "exif", "precision")
 """The configuration keys that decide the model's input and its precision."""
 LATER_INPUT = ("channels", "fit", "fill", "scale")
@@ -83,6 +85,7 @@ class Reference:
         groups: of each predicted class index, its group, 0 to 8.
         counts: of each statistic, how many pictures, `[group, bin]`.
         attention: mean saliency, of the classes with enough pictures.
+        tails: of each statistic that pictures have, the values below and above which `TAIL` of them lie; {}: an older release's.
     """
 
     provenance: Provenance
@@ -91,6 +94,7 @@ class Reference:
     groups: Mapping[int, int]
     counts: Mapping[str, Counts]
     attention: Mapping[int, Attention]
+    tails: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -187,6 +191,7 @@ class Reference:
                 "groups": {str(index): group for index, group in self.groups.items()},
                 "counts": {name: counts.tolist() for name, counts in self.counts.items()},
                 "attention": attention,
+                **({"tails": {name: list(both) for name, both in self.tails.items()}} if self.tails else {}),
             },
             separators=(",", ":"),
         )
@@ -248,7 +253,10 @@ def _read(values: Any) -> Reference:
     groups = {int(index): int(group) for index, group in values["groups"].items()}
     if not all(0 <= group < UNSEEN for group in groups.values()):
         raise ValueError
-    return Reference(Provenance(**values["made"]), int(values["images"]), edges, groups, counts, attention)
+    tails = {name: (float(low), float(high)) for name, (low, high) in values.get("tails", {}).items()}
+    if not all(name in STATISTICS and low <= high for name, (low, high) in tails.items()):
+        raise ValueError
+    return Reference(Provenance(**values["made"]), int(values["images"]), edges, groups, counts, attention, tails)
 
 
 def _read_edges(given: Sequence[float]) -> tuple[float, ...]:

@@ -56,7 +56,7 @@ _TRANSPOSITIONS = {
 """Those that undo each EXIF orientation; 1 needs none."""
 
 
-def open_picture(data: bytes | bytearray, config: Config, origin: str = "") -> Image.Image:
+def open_picture(data: bytes | bytearray, config: Config, origin: str = "", least: int = 0) -> Image.Image:
     """Decode the first frame of a picture file, in mode RGB; for a model of one channel, grey stays grey, see `_keep_grey`.
 
     Red, green and blue of 8 bits come through as Pillow decodes them. 16-bit grey is scaled by 1/257 and rounded, 12-bit
@@ -69,6 +69,7 @@ def open_picture(data: bytes | bytearray, config: Config, origin: str = "") -> I
         data: the file's bytes.
         config: `formats`, `max_pixels`, `exif`.
         origin: how the bytes were received, which an error about them says (`after base64 decoding of 812 characters`).
+        least: pixels of the longer side that are enough, so that a JPEG may be decoded at a half, a quarter or an eighth; 0: all.
 
     Raises:
         RequestError: 400 `NoImage` for no bytes; 400 `UnsupportedFormat` for a format that is not one of
@@ -83,6 +84,9 @@ def open_picture(data: bytes | bytearray, config: Config, origin: str = "") -> I
             if name == "DICOM":
                 return convert_picture(_open_dicom(data, config), config)
             picture = _check_header(data, name, config)
+            if least:
+                part = least / max(*picture.size, least)
+                picture.draft(None, (math.ceil(picture.width * part), math.ceil(picture.height * part)))
             picture.load()
             return convert_picture(picture, config)
     except _FAULTS:

@@ -27,6 +27,8 @@ from camserve.explain.explainer import Explainer
 from camserve.explain.methods import METHOD_BY_CELL, draw_with
 from camserve.explain.observer import NullObserver, Observer
 from camserve.explain.ranking import TOP_CLASSES
+from camserve.monitoring.evidence.records import Source
+from camserve.monitoring.evidence.switch import tell_why_not
 from camserve.monitoring.monitor import Monitor, open_monitor
 from camserve.monitoring.reference import Provenance, input_of
 from camserve.monitoring.statistics import Scale
@@ -231,23 +233,28 @@ class Model:
         Args:
             directory: of the unpacked archive, which may hold a reference.
             undeclared: metrics that the server does not export.
+
+        Raises:
+            ConfigError: evidence is to be kept, and it is not known where, or nothing here can open that.
         """
         config = self.served.config
         if config.monitoring is None:
+            self._log_no_evidence()
             return None
         if self.backend.compiled and self.backend.runtime.name != "compile" and "monitor" not in config.given:
             logger.info(
                 "camserve: nothing is monitored: that would run the model uncompiled, for its compiler does not take it with its "
                 "layers' outputs; monitor: {rate: 0.05} takes a sample"
             )
+            self._log_no_evidence()
             return None
         if undeclared:
             logger.info("camserve: nothing is monitored: the server's metrics_config does not declare %s", undeclared[0])
+            self._log_no_evidence()
             return None
-        name, version = self.served.model.name, self.served.model.version
-        monitor = open_monitor(
-            config.monitoring, name=name, version=version, scale=self.scale, directory=directory, provenance=self.provenance
-        )
+        model, method = self.served.model, self.pipeline.explainer.method
+        source = Source(model.name, model.version, self.weights, method, self.backend.layers[0], self.served.scores, None)
+        monitor = open_monitor(config, source, scale=self.scale, directory=directory, provenance=self.provenance)
         self.observe(monitor)
         monitor.start()
         return monitor
@@ -256,7 +263,16 @@ class Model:
     def metadata(self) -> dict[str, Any]:
         """What the management API shows of the model, without what belongs to a server."""
         monitor = self.observer.describe() if isinstance(self.observer, Monitor) else None
-        return {**self._description, "weights": self.weights, "device": str(self.device), "monitor": monitor}
+        described = {**self._description, "weights": self.weights, "device": str(self.device), "monitor": monitor}
+        return {**described, "evidence": self._describe_evidence()}
+
+    def _describe_evidence(self) -> dict[str, Any]:
+        kept = self.observer.describe_evidence() if isinstance(self.observer, Monitor) else None
+        return kept or {"kept": False, "why": tell_why_not(self.served.config)}
+
+    def _log_no_evidence(self) -> None:
+        if self.served.config.keeping is not None:
+            logger.warning("camserve: no evidence is kept: %s", tell_why_not(self.served.config))
 
     @cached_property
     def _description(self) -> dict[str, Any]:

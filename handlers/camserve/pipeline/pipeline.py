@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -19,7 +20,7 @@ from camserve.core.messages import Answer, Call, ImageInfo, Item, Page, Reply, R
 from camserve.core.served import Served
 from camserve.explain.explainer import Explainer, Prediction
 from camserve.explain.faithfulness import check_maps, count_passes
-from camserve.explain.observer import Observation, sample_rows
+from camserve.explain.observer import Observation, Origin, sample_rows
 from camserve.explain.ranking import Task
 from camserve.explain.sampling import NOTHING, SamplingPolicy
 from camserve.inspector.page import write_page
@@ -93,7 +94,7 @@ class Pipeline:
         jobs = [Job(place, *each, error=each[2].fault) for place, each in enumerate(zip(items, repeat(explain), measures))]
         self._run_jobs(jobs, Deadline())
         for job in jobs:
-            self._observe(job, job.call)
+            self._observe(job, job.call, Call(explain, {}, {}))
         unanswered = RequestError(500, "InternalError", "the picture has no answer")
         return [job.error or job.answer or unanswered for job in jobs]
 
@@ -121,7 +122,7 @@ class Pipeline:
         replies = [self._reply(request, by_call.get(position, [])) for position, request in enumerate(requests)]
         for job in jobs:
             if not (again and replies[job.call].status == 507):
-                self._observe(job, first + job.call)
+                self._observe(job, first + job.call, calls[job.call], requests[job.call], by_call[job.call])
         return replies, sum(job.measure.pixels for job in jobs)
 
     def _read(self, calls: Sequence[Call]) -> tuple[list[Request | Page | RequestError], list[Job]]:
@@ -242,10 +243,12 @@ class Pipeline:
             answer = self._pictures.draw(job, answer, quota, self.explainer.observer)
         job.answer = answer
 
-    def _observe(self, job: Job, call: int) -> None:
+    def _observe(
+        self, job: Job, place: int, call: Call, request: Request | Page | RequestError | None = None, jobs: Sequence[Job] = ()
+    ) -> None:
         """Hand a picture whose maps were made to the observer; whatever is wrong with it harms no answer.
 
-        `call` is the position of its call in the batch.
+        `place` is the position of its call in the batch, and `jobs` are those of its request.
         """
         if job.prediction is None or not job.prediction.raw_maps:
             return
@@ -256,7 +259,13 @@ class Pipeline:
             scores = tuple((score.index, score.probability) for score in job.prediction.classes[:2])
             if self._served.scores == "none":
                 scores = (scores[0], (-1, math.nan))  # nothing that a value exceeds
-            observer.observe(Observation(job.prediction.raw_maps, rows, scores, size, call))
+            origin = None
+            if observer.keeps:
+                named = call.named or (request.id if isinstance(request, Request) and request.id else call.id)
+                info = None if job.size is None else ImageInfo(*job.size, job.view)
+                about = (named, call.id, next((turn for turn, each in enumerate(jobs) if each is job), 0))
+                origin = Origin(time.time(), job.item.image, info, job.prediction.classes, job.explain, *about)
+            observer.observe(Observation(job.prediction.raw_maps, rows, scores, size, place, origin))
         except Exception:
             logger.exception("a picture cannot be observed")
             observer.missed("failed", 1)

@@ -63,7 +63,7 @@ class App(Base):
             body = await client.read(self._limit, self.room)
             fields, types = read_fields(body, client.headers.get("content-type", "")) if body else ({}, {})
             own = {name: value for name, value in client.headers.items() if name not in OURS}
-            headers: dict[str, Any] = {**types, **own, "explain": str(explains)}
+            headers: dict[str, Any] = {**types, **own, "x-request-id": client.id, "explain": str(explains)}
             if explains:
                 headers = add_query(headers, client.query)
             model = find(self._models, name, version)  # it may have been replaced while the body came

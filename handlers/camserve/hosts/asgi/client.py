@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import random
-import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from camserve.core.errors import RequestError
+from camserve.core.messages import REQUEST_ID
 from camserve.hosts.batcher import HostError, no_version
 from camserve.hosts.hosted import Hosted
 from camserve.hosts.worker import Answered, Asked
@@ -112,7 +112,7 @@ class Client:
         self.query = cast(bytes, scope.get("query_string", b""))
         self.headers = _read_headers(scope["headers"])
         given = self.headers.get("x-request-id", "")
-        self.id = given if re.fullmatch(r"[\x21-\x7e]{1,200}", given) else _make_id()
+        self.id = given if REQUEST_ID.fullmatch(given) else _make_id()
         self.more_headers: dict[str, str] = {}
         self.held = 0
         self._receive, self._send = receive, send

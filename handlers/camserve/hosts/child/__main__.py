@@ -167,7 +167,7 @@ class Service:
 
     def answer(self, batch: Sequence[Asked]) -> list[Answered]:
         """Answer a batch; what the handler raises fails all of it, as in TorchServe."""
-        ids = {index: f"request-{index}" for index in range(len(batch))}
+        ids = {index: str(headers.get("x-request-id") or f"request-{index}") for index, (_, headers) in enumerate(batch)}
         self._context.request_ids = self._metrics.request_ids = ids
         self._context.request_processor = [self._processor(headers) for _, headers in batch]
         try:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from camserve.explain.observer import NullObserver, Observation
 from camserve.monitoring.measure import Measurements, measure
-from camserve.monitoring.reference import BINS, PER_GROUP, UNSEEN, Attention, Provenance, Reference
-from camserve.monitoring.statistics import STATISTICS, Scale
+from camserve.monitoring.reference import BINS, PER_GROUP, TAIL, UNSEEN, Attention, Provenance, Reference
+from camserve.monitoring.statistics import MAP_STATISTICS, STATISTICS, Scale
 
 FEWEST = 10
 """Least pictures of a group of classes: a share of fewer is mostly chance, and so would be a drift of the class mix."""
@@ -90,7 +90,13 @@ def build_reference(measurements: Measurements, shares: Iterable[Floats | None],
         table = np.zeros((BINS, BINS), dtype=np.int64)
         np.add.at(table, (places[known], bare.assign_bins(name, values[known])), 1)
         counts[name] = table
-    return Reference(provenance, bare.images, edges, groups, counts, bare.attention)
+    tails = {}
+    for name, values in measurements.values.items():
+        known = ~np.isnan(values) & ((places != UNSEEN) | (name not in MAP_STATISTICS))
+        if known.any():
+            low, high = np.quantile(values[known], (TAIL, 1 - TAIL), method="inverted_cdf")
+            tails[name] = (float(low), float(high))
+    return Reference(provenance, bare.images, edges, groups, counts, bare.attention, tails)
 
 
 def compute_edges(values: Floats) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+from camserve.core.config.watching import EVIDENCE, MONITOR, Evidence, Monitoring
 from camserve.core.errors import ConfigError
 from camserve.core.text import find_nearest, join_names, show
 from camserve.core.values import (
@@ -58,17 +59,6 @@ def _read_memory_format(value: Any) -> str | None:
     return None if value is None else str(choice(MEMORY_FORMATS).read(value))
 
 
-def _read_monitor(value: Any) -> bool | dict[str, float]:
-    """The value as it stands, checked: YAML and JSON write it again."""
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, Mapping) or not set(value) <= set(_MONITOR):
-        raise ValueError
-    return {name: _MONITOR[name].read(given) for name, given in value.items()}
-
-
-_MONITOR = {"rate": number(0, 1), "interval": number(0.1, 3600), "budget": number(0.001, 1)}
-_MONITOR_ACCEPTS = ", ".join(f"{name}: {values.accepts}" for name, values in _MONITOR.items())
 _SIZE = Values("a whole number of pixels from 1 to 8192, [height, width], or null for none", read_size)
 
 KEYS: Mapping[str, Key] = MappingProxyType(
@@ -143,23 +133,11 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         ),
         "monitor": Key(
             "metrics, and what the model looks at in this share of the predictions, told every interval of seconds",
-            Values(f"true, false or {{{_MONITOR_ACCEPTS}}}", _read_monitor),
+            MONITOR,
         ),
+        "evidence": Key("keep a sample of the watched predictions, and unusual ones, with picture and map", EVIDENCE),
     }
 )
-
-
-@dataclass(frozen=True)
-class Monitoring:
-    """Which share of the predictions is measured, and how many seconds lie between two reports.
-
-    `budget`: how long backward passes for this alone may take, as a share of the other passes' time; 1: as long as they
-    take; None: a share that depends on the batch.
-    """
-
-    rate: float = 1.0
-    interval: float = 15.0
-    budget: float | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +180,9 @@ class Config:
     runtime: str = "torch"
     allowed_hosts: tuple[str, ...] | None = None
     monitor: bool | Mapping[str, float] = field(default=True, hash=False)
+    evidence: bool | Mapping[str, Any] = field(default=False, hash=False)
     given: frozenset[str] = field(default=frozenset(), compare=False)
+    overruled: frozenset[str] = field(default=frozenset(), compare=False)
 
     @classmethod
     def from_mapping(cls, section: object) -> Config:
@@ -240,6 +220,13 @@ class Config:
             return Monitoring() if self.monitor else None
         return Monitoring(**self.monitor)
 
+    @property
+    def keeping(self) -> Evidence | None:
+        """The settings that `evidence` asks for; None: nothing is kept."""
+        if isinstance(self.evidence, bool):
+            return Evidence() if self.evidence else None
+        return Evidence(**self.evidence)
+
 
 def read_value(name: object, value: object) -> Any:
     """Reads the value of one key, as `Config` holds it.
@@ -273,6 +260,8 @@ def _complete(values: dict[str, Any], section: Mapping[Any, Any]) -> list[str]:
     """
     channels, scale = values.get("channels", 3), values.get("scale", 1.0)
     faults = []
+    if values.get("monitor") is False and values.get("evidence", False) is not False:
+        faults.append("explain: evidence: what is not watched cannot be kept; monitor must not be false")
     if None not in (values.get("channels_last"), values.get("memory_format")):
         faults.append("explain: channels_last and memory_format: expected one of the two, got both")
     if channels != 3:
