@@ -63,14 +63,14 @@ def small(
     *,
     version: str = "1.0",
     seed: int = 0,
+    explain: Mapping[str, Any] | None = None,
 ) -> Path:
-    """The tests' small classifier, in `NAME.mar`, or `NAME-VERSION.mar` for later versions."""
+    """The tests' small classifier, in `NAME.mar`, or `NAME-VERSION.mar` for later versions; `explain`: settings of its own."""
     given = {**SETTINGS, **(settings or {})}
     folder = store / f".{name}-{version}"
     folder.mkdir()
-    made = build.mar(
-        folder, name, fault=fault.strip("\n").lstrip(), settings=given, version=version, state=build.weights(seed=seed)
-    )
+    options = {"settings": given, "version": version, "explain": {**build.PLAIN, **(explain or {})}}
+    made = build.mar(folder, name, fault=fault.strip("\n").lstrip(), state=build.weights(seed=seed), **options)
     target = store / (f"{name}.mar" if version == "1.0" else f"{name}-{version}.mar")
     made.replace(target)
     folder.rmdir()

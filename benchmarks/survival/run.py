@@ -35,9 +35,9 @@ from rich.table import Table
 from tests.support.build import encoded
 
 from benchmarks.speed.conditions import processor
-from benchmarks.survival import archives, bad_clients, hardships, overload, soak, stopping
+from benchmarks.survival import archives, bad_clients, evidence, hardships, overload, soak, stopping
 from benchmarks.survival.hardships import Row
-from benchmarks.survival.started import Started
+from benchmarks.survival.stopping import Started
 from benchmarks.survival.traffic import FAILED, LOST, REFUSED, RIGHT, WRONG, Ask, Served, Traffic, mixed, tally
 from camserve.tools.serving.configuration import advice
 from camserve.tools.serving.server import Server
@@ -181,6 +181,43 @@ class Trial(ExitStack):
             count=self.size.burst, host=self.host,
         )  # fmt: skip
 
+    def evidence_killed(self) -> Row:
+        """Workers that keep evidence get SIGKILL."""
+        size = self.size
+        with self._keeping("evidence-killed", minWorkers=2, maxWorkers=2) as (server, traffic, kept):
+            return evidence.killed(server, traffic, kept, kills=size.kills, every=size.every, clients=size.clients)
+
+    def evidence_full(self) -> Row:
+        """The disk of the evidence is full, and then has room again."""
+        size = self.size
+        with evidence.small_disk(self.store.parent) as disk, self._keeping("evidence-full", disk.place) as found:
+            return evidence.full(*found, disk, seconds=size.seconds, clients=size.clients)
+
+    def evidence_unreachable(self) -> Row:
+        """Evidence goes to stores that refuse, or say nothing."""
+        size = self.size
+        rows = []
+        with evidence.dead_stores() as places:
+            for name, place in places.items():
+                with self._keeping(f"evidence-{name}", place) as (server, traffic, _):
+                    rows.append(evidence.unreachable(server, traffic, seconds=size.seconds / 2, clients=size.clients))
+        return evidence.together(rows, ", ".join(places))
+
+    def evidence_bounds(self) -> Row:
+        """As many requests as can be answered, of which all are worth keeping, within small bounds."""
+        size = self.size
+        with self._keeping("evidence-bounds", minWorkers=2, maxWorkers=2) as (server, traffic, kept):
+            return evidence.bounded(server, traffic, kept, seconds=size.seconds, clients=size.clients)
+
+    @contextmanager
+    def _keeping(self, name: str, place: Path | str | None = None, **settings: int) -> Iterator[evidence.Found]:
+        """A server with the small classifier, which keeps what it can, and where that lies."""
+        place = place or self.store.parent / name
+        asked = evidence.ask(place)
+        archives.small(self.store, name, settings=settings, explain=asked)
+        with self._ready(name) as (server, traffic):
+            yield server, traffic, Path(place)
+
     def lost_node(self) -> Row:
         """A node of a Ray cluster that is gone at once."""
         archives.small(self.store, "node")
@@ -253,6 +290,10 @@ FAULTS: dict[str, Callable[[Trial], Row]] = {
     "stopped": Trial.stopped,
     "continued": Trial.continued,
     "full_disk": Trial.full_disk,
+    "evidence_killed": Trial.evidence_killed,
+    "evidence_full": Trial.evidence_full,
+    "evidence_unreachable": Trial.evidence_unreachable,
+    "evidence_bounds": Trial.evidence_bounds,
     "node": Trial.lost_node,
     "soak": Trial.soaked,
     "control": Trial.control,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+import psutil
 import requests
 
 from benchmarks.survival.hardships import Row, all_again
@@ -89,6 +90,24 @@ def served(
         elif process.poll() is None:
             process.kill()  # takes Java and the workers with it
         process.wait()
+
+
+class Started(contextlib.ExitStack):
+    """`scripts/serve.py --host asgi` or `ray` with one model."""
+
+    def __init__(self, store: Path, model: str, config: Path, host: str) -> None:
+        super().__init__()
+        port = free_port()
+        output = self.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 it is left with the rest
+        more = ("--host", host, "--config", str(config), "--log-dir", "-")
+        self.url, self._process = self.enter_context(served(store, model, port, *more, output=output))
+        self.management_url = f"http://127.0.0.1:{port + 1}"
+
+    @property
+    def pids(self) -> list[int]:
+        """The server's process id, then those of its workers."""
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        return [self._process.pid, *(each.pid for each in children)]
 
 
 def stopped(store: Path, model: str, *, count: int, host: str = "torchserve") -> Row:

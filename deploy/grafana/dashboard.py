@@ -12,18 +12,22 @@ from typing import Any
 
 from grafana_foundation_sdk.builders import barchart, prometheus, stat, statetimeline, timeseries
 from grafana_foundation_sdk.builders import common as common_builder
+from grafana_foundation_sdk.builders import text as text_builder
 from grafana_foundation_sdk.builders.dashboard import (
     CustomVariable,
     Dashboard,
+    DashboardLink,
     DatasourceVariable,
     QueryVariable,
     Row,
+    TextBoxVariable,
     ThresholdsConfig,
 )
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
+    DashboardLinkType,
     DataSourceRef,
     DataTransformerConfig,
     Threshold,
@@ -35,6 +39,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableRefresh,
 )
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+from grafana_foundation_sdk.models.text import TextMode
 
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE / "camserve.json"
@@ -47,6 +52,8 @@ FIRING = 'ALERTS{alertname=~"Camserve.*", alertstate="firing", model_name=~"$mod
 """Alerts of the model that fire, and those of servers, which have no model's name."""
 MAP = "entropy|area|centroid_x|centroid_y|border|overlap|peak"
 STATISTICS = (*MAP.split("|"), "confidence", "margin", "brightness", "contrast", "sharpness", "width", "height", "class")
+SHOWN = "model=${model:percentencode}&stat=${statistic}&since=${__from}&until=${__to}"
+"""What of the evidence page belongs to the dashboard's choice and time range."""
 GREEN, ORANGE, RED = "green", "orange", "red"
 
 
@@ -327,6 +334,24 @@ def changed() -> list[Any]:
     return [excess, rest, since]
 
 
+def seen() -> list[Any]:
+    """The pictures behind it: a page beside Grafana draws them, and knows them by the time range."""
+    drawn = (
+        text_builder.Panel()
+        .title("The latest unusual pictures")
+        .description("What was kept as evidence, with what the model looked at. Where nothing is shown, none is kept, or the page"
+                     " is not at the address above: scripts/inspector.py URL --evidence DIR --port 8090.")
+        .mode(TextMode.HTML)
+        .content(
+            f'<a href="${{evidence}}/evidence?{SHOWN}" target="_blank">'
+            f'<img src="${{evidence}}/evidence/latest.jpg?{SHOWN}" alt="What was kept; the link opens all of it"></a>'
+        )
+        .span(24)
+        .height(9)
+    )  # fmt: skip
+    return [drawn]
+
+
 def variables(board: Dashboard) -> Dashboard:
     """What can be chosen above."""
 
@@ -345,6 +370,12 @@ def variables(board: Dashboard) -> Dashboard:
         .with_variable(references.regex('/reference="([^"]+)"/'))  # those that are served when the time range ends
         .with_variable(custom("window", "window", ("1h", "1d")))
         .with_variable(custom("statistic", "statistic", STATISTICS))
+        .with_variable(
+            TextBoxVariable("evidence")
+            .label("evidence page")
+            .default_value("http://127.0.0.1:8090")
+            .current(VariableOption(selected=True, text="http://127.0.0.1:8090", value="http://127.0.0.1:8090"))
+        )
     )
 
 
@@ -367,6 +398,14 @@ def dashboard() -> Dashboard:
         ("How fast?", fast()),
         ("What does it look at?", looks()),
         ("Has that changed, and since when?", changed()),
+        ("Which pictures are behind it?", seen()),
+    )
+    board = board.link(
+        DashboardLink("The pictures behind it")
+        .type(DashboardLinkType.LINK)
+        .url(f"${{evidence}}/evidence?{SHOWN}")
+        .tooltip("What was kept as evidence in this time range")
+        .target_blank(True)
     )
     for title, panels in sections:
         board = board.with_row(Row(title))

@@ -27,7 +27,7 @@ def test_an_empty_section_gives_the_documented_defaults() -> None:
 
 def test_every_field_is_a_key_and_every_key_a_field() -> None:
     """The table of keys and the dataclass cannot drift apart."""
-    assert {item.name for item in fields(Config)} - {"given"} == set(KEYS)
+    assert {item.name for item in fields(Config)} - {"given", "overruled"} == set(KEYS)
     assert list(defaults()) == [name for name in (item.name for item in fields(Config)) if name in KEYS]
 
 

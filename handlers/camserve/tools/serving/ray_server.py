@@ -18,6 +18,7 @@ from camserve.core.text import show
 from camserve.tools.serving.base import Sinks
 from camserve.tools.serving.configuration.addresses import Addresses
 from camserve.tools.serving.configuration.cores import count_cores
+from camserve.tools.serving.configuration.environment import compose_evidence
 from camserve.tools.serving.configuration.own_host import HostSettings, read_number
 from camserve.tools.serving.configuration.store import StoredArchive, read_archive, select
 from camserve.tools.serving.own_server import OwnServer, bind, logged
@@ -87,9 +88,12 @@ class RayServer(OwnServer):
             for each in free:
                 each.close()
             proxied = has_haproxy() and certificate is None  # Ray gives HAProxy no certificate
-            start = start_ray(
-                self._count_cores(), lambda folder: compose_variables(folder, ports, haproxy=proxied), gpus=settings.gpus
-            )
+            evidence = compose_evidence(self._settings)
+
+            def compose(folder: Path) -> dict[str, str]:
+                return compose_variables(folder, ports, haproxy=proxied) | evidence
+
+            start = start_ray(self._count_cores(), compose, gpus=settings.gpus)
             self.ray_address = stack.enter_context(start)
             stack.enter_context(logged(lambda line: self._take(line, sinks)))
             stack.callback(self._end)

@@ -6,10 +6,11 @@ import datetime
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from camserve.monitoring.exporter import clean_label
-from camserve.monitoring.metrics import MAPS, METRICS, UNMEASURED
+from camserve.monitoring.metrics import EVIDENCE, EVIDENCE_DROPPED, EVIDENCE_RECORDS, MAPS, METRICS, UNMEASURED
 from camserve.tools.console import command_of
 from camserve.tools.watching.finding import Finding
 from camserve.tools.watching.host_checks import HOST, check_host
@@ -62,6 +63,7 @@ def check_version(name: str, description: Mapping[str, Any], exposition: str) ->
     yield from _device(name, {**description, **metadata}, ready)
     yield from _clock(name, metadata)
     yield from _monitoring(name, metadata, exposition)
+    yield from _evidence(name, metadata, exposition)
 
 
 def _runtime(name: str, metadata: Mapping[str, Any]) -> Iterator[Finding]:
@@ -174,6 +176,26 @@ def _monitoring(name: str, metadata: Mapping[str, Any], exposition: str) -> Iter
         )
 
 
+def _evidence(name: str, metadata: Mapping[str, Any], exposition: str) -> Iterator[Finding]:
+    """Says what is kept of predictions, and where, and whether the store takes it; archives of earlier releases keep nothing."""
+    evidence = metadata.get("evidence") or {}
+    if not evidence.get("kept"):
+        return
+    what = {"none": "maps without pictures", "thumbnail": "maps with thumbnails", "whole": "maps with whole pictures"}
+    kept = _read_total(metadata, exposition, EVIDENCE_RECORDS.name)
+    many = f", {kept:.0f} records now" if kept else ""
+    told = what.get(evidence.get("picture", ""), "maps")
+    yield Finding("ok", f"{name}: evidence is kept in {evidence.get('to')}: {told}, for {evidence.get('max_days'):g} days{many}")
+    failed = _read_total(metadata, exposition, EVIDENCE_DROPPED.name, reason="failed")
+    slow = _read_total(metadata, exposition, EVIDENCE_DROPPED.name, reason="slow")
+    if failed or slow:
+        yield Finding(
+            "advice",
+            f"{name}: {failed:.0f} predictions could not be kept, and {slow:.0f} because the store was too slow, since the start",
+            "look for `evidence cannot be kept` in the workers' log: is there room, and may the server write there?",
+        )
+
+
 def _unmonitored(name: str, metadata: Mapping[str, Any], exposition: str) -> Finding:
     """Says why nothing is monitored, as far as can be known from outside; only the archive's own setting is certainly meant."""
     remedy = "monitor: true in model-config.yaml, unless that is meant"
@@ -189,7 +211,18 @@ def _unmonitored(name: str, metadata: Mapping[str, Any], exposition: str) -> Fin
 def undeclared(exposition: str) -> list[str]:
     """Lists the metrics that a server does not declare, by the text of its metrics address, which names declared ones at once."""
     declared = set(re.findall(r"^(?:# TYPE )?(camserve_\w+)", exposition, re.MULTILINE))
-    return [metric.name for metric in METRICS if metric.name not in declared]
+    return [metric.name for metric in METRICS if metric.name not in declared and metric not in EVIDENCE]
+
+
+def _read_total(metadata: Mapping[str, Any], exposition: str, name: str, **labels: str) -> float:
+    """Reads a metric of one version from the text of the metrics address, the sum of its series; 0 where it has none.
+
+    A parser of the whole text would be a dependency more, and fail for one line of another metric that it cannot read.
+    """
+    named = {label: clean_label(str(metadata.get(key))) for label, key in (("model_name", "model"), ("model_version", "version"))}
+    samples = re.findall(rf"^{name}\{{([^}}]*)\}} (\S+)", exposition, re.MULTILINE)
+    series = [(dict(re.findall(r'(\w+)="([^"]*)"', given)), float(value)) for given, value in samples]
+    return sum(value for given, value in series if given.items() >= {**named, **labels}.items())
 
 
 @dataclass(frozen=True)
@@ -202,20 +235,8 @@ class _Counts:
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any], exposition: str) -> _Counts:
-        """Reads the two counters from the text of the metrics address; 0 where it has none.
-
-        A parser of the whole text would be a dependency more, and fail for one line of another metric that it cannot read.
-        """
-        wanted = {
-            "model_name": clean_label(str(metadata.get("model"))),
-            "model_version": clean_label(str(metadata.get("version"))),
-        }
-
-        def total(name: str, **labels: str) -> float:
-            samples = re.findall(rf"^{name}\{{([^}}]*)\}} (\S+)", exposition, re.MULTILINE)
-            series = [(dict(re.findall(r'(\w+)="([^"]*)"', given)), float(value)) for given, value in samples]
-            return sum(value for given, value in series if given.items() >= {**wanted, **labels}.items())
-
+        """Reads the two counters from the text of the metrics address; 0 where it has none."""
+        total = partial(_read_total, metadata, exposition)
         return cls(total(MAPS.name), *(total(UNMEASURED.name, reason=reason) for reason in ("budget", "failed")))
 
     @property

@@ -19,7 +19,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "what the model's scores are": ("output", "scores", "threshold"),
         "how they are explained": ("layers", "method", "colormap", "opacity"),
-        "how the model runs": ("precision", "channels_last", "memory_format", "runtime", "token_grid", "monitor"),
+        "how the model runs": ("precision", "channels_last", "memory_format", "runtime", "token_grid", "monitor", "evidence"),
     }
 )
 """The keys that a newcomer looks for first, by the title of their group; the others are limits."""
@@ -53,6 +53,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "threshold": "SHARE",
         "scale": "FACTOR",
         "monitor": "VALUE",
+        "evidence": "VALUE",
     }
 )
 """What help shows behind a key's flag; `N` behind any other: a whole number."""

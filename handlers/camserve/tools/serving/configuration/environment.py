@@ -6,8 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from camserve.core.config.watching import PLACE
 from camserve.core.text import show
 from camserve.core.values import read_hosts
+from camserve.monitoring.evidence.switch import KEEP, KEEP_AT, read_switch
 from camserve.tools.serving.configuration.addresses import OURS, Addresses, Settings, is_loopback
 from camserve.tools.serving.configuration.cores import count_cores
 from camserve.tools.serving.configuration.store import StoredArchive
@@ -16,6 +18,8 @@ from camserve.tools.serving.process.errors import ServeError
 HOSTS = "CAMSERVE_ALLOWED_HOSTS"
 """The variable that the handler reads. One that is set already is added to."""
 ALLOWED = f"{OURS}allowed_hosts"
+
+KEPT, KEPT_AT = f"{OURS}evidence", f"{OURS}evidence_to"
 
 DROPPED = {"PYTHONPATH", "PYTHONHOME", "TS_CONFIG_FILE"}
 """Variables that are not passed on: each archive runs its own code, by the configuration that it is given."""
@@ -32,6 +36,7 @@ def compose_environment(
     if hosts:
         environment[HOSTS] = hosts
     environment.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // _count_workers(settings, archives))))
+    environment |= compose_evidence(settings)
     return environment | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
 
 
@@ -53,6 +58,27 @@ def compose_hosts(settings: Settings, addresses: Addresses, given: str | None) -
     except (TypeError, ValueError):
         raise ServeError(f"{ALLOWED}: expected host names with commas between them, got {show(told)}") from None
     return ",".join(dict.fromkeys(["localhost", *([own] if _is_name(own) else []), *names]))
+
+
+def compose_evidence(settings: Settings) -> dict[str, str]:
+    """Compose what workers are told of evidence: whether any is kept, and where. Variables that are set already beat the file.
+
+    Raises:
+        ServeError: neither true nor false, or no place.
+    """
+    composed = {}
+    keeps = os.environ.get(KEEP) or settings.own.get(KEPT, "")
+    if read_switch(KEPT, keeps, ServeError) is not None:
+        composed[KEEP] = keeps.strip().lower()
+    place = (os.environ.get(KEEP_AT) or settings.own.get(KEPT_AT, "")).strip()
+    if place:
+        place = place if "://" in place else str(Path(place).absolute())  # workers run elsewhere
+        try:
+            PLACE.read(place)
+        except ValueError:
+            raise ServeError(f"{KEPT_AT}: expected a folder, or a URL such as s3://bucket/folder, got {show(place)}") from None
+        composed[KEEP_AT] = place
+    return composed
 
 
 def _is_name(host: str) -> bool:
