@@ -31,7 +31,8 @@ from torch import nn
 
 from benchmarks.drift import crops
 from benchmarks.speed.conditions import processor
-from camserve.core.config import Config, Monitoring
+from camserve.core.config import Config
+from camserve.core.config.watching import Monitoring
 from camserve.core.messages import Call
 from camserve.explain.observer import NullObserver
 from camserve.monitoring.exporter import Exporter

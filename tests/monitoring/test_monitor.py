@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from tests.support.monitoring.monitors import Output, look, monitor, reference
 
-from camserve.core.config import Monitoring
+from camserve.core.config.watching import Monitoring
 from camserve.explain.observer import Observation, Observer
 from camserve.monitoring import measure as measuring
 from camserve.monitoring.exporter import Exporter

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from camserve.core.config import Config, Monitoring
+from camserve.core.config import Config
+from camserve.core.config.watching import Monitoring
 from camserve.explain.degenerate import REASONS
 from camserve.explain.observer import MISSED, MODES, Observation
 from camserve.explain.sampling import Budget
@@ -255,7 +256,7 @@ def open_monitor(
     exporter = Exporter(source.model, source.version)
     keeper = None
     if config.keeping is not None:
-        keeper = Keeper(config, replace(source, reference=reference and reference.digest), reference, exporter)
+        keeper = Keeper(config, replace(source, reference=None if reference is None else reference.digest), reference, exporter)
     return Monitor(config.monitoring or Monitoring(), exporter, scale, reference, why, keeper=keeper)
 
 

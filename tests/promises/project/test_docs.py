@@ -15,8 +15,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from camserve.core.config import KEYS, Config, Monitoring, defaults
+from camserve.core.config import KEYS, Config, defaults
 from camserve.core.config import METHODS as METHOD_NAMES
+from camserve.core.config.watching import Monitoring
 from camserve.core.errors import KINDS
 from camserve.core.labels import Labels
 from camserve.core.messages import ModelInfo

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import camserve
-from camserve.core.config import Monitoring
+from camserve.core.config.watching import Monitoring
 from camserve.explain.observer import NullObserver, Observation, sample_rows
 from camserve.monitoring.exporter import Exporter
 from camserve.monitoring.monitor import Monitor

@@ -42,10 +42,10 @@ class Judge:
                 reasons[place].append(Reason("degenerate", {"warning": warning}))
         groups = self.find_groups(measurements)
         if groups is not None:
-            for place in np.flatnonzero(groups == UNSEEN):
+            for place in np.flatnonzero(groups == UNSEEN).tolist():
                 reasons[place].append(Reason("unseen"))
         confidence = measurements.values["confidence"]
-        for place in np.flatnonzero(confidence < self._confidence):
+        for place in np.flatnonzero(confidence < self._confidence).tolist():
             about = {"confidence": float(confidence[place]), "below": self._confidence}
             reasons[place].append(Reason("unsure", about))
         if self._reference is not None and groups is not None:
@@ -74,7 +74,7 @@ class Judge:
         shares = self._shares[name][groups, bins]
         low, high = reference.tails.get(name, (-np.inf, np.inf))
         sides = np.where(values < low, -1, np.where(values > high, 1, 0))
-        for place in np.flatnonzero(counted & ((shares < RARE) | (sides != 0))):
+        for place in np.flatnonzero(counted & ((shares < RARE) | (sides != 0))).tolist():
             side = {-1: "low", 1: "high", 0: None}[int(sides[place])]
             share = float(shares[place]) if side is None else TAIL
             about = {"statistic": name, "bin": int(bins[place]), "share": round(share, 6), "side": side}

@@ -131,11 +131,22 @@ class Keeper:
         known = (info.width, info.height) if info else None
         picture, size = keep_picture(origin.image, known, self._config, self._settings.picture)
         return Record(
-            *(kept.id, datetime.fromtimestamp(origin.time, timezone.utc), origin.request_id, origin.answer_id),
-            *(origin.instance, origin.explain, self._source, reasons, origin.classes, kept.group),
-            *(kept.statistics, self._judge.find_bins(kept.statistics, kept.group), kept.observation.maps[0], size),
-            tuple(info.view.rounded()) if info and info.view else None,
-            picture,
+            id=kept.id,
+            time=datetime.fromtimestamp(origin.time, timezone.utc),
+            request_id=origin.request_id,
+            answer_id=origin.answer_id,
+            instance=origin.instance,
+            explain=origin.explain,
+            source=self._source,
+            reasons=reasons,
+            classes=origin.classes,
+            group=kept.group,
+            statistics=kept.statistics,
+            bins=self._judge.find_bins(kept.statistics, kept.group),
+            raw_map=kept.observation.maps[0],
+            image=size,
+            view=tuple(info.view.rounded()) if info and info.view else None,
+            picture=picture,
         )
 
 
