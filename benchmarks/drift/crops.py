@@ -64,21 +64,23 @@ def at_hand() -> tuple[str, ...]:
     return NAMES if find_spec("sklearn") else tuple(name for name in NAMES if name not in FURTHER)
 
 
-def crop(name: str, random: np.random.Generator, shift: float = 0.0) -> Image.Image:
+def crop(name: str, random: np.random.Generator, shift: float = 0.0, fixed: bool = False) -> Image.Image:
     """A crop `SIDE` pixels square around the subject: of varied place, size, slant and light; half of them mirrored.
 
-    `shift` moves the window to the right by this share of its side, as when the camera was knocked.
+    `shift` moves the window to the right by this share of its side, as when the camera was knocked. `fixed`: only the light
+    varies much, as before a camera that is screwed on.
     """
+    place, slant, (least, most) = (0.005, 0.5, (0.97, 1.0)) if fixed else (0.05, 5, (0.8, 1.15))
     whole = photograph(name)
     x, y, size = SUBJECTS[name]
-    side = min(whole.size) * size * random.uniform(0.8, 1.15)
-    across = x * whole.width + side * (random.normal(0, 0.05) + shift)
-    down = y * whole.height + side * random.normal(0, 0.05)
+    side = min(whole.size) * size * random.uniform(least, most)
+    across = x * whole.width + side * (random.normal(0, place) + shift)
+    down = y * whole.height + side * random.normal(0, place)
     mirrored = random.random() < 0.5
-    turned = whole.rotate(random.normal(0, 5), Image.Resampling.BILINEAR, center=(across, down))
+    turned = whole.rotate(random.normal(0, slant), Image.Resampling.BILINEAR, center=(across, down))
     box = tuple(round(each) for each in (across - side / 2, down - side / 2, across + side / 2, down + side / 2))
     picture = _within(turned, box).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    if mirrored and not shift:
+    if mirrored and not shift and not fixed:
         picture = ImageOps.mirror(picture)
     picture = ImageEnhance.Brightness(picture).enhance(random.uniform(0.85, 1.15))
     return ImageEnhance.Color(picture).enhance(random.uniform(0.8, 1.2))

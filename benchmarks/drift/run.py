@@ -30,7 +30,7 @@ import torch
 from rich.progress import track
 
 from benchmarks.drift import crops
-from benchmarks.drift.psi import CHI_SQUARE, LEAST_PSI, drift
+from benchmarks.drift.psi import drift
 from benchmarks.speed.conditions import processor
 from camserve.core.messages import Call
 from camserve.monitoring.measure import Measurements
@@ -38,6 +38,7 @@ from camserve.monitoring.reference import CLASS, Provenance, Reference
 from camserve.monitoring.statistics import INPUT_STATISTICS, MAP_STATISTICS
 from camserve.tools.archive.archive import handler_of, load_service, open_archive
 from camserve.tools.watching.baseline import Collector, build_reference
+from camserve.tools.watching.evidence.numbers.drift import CHI_SQUARE, LEAST_PSI
 
 MIX = dict.fromkeys(crops.NAMES, 1.0)
 OTHER = {"cat": 4.0, "coffee": 2.0, "rocket": 1.0, "china": 0.5, "flower": 0.5}

@@ -50,6 +50,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "serve": ("torch", "torchvision", "cv2", "yaml", "ts", "model_archiver", "captum", "psutil", "rich"),
         "asgi": ("torch", "torchvision", "cv2", "yaml", "uvicorn", "python_multipart", "psutil", "rich"),
         "ray": ("torch", "torchvision", "cv2", "yaml", "uvicorn", "python_multipart", "psutil", "rich", "pyarrow", "ray"),
+        "parquet": ("pyarrow",),
         "dicom": ("pydicom",),
         "heic": ("pillow_heif",),
         "s3": ("s3fs",),

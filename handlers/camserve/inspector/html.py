@@ -7,6 +7,15 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ASSETS = Path(__file__).with_name("assets")
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+}
+"""Those of a page's answer, beside its policy."""
 
 
 def fill(template: str, parts: Mapping[str, str]) -> str:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from camserve.core.config import COLORMAPS
 from camserve.core.labels import Labels
@@ -16,11 +13,10 @@ from camserve.core.messages import Reply
 from camserve.core.served import Served
 from camserve.core.version import __version__
 from camserve.explain.methods import METHODS
-from camserve.inspector.html import fill, write_policy, write_script_json
-from camserve.pictures.render import apply_colormap
+from camserve.inspector.html import ASSETS, HEADERS, fill, write_policy, write_script_json
+from camserve.pictures.render import write_colormap
 
-ASSETS = Path(__file__).with_name("assets")
-SCRIPTS = ("heat.js", "server.js", "pictures.js", "panes.js", "app.js", "controls.js")
+SCRIPTS = ("heat.js", "theme.js", "server.js", "pictures.js", "panes.js", "app.js", "controls.js")
 """In the order in which they run."""
 
 LABELS_LIMIT = 100_000
@@ -44,7 +40,7 @@ def write_page(served: Served) -> Reply:
         "method": config.method,
         "layers": list(layers),
         "layer": layers[0],
-        "colormaps": {name: _table(name) for name in COLORMAPS},
+        "colormaps": {name: write_colormap(name) for name in COLORMAPS},
         "colormap": config.colormap,
         "opacity": config.opacity,
         "exif": config.exif,
@@ -67,23 +63,13 @@ def _fill_template(title: str, facts: dict[str, Any]) -> Reply:
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
     body = fill((ASSETS / "inspector.html").read_text("utf-8"), parts)
-    headers = {
-        "content-security-policy": write_policy(style, scripts, connect="'self'") + "; frame-ancestors 'none'",
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-        "cross-origin-opener-policy": "same-origin",
-    }
+    headers = {"content-security-policy": write_policy(style, scripts, connect="'self'") + "; frame-ancestors 'none'", **HEADERS}
     return Reply(200, "text/html; charset=utf-8", body.encode(), headers)
 
 
 def _completions(labels: Labels) -> list[str] | None:
     names = list(labels.names) if labels.given else []
     return names if names and len(json.dumps(names)) <= LABELS_LIMIT else None
-
-
-def _table(name: str) -> str:
-    """Writes a colour map's 256 colours as `rrggbb` in hexadecimal, without anything between them."""
-    return apply_colormap(np.arange(256)[None] / 255, name).tobytes().hex()
 
 
 def _samples() -> list[dict[str, str]]:

@@ -23,6 +23,8 @@ from camserve.monitoring.measure import Measurements
 from camserve.monitoring.statistics import MAP_STATISTICS, STATISTICS
 
 FILE = "explain_reference.json"
+EXAMPLES = "explain_reference_examples.json"
+"""Small copies of some of the pictures that it was made of, where they were asked for; no worker reads them."""
 FORMAT = 2
 BINS = 10
 CLASS = "class"

@@ -52,6 +52,11 @@ def apply_colormap(values: NDArray[np.floating], colormap: str) -> Picture:
     return _look_up(np.clip(values, 0, 1) * _LAST, colormap)
 
 
+def write_colormap(name: str) -> str:
+    """Write a colour map's 256 colours as `rrggbb` in hexadecimal, without anything between them."""
+    return apply_colormap(np.arange(256)[None] / 255, name).tobytes().hex()
+
+
 def draw_overlay(picture: Picture, heatmap: Floats, view: Rect, colormap: str, opacity: float) -> Picture:
     """Blend a heatmap over the part of a picture that the model saw, and draw the rest at half brightness.
 

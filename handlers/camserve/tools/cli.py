@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": "serve the archives of a model store",
     "explain": "explain many pictures, by a server or an archive",
     "explain_dataset": "explain a whole data set into Parquet, on one machine or many",
+    "evidence": "show what was kept of watched predictions: the pictures behind an alert",
     "inspector": "the inspector page, for a server that wants a token",
     "reference": "measure good pictures, and write what is normal into an archive",
     "inspect_model": "list what can be explained in a model or an archive",
@@ -25,7 +26,10 @@ COMMANDS = {
     "demo": "package a real classifier, serve it, and explain a photograph",
 }
 
-PLACES = {"explain_dataset": "camserve.tools.reports.dataset.command"}
+PLACES = {
+    "explain_dataset": "camserve.tools.reports.dataset.command",
+    "evidence": "camserve.tools.watching.evidence.command",
+}
 """Modules of commands that are not among the others, beside what they are made of."""
 
 NEEDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -33,6 +37,7 @@ NEEDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "serve": ("serving", "serve", ("psutil", "rich", "yaml")),
     "explain": ("explaining many pictures", "serve", ("rich", "yaml")),
     "explain_dataset": ("explaining a data set", "ray", ("torch", "cv2", "yaml", "rich", "pyarrow")),
+    "evidence": ("looking at evidence", "serve", ("cv2", "rich")),
     "reference": ("measuring pictures", "serve", ()),
     "inspect_model": ("inspecting a model", "serve", ()),
     "compare": ("comparing archives", "serve", ()),

@@ -38,7 +38,7 @@ def test_a_second_model_whose_maps_say_nothing_is_as_far_off_as_can_be() -> None
 
     assert told["figures"] == {
         **{"failed": 0, "changed": 0, "confidence": 0, "silent": pytest.approx(2 / 3)},
-        **{"rank-loss": 1, "overlap-loss": 1, "shift": 1},
+        **{"rank-loss": 1, "overlap-loss": 1, "shift": 1, "same": 1},
     }
     assert told["exceeded"] == ["silent", "rank-loss", "overlap-loss", "shift"]
 

@@ -61,31 +61,6 @@ function setColours(name) {
 
 const redraw = () => explained.slice(0, state.wants.length).forEach((pane) => pane.draw());
 
-function setTheme(theme) {
-  document.documentElement.dataset.theme = theme;
-  $("theme").setAttribute("aria-label", theme === "dark" ? "Switch to light colours" : "Switch to dark colours");
-}
-
-/** The theme that was chosen here before, else the system's. */
-function startTheme() {
-  let chosen = null;
-  try {
-    chosen = localStorage.getItem("camserve-theme");
-  } catch {
-    // storage may be forbidden; the choice then lasts as long as the page
-  }
-  setTheme(["light", "dark"].includes(chosen) ? chosen : matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-}
-
-function changeTheme() {
-  setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
-  try {
-    localStorage.setItem("camserve-theme", document.documentElement.dataset.theme);
-  } catch {
-    // as above
-  }
-}
-
 function showFacts() {
   const classes = `${facts.classes.toLocaleString("en")} class${facts.classes === 1 ? "" : "es"}`;
   $("model").textContent = facts.model;
@@ -202,9 +177,19 @@ function listenForPictures() {
   });
 }
 
+/** Opens the kept picture that the address names, where this page's server has what was kept of watched predictions. */
+async function openKept() {
+  const kept = /^#evidence=([\w-][\w.-]*)\/([\w-][\w.-]*)$/.exec(location.hash);
+  if (!kept) return;
+  const response = await fetch(`/evidence/files/${kept[1]}/${kept[2]}`).catch(() => null);
+  if (response?.ok) await open(await response.blob(), kept[2]);
+  else fail(new Failure("Gone", "It was deleted meanwhile, or this server has none of what was kept."));
+}
+
 startTheme();
 showFacts();
 setOpacity(Math.round(100 * facts.opacity));
 setColours(facts.colormap);
 listen();
 listenForPictures();
+openKept();

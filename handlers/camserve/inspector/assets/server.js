@@ -5,7 +5,7 @@ const facts = JSON.parse(document.getElementById("facts").textContent);
 const ENDPOINT = location.pathname;
 const PATIENCE = [400, 1200, 3000]; // milliseconds before each new try when the server is full
 
-/** What went wrong: `kind` is the server's type of error, or Unreachable, Busy, Empty, TooLarge, Unreadable. */
+/** What went wrong: `kind` is the server's type of error, or Unreachable, Busy, Empty, Gone, TooLarge, Unreadable. */
 class Failure extends Error {
   constructor(kind, message) {
     super(message);
@@ -17,6 +17,7 @@ const HEADINGS = {
   InvalidImage: "This picture cannot be read",
   UnsupportedFormat: "This kind of file is not accepted",
   Empty: "This file is empty",
+  Gone: "This picture is not here",
   ImageTooLarge: "This picture is too large",
   TooLarge: "This file is too large",
   UnknownLabel: "No class of that name",

@@ -12,7 +12,9 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.table import Table
@@ -24,6 +26,7 @@ from camserve.tools.reports.comparison.limits import FAILED, LIMITS
 from camserve.tools.reports.comparison.outcome import Outcome, PicturePair, compare_all, summarise
 from camserve.tools.reports.comparison.page import draw_cards, write_page
 from camserve.tools.reports.pictures import find_rows, list_pictures
+from camserve.tools.watching.evidence import VERDICTS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +56,10 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("images", nargs="+", metavar="IMAGES", help=text)
     made.add_argument("--trust", action="store_true", help=TRUST)
+    made.add_argument(
+        *("--marked",), choices=VERDICTS, help="IMAGES is where evidence is kept (a folder or URL): its pictures that were "
+        "marked so; of those marked wrong, --max-same bounds how many the second still looks at in the same way"
+    )  # fmt: skip
     results = made.add_argument_group("what is written")
     results.add_argument("--html", type=Path, default=Path("out/compare.html"), metavar="FILE", help="the report (%(default)s)")
     results.add_argument("--worst", type=int, default=12, metavar="N", help="how many pictures the report shows (%(default)s)")
@@ -60,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     limits = made.add_argument_group(
         "limits, 0 to 1; beyond one of them the exit status is 1",
         "Pictures that the first does not answer count nowhere. Where only the second's heatmap says nothing (zero, constant or "
-        "not finite), it counts as the worst: rank correlation 0, overlap 0, shift 1.",
+        "not finite), it counts as the worst: rank correlation 0, overlap 0, shift 1; and as one that looks at the same thing.",
     )
     for limit in LIMITS:
         default = "; 0 where it is not given and another limit is" if limit.name == FAILED else ""
@@ -83,10 +90,11 @@ def limits_of(options: argparse.Namespace) -> dict[str, float]:
 
 def _compare(options: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], Outcome]:
     """Compares the archives, and writes the report and the figures."""
-    folders = find_rows(options.images, most=2)
-    images = [] if folders else list(list_pictures(map(Path, options.images), progress.note))
+    folders = [] if options.marked else find_rows(options.images, most=2)
     paths = (options.first, options.second)
     with ExitStack() as stack:
+        marked = Path(stack.enter_context(TemporaryDirectory())) if options.marked else Path()
+        images = [] if folders else _list_images(options, marked, progress)
         archives = [stack.enter_context(unpack(path)) for path in paths]  # what is no archive is told before one loads
         first, second = (load(*each, options.trust, progress.note) for each in zip(paths, archives, strict=True))
         classes = Classes(first.labels, second.labels)
@@ -96,7 +104,7 @@ def _compare(options: argparse.Namespace, progress: Progress) -> tuple[dict[str,
             pairs = RowPairs(paths, folders, second)
             outcome = compare_all(pairs, pairs.count, classes)
         else:
-            outcome = compare_all((PicturePair(path, first, second) for path in images), len(images), classes)
+            outcome = compare_all((PicturePair(name, marked / name, first, second) for name in images), len(images), classes)
         if not outcome.rows:
             raise ToolError(f"no picture could be compared; {outcome.explain_first()}")
         summary = summarise(
@@ -109,14 +117,25 @@ def _compare(options: argparse.Namespace, progress: Progress) -> tuple[dict[str,
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(summary, indent=2))
         worst = outcome.rank_worst()[: options.worst]
-        read = pairs.read_pictures({row.file for row in worst}).get if folders else _read
+        read = pairs.read_pictures({row.file for row in worst}).get if folders else partial(_read, marked)
         write_page(options.html, summary, draw_cards((first, second), classes, worst, read))
     return summary, outcome
 
 
-def _read(file: str) -> bytes | None:
+def _list_images(options: argparse.Namespace, marked: Path, progress: Progress) -> list[str]:
+    """Lists the pictures that are named; those that were marked are copied into the folder `marked`."""
+    if not options.marked:
+        return [str(path) for path in list_pictures(map(Path, options.images), progress.note)]
+    if len(options.images) > 1:
+        raise ToolError(f"--marked: expected one place where evidence is kept, got {len(options.images)}")
+    from camserve.tools.watching.evidence.sources import copy_marked  # noqa: PLC0415 only this needs it
+
+    return copy_marked(options.images[0], options.marked, None, marked, progress.note)
+
+
+def _read(folder: Path, file: str) -> bytes | None:
     try:
-        return Path(file).read_bytes()
+        return (folder / file).read_bytes()
     except OSError:
         return None
 

@@ -1,31 +1,38 @@
 """Serves the inspector page on this machine for a server that wants a token: it adds the token to the page's requests.
 
 A browser cannot send the token when it asks for the page itself. This program asks in its place, and takes requests from
-this machine and from its own page only.
+this machine and from its own page only. With --evidence it also shows what was kept of watched predictions, at /evidence.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import webbrowser
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 import requests
 
+from camserve.core.errors import MissingPackageError, require
+from camserve.core.messages import Reply
 from camserve.core.text import show
 from camserve.tools.client.client import TokenAuth, read_error
 from camserve.tools.client.token import explain_refusal, open_token_file
 from camserve.tools.console import ToolError, command_of, fail
+
+if TYPE_CHECKING:
+    from camserve.tools.watching.evidence.pages.server import Pages
 
 REQUEST_HEADERS = ("accept", "content-type")
 """Those of the browser's that are passed on; its cookies and the like are none of the server's business."""
 
 RESPONSE_HEADERS = (
     "content-type",
+    "content-disposition",
     "content-security-policy",
     "x-content-type-options",
     "referrer-policy",
@@ -42,14 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         server = proxy(options.url, open_token_file(options.token_file), options.port, options.timeout)
-    except (ToolError, OSError) as error:
+        server.origins = tuple(map(_read_origin, options.origin))
+        if options.evidence:
+            server.pages = _open_pages(options)
+    except (ToolError, MissingPackageError, OSError) as error:
         return fail(error)
     with server:
         try:
             check(server)
         except ToolError as error:
-            return fail(error)
+            fail(error)
+            if server.pages is None:
+                return 1  # else what was kept can be looked at all the same
         print(f"the inspector for {options.url}: {server.page}  (Ctrl-C ends it)", flush=True)
+        if server.pages is not None:
+            print(f"what was kept in {options.evidence}: {server.origin}/evidence", flush=True)
         if options.open:
             webbrowser.open(server.page)
         try:
@@ -67,11 +81,49 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--port", type=int, default=0, help="port on this machine (a free one)")
     made.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="longest wait for an answer (%(default)g)")
     made.add_argument("--open", action="store_true", help="open the page in a browser")
+    kept = made.add_argument_group("what was kept of watched predictions")
+    kept.add_argument("--evidence", metavar="DIR|URL", help="show it at /evidence, and take marks")
+    kept.add_argument(
+        *("--archive",), type=Path, action="append", default=[], metavar="FILE",
+        help="the archive (.mar) that made the maps, for its reference and its examples",
+    )  # fmt: skip
+    kept.add_argument("--prometheus", default="", metavar="URL", help="count all watched predictions, as it did, not a sample")
+    kept.add_argument(
+        *("--origin",), action="append", default=[], metavar="URL",
+        help="where users reach this program, where a proxy stands in front: https://evidence.example.com",
+    )  # fmt: skip
+    kept.add_argument(
+        *("--user-header",), default="", metavar="NAME",
+        help="in which that proxy names who asks, for marks: X-Forwarded-User. Whoever reaches this program past it can forge it",
+    )  # fmt: skip
     return made
 
 
+def _open_pages(options: argparse.Namespace) -> Pages:
+    """Opens what was kept; raises `ToolError` where it cannot be, `MissingPackageError` where a package lacks."""
+    require("looking at evidence", "serve", "cv2", "rich")
+    from camserve.tools.watching.evidence.pages.server import Pages  # noqa: PLC0415 the inspector does without OpenCV
+    from camserve.tools.watching.evidence.sources import open_evidence  # noqa: PLC0415
+
+    path = urlsplit(options.url).path
+    model = path.partition("/explanations/")[2].partition("/")[0]
+    return Pages(open_evidence(options.evidence, options.archive, options.prometheus), model, path, options.user_header.lower())
+
+
+def _read_origin(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/") or parts.query:
+        raise ToolError(f"--origin: expected https://HOST or http://HOST:PORT, got {show(text, 200)}")
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
 class Proxy(ThreadingHTTPServer):
-    """Passes requests for one page on to `target`, adding a token. Listens on loopback only."""
+    """Passes requests for one page on to `target`, adding a token. Listens on loopback only.
+
+    Attributes:
+        pages: what was kept of watched predictions; None: it is not shown.
+        origins: further ones by which browsers know this program.
+    """
 
     daemon_threads = True
 
@@ -79,6 +131,8 @@ class Proxy(ThreadingHTTPServer):
         self.target = target
         self.token = token
         self.patience = timeout
+        self.pages: Pages | None = None
+        self.origins: tuple[str, ...] = ()
         super().__init__(("127.0.0.1", port), _Handler)
 
     @property
@@ -150,41 +204,59 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 120
 
     def do_GET(self) -> None:
-        """Answers with the page; `/` leads there."""
+        """Answers with a page, or what it asks for; `/` leads to the inspector."""
         if self.path == "/":
             self._answer(302, b"", {"location": self.server.target.path})
-        elif self._allowed():
+        elif not self._allowed():
+            return
+        elif self._kept is not None:
+            self._give(self._kept.get(self.path))
+        else:
             self._pass_on("GET", None)
 
     def do_POST(self) -> None:
-        """Answers the page's requests."""
+        """Answers the pages' requests."""
         length = self.headers.get("content-length", "")
         if not self._allowed():
             return
         if not length.isdecimal() or int(length) > LARGEST:
             self._refuse(413, "TooLarge", f"expected a content-length of up to {LARGEST} bytes, got {show(length)}")
             return
-        self._pass_on("POST", self.rfile.read(int(length)))
+        body = self.rfile.read(int(length))
+        if self._kept is not None:
+            self._give(self._kept.post(self.path, body, {name.lower(): value for name, value in self.headers.items()}))
+        else:
+            self._pass_on("POST", body)
+
+    @property
+    def _kept(self) -> Pages | None:
+        """The pages that this request is for; None: it is for the inspector's."""
+        return self.server.pages if re.match(r"/evidence(?:[/?]|$)", self.path) else None
 
     def _allowed(self) -> bool:
-        """Lets through only this page's path, asked for by this machine's name and not from another site's page.
+        """Lets through only these pages' paths, asked for by this machine's name and not from another site's page.
 
         A foreign page could otherwise use the token: by a form (its `Origin` tells), or after making its own host name
-        point to this machine (the `Host` tells).
+        point to this machine (the `Host` tells). It may link here: what a link opens, it cannot read.
         """
         port = self.server.server_address[1]
-        hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
-        origin = self.headers.get("origin")
-        if self.headers.get("host") not in hosts or origin not in (None, *(f"http://{host}" for host in hosts)):
+        origins = (f"http://127.0.0.1:{port}", f"http://localhost:{port}", *self.server.origins)
+        origin, site = self.headers.get("origin"), self.headers.get("sec-fetch-site")
+        linked = self.command == "GET" and (self.headers.get("sec-fetch-mode"), self.headers.get("sec-fetch-dest"))
+        if (
+            self.headers.get("host", "").lower() not in [each.partition("://")[2] for each in origins]
+            or origin not in (None, *origins)
+            or (site not in (None, "same-origin", "none") and linked != ("navigate", "document"))
+        ):
             self._refuse(403, "Forbidden", "only this page's own requests are passed on")
             return False
-        if self.headers.get("sec-fetch-site") not in (None, "same-origin", "none"):
-            self._refuse(403, "Forbidden", "only this page's own requests are passed on")
-            return False
-        if self.path != self.server.target.path:
+        if self.path != self.server.target.path and self._kept is None:
             self._refuse(404, "NotFound", f"only {self.server.target.path} is here")
             return False
         return True
+
+    def _give(self, reply: Reply) -> None:
+        self._answer(reply.status, reply.body, {"content-type": reply.content_type, **reply.headers})
 
     def _pass_on(self, method: str, body: bytes | None) -> None:
         headers = {name: value for name, value in self.headers.items() if name.lower() in REQUEST_HEADERS}

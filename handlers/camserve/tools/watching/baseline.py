@@ -37,6 +37,7 @@ class Collector(NullObserver):
         self._waiting: list[Observation] = []
         self._measured: list[Measurements] = []
         self.shares: list[Floats | None] = []
+        self._calls: list[int] = []
 
     def samples(self) -> bool:
         """Samples every picture."""
@@ -45,8 +46,14 @@ class Collector(NullObserver):
     def observe(self, observation: Observation) -> None:
         """Queues a picture, and measures those that wait when there are enough."""
         self._waiting.append(observation)
+        self._calls.append(observation.call)
         if len(self._waiting) >= CHUNK:
             self._measure()
+
+    def take_calls(self) -> list[int]:
+        """Returns which call of its batch each picture was that came since this was asked last."""
+        calls, self._calls = self._calls, []
+        return calls
 
     def measurements(self) -> Measurements:
         """Returns the statistics of all pictures, in the order in which they came."""

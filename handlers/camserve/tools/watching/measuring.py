@@ -38,13 +38,19 @@ BATCH = 8
 SHADES = " ░▒▓█"
 
 
-def measure_archive(archive: Path, paths: Sequence[Path], progress: Progress, trusted: bool) -> Reference:
+def measure_archive(
+    archive: Path, paths: Sequence[Path], progress: Progress, trusted: bool, examples: int = 0
+) -> tuple[Reference, str]:
     """Measures the pictures with an archive's model, and prints what is normal.
 
     The archive's handler is loaded as a worker loads it, so a subclass's own steps are measured too.
 
     Args:
         trusted: code of the archive's own may run; what it holds is said before.
+        examples: how many pictures of each bin and class group are kept.
+
+    Returns:
+        The reference, and its examples as `examples.make_examples` writes them; "" without any.
 
     Raises:
         ToolError: the archive has code of its own and is not trusted, it does not load, or its model could read too few of
@@ -53,7 +59,7 @@ def measure_archive(archive: Path, paths: Sequence[Path], progress: Progress, tr
     with _load(archive, progress, trusted) as model:
         collector = Collector(model.scale)
         model.observe(collector)
-        refused = _predict_all(model, paths, progress)
+        refused, measured = _predict_all(model, paths, collector, progress)
         measurements = collector.measurements()
         count = len(measurements.targets)
         if count < LEAST:
@@ -62,7 +68,13 @@ def measure_archive(archive: Path, paths: Sequence[Path], progress: Progress, tr
             )
         reference = build_reference(measurements, collector.shares, model.provenance)
         print_reference(measurements, reference, refused, model.served.labels, progress)
-    return reference
+        if not examples:
+            return reference, ""
+        from camserve.tools.watching.evidence.normal.examples import choose_examples, make_examples  # noqa: PLC0415 as above
+
+        with progress.step("Keep examples"):
+            chosen = choose_examples(measurements, reference, examples)
+            return reference, make_examples(model, measured, measurements, reference, chosen)
 
 
 @contextmanager
@@ -86,9 +98,12 @@ def _load(archive: Path, progress: Progress, trusted: bool) -> Iterator[Model]:
         yield model
 
 
-def _predict_all(model: Model, paths: Sequence[Path], progress: Progress) -> dict[Path, str]:
-    """Predicts every picture; returns the error's message for each that was refused."""
-    refused = {}
+def _predict_all(
+    model: Model, paths: Sequence[Path], collector: Collector, progress: Progress
+) -> tuple[dict[Path, str], list[Path]]:
+    """Predicts every picture; returns the error's message for each that was refused, and those that were measured, in order."""
+    refused: dict[Path, str] = {}
+    measured: list[Path] = []
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=progress.console, transient=True, disable=not progress.console.is_terminal) as bar:
         task = bar.add_task("", total=len(paths))
@@ -99,11 +114,13 @@ def _predict_all(model: Model, paths: Sequence[Path], progress: Progress) -> dic
             )
             given = {path: read for path, read in contents.items() if isinstance(read, bytes)}
             replies = model.run([Call(False, {}, {"body": body}) for body in given.values()])
+            calls = list(given)
+            measured += [calls[call] for call in collector.take_calls()]
             refused.update(
                 {path: str(reply.body, "utf-8") for path, reply in zip(given, replies, strict=True) if reply.status != 200}
             )
             bar.advance(task, len(contents))
-    return refused
+    return refused, measured
 
 
 def _read(path: Path) -> bytes | OSError:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import compute
 
 from camserve.monitoring.measure import Measurements
-from camserve.monitoring.reference import FILE, Provenance, Reference
+from camserve.monitoring.reference import EXAMPLES, FILE, Provenance, Reference
 from camserve.monitoring.statistics import STATISTICS
 from camserve.tools.archive.archive import digest_archive, open_archive
 from camserve.tools.console import Progress, ToolError
@@ -31,7 +31,7 @@ def open_rows_of(archive: Path, named: str) -> tuple[Results, dict[str, Any]]:
     """
     results, manifest = open_finished(named)
     with open_archive(archive) as opened:
-        digest = digest_archive(opened, without=(FILE,))
+        digest = digest_archive(opened, without=(FILE, EXAMPLES))
     if manifest["archive"] != digest:
         raise ToolError(
             f"{named}: its rows are of {manifest['model']} {manifest['version']} ({manifest['archive'][:19]}), and {archive} is "

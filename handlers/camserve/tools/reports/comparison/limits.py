@@ -34,6 +34,10 @@ class Limit:
     value: Callable[[Run], float | None]
 
 
+SAME = 0.5
+"""Heatmaps that overlap so far, at half maximum, look at the same thing."""
+
+
 def _median(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.median(known)) if known else None
@@ -46,6 +50,13 @@ def _loss(values: Iterable[float | None]) -> float | None:
 
 def _share(several: Sequence[bool], of: int) -> float | None:
     return sum(several) / of if of else None
+
+
+def _share_same(rows: Sequence[Agreement]) -> float | None:
+    """Computes the share of rows that look at the same thing; a second heatmap that says nothing is no better than the same."""
+    overlaps = [1.0 if row.silent else row.overlap for row in rows]
+    same = [overlap >= SAME for overlap in overlaps if overlap is not None]
+    return _share(same, len(same))
 
 
 FAILED = "failed"
@@ -86,5 +97,10 @@ LIMITS = (
         "shift",
         "median shift of the heatmaps' centroid, of the diagonal",
         lambda run: _median(1.0 if row.silent else row.shift for row in run.rows),
+    ),
+    Limit(
+        "same",
+        f"share of the pictures on which both heatmaps overlap by {SAME:g} or more: small is good where the first was wrong",
+        lambda run: _share_same(run.rows),
     ),
 )

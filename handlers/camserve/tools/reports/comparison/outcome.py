@@ -66,10 +66,10 @@ class Pair(Protocol):
 
 
 class PicturePair:
-    """Asks both archives for a picture."""
+    """Asks both archives for a picture, which is called `file`."""
 
-    def __init__(self, path: Path, first: AnswerSource, second: AnswerSource) -> None:
-        self.file = str(path)
+    def __init__(self, file: str, path: Path, first: AnswerSource, second: AnswerSource) -> None:
+        self.file = file
         self._path = path
         self._sources = (first, second)
 

@@ -13,6 +13,7 @@ from typing import Any
 from camserve.core.text import join_names, show
 from camserve.core.version import __version__
 from camserve.hosts.worker import LoadError, Worker, WorkerLostError
+from camserve.monitoring.reference import EXAMPLES
 from camserve.monitoring.reference import FILE as REFERENCE
 from camserve.pipeline.loading import digest_file
 from camserve.protocol.options import write_headers
@@ -151,7 +152,7 @@ def _manifest_of(asked: Asked, archive: Archive, listing: Listing) -> dict[str, 
         "camserve": __version__,
         "model": archive.name,
         "version": archive.version,
-        "archive": digest_archive(archive, without=(REFERENCE,)),
+        "archive": digest_archive(archive, without=(REFERENCE, EXAMPLES)),
         "weights": f"sha256:{digest_file(weights)}" if weights else "",
         "options": dict(asked.options),
         "statistics": asked.statistics,

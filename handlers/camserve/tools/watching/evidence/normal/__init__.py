@@ -1,0 +1,1 @@
+"""What is normal: references, and examples of the pictures that they were made of."""

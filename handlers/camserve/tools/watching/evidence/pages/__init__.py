@@ -1,0 +1,1 @@
+"""The page of what was kept: as a file, and live."""

@@ -1,0 +1,133 @@
+"""What a time's statistics are, estimated of the sample alone, and which pictures moved them: in numbers that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+
+import numpy as np
+import pytest
+from benchmarks.drift.psi import drift
+from tests.support.monitoring.traffic import reference_of, traffic
+
+from camserve.monitoring.evidence.records import Entry
+from camserve.monitoring.measure import Measurements
+from camserve.monitoring.reference import CLASS, UNSEEN, Reference
+from camserve.monitoring.statistics import MAP_STATISTICS, STATISTICS
+from camserve.tools.watching.evidence.kept import Seen
+from camserve.tools.watching.evidence.numbers.counting import (
+    count_sample,
+    find_parts,
+    judge_sample,
+    part_of,
+    take_as_reference,
+)
+
+FOUND = reference_of(np.random.default_rng(1).integers(0, 3, 1200))
+
+
+def seen_of(found: Measurements, reference: Reference, weights: Sequence[float]) -> list[Seen]:
+    """Records of such predictions; of weight 0: kept because they are unusual."""
+    seen = []
+    for place, (target, weight) in enumerate(zip(found.targets, weights, strict=True)):
+        group = reference.group(target)
+        bins = {
+            name: int(reference.assign_bins(name, found.values[name][place : place + 1])[0])
+            for name in STATISTICS
+            if not np.isnan(found.values[name][place]) and (group != UNSEEN or name not in MAP_STATISTICS)
+        }
+        entry = Entry(f"m/{place}", "m", str(place), datetime.now(timezone.utc), str(place), target, (), 0)
+        seen.append(Seen(entry, reference.digest, "1.0", weight, group, {**bins, CLASS: group}, {}))
+    return seen
+
+
+def test_a_sample_of_equal_weights_is_judged_as_the_rules_judge() -> None:
+    """PSI, threshold and number of pictures are those of the predictions themselves."""
+    found = traffic(np.random.default_rng(2).integers(0, 4, 700), np.random.default_rng(3))
+    expected = drift(found, FOUND)
+    told = judge_sample(count_sample(seen_of(found, FOUND, [5.0] * 700)), FOUND)
+
+    assert told.keys() == expected.psi.keys()
+    for name, each in told.items():
+        assert each.psi == pytest.approx(expected.psi[name], rel=1e-9)
+        assert each.threshold == pytest.approx(expected.threshold[name], rel=1e-9)
+        assert each.images == expected.images[name]
+    assert [name for name, each in told.items() if each.drifted] == expected.alarms
+
+
+def test_what_is_unusual_is_not_counted() -> None:
+    """However much of it is kept: neither shares, nor PSI, nor the number of pictures change."""
+    random = np.random.default_rng(4)
+    clean = traffic(random.integers(0, 3, 500), random)
+    odd = traffic(np.zeros(2000, dtype=int), random)
+    odd.values["centroid_x"] += 9
+    alone = count_sample(seen_of(clean, FOUND, [3.0] * 500))
+    beside = count_sample([*seen_of(clean, FOUND, [3.0] * 500), *seen_of(odd, FOUND, [0.0] * 2000)])
+
+    assert (beside.images, beside.stands_for) == (500, 1500)
+    for name, counts in alone.counts.items():
+        np.testing.assert_array_equal(beside.counts[name], counts)
+    assert not any(each.drifted for each in judge_sample(beside, FOUND).values())
+
+
+def test_weights_make_a_sample_of_unequal_hours_as_the_traffic_is() -> None:
+    """A quiet hour of which all is kept, and a busy one of which a ninth is: shares are those of all, and it is worth less."""
+    random = np.random.default_rng(5)
+    quiet, busy = traffic(np.zeros(400, dtype=int), random), traffic(np.full(200, 2), random)
+    seen = [*seen_of(quiet, FOUND, [1.0] * 400), *seen_of(busy, FOUND, [9.0] * 200)]
+    sample = count_sample(seen)
+
+    assert sample.stands_for == 2200
+    assert sample.worth == pytest.approx(2200**2 / (400 + 200 * 81))
+    assert sample.mix[[FOUND.group(0), FOUND.group(2)]] == pytest.approx([400 / 2200, 1800 / 2200])
+    assert sum(sample.counts["width"]) == pytest.approx(sample.worth)
+    assert judge_sample(sample, FOUND)["entropy"].images == round(sample.worth)
+
+
+def test_what_moved_a_statistic_is_told_from_what_is_always_there() -> None:
+    """A fifth, all of one class, are looked at elsewhere, where another class always is: of the first fifty nine in ten are such."""
+    random = np.random.default_rng(6)
+    targets = random.integers(0, 3, 1500)
+    found = traffic(targets, random)
+    moved = (targets == 0) & (np.arange(1500) < 900)
+    found.values["centroid_x"][moved] += 1.5
+    seen = seen_of(found, FOUND, [1.0] * 1500)
+    sample = count_sample(seen)
+    drifts, parts = judge_sample(sample, FOUND), find_parts(sample, FOUND)
+
+    assert drifts["centroid_x"].drifted
+    assert not drifts["centroid_y"].drifted
+    upward = drifts["centroid_x"].moved
+    there = [place for place, each in enumerate(seen) if upward[each.bins["centroid_x"]] > 0]
+    there.sort(key=lambda place: part_of(seen[place], "centroid_x", parts) or 0.0, reverse=True)
+    assert np.mean(moved[there[:50]]) >= 0.9
+    assert np.mean(moved[there]) < 0.9
+    assert drifts["centroid_x"].moved.sum() != pytest.approx(drifts["centroid_x"].psi)
+    assert np.abs(upward).sum() == pytest.approx(drifts["centroid_x"].psi)
+
+
+def test_a_few_pictures_where_none_were_do_not_come_first() -> None:
+    """One picture in an empty cell says less than forty in one where ten were expected."""
+    table = count_sample(seen_of(traffic([0] * 40, np.random.default_rng(7)), FOUND, [1.0] * 40))
+    parts = find_parts(table, FOUND)
+    for name, share in parts.items():
+        assert share.min() >= 0, name
+        assert share.max() < 1, name
+    lone = table.tables["entropy"][FOUND.group(0)] == 1
+    assert (parts["entropy"][FOUND.group(0)][lone] <= 0.5).all()
+
+
+def test_an_earlier_time_can_take_the_references_place() -> None:
+    """What has drifted from the reference for a day has not since yesterday."""
+    random = np.random.default_rng(8)
+
+    def shifted() -> Measurements:
+        found = traffic(random.integers(0, 3, 800), random)
+        found.values["centroid_x"] += 1
+        return found
+
+    before, now = (count_sample(seen_of(shifted(), FOUND, [2.0] * 800)) for _ in range(2))
+    assert judge_sample(now, FOUND)["centroid_x"].drifted
+    told = judge_sample(now, take_as_reference(before, FOUND))
+    assert not any(each.drifted for each in told.values())
+    assert told["centroid_x"].expected == pytest.approx(before.counts["centroid_x"] / 800, abs=0.05)
