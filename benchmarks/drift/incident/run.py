@@ -5,8 +5,8 @@
 Four fixed cameras look at photographs; the archive gets a reference of what they see. Clean traffic must raise nothing. Then one
 camera, a fifth of the traffic, is knocked by a twentieth of its picture's side; then it gets a watermark; then a fifth camera
 shows what the reference never saw. Each time the alert comes from a real Alertmanager, its link is opened in a real browser, and
-what the page shows first must be of that camera, nine pictures of ten; the first within five seconds. Writes incident.json into the
-folder --out. About ten minutes on two idle cores; `--quick` sends fewer pictures.
+what the page shows first must be of that camera, nine pictures of ten; the first within five seconds. Writes incident.json
+into the folder --out. About ten minutes on two idle cores; `--quick` sends fewer pictures.
 """
 
 from __future__ import annotations
