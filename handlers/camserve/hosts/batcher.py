@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from camserve.hosts.hosted import Hosted
 from camserve.hosts.metrics import Registry
-from camserve.hosts.worker import Answered, Asked, LoadError, Worker, WorkerLostError
+from camserve.hosts.worker import Answered, Asked, LoadError, Worker, WorkerLostError, describe_worker
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ class Batcher:
 
     async def describe_workers(self) -> list[dict[str, object]]:
         """Describe the workers, as TorchServe's management address does."""
-        return [_describe_worker(number, worker) for number, worker in enumerate(self.workers)]
+        return [describe_worker(number, worker) for number, worker in enumerate(self.workers)]
 
     @property
     def ready(self) -> bool:
@@ -184,13 +185,11 @@ class Batcher:
         worker.wait_ready()
         return worker
 
-    async def _take(self) -> list[_Waiting]:
-        """Wait for requests, and return what waits, up to the batch size, without those whose client is gone.
+    def _pick(self) -> list[_Waiting]:
+        """Return what waits, up to the batch size, without those whose client is gone.
 
         A description is a batch of its own: handlers tell it by its being alone.
         """
-        async with self._arrival:
-            await self._arrival.wait_for(lambda: self._queue)
         batch: list[_Waiting] = []
         while self._queue and len(batch) < self.hosted.batch_size:
             describes = "describe" in self._queue[0].asked[1]
@@ -209,32 +208,50 @@ class Batcher:
             if worker is None or not worker.alive:
                 await self._replace(number)
                 continue
-            batch = await self._take()
-            if not batch:
-                continue
+            async with self._arrival:
+                await self._arrival.wait_for(lambda: self._queue)
             self._busy += 1
             try:
-                await self._answer(worker, batch)
+                await self._serve(worker, self._pick())
             finally:
                 self._busy -= 1
 
-    async def _answer(self, worker: Worker, batch: list[_Waiting]) -> None:
+    async def _serve(self, worker: Worker, batch: list[_Waiting]) -> None:
+        """Hand over a batch, then what waits by then, until nothing does.
+
+        Answers are given out once the next batch is handed over: the worker does not wait for their being written.
+        """
         loop = asyncio.get_running_loop()
-        began = time.perf_counter()
-        try:
-            answers = await loop.run_in_executor(
-                self._threads, worker.ask, [each.asked for each in batch], float(self.hosted.response_timeout)
-            )
-        except WorkerLostError as error:
-            logger.error("the model %s: %s; %d requests were with it", self.hosted.name, error, len(batch))
-            lost = HostError(503, "WorkerLost", f"{error} while it worked on this request; it is started again; try again")
-            if error.late:
-                lost = late(self.hosted)
-            for each in batch:
-                if not each.answer.done():
-                    self._miss("late" if error.late else "lost")
-                    each.answer.set_exception(lost)
-            return
+        give: Callable[[], None] | None = None
+        while batch:
+            began, sent = time.perf_counter(), asyncio.Event()
+            tell_sent = partial(loop.call_soon_threadsafe, sent.set)
+            asked, patience = [each.asked for each in batch], float(self.hosted.response_timeout)
+            answers = loop.run_in_executor(self._threads, worker.ask, asked, patience, tell_sent)
+            answers.add_done_callback(lambda _, sent=sent: sent.set())  # type: ignore[misc]
+            if give is not None:
+                await asyncio.sleep(0)
+                give()
+            try:
+                give = partial(self._give, batch, await answers, began)
+            except WorkerLostError as error:
+                self._lose(batch, error)
+                return
+            batch = self._pick() if worker.alive else []
+        if give is not None:
+            give()
+
+    def _lose(self, batch: list[_Waiting], error: WorkerLostError) -> None:
+        """Answer what was with a worker that ended."""
+        logger.error("the model %s: %s; %d requests were with it", self.hosted.name, error, len(batch))
+        lost = HostError(503, "WorkerLost", f"{error} while it worked on this request; it is started again; try again")
+        reason, told = ("late", late(self.hosted)) if error.late else ("lost", lost)
+        for each in batch:
+            if not each.answer.done():
+                self._miss(reason)
+                each.answer.set_exception(told)
+
+    def _give(self, batch: list[_Waiting], answers: list[Answered], began: float) -> None:
         for each, answered in zip(batch, answers, strict=True):
             if not each.answer.done():
                 each.answer.set_result(answered)
@@ -283,15 +300,3 @@ class Batcher:
     def _no_worker(self) -> HostError:
         message = f"the model {self.hosted.name} has no worker, and does not load again; the server's log says why"
         return HostError(503, "NoWorker", message)
-
-
-def _describe_worker(number: int, worker: Worker | None) -> dict[str, object]:
-    return {
-        "id": str(9000 + number),
-        "startTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(worker.started)) if worker else "",
-        "status": "READY" if worker and worker.alive else "UNLOADING",
-        "memoryUsage": 0,
-        "pid": worker.pid if worker else 0,
-        "gpu": bool(worker and worker.gpu is not None),
-        "gpuUsage": "",
-    }

@@ -114,13 +114,13 @@ class Worker:
             self.end()
             raise LoadError(why)
 
-    def ask(self, batch: Sequence[Asked], timeout: float) -> list[Answered]:
-        """Hand over a batch and return its answers.
+    def ask(self, batch: Sequence[Asked], timeout: float, tell_sent: Callable[[], object] = lambda: None) -> list[Answered]:
+        """Hand over a batch, call `tell_sent`, and return its answers.
 
         Raises:
             WorkerLostError: the process ended, or took longer than `timeout` seconds.
         """
-        answers: list[Answered] = self._request(batch, timeout)
+        answers: list[Answered] = self._request(batch, timeout, tell_sent)
         return answers
 
     def measure(self, batch: Sequence[Asked], timeout: float) -> tuple[list[Answered], list[Measured | None] | None]:
@@ -151,12 +151,13 @@ class Worker:
         self._process.wait()
         self._reader.join(5)
 
-    def _request(self, message: object, timeout: float) -> Any:
+    def _request(self, message: object, timeout: float, tell_sent: Callable[[], object] = lambda: None) -> Any:
         try:
             self._connection.send(message)
         except OSError as error:
             self.end()
             raise WorkerLostError("the worker ended") from error
+        tell_sent()
         return self._receive(timeout)
 
     def _receive(self, timeout: float) -> Any:
@@ -187,3 +188,16 @@ def make_environment(threads: int) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     return environment | {"PYTHONUNBUFFERED": "1"}
+
+
+def describe_worker(number: int, worker: Worker | None) -> dict[str, object]:
+    """Describe a worker as TorchServe's management address does; None: it is about to be started."""
+    return {
+        "id": str(9000 + number),
+        "startTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(worker.started)) if worker else "",
+        "status": "READY" if worker and worker.alive else "UNLOADING",
+        "memoryUsage": 0,
+        "pid": worker.pid if worker else 0,
+        "gpu": bool(worker and worker.gpu is not None),
+        "gpuUsage": "",
+    }
