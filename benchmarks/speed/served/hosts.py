@@ -24,6 +24,8 @@ LEAST = {"asgi": 1.1, "ray": 0.9}
 """Answers a second, of TorchServe's."""
 RAY = archives.ROOT / ".venv-ray" / "bin" / "python"
 HOSTS = ("torchserve", "asgi", *(("ray",) if RAY.exists() else ()))
+WORKERS = ("model_service_worker", "hosts/child")
+"""What runs the model, by a part of its command line: the rest is the host's own."""
 BATCHES = re.compile(r'^camserve_host_batches_total\{[^}]*size="(\d+)"[^}]*\} (\S+)', re.MULTILINE)
 
 
@@ -48,9 +50,11 @@ class Hosted:
         own = psutil.Process(self.process.pid)
         return [own, *own.children(recursive=True)]
 
-    def used(self) -> float:
-        """Processor seconds so far."""
-        return sum(times.user + times.system for times in (each.cpu_times() for each in self.processes()))
+    def used(self) -> tuple[float, float]:
+        """Processor seconds so far: of all processes, and of those that do not run the model."""
+        spent = {each: sum(each.cpu_times()[:2]) for each in self.processes()}
+        own = [each for each in spent if not any(part in " ".join(each.cmdline()) for part in WORKERS)]
+        return sum(spent.values()), sum(spent[each] for each in own)
 
     def memory(self) -> float:
         """MiB, what is shared counted once."""
@@ -87,7 +91,7 @@ def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None])
         picture = archives.photograph(store)
         say(f"{model}: starting {len(HOSTS)} servers")
         servers = {host: stack.enter_context(hosted(host, store, model)) for host in HOSTS}
-        cost: dict[str, list[float]] = {}
+        cost: dict[str, list[tuple[float, float]]] = {}
         work: dict[str, Callable[[], float]] = {}
         for host, server in servers.items():
             for words, share in (("predictions", 0.0), ("explanations", 1.0)):
@@ -107,7 +111,8 @@ def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None])
         java=java_version(),
     )
     rates = {name: Spread.of(values).__dict__ for name, values in found.items()}
-    rates |= {f"{name}: processor ms a request": Spread.of(values[1:]).__dict__ for name, values in cost.items()}
+    for place, words in enumerate(("processor ms a request", "processor ms a request outside of the worker")):
+        rates |= {f"{name}: {words}": Spread.of([each[place] for each in values[1:]]).__dict__ for name, values in cost.items()}
     rates |= {f"{host}: memory, MiB": Spread.of([value]).__dict__ for host, value in memory.items()}
     for host, formed in batches.items():
         mean = sum(size * count for size, count in formed.items()) / sum(formed.values())
@@ -115,22 +120,25 @@ def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None])
     return {"conditions": told, "rows": _rows(found, cost, memory), "rates": rates}
 
 
-def _slice(server: Hosted, model: str, picture: Path, seconds: float, *, share: float, cost: list[float]) -> float:
-    """Answers a second; adds to `cost` the milliseconds of processor time that a request took."""
+def _slice(server: Hosted, model: str, picture: Path, seconds: float, *, share: float, cost: list[tuple[float, float]]) -> float:
+    """Answers a second; adds to `cost` the milliseconds of processor time that a request took, and those of the host itself."""
     before = server.used()
     done = load(server.url, model, picture, seconds=seconds, share=share, connections=CONNECTIONS)
-    cost.append(1000 * (server.used() - before) / done.requests)
+    spent, own = (1000 * (after - first) / done.requests for after, first in zip(server.used(), before, strict=True))
+    cost.append((spent, own))
     return done.rate
 
 
-def _rows(found: dict[str, list[float]], cost: dict[str, list[float]], memory: dict[str, float]) -> list[dict[str, Any]]:
+def _rows(
+    found: dict[str, list[float]], cost: dict[str, list[tuple[float, float]]], memory: dict[str, float]
+) -> list[dict[str, Any]]:
     rows = []
     for host in HOSTS[1:]:
         name = NAMES[host]
         for words in ("predictions", "explanations"):
             ours, theirs = f"{host}, {words}", f"torchserve, {words}"
             rows.append((f"{name}'s {words}/s over TorchServe's", ratios(found[ours], found[theirs]), LEAST[host], "least"))
-            used = ratios(cost[ours][1:], cost[theirs][1:])
+            used = ratios(*([spent for spent, _ in cost[each][1:]] for each in (ours, theirs)))
             if host == "asgi":
                 rows.append((f"{name}'s processor time a request over TorchServe's, {words}", used, 0.9, "most"))
     rows.append(("ASGI's memory over TorchServe's", [memory["asgi"] / memory["torchserve"]], 0.75, "most"))

@@ -230,7 +230,7 @@ class Batcher:
             answers = loop.run_in_executor(self._threads, worker.ask, asked, patience, tell_sent)
             answers.add_done_callback(lambda _, sent=sent: sent.set())  # type: ignore[misc]
             if give is not None:
-                await asyncio.sleep(0)
+                await sent.wait()
                 give()
             try:
                 give = partial(self._give, batch, await answers, began)
