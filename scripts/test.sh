@@ -39,10 +39,13 @@ beside() { # an environment of its own, .venv-NAME, with tests/support/environme
 }
 programs & jobs=($!)
 if [ "${CAMSERVE_SLOW:-}" = 1 ]; then beside foreign "other libraries' classifiers" & jobs+=($!); fi
-{ beside kserve "KServe's client"; beside deploy "what checks manifests"; beside ray Ray over; beside openvino OpenVINO over; } & jobs+=($!)
+{
+    beside kserve "KServe's client"; beside deploy "what checks manifests"; beside ray Ray over; beside openvino OpenVINO over
+    scripts/docs.sh --install
+} & jobs+=($!)
 echo "ruff check" && $bin/ruff check .
 echo "ruff format" && $bin/ruff format --check .
-echo "mypy" && $bin/mypy handlers tests scripts benchmarks deploy examples
+echo "mypy" && $bin/mypy handlers tests scripts benchmarks deploy examples docs
 for job in "${jobs[@]}"; do wait "$job"; done
 if [ $# -eq 0 ]; then
     set -- -n 3

@@ -51,8 +51,8 @@ Z = 1.959964
 CLEAN, MIXED = "clean", "another class mix"
 SPOILS: Mapping[str, tuple[Callable[[float], Mapping[str, Any]], Sequence[float]]] = {
     "blur, radius in pixels": (lambda r: {"spoil": crops.blur(r)}, (0.5, 1.0, 2.0, 3.0)),
-    "moved, share of the side": (lambda s: {"shift": s}, (0.05, 0.1, 0.15, 0.25)),
-    "watermark, share of the side": (lambda s: {"spoil": crops.watermark(s)}, (0.1, 0.2, 0.3, 0.4)),
+    "moved, of the side": (lambda s: {"shift": s}, (0.05, 0.1, 0.15, 0.25)),
+    "watermark, of the side": (lambda s: {"spoil": crops.watermark(s)}, (0.1, 0.2, 0.3, 0.4)),
     "darker, times": (lambda f: {"spoil": crops.dark(f)}, (0.8, 0.6, 0.4, 0.2)),
 }
 KINDS: Mapping[str, tuple[str, ...]] = {"attention": MAP_STATISTICS, "input": INPUT_STATISTICS, "class mix": (CLASS,)}
@@ -207,7 +207,8 @@ def as_markdown(rows: Sequence[Row], what: Mapping[str, Any]) -> str:
         f"{what['archive']}, crops of five photographs; Python {what['python']}, torch {what['torch']}, {what['processor']}.",
         f"{what['references']} references of {what['reference']} pictures, none of which is in two of them;",
         f"{what['clean']} other clean ones and {what['spoiled']} of each other kind, divided into windows that share no picture,",
-        "each judged against each reference. In brackets the 95 % interval: Wilson's, for as many independent windows.",
+        "each judged against each reference. Shares are per cent; in brackets their 95 % interval: Wilson's, for as many",
+        "independent windows.",
         "",
         f"An alarm is PSI above its threshold, `max({LEAST_PSI}, {CHI_SQUARE} (1/N + 1/M))`, for any of the statistics of that",
         "kind. Columns: attention (seven statistics of the map, at the window's class mix, of classes that the reference knows),",
@@ -239,7 +240,7 @@ def as_markdown(rows: Sequence[Row], what: Mapping[str, Any]) -> str:
 
 def _cell(share: float, windows: int) -> str:
     low, high = wilson(share, windows)
-    return f"{share:.1%} ({100 * low:.0f} to {100 * high:.0f})"
+    return f"{100 * share:.1f}".removesuffix(".0") + f" ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

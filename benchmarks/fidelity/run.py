@@ -166,7 +166,7 @@ def main() -> None:
     count, pointed = grid(classifier, made)
     gains = perturbed(classifier, {**{name: [each] for name, each in made.items()}, **baselines}, arguments.steps)
     changed = randomised(classifier, made)
-    head = ["method", "grid pointing, mean (worst)", f"peaks of {count}", "insertion less deletion, mean (worst)"]
+    head = ["method", "grid pointing", f"peaks of {count}", "insertion less deletion"]  # means; in brackets the worst
     head += ["other class", "random classifier", "random top"]
     empty: Mapping[str, list[str]] = {name: [""] * 3 for name in baselines}
     table(

@@ -26,6 +26,7 @@ import torch
 from benchmarks.foreign.lists import list_networks
 from benchmarks.foreign.measure import Found, measure
 from benchmarks.speed import conditions as speed
+from benchmarks.speed.report import tables
 
 README = ROOT / "benchmarks" / "README.md"
 RESULTS = ROOT / "benchmarks" / "results" / "foreign.json"
@@ -59,7 +60,7 @@ def _alignment(found: Found) -> str:
 
 def write(found: Sequence[Found], conditions: Mapping[str, str]) -> None:
     """Put the table where the markers are in the README."""
-    about = "; ".join(f"{name}: {value}" for name, value in conditions.items())
+    about = tables.told(conditions)
     before, rest = README.read_text("utf-8").split(BEGIN, 1)
     README.write_text(before + "\n\n".join([BEGIN, table(found), about, END]) + rest.split(END, 1)[1], "utf-8")
 

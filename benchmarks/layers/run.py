@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.layers import measure, nets, scenes, training
 from benchmarks.speed.conditions import conditions
+from benchmarks.speed.report import tables
 
 README = ROOT / "benchmarks" / "README.md"
 RESULTS = ROOT / "benchmarks" / "results" / "layers.json"
@@ -35,6 +36,7 @@ EPOCHS = 3
 SEEDS = 3
 PICTURES = 256
 METHODS = ("gradcam++", "hirescam", "layercam")
+ROLES = ("last", "default")
 LEAST = 0.5
 """Least bypass of a layer that the summary leaves out when it looks for the best: its maps cannot show half of the scores."""
 
@@ -77,15 +79,14 @@ def table(families: Mapping[str, Sequence[Found]]) -> str:
     rows = ["| network, accuracy | method | last layer | default layer | best share | best apart |", "| --- " * 6 + "|"]
     for name, seeds in families.items():
         accuracy = statistics.median(each["accuracy"] for each in seeds)
+        layers = [" or ".join(f"`{each}`" for each in dict.fromkeys(seed[role] for seed in seeds)) for role in ROLES]
+        title = f"{name}, {accuracy:.2f}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+        rows.append(f"| {title} |  | {' | '.join(layers)} |  |  |")
         for method in METHODS:
-            told = [
-                f"{name}, {accuracy:.2f}, {len(seeds)} seed{'s' * (len(seeds) > 1)}" if method == METHODS[0] else "",
-                f"`{method}`",
-            ]
-            for role in ("last", "default"):
-                layers = " or ".join(f"`{each}`" for each in dict.fromkeys(seed[role] for seed in seeds))
+            told = ["", f"`{method}`"]
+            for role in ROLES:
                 shown = [middle(seeds, role, method, what) for what in ("share", "apart", "empty")]
-                told.append(f"{shown[0]:.3f}, {shown[1]:+.3f}, {shown[2]:.0f}" + (f" ({layers})" if method == METHODS[0] else ""))
+                told.append(f"{shown[0]:.3f}, {shown[1]:+.3f}, {shown[2]:.0f}")
             for what in ("share", "apart"):
                 best, value = best_of(seeds, method, what)
                 told.append(f"{value:.3f} (`{best}`)")
@@ -111,9 +112,9 @@ def details(name: str, seeds: Sequence[Found]) -> str:
 def write(kept: Found) -> None:
     """Put the tables where the markers are in the README."""
     families = kept["families"]
-    about = "; ".join(f"{name}: {value}" for name, value in kept["conditions"].items())
+    about = tables.told(kept["conditions"])
     hidden = "\n\n".join(details(*item) for item in families.items())
-    lines = [BEGIN, table(families), "<details><summary>All layers and methods</summary>", hidden, f"{about}", "</details>", END]
+    lines = [BEGIN, table(families), "<details><summary>All layers and methods</summary>", hidden, about, "</details>", END]
     text = README.read_text("utf-8")
     before, rest = text.split(BEGIN, 1)
     README.write_text(before + "\n\n".join(lines) + rest.split(END, 1)[1], "utf-8")

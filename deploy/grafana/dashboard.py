@@ -47,7 +47,7 @@ SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 THIS = 'model_name="$model", model_version="$version"'
 BINNED = f'{THIS}, reference="$reference"'
 """Counts by the bins of one reference, and what is made of them."""
-UP = 'up{job="camserve"}'
+UP = '(up{job="camserve"} or up and on (job, instance) camserve:server:seen)'
 FIRING = 'ALERTS{alertname=~"Camserve.*", alertstate="firing", model_name=~"$model|"}'
 """Alerts of the model that fire, and those of servers, which have no model's name."""
 MAP = "entropy|area|centroid_x|centroid_y|border|overlap|peak"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # deploy/prometheus/rules.yml as a PrometheusRule for Prometheus' operator:
 #   deploy/kubernetes/rules.sh | kubectl apply -n vision -f -
+# CAMSERVE_RUNBOOKS: the address of the page that alerts lead to, where you publish the documentation.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../prometheus"
 cat <<'YAML'
@@ -12,4 +13,4 @@ metadata:
     app.kubernetes.io/name: camserve
 spec:
 YAML
-sed 's/^/  /' rules.yml
+sed -e 's/^/  /' -e "s|docs/operate/alerts.md#|${CAMSERVE_RUNBOOKS:-docs/operate/alerts.md}#|" rules.yml

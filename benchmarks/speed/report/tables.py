@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,14 @@ def _blocks(name: str, part: Mapping[str, Any]) -> Iterable[str]:
     for key, show in SHOWN.items():
         if part.get(key):
             yield show(part)
-    told = "; ".join(f"{key}: {value}" for key, value in part["conditions"].items())
-    yield f"<details><summary>Conditions of <code>{name}</code>, {part['conditions']['date']}</summary>\n\n{told}\n\n</details>"
+    summary = f"<summary>Conditions of <code>{name}</code>, {part['conditions']['date']}</summary>"
+    yield f"<details>{summary}\n\n{told(part['conditions'])}\n\n</details>"
+
+
+def told(conditions: Mapping[str, Any]) -> str:
+    """Conditions as a paragraph, in lines as long as those of all our pages."""
+    text = "; ".join(f"{key}: {value}" for key, value in conditions.items())
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
 
 
 def _goals(part: Mapping[str, Any]) -> str:
@@ -86,7 +93,7 @@ def goal(row: Mapping[str, Any]) -> list[str]:
     if row["goal"] is None:
         return ["", ""]
     met = row["median"] <= row["goal"] if row["side"] == "most" else row["median"] >= row["goal"]
-    return [f"at {row['side']} {row['goal']:g}", "yes" if met else "no"]
+    return [f"{'≤' if row['side'] == 'most' else '≥'} {row['goal']:g}", "yes" if met else "no"]
 
 
 def _rates(part: Mapping[str, Any]) -> str:
@@ -101,9 +108,15 @@ def _rates(part: Mapping[str, Any]) -> str:
 
 
 def _profile(part: Mapping[str, Any]) -> str:
-    keys = list(dict.fromkeys(key for row in part["rows_ms"] for key in row if key != "what"))
+    there = dict.fromkeys(key for row in part["rows_ms"] for key in row if key != "what")
+    keys = [key for key in STAGES if key in there] + [key for key in there if key not in STAGES]
     rows = [[row["what"], *(f"{row[key]:.1f}" if key in row else "" for key in keys)] for row in part["rows_ms"]]
-    return table([f"{part['conditions']['model']}: ms a picture", *keys], rows)
+    columns = table(["", *(key.removeprefix("stage ") for key in keys)], rows)
+    return f"{part['conditions']['model']}, ms a picture:\n\n{columns}"
+
+
+STAGES = ("clock", "stage batch", "stage decode", "stage forward", "stage backward", "stage render")
+"""Columns in the order of every profile: the clock, the workers' stages, and then what the processes used."""
 
 
 def _forward(part: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
-from tests.promises.project.test_docs import names, table
+from tests.promises.project.test_docs import fields_told, headings, names, table
 from tests.support.build import encoded, mar, noise
 from tests.support.comparison.equality import assert_close
 
@@ -247,23 +247,18 @@ def test_the_metadata_say_what_may_be_asked(live: Server, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_readmes_tables_are_true_of_this_archive(live: Server, model: str) -> None:
+def test_the_references_pages_are_true_of_this_archive(live: Server, model: str) -> None:
     """Options, methods and errors are those of the served document, fields those of an answer with everything in it."""
     found = _metadata(live, model)
     schemas = found["openapi"]["components"]["schemas"]
     answer = post(live, f"explanations/{model}", CAT, **{"X-Explain-Overlay": "true", "X-Explain-Check": "true"}).json()
     (explanation,) = answer["explanations"]
 
-    assert first_column("Options") == [name for name in schemas["ExplanationForm"]["properties"] if name != "data"]
-    assert first_column("Methods") == found["methods"]
-    assert set(first_column("The answer")) == set(answer) | set(explanation) | set(explanation["check"]) - {"shares"}
+    assert headings("reference/options") == [name for name in schemas["ExplanationForm"]["properties"] if name != "data"]
+    assert names([row[0] for row in table("understand/methods")]) == found["methods"]
+    assert set(fields_told()) == set(answer) | set(explanation) | set(explanation["check"]) - {"shares"}
     kinds = {kind for status in KINDS for kind in schemas[f"Error{status}"]["properties"]["type"]["enum"]}
-    assert {name for row in table("Errors") for name in names(row[1:2])} == kinds
-
-
-def first_column(title: str) -> list[str]:
-    """The names in the first column of README's first table under `title`."""
-    return names([row[0] for row in table(title)])
+    assert {name for row in table("reference/errors") for name in names(row[1:2])} == kinds
 
 
 # ------------------------------------------------------------------ images

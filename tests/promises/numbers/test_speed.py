@@ -72,8 +72,8 @@ def test_the_page_keeps_what_others_wrote(tmp_path: Path) -> None:
     assert text.startswith("# Ours\n")
     assert text.endswith(f"{tables.END}\n\n## Theirs\n")
     assert "old" not in text
-    assert "| cost | 1.041 (1.030 to 1.050) | at most 1.05 | yes |" in text
-    assert "| gain | 1.04 (1.03 to 1.05) | at least 1.5 | no |" in text
+    assert "| cost | 1.041 (1.030 to 1.050) | ≤ 1.05 | yes |" in text
+    assert "| gain | 1.04 (1.03 to 1.05) | ≥ 1.5 | no |" in text
     assert "![cost](plots/cost.svg)" in text
     assert "cores: 2" in text
 

@@ -32,13 +32,19 @@ TOOLS = ROOT / ".venv-deploy" / "bin"
 RAY_PYTHON = ROOT / ".venv-ray" / "bin" / "python"
 KSERVE_PYTHON = ROOT / ".venv-kserve" / "bin" / "python"
 OPERATOR = "monitoring.coreos.com/v1"
-GUIDES = ("deploy/README.md", "SECURITY.md")
+OPERATE = tuple(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs" / "operate").glob("*.md")))
+GUIDES = (*OPERATE, "SECURITY.md")
 needs_tools = pytest.mark.skipif(not (TOOLS / "kubectl").exists(), reason="needs .venv-deploy: scripts/test.sh makes it")
 
 
 def text(path: str) -> str:
     """A file of the repository."""
     return (ROOT / path).read_text("utf-8")
+
+
+def guide() -> str:
+    """The pages of the operations guide, one after the other."""
+    return "\n".join(map(text, OPERATE))
 
 
 def run(*command: str | Path, given: str = "") -> str:
@@ -67,7 +73,7 @@ def from_store(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     shutil.copytree(KUBERNETES, folder / "camserve" / "deploy" / "kubernetes")
     mine = folder / "mine"
     mine.mkdir()
-    (overlay,) = re.findall(r"```yaml\n(.*?)```", text("deploy/README.md"), re.DOTALL)
+    (overlay,) = re.findall(r"```yaml\n(.*?)```", guide(), re.DOTALL)
     (mine / "kustomization.yaml").write_text(overlay.replace("cats-1.mar", "cats-2.mar"))
     return list(yaml.safe_load_all(run(TOOLS / "kubectl", "kustomize", mine)))
 
@@ -175,9 +181,9 @@ def test_alertmanager_takes_its_configuration() -> None:
     run("amtool", "check-config", path)
     routes = {
         severity: run("amtool", "config", "routes", "test", f"--config.file={path}", f"severity={severity}").strip()
-        for severity in ("page", "warning", "info")
+        for severity in ("critical", "warning", "info")
     }
-    assert routes == {"page": "page", "warning": "team", "info": "team"}
+    assert routes == {"critical": "page", "warning": "team", "info": "team"}
 
 
 # ------------------------------------------------------------------ they agree with each other
@@ -304,7 +310,8 @@ def test_the_doctor_runs_in_the_image(tmp_path: Path) -> None:
             shutil.copy(path, copy)
     for page in GUIDES:
         tools = set(re.findall(r"python3 /opt/camserve/(scripts/\w+\.py) http", text(page)))
-        assert tools == ({"scripts/doctor.py"} if page == "deploy/README.md" else set())
+        told = page in ("docs/operate/container.md", "docs/operate/kubernetes.md")
+        assert tools == ({"scripts/doctor.py"} if told else set())
         for tool in tools:
             command = [sys.executable, tmp_path / "camserve" / tool, "http://127.0.0.1:1"]
             environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -371,7 +378,7 @@ def test_alertmanager_knows_the_rules() -> None:
     named = set(re.findall(r"Camserve\w+", text("deploy/alertmanager/alertmanager.yml")))
     assert named
     assert named <= alerts
-    assert {rule["labels"]["severity"] for rule in rules if "alert" in rule} == {"page", "warning", "info"}
+    assert {rule["labels"]["severity"] for rule in rules if "alert" in rule} == {"critical", "warning", "info"}
 
 
 # ------------------------------------------------------------------ readiness
@@ -491,7 +498,7 @@ def test_pods_copy_only_the_archive_that_is_served(from_store: list[Any], tmp_pa
     (given,) = (each for each in from_store if each["kind"] == "ConfigMap")
     reference = {"configMapKeyRef": {"name": given["metadata"]["name"], "key": "CAMSERVE_MODEL"}}
     assert {"name": "CAMSERVE_MODEL", "valueFrom": reference} in copying["env"]
-    (patch,) = re.findall(r"initContainers/0/args/-, value: (\S+)}`", text("deploy/README.md"))
+    (patch,) = re.findall(r"initContainers/0/args/-, value: (\S+)}`", guide())
     (tmp_path / "rclone").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "rclone").chmod(0o755)
     environment = given["data"] | {"PATH": f"{tmp_path}:/usr/bin:/bin"}
@@ -508,7 +515,7 @@ def test_pods_run_where_the_image_does(from_store: list[Any]) -> None:
     pods = [one(manifests, "Deployment")["spec"]["template"]["spec"] for manifests in (built("base"), from_store)]
     pods.append(one(built(KSERVE), "InferenceService", "photographs")["spec"]["predictor"])
     assert [pod["nodeSelector"] for pod in pods] == [{"kubernetes.io/arch": "amd64"}] * 3
-    assert "x86-64 only" in text("deploy/README.md")
+    assert "x86-64 only" in guide()
 
 
 @needs_tools
@@ -707,9 +714,24 @@ def test_the_overlays_change_what_they_say(from_store: list[Any]) -> None:
 def test_every_alert_is_in_the_operations_guide() -> None:
     """With its severity; and the guide names no alert that there is not."""
     rules = [rule for group in yaml.safe_load(text("deploy/prometheus/rules.yml"))["groups"] for rule in group["rules"]]
-    told = dict(re.findall(r"^\| `(Camserve\w+)` \| (\w+) \|", text("deploy/README.md"), re.MULTILINE))
+    told = dict(re.findall(r"^## (Camserve\w+)\n\nSeverity: (\w+)\.$", text("docs/operate/alerts.md"), re.MULTILINE))
 
     assert told == {rule["alert"]: rule["labels"]["severity"] for rule in rules if "alert" in rule}
+    assert set(re.findall(r"\bCamserve[A-Z]\w+", guide())) <= set(told)
+
+
+def test_every_alert_leads_to_its_section() -> None:
+    """By an anchor of the page, and where the pages are published by their address."""
+    groups = yaml.safe_load(text("deploy/prometheus/rules.yml"))["groups"]
+    for rule in (rule for group in groups for rule in group["rules"] if "alert" in rule):
+        assert rule["annotations"]["runbook_url"] == f"docs/operate/alerts.md#{rule['alert'].lower()}"
+    environment = os.environ | {"CAMSERVE_RUNBOOKS": "https://docs.example.com/operate/alerts.html"}
+    made = subprocess.run([KUBERNETES / "rules.sh"], env=environment, capture_output=True, text=True, check=True).stdout
+    assert (
+        made.count("runbook_url: https://docs.example.com/operate/alerts.html#camserve")
+        == len(made.split("runbook_url:")) - 1
+        > 9
+    )
 
 
 def test_commands_say_their_namespace() -> None:
@@ -717,22 +739,22 @@ def test_commands_say_their_namespace() -> None:
     pages = [path.relative_to(ROOT).as_posix() for path in (*KUBERNETES.rglob("*.*"), *DEPLOY.glob("kserve*/*"))]
     commands = [
         found
-        for page in (*GUIDES, "README.md", *pages)
+        for page in (*GUIDES, "README.md", "deploy/README.md", *pages)
         for found in re.findall(r"kubectl ((?!kustomize)[a-z]+[^\n`]*)", text(page))
     ]
     named = re.compile(r"create namespace vision\.?$|apply -k (\.|deploy/kserve(-asgi)?)\.?$")  # by what is applied
     assert {command.split()[0] for command in commands} == {"apply", "create", "exec", "get", "rollout"}
     assert [each for each in commands if not named.match(each) and " -n vision" not in each] == []
-    blocks = [block for block in re.findall(r"```console\n(.*?)```", text("deploy/README.md"), re.DOTALL) if "apply -k" in block]
+    blocks = [block for block in re.findall(r"```console\n(.*?)```", guide(), re.DOTALL) if "apply -k" in block]
     assert len(blocks) == 2
     assert all(block.startswith("$ kubectl create namespace vision\n") for block in blocks)
-    (overlay,) = re.findall(r"```yaml\n(.*?)```", text("deploy/README.md"), re.DOTALL)
+    (overlay,) = re.findall(r"```yaml\n(.*?)```", guide(), re.DOTALL)
     assert {yaml.safe_load(each)["namespace"] for each in (overlay, text("deploy/kserve/kustomization.yaml"))} == {"vision"}
 
 
 def test_a_containers_log_is_bounded() -> None:
     """As Compose's is: what Docker keeps of it grows without end by default."""
-    runs = re.findall(r"docker run [^$]+", text("deploy/README.md").replace('"$PWD', '"'))
+    runs = re.findall(r"docker run [^$]+", guide().replace('"$PWD', '"'))
     assert runs
     (options,) = {json.dumps(each["logging"]["options"]) for each in yaml.safe_load(text("compose.yaml"))["services"].values()}
     for run in runs:
@@ -747,17 +769,17 @@ def medians(page: str, row: str) -> list[float]:
 
 def test_the_guides_figures_are_those_measured() -> None:
     """What an overlay costs and a second worker gains; and the command that measures them again takes those parts."""
-    guide, measured = text("deploy/README.md"), text("benchmarks/README.md")
+    pages, measured = guide(), text("benchmarks/README.md")
     shares = medians(measured, "explanations/s (overlay PNG) over our own predictions/s")
-    told = re.findall(r"overlays as PNG (\d+) to (\d+) % of that", guide)
+    told = re.findall(r"overlays as PNG (\d+) to (\d+) % of that", " ".join(pages.split()))
     assert told == [(f"{min(shares):.0%}"[:-1], f"{max(shares):.0%}"[:-1])]
 
     workers = measured.split("| workers | predictions/s | explanations/s |")[1].split("\n\n")[0]
     gains = [two / one - 1 for one, two in zip(medians(workers, "1"), medians(workers, "2"), strict=True)]
-    (gained,) = re.findall(r": (\d+) % more predictions and (\d+) % more explanations", guide)
+    (gained,) = re.findall(r": (\d+) % more predictions and (\d+) % more explanations", " ".join(pages.split()))
     assert list(gained) == [f"{gain:.0%}"[:-1] for gain in gains]
 
-    (names,) = re.findall(r"benchmarks/run\.py --only ([a-z ]+)`", guide)
+    (names,) = re.findall(r"benchmarks/run\.py --only ([a-z ]+)`", pages)
     (known,) = re.findall(r"^PARTS = (.*)$", text("benchmarks/run.py"), re.MULTILINE)
     assert {"live", "scaling"} <= set(names.split()) <= set(re.findall(r'"(\w+)"', known))
 
@@ -769,7 +791,7 @@ def test_the_memory_that_the_guide_adds_up_is_given() -> None:
         arguments = settings(f"deploy/torchserve/{name}.properties")["vmargs"]
         assert "-XX:MaxRAMPercentage=25.0" in arguments
         assert "MaxDirectMemorySize" not in arguments
-    (told,) = re.findall(r"1 \+ 1 \+ ([\d.]+) \+ ([\d.]+)\s+of (\d+) GiB", text("deploy/README.md"))
+    (told,) = re.findall(r"1 \+ 1 \+ ([\d.]+) \+ ([\d.]+)\s+of (\d+) GiB", guide())
     (container,) = one(built("base"), "Deployment")["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["memory"] == f"{told[2]}Gi"
     assert 2 + float(told[0]) + float(told[1]) < int(told[2])
@@ -782,12 +804,18 @@ def test_what_guards_from_slow_clients_is_said() -> None:
         assert shipped in said, shipped
 
 
-@pytest.mark.parametrize("page", ["deploy/README.md", "SECURITY.md"])
-def test_the_guides_name_what_exists(page: str) -> None:
+DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))
+
+
+@pytest.mark.parametrize("page", [page for page in DOCUMENTS if page != "CHANGELOG.md"])
+def test_the_documents_name_what_exists(page: str) -> None:
     """Files of the repository, flags of its tools, and settings of the image."""
     words = {word for code in re.findall(r"`([^`\n]+)`", text(page)) for word in code.split()}
-    paths = {word.rstrip(":,") for word in words if re.match(r"(deploy|scripts|tests|benchmarks)/[\w./-]+$", word)}
-    assert paths
+    paths = {
+        word.rstrip(":,")
+        for word in words
+        if re.match(r"(deploy|scripts|tests|benchmarks|handlers|docs|examples)/[\w./-]+$", word)
+    }
     assert [path for path in paths if not (ROOT / path).exists()] == []
     from camserve.tools.commands import package, serve
 

@@ -1,7 +1,8 @@
-"""README.md's tables against the code: nothing is missing from them, and they name nothing that there is not."""
+"""README and docs/ against the code: nothing is missing from them, and they name nothing that there is not."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from PIL import Image
 
 from camserve.core.config import KEYS, Config, defaults
@@ -28,25 +28,34 @@ from camserve.monitoring.reference import CLASS
 from camserve.monitoring.statistics import STATISTICS
 from camserve.protocol.openapi.document import describe_api
 from camserve.protocol.options import OptionReader
+from camserve.tools.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[3]
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text("utf-8")
 DOCUMENT = describe_api(Served(Config(), Labels(2), ("features",), ModelInfo("m", "1.0", "sha256:0"), 2))
 SCHEMAS = DOCUMENT["components"]["schemas"]
 CODE = re.compile(r"`([^`]+)`")
+sys.path.insert(0, str(DOCS / "tools"))
+tables = importlib.import_module("tables")
 
 
 @cache
-def section(title: str) -> str:
-    """A section's text, without its heading."""
-    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
-    assert found, f"README.md has no section {title}"
+def page(name: str) -> str:
+    """A page of the documentation."""
+    return (DOCS / f"{name}.md").read_text("utf-8")
+
+
+def section(name: str, title: str) -> str:
+    """The text under one heading of a page, up to the next of its level."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page(name), re.MULTILINE | re.DOTALL)
+    assert found, f"docs/{name}.md has no section {title}"
     return found[1]
 
 
-def table(title: str) -> list[list[str]]:
-    """The cells of the rows of a section's first table, its head left out."""
-    lines = section(title).split("\n")
+def table(name: str) -> list[list[str]]:
+    """The cells of the rows of a page's first table, its head left out."""
+    lines = page(name).split("\n")
     start = next(index for index, line in enumerate(lines) if line.startswith("|"))
     rows: list[list[str]] = []
     for line in lines[start + 2 :]:
@@ -59,6 +68,18 @@ def table(title: str) -> list[list[str]]:
 def names(cells: list[str]) -> list[str]:
     """What stands in backticks in these cells, in order."""
     return [name for cell in cells for name in CODE.findall(cell)]
+
+
+def headings(name: str, level: int = 2) -> list[str]:
+    """A page's headings of one level, in order."""
+    return re.findall(rf"^{'#' * level} (.+)$", page(name), re.MULTILINE)
+
+
+def fields_told() -> list[str]:
+    """The fields of an answer that have a line of their own."""
+    return names(
+        [line.split(":")[0] for line in section("reference/answers", "Fields").split("\n") if line.lstrip().startswith("- ")]
+    )
 
 
 NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "efficientnet_lite0": "EfficientNet-Lite0"}
@@ -80,25 +101,24 @@ def results(name: str) -> dict[str, Any]:
 
 def test_the_speeds_are_those_that_were_measured() -> None:
     """README's table, of one day and one machine, and the guide's."""
-    guide = (ROOT / "deploy" / "README.md").read_text("utf-8")
+    guide = page("operate/sizing")
     measured = {name: results(f"live-{name}") for name in NETWORKS}
-    header = "| | " + " | ".join(NETWORKS.values()) + " |"
-    assert header in section("Why")
+    assert "| | " + " | ".join(NETWORKS.values()) + " |" in README
     for row, what in RATES.items():
         medians = [measured[name]["rates"][what]["median"] for name in NETWORKS]
         cells = [f"{median:.0f}" if median >= 10 else f"{median:.1f}" for median in medians]
-        assert f"| {row} | {' | '.join(cells)} |" in section("Why")
+        assert f"| {row} | {' | '.join(cells)} |" in README
     for name, title in NETWORKS.items():
         rates = measured[name]["rates"]
         lone = 1000 * rates["lone prediction"]["median"]
         assert f"| {title} | {rates['ours, predictions']['median']:.0f}/s | {lone:.0f} ms |" in guide
-        assert measured[name]["conditions"]["date"] in section("Why")
+        assert measured[name]["conditions"]["date"] in README
 
 
 def test_the_ratios_are_those_that_were_measured() -> None:
     """Of the engine, against its own forward pass and another library."""
     medians = {row["what"]: row["median"] for row in results("engine")["rows"] if row["format"] == "contiguous"}
-    text = " ".join(section("Why").split())
+    text = " ".join(README.split())
     for what, words in {
         "explaining over its own plain forward, autograd": "took {} times as long as the model's own plain forward pass",
         "pytorch-grad-cam over ours (autograd)": "pytorch-grad-cam took {} times as long as camserve on the same plain model",
@@ -108,20 +128,39 @@ def test_the_ratios_are_those_that_were_measured() -> None:
         assert words.format(f"{median:.2f}" if median < 2 else f"{median:.1f}") in text
 
 
-def test_every_option_has_a_row() -> None:
-    """The names that are read, and no others; the choices of those that have few."""
-    options = OptionReader(Served(Config(), Labels(2), ("features",))).table
-    rows = table("Options")
+def test_the_arithmetic_of_sizing_is_that_of_what_was_measured() -> None:
+    """What a core does is half of what two do; core hours, minutes and cores follow."""
+    guide = page("operate/sizing")
+    rates = [results(f"live-{name}")["rates"]["ours, explanations, JSON"]["median"] / 2 for name in NETWORKS]
+    rates = [rates[index] for index in (2, 0, 1)]  # the guide's order: the smallest first
+    for title, rate in zip(("EfficientNet-Lite0", "ResNet-18", "ResNet-50"), rates, strict=True):
+        assert f"| {title} | {rate:.0f} | {0.9 * rate:.0f} |" in guide
+    hours = [1e6 / (0.9 * rate) / 3600 for rate in rates]
+    assert f"| core hours a million | {' | '.join(f'{each:.1f}' for each in hours)} |" in guide
 
-    assert set(names([row[0] for row in rows])) == set(options)
-    text = {name: " ".join(row[1:]) for row in rows for name in names(row[:1])}
-    for name in ("method", "format", "colormap"):
-        assert set(SCHEMAS[name]["enum"]) <= set(CODE.findall(text[name])), name
+
+@pytest.mark.parametrize("name", tables.PARTS)
+def test_what_the_code_knows_is_written_as_it_is(name: str) -> None:
+    """Options, keys and commands: the pages hold what `docs/tools/tables.py` makes now."""
+    assert tables.page(name) == page(f"reference/{name}"), "run docs/tools/tables.py"
+
+
+def test_every_key_and_option_has_a_section() -> None:
+    """That can be linked; words beside the code's own name keys and options that there are."""
+    assert headings("reference/configuration", 3) == list(defaults()) != []
+    assert set(KEYS) == set(defaults())
+    assert headings("reference/options") == list(OptionReader(Served(Config(), Labels(2), ("features",))).table)
+    assert headings("reference/commands") == list(COMMANDS)
+    assert set(tables.MORE) <= set(KEYS)
+    assert set(tables.MORE_OF_OPTIONS) <= set(headings("reference/options"))
+    assert f"every {Monitoring().interval:g} s" in tables.MORE["monitor"]
 
 
 def test_every_method_has_a_row() -> None:
-    """All six, in the order of the metadata."""
-    assert names([row[0] for row in table("Methods")]) == list(METHOD_NAMES) == list(METHODS)
+    """All six, in the order of the metadata; and a figure of its own where they are compared."""
+    assert names([row[0] for row in table("understand/methods")]) == list(METHOD_NAMES) == list(METHODS)
+    measured = section("understand/methods", "Measured")
+    assert set(METHOD_NAMES) <= set(CODE.findall(measured))
 
 
 def fields(schema: dict[str, Any]) -> set[str]:
@@ -133,14 +172,14 @@ def fields(schema: dict[str, Any]) -> set[str]:
     return found
 
 
-def test_every_field_of_an_answer_has_a_row() -> None:
+def test_every_field_of_an_answer_has_a_line() -> None:
     """As deep as they go, with the warnings' names."""
-    told = names([cell for row in table("The answer") for cell in row])
+    told = CODE.findall(section("reference/answers", "Fields"))
     warnings = SCHEMAS["Answer"]["properties"]["explanations"]["items"]["properties"]["warnings"]["items"]["enum"]
 
     assert fields(SCHEMAS["Answer"]) <= set(told)
     assert set(warnings) <= set(told)
-    assert set(names([row[0] for row in table("The answer")])) <= fields(SCHEMAS["Answer"])
+    assert set(fields_told()) <= fields(SCHEMAS["Answer"])
 
 
 def test_every_header_of_an_answer_is_named() -> None:
@@ -148,70 +187,31 @@ def test_every_header_of_an_answer_is_named() -> None:
     headers = [name for name in DOCUMENT["components"]["headers"] if name.startswith("x-explain")]
 
     assert len(headers) == 5
-    assert set(headers) <= set(CODE.findall(section("The answer")))
+    assert set(headers) <= set(CODE.findall(section("reference/answers", "Pictures and arrays")))
 
 
 def test_every_error_has_a_row() -> None:
     """Status and type, and no type that does not exist."""
-    told = {(int(row[0].strip("`")), kind) for row in table("Errors") for kind in names(row[1:2])}
+    told = {(int(row[0].strip("`")), kind) for row in table("reference/errors") for kind in names(row[1:2])}
 
     assert told == {(status, kind) for status, kinds in KINDS.items() for kind in kinds}
 
 
-@pytest.mark.parametrize("name", list(KEYS))
-def test_every_key_has_a_row_with_its_default(name: str) -> None:
-    """In the table's last cell: the value as YAML spells it, thousands set off or not."""
-    (row,) = (row for row in table("Configuration") if name in names(row[:1]))
-    value = defaults()[name]
-    cell = row[-1].replace("`", "").replace(",", "").replace("_", "")
-
-    if name == "layers":
-        assert "model" in cell
-        return
-    wanted = [*value] if isinstance(value, tuple) else [value]
-    for each in wanted:
-        assert (each if isinstance(each, str) else json.dumps(each)) in cell
-    if name == "monitor":
-        assert f"{Monitoring().interval:g} s" in cell
-
-
-def test_no_row_names_a_key_that_does_not_exist() -> None:
-    """A key that was taken out leaves the table too."""
-    assert names([row[0] for row in table("Configuration")]) == list(
-        dict.fromkeys(names([row[0] for row in table("Configuration")]))
-    )
-    assert set(names([row[0] for row in table("Configuration")])) == set(KEYS)
-
-
 def test_every_route_has_a_row() -> None:
     """Those of the OpenAPI document."""
-    told = section("Requests")
+    told = page("reference/requests")
     for path in DOCUMENT["paths"]:
         last = re.split(r"[/:]", path.replace("/{version}", ""))[-1]
         assert path.split("/")[1] in told
         assert last in told or last == "{model}"
 
 
-def test_every_metric_is_named() -> None:
-    """In the README, or in the page on monitoring that it points to."""
-    pages = [README, *(path.read_text("utf-8") for path in sorted((ROOT / "deploy").rglob("*.md")))]
-    told = {name for page in pages for name in CODE.findall(re.sub(r"```.*?```", "", page, flags=re.DOTALL))}
+def test_every_metric_and_statistic_is_named() -> None:
+    """Metrics by their names, statistics by those that the label `stat` has."""
+    told = {name.partition("{")[0] for name in CODE.findall(page("reference/metrics"))}
 
-    assert {metric.name for metric in METRICS} <= {name.partition("{")[0] for name in told}
-
-
-def test_every_alert_has_a_row() -> None:
-    """Those of the rules that are shipped, and no others."""
-    groups = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yml").read_text("utf-8"))["groups"]
-    alerts = [rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule]
-    told = re.findall(r"^\| `(Camserve\w+)` \|", section("Watch it"), re.MULTILINE)
-
-    assert sorted(told) == sorted(alerts)
-
-
-def test_every_statistic_is_named() -> None:
-    """By the name that the label `stat` has."""
-    assert {*STATISTICS, CLASS} == set(names([row[0] for row in table("Watch it")]))
+    assert {metric.name for metric in METRICS} <= told
+    assert {*STATISTICS, CLASS} == set(names([row[0] for row in table("reference/metrics")]))
 
 
 def test_the_lines_of_python_run(demo: Path, tmp_path: Path) -> None:
