@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the README's pictures from a running demo (scripts/demo.sh): docs/make_pictures.py [URL]
+"""Makes the README's pictures from a running demo (scripts/demo.sh): docs/tools/make_pictures.py [URL]
 
 `explained.webp` shows the coffee, its prediction, and heatmaps for two classes; `inspector-light.webp` and
 `inspector-dark.webp` are screenshots of the inspector page, taken with Chromium (best with the font Inter installed).
@@ -17,7 +17,7 @@ from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
 import camserve
 
-PICTURES = Path(__file__).resolve().parent / "pictures"
+PICTURES = Path(__file__).resolve().parents[1] / "pictures"
 EXAMPLES = PICTURES.parents[1] / "examples"
 URL = "http://127.0.0.1:8080/explanations/efficientnet_lite0"
 CHROMIUM = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
