@@ -1,4 +1,4 @@
-# A server with what camserve's archives need; archives are mounted at /models. deploy/README.md says how to run it.
+# A server with what camserve's archives need; archives are mounted at /models. docs/operate says how to run it.
 #
 #   docker build -t camserve --target asgi .                            our own server, without TorchServe and Java
 #   docker build -t camserve .                                          for GPU and CPU
@@ -79,7 +79,7 @@ ENTRYPOINT []
 CMD ["python3", "/opt/camserve/scripts/serve.py", "--host", "ray", "--model-store", "/models", \
     "--log-format", "json", "--config", "/opt/camserve/deploy/torchserve/cluster.properties"]
 
-FROM run
+FROM run AS torchserve
 COPY --from=build /opt/venv /opt/venv
 COPY --from=code /opt/camserve /opt/camserve
 ENTRYPOINT ["tini", "--", "python3", "/opt/camserve/scripts/serve.py", "--model-store", "/models", "--log-format", "json", \

@@ -67,7 +67,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, site: str) -> Iterator[Server]:
-    """TorchServe with one small model, and the three lines of deploy/README.md that allow the other site."""
+    """TorchServe with one small model, and the three lines of the operations guide that allow the other site."""
     folder = tmp_path_factory.mktemp("store")
     mar(folder, "tiny")
     lines = [f"cors_allowed_origin={site}", "cors_allowed_methods=GET, POST, OPTIONS"]

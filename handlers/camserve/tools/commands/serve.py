@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--public-management", action="store_true", help="let the configuration bind management beyond loopback")
     add = command.add_argument_group("on Ray (--host ray)").add_argument
     add("archives", nargs="*", type=Path, metavar="ARCHIVE", help="archives' files, in place of a model store")
-    replicas = "YAML with the options of each model's deployment, by Ray Serve's names; `*` is all others (README)"
+    replicas = "YAML with the options of each model's deployment, by Ray Serve's names; `*` is all others (docs/how-to/move.md)"
     add("--replicas", type=Path, metavar="FILE", help=replicas)
     address = (
         "a Ray cluster, or `auto`: put the archives there in the place of those of the same name, and return when they serve"
