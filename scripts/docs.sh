@@ -3,6 +3,7 @@
 # Serves it on this machine and follows changes; --build writes it to build/site and ends; --install only makes .venv-docs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export NO_MKDOCS_2_WARNING=1 # what the theme says of a successor of MkDocs that it does not work with
 python=.venv-docs/bin/python
 wanted=$(sha256sum pyproject.toml | cut -d' ' -f1)
 if [ "$(cat .venv-docs/made-from 2>/dev/null)" != "$wanted" ]; then

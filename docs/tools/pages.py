@@ -56,4 +56,4 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         found = os.path.relpath(place, posixpath.dirname(here) or ".")
         return link[1] + found + (f"#{parts.fragment}" if parts.fragment else "") + link[3]
 
-    return LINK.sub(turned, markdown)
+    return LINK.sub(turned, markdown.replace("<details>", '<details markdown="1">'))  # so that tables in it are tables

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import textwrap
 from importlib import import_module
@@ -19,6 +20,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 WIDTH = 118
+CODE, HELD = re.compile("`[^`]+`"), "\u2007"  # no line ends within code
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "handlers"))
 
@@ -66,8 +68,8 @@ MORE_OF_OPTIONS = {
 
 def paragraph(*sentences: str) -> str:
     """One paragraph, code and links kept in one piece, in lines of `WIDTH` at most."""
-    text = " ".join(" ".join(sentences).split())
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+    text = CODE.sub(lambda code: code[0].replace(" ", HELD), " ".join(" ".join(sentences).split()))
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False).replace(HELD, " ")
 
 
 def sentence(words: str) -> str:

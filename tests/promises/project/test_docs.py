@@ -137,6 +137,10 @@ def test_the_arithmetic_of_sizing_is_that_of_what_was_measured() -> None:
         assert f"| {title} | {rate:.0f} | {0.9 * rate:.0f} |" in guide
     hours = [1e6 / (0.9 * rate) / 3600 for rate in rates]
     assert f"| core hours a million | {' | '.join(f'{each:.1f}' for each in hours)} |" in guide
+    minutes = [60 * each / 16 for each in hours]
+    assert f"| on a machine of 16 cores | {' | '.join(f'{each:.0f} minutes' for each in minutes)} |" in guide
+    assert f"| cores, as a job | {' | '.join(f'{1000 / (0.9 * rate):.0f}' for rate in rates)} |" in guide
+    assert f"| cores online, at 60 % load | {' | '.join(f'{1000 / rate / 0.6:.0f}' for rate in rates)} |" in guide
 
 
 @pytest.mark.parametrize("name", tables.PARTS)
