@@ -52,6 +52,9 @@ MORE = {
     "memory_format": "On a CPU; `package.py` records it.",
     "runtime": "`package.py --runtime auto` measures and records: [Runtimes](../how-to/programs.md#a-faster-runtime).",
     "allowed_hosts": "`.example.com`: all below it. See [SECURITY.md](../../SECURITY.md#pages-of-other-sites).",
+    "evidence": "The server forbids or forces it (`camserve_evidence`) and "
+    "may say where (`camserve_evidence_to`). See [evidence](../how-to/watch.md#keep-evidence) and "
+    "[SECURITY.md](../../SECURITY.md#evidence).",
     "monitor": "`true`: every prediction that the budget allows, exported every 15 s. See [Watch](../how-to/watch.md).",
 }
 """What keys' own words leave out, for those who read the page."""

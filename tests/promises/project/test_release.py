@@ -59,7 +59,7 @@ def test_the_workflows_call_what_exists() -> None:
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_githubs_files_are_as_github_wants_them(schema: str) -> None:
     """By their public schemas."""
-    command = [TOOLS / "check-jsonschema", "--builtin-schema", schema, *SCHEMAS[schema]]
+    command = [str(TOOLS / "check-jsonschema"), "--builtin-schema", schema, *map(str, SCHEMAS[schema])]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
 
@@ -67,7 +67,7 @@ def test_githubs_files_are_as_github_wants_them(schema: str) -> None:
 @needs_tools
 def test_the_sdist_is_whole(tmp_path: Path) -> None:
     """It holds what its README links to, its tests with all that they read, and nothing that was built or installed."""
-    command = [TOOLS / "python", "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path]
+    command = [str(TOOLS / "python"), "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     (made,) = tmp_path.iterdir()
     with tarfile.open(made) as archive:

@@ -83,7 +83,7 @@ class Loaded(HTMLParser):
 @pytest.mark.skipif(not BUILDER.exists(), reason="needs .venv-docs: scripts/docs.sh --install")
 def test_the_site_is_built_without_a_warning_and_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     """Strictly: links, anchors and the navigation hold. Pages open from a folder, and load nothing from another host."""
-    command = [BUILDER, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
+    command = [str(BUILDER), "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr[-3000:]
 
