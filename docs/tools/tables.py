@@ -53,7 +53,7 @@ MORE = {
     "runtime": "`package.py --runtime auto` measures and records: [Runtimes](../how-to/programs.md#a-faster-runtime).",
     "allowed_hosts": "`.example.com`: all below it. See [SECURITY.md](../../SECURITY.md#pages-of-other-sites).",
     "evidence": "The server forbids or forces it (`camserve_evidence`) and "
-    "may say where (`camserve_evidence_to`). See [evidence](../how-to/watch.md#keep-evidence) and "
+    "may say where (`camserve_evidence_to`). See [evidence](../how-to/evidence.md) and "
     "[SECURITY.md](../../SECURITY.md#evidence).",
     "monitor": "`true`: every prediction that the budget allows, exported every 15 s. See [Watch](../how-to/watch.md).",
 }
