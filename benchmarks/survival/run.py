@@ -38,7 +38,7 @@ from benchmarks.speed.conditions import processor
 from benchmarks.survival import archives, bad_clients, evidence, hardships, overload, soak, stopping
 from benchmarks.survival.hardships import Row
 from benchmarks.survival.stopping import Started
-from benchmarks.survival.traffic import FAILED, LOST, REFUSED, RIGHT, WRONG, Ask, Served, Traffic, mixed, tally
+from benchmarks.survival.traffic import FAILED, LOST, REFUSED, RIGHT, WRONG, Ask, Served, Traffic, mixed, tally, wait_until
 from camserve.tools.serving.configuration import advice
 from camserve.tools.serving.server import Server
 
@@ -213,10 +213,11 @@ class Trial(ExitStack):
     def _keeping(self, name: str, place: Path | str | None = None, **settings: int) -> Iterator[evidence.Found]:
         """A server with the small classifier, which keeps what it can, and where that lies."""
         place = place or self.store.parent / name
-        asked = evidence.ask(place)
-        archives.small(self.store, name, settings=settings, explain=asked)
+        archives.small(self.store, name, settings=settings, explain=evidence.ask(place))
         with self._ready(name) as (server, traffic):
             yield server, traffic, Path(place)
+            running = set(server.pids)
+        wait_until(lambda: running.isdisjoint(psutil.pids()), "all workers gone: they may write to the last")
 
     def lost_node(self) -> Row:
         """A node of a Ray cluster that is gone at once."""

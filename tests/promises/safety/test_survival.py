@@ -29,12 +29,23 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[survival.Trial]:
         yield made
 
 
+ELSEWHERE = ("stopped", "node")
+"""Tried in test_serve.py, and with Ray."""
+IN_PROCESS = ("evidence_full", "evidence_bounds")
+"""Tried without a server too, in tests/monitoring/evidence."""
+FAULTS = [
+    pytest.param(each, marks=[pytest.mark.slow] if each in IN_PROCESS else [])
+    for each in survival.FAULTS
+    if each not in ELSEWHERE
+]
+
+
 @pytest.mark.live
 @LINUX
-@pytest.mark.parametrize("fault", [each for each in survival.FAULTS if each not in ("stopped", "node")])  # test_serve.py; Ray
+@pytest.mark.parametrize("fault", FAULTS)
 def test_nothing_is_lost_that_should_not_be(trial: survival.Trial, fault: str) -> None:
     """Every answer is the one that the request gets alone, but for what this fault excuses; afterwards all is as before."""
-    ends_a_worker = fault in ("killed", "poisoned", "hung")
+    ends_a_worker = fault in ("killed", "poisoned", "hung", "evidence_killed")
     for _ in range(3):
         row = survival.FAULTS[fault](trial)
         assert not row.complaints, (row.figures, row.complaints)
