@@ -1,6 +1,7 @@
 """What monitoring costs: batches with it and without it, in turns, inside one process.
 
     python benchmarks/speed/monitor_cost.py [--rounds 60] [--threads 1]
+    python benchmarks/speed/monitor_cost.py --evidence    # what evidence costs, beside monitoring alone
 
 The model is tuned as the handler does. Prints, for models with the closed form and without it, and batches of 1 and 8, the mean
 milliseconds of a batch of predictions without monitoring and with it, the difference in percent with its 95 % interval
@@ -16,6 +17,7 @@ import argparse
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +36,9 @@ from benchmarks.speed.conditions import processor
 from camserve.core.config import Config
 from camserve.core.config.watching import Monitoring
 from camserve.core.messages import Call
-from camserve.explain.observer import NullObserver
+from camserve.explain.observer import NullObserver, Observer
+from camserve.monitoring.evidence.keeper import Keeper
+from camserve.monitoring.evidence.records import Source
 from camserve.monitoring.exporter import Exporter
 from camserve.monitoring.monitor import CHUNK, Monitor
 from camserve.monitoring.reference import Provenance
@@ -78,11 +82,35 @@ def monitor_of(pipeline: Pipeline, calls: Sequence[Call]) -> Monitor:
     return Monitor(Monitoring(1.0, 15.0), Exporter("m", "1", len), scale, reference)
 
 
-def pairs(pipeline: Pipeline, monitor: Monitor, calls: Sequence[Call], rounds: int) -> dict[str, Any]:
+def keeping(monitor: Monitor, folder: str) -> Monitor:
+    """The same with evidence in a folder; its writer's thread is not started, `work` does its work."""
+    config = Config.from_mapping({"evidence": {"to": folder}})
+    source = Source("m", "1", "w", "gradcam++", "l", "softmax", None)
+    exporter = Exporter("m", "1", len)
+    keeper = Keeper(config, source, monitor._reference, exporter)
+    return Monitor(Monitoring(1.0, 15.0), exporter, monitor._scale, monitor._reference, keeper=keeper)
+
+
+def work(monitor: Monitor, due: float) -> bool:
+    """Does what the threads of a monitor would do now; whether it is due to export."""
+    if len(monitor._observations) >= CHUNK:
+        monitor._digest()
+    if time.monotonic() > due:
+        monitor.flush()
+    if monitor._keeper is not None:
+        writer = monitor._keeper._writer
+        if writer._queue or time.time() >= min(writer._due, writer._bounds.due):
+            writer.take_turn()
+    return time.monotonic() > due
+
+
+def pairs(
+    pipeline: Pipeline, monitor: Monitor, calls: Sequence[Call], rounds: int, without: Observer | None = None
+) -> dict[str, Any]:
     """Seconds `[rounds, 2]` of batches without and with the monitor, in turns, which comes first by chance."""
-    watchers = (NullObserver(), monitor)
+    watchers = (without or NullObserver(), monitor)
     order = np.random.default_rng(0).permuted(np.tile([0, 1], (rounds, 1)), axis=1)
-    due = time.monotonic()
+    dues = [time.monotonic()] * 2
     wall, cpu, measured = np.zeros((rounds, 2)), np.zeros((rounds, 2)), 0
     for place, turn in enumerate(order):
         for which in turn:
@@ -91,11 +119,9 @@ def pairs(pipeline: Pipeline, monitor: Monitor, calls: Sequence[Call], rounds: i
             waiting = len(monitor._observations)
             pipeline.run(calls)
             measured += len(monitor._observations) - waiting
-            if which and len(monitor._observations) >= CHUNK:
-                monitor._digest()
-            if which and time.monotonic() > due:
-                monitor.flush()
-                due = time.monotonic() + 15
+            watcher = watchers[which]
+            if isinstance(watcher, Monitor) and work(watcher, dues[which]):
+                dues[which] = time.monotonic() + 15
             wall[place, which], cpu[place, which] = time.perf_counter() - begun, time.process_time() - used
     return {"wall": wall, "cpu": cpu, "measured": measured / (rounds * len(calls))}
 
@@ -116,6 +142,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60, help="pairs of batches of 8; of batches of 1, three times as many")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help="; ".join(MODELS))
+    parser.add_argument("--evidence", action="store_true", help="compare monitoring with evidence to monitoring without")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
@@ -132,7 +159,12 @@ def main() -> None:
         for batch, rounds in ((1, 3 * options.rounds), (8, options.rounds)):
             calls = [Call(False, {}, {"body": picture}) for picture in pictures[:batch]]
             monitor = monitor_of(pipeline, [Call(False, {}, {"body": picture}) for picture in pictures])
-            found = pairs(pipeline, monitor, calls, rounds)
+            with tempfile.TemporaryDirectory() as folder:
+                watchers = (keeping(monitor, folder), monitor) if options.evidence else (monitor, None)
+                found = pairs(pipeline, watchers[0], calls, rounds, watchers[1])
+                kept = len(list(Path(folder).rglob("*-*-*-*.json")))
+            if options.evidence:
+                print(f"{name:34}{batch:6} kept {kept} of {rounds * batch} pictures")
             for kind in ("wall", "cpu"):
                 told, left_out = shown(found[kind])
                 print(f"{name:34}{batch:6}{kind:>5} {told} {found['measured']:8.0%} {rounds:6} {left_out:8}", flush=True)

@@ -108,6 +108,7 @@ class Writer:
         self._due = time.time() + min(FIRST_SAMPLE, self._period)
         self._pause, self._paused_until = 0.0, 0.0
         self._closed = False
+        self._ended = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="camserve evidence", daemon=True)
 
     def start(self) -> None:
@@ -161,7 +162,6 @@ class Writer:
 
     def _run(self) -> None:
         while not self._closed or (self._queue and not self._pause):
-            began, spent = time.monotonic(), time.thread_time()
             with self._turns:
                 now = time.time()
                 if now < self._paused_until:
@@ -169,12 +169,11 @@ class Writer:
                 elif not self._queue and not self._closed:
                     self._turns.wait(max(0.05, min(self._due, self._bounds.due) - now))
             if time.time() >= self._paused_until:
-                self._take_turn()
-            self._budget.add(1, time.monotonic() - began, time.thread_time() - spent)
+                self.take_turn()
 
-    def _take_turn(self) -> None:
+    def take_turn(self) -> None:
         """Write what waits, and what was drawn, and see to the bounds; a store that fails is left in peace for a while."""
-        now = time.time()
+        now, spent = time.time(), time.thread_time()
         with self._turns:
             waiting = [self._queue.popleft() for _ in range(len(self._queue))]
             drawn = now >= self._due and bool(self._reservoir) and self._budget.allows()
@@ -202,6 +201,9 @@ class Writer:
             self.drop("failed", sum(not each.settled for each in waiting))
             for candidate in waiting:
                 candidate.hold(-1)
+            ended = time.monotonic()
+            self._budget.add(1, ended - self._ended, time.thread_time() - spent)
+            self._ended = ended
 
     def _learn(self, now: float) -> None:
         """Count what the store holds of the last hour: other workers write too, and this one may have been killed."""
