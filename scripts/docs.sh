@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export NO_MKDOCS_2_WARNING=1 # what the theme says of a successor of MkDocs that it does not work with
 python=.venv-docs/bin/python
-wanted=$(sha256sum pyproject.toml | cut -d' ' -f1)
+wanted=$(sed -n '/^docs = \[/,/^\]/p' pyproject.toml | cat - <(grep mkdocs constraints.txt) | sha256sum | cut -d' ' -f1)
 if [ "$(cat .venv-docs/made-from 2>/dev/null)" != "$wanted" ]; then
     base=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo "${PYTHON:-python3}")
     echo "Installing what builds the documentation into .venv-docs"
