@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from ts.torch_handler.image_classifier import ImageClassifier
 
-from camserve.capture import is_exported, load_exported
+from camserve.capture import is_exported, load_exported, load_graph
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 from camserve.core.messages import Call
@@ -169,7 +169,10 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         """
         settings = getattr(context, "model_yaml_config", None) or {}
         compiles = is_compiled(settings.get("pt2"))  # before TorchServe takes the switch out
+        graph = self._load_graph(context)  # before anybody else opens it
         super().initialize(context)
+        if graph is not None:
+            self.model = graph.to(self.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # what is asked of CUDA without a device is of this one, not of the first
         if compiles and not hasattr(self.model, "_orig_mod"):
@@ -177,6 +180,13 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         config = overrule_evidence(Config.from_mapping(settings.get("explain")), os.environ)
         config = allow_hosts(config, os.environ.get(HOSTS))
         return replace(config, max_seconds=min(config.max_seconds, half_timeout(settings)))
+
+    def _load_graph(self, context: Any) -> torch.nn.Module | None:
+        """Load the archive's model where it is an ONNX graph, for which TorchServe makes a session that shows no layers."""
+        weights = str(context.manifest["model"].get("serializedFile") or "")
+        if not weights.endswith(".onnx") or context.manifest["model"].get("modelFile"):
+            return None
+        return load_graph(Path(context.system_properties["model_dir"]) / weights)
 
     def _load_torchscript_model(self, model_pt_path: str) -> torch.nn.Module:
         """TorchServe takes every `.pt` file without a model's file for TorchScript; it may hold a program of torch.export."""

@@ -3,7 +3,7 @@
 How the folders work together, from the lowest to the highest:
 
     survey: one run of the model tells which layers have a spatial map, and how it lies in memory (`Survey`).
-    models: a kind of model each (eager, TorchScript, exported). `open_model` recognises the kind.
+    models: a kind of model each (eager; programs: TorchScript, exported, ONNX graphs). `open_model` recognises the kind.
     alignment: where a layer's cells lie in the picture, by trial.
     choose: the layer to explain, and whether its gradients are known without a backward pass.
     tuning: a faster forward pass with the same result.
@@ -20,8 +20,9 @@ from camserve.capture.backend import Backend, open_backend
 from camserve.capture.base import Capture, Captured, CaptureSettings, Classifier
 from camserve.capture.choose.cam_condition import find_cam_weights
 from camserve.capture.models.eager import EagerCapture, freeze
-from camserve.capture.models.exported import is_exported, load_exported
 from camserve.capture.models.kinds import open_model
+from camserve.capture.models.programs.exported import is_exported, load_exported
+from camserve.capture.models.programs.graphs.module import load_graph
 from camserve.capture.survey.layers import LayerInfo, Site, Survey
 from camserve.capture.survey.layout import Layout, synthesize_pictures
 
@@ -40,6 +41,7 @@ __all__ = [
     "freeze",
     "is_exported",
     "load_exported",
+    "load_graph",
     "open_backend",
     "open_model",
     "synthesize_pictures",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,10 @@ from camserve.capture.choose.members import JOIN, Members, list_members
 from camserve.capture.choose.scores import read_kind_of_scores
 from camserve.capture.models.eager import EagerClassifier
 from camserve.capture.models.kinds import copy_exactly, open_model, summarize_error, survey_model
+from camserve.capture.models.programs.graphs.classifier import GraphClassifier
 from camserve.capture.models.views import JoinedCapture
 from camserve.capture.runtimes.agreement import Draw, draw_plainly
+from camserve.capture.runtimes.archived import ArchivedGraph, open_archived
 from camserve.capture.runtimes.choose import Runtime, Trunk, open_runtime, refuse_runtime
 from camserve.capture.survey.layers import LayerInfo, Site, Survey
 from camserve.capture.survey.layout import synthesize_pictures
@@ -44,7 +46,7 @@ class Backend:
         why: why the default layer was chosen, "" where it was given.
         closed_form: the layers whose gradients need no backward pass.
         memory_format: in which the model runs.
-        kind: `eager`, `torchscript` or `exported`.
+        kind: `eager`, `torchscript`, `exported` or `onnx`.
         compiled: whether the model came compiled, so that predictions run compiled; explanations too where `runtime` says so.
         runtime: what computes the trunk.
         maps: all layers that have a map.
@@ -139,7 +141,7 @@ def open_backend(
     settings = CaptureSettings(weights, size, model if compiled else None, context, classifier.reader)  # type: ignore[arg-type]
     capture = classifier.capture(sites, settings)
     opened = Opened(capture, sites, settings, size, device, form, graph, draw)
-    if compiled or config.runtime != "torch":
+    if compiled or config.runtime != "torch" or isinstance(classifier, GraphClassifier):
         tell("trying the runtime")
     capture, runtime = _open_runtime(model, classifier, config, opened)
     if compiled and runtime.name != "compile":
@@ -211,8 +213,17 @@ def _open_runtime(model: Any, classifier: Classifier, config: Config, opened: Op
     """Open the runtime that the configuration asks for; of a model that came compiled, its compiler.
 
     Raises:
-        ConfigError: the model came compiled, and another runtime is asked for.
+        ConfigError: the model came compiled, and another runtime is asked for; or it is a graph that does not run in any.
     """
+    if isinstance(classifier, GraphClassifier):
+        if config.precision != "float32":
+            raise ConfigError(f"precision: {config.precision}: an ONNX graph computes in its own precision; leave it out")
+        given = synthesize_pictures(opened.size, 4, seed=1, config=config).to(opened.device)
+        settings = replace(opened.settings, reader=classifier.reader)
+        return open_archived(
+            config.runtime if "runtime" in config.given else "onnxruntime",
+            ArchivedGraph(classifier, opened.capture, opened.sites, settings, given, opened.draw),
+        )
     compiler = getattr(model, "dynamo_ctx", None) if getattr(model, "_orig_mod", model) is not model else None
     if compiler is not None and config.runtime not in ("torch", "compile"):
         raise ConfigError(f"runtime: {config.runtime} and pt2 are both given, and each says what runs the model: leave one out")
@@ -221,6 +232,8 @@ def _open_runtime(model: Any, classifier: Classifier, config: Config, opened: Op
         return opened.capture, Runtime()
     if type(classifier) is not EagerClassifier or classifier.kind != "eager" or classifier.batch[1]:
         return opened.capture, refuse_runtime(asked, f"a model of the kind {classifier.kind} runs in torch alone")
+    if asked == "tensorrt":
+        return opened.capture, refuse_runtime(asked, "it runs models that come as an ONNX graph (--onnx) alone")
     dtypes = {str(each.dtype).removeprefix("torch.") for each in classifier.module.parameters()} | {config.precision}
     if dtypes != {"float32"}:
         return opened.capture, refuse_runtime(asked, f"it computes in float32, and this model in {join_names(sorted(dtypes))}")

@@ -118,7 +118,7 @@ class CaptureSettings:
 
 
 class Classifier(Protocol):
-    """A loaded model of one kind (eager, TorchScript, exported): how it is surveyed, tried and captured.
+    """A loaded model of one kind (eager, TorchScript, exported, an ONNX graph): how it is surveyed, tried and captured.
 
     Attributes:
         reader: how its scores are read; whoever opens the model finds that out.
@@ -128,7 +128,7 @@ class Classifier(Protocol):
 
     @property
     def kind(self) -> str:
-        """`eager`, `torchscript` or `exported`."""
+        """`eager`, `torchscript`, `exported` or `onnx`."""
         ...
 
     @property

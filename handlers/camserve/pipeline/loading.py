@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from camserve.capture import is_exported, load_exported
-from camserve.capture.models.kinds import NO_ONNX
+from camserve.capture.models.programs.graphs.module import load_graph
 from camserve.capture.runtimes.graph import GRAPH
 from camserve.core.config import Config
 from camserve.core.errors import ArchiveError, ConfigError
@@ -41,7 +41,7 @@ TIMEOUT = 120.0
 
 
 def load_module(archive: Archive, device: torch.device) -> Any:
-    """Load the archive's model, in evaluation mode: an eager module, a TorchScript module, or a program of `torch.export`.
+    """Load the archive's model, in evaluation mode: an eager module, or a program of any kind.
 
     Raises:
         ArchiveError: the archive brings a handler of its own, has no model, or its model does not load.
@@ -60,9 +60,11 @@ def load_module(archive: Archive, device: torch.device) -> Any:
             exported = is_exported(str(weights))
             module = load_exported(str(weights), device) if exported else _load_script(weights, device)
         elif weights is not None and weights.suffix == ".onnx":
-            raise ArchiveError(f"{weights.name}: {NO_ONNX}")
+            module = load_graph(weights, device)
         else:
-            raise ArchiveError("the archive has neither a model file nor a program (.pt) that can be loaded without TorchServe")
+            raise ArchiveError(
+                "the archive has neither a model file nor a program (.pt, .onnx) that can be loaded without TorchServe"
+            )
         module.eval()
     except (ArchiveError, ConfigError):
         raise

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from camserve.capture.backend import open_backend
+from camserve.capture.models.programs.graphs.module import load_graph
 from camserve.capture.survey.layout import find_spread
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError, RequestError
@@ -69,8 +70,8 @@ class Model:
         scale: how the model's input was normalised; None where a step of a user's own makes it.
 
     Args:
-        module: a classifier of pictures `[N, channels, H, W]` with logits `[N, K]`: an `nn.Module`, a TorchScript module, or a
-            program of `torch.export`. It is set to evaluation mode, and its parameters are frozen.
+        module: a classifier of pictures `[N, channels, H, W]` with logits `[N, K]`: an `nn.Module`, a TorchScript module, a
+            program of `torch.export`, or the path of an ONNX graph. It is set to evaluation mode, and its parameters are frozen.
         labels: the names of its classes, as a list or by index (`{"0": "tench"}`); None: the indices.
         preprocess: takes a picture (PIL, RGB) to the model's input `[channels, H, W]`, in place of `resize`, `crop`, `mean`
             and the other settings of preprocessing.
@@ -110,6 +111,8 @@ class Model:
         missing = find_missing(config.formats)
         if missing:
             raise ConfigError(f"explain: formats: {missing}")
+        if isinstance(module, (str, Path)):
+            module = load_graph(Path(module), device or "cpu")
         place = torch.device(device) if device is not None else find_device(module)
         if isinstance(module, nn.Module):
             module.eval()

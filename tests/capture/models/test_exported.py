@@ -201,6 +201,6 @@ def test_a_program_whose_submodules_torch_cannot_restore(monkeypatch: pytest.Mon
     def fails(_program: object) -> nn.Module:
         raise KeyError("conv2d_1")
 
-    monkeypatch.setattr("camserve.capture.models.exported.unflatten", fails)
+    monkeypatch.setattr("camserve.capture.models.programs.exported.unflatten", fails)
     with pytest.raises(ConfigError, match=r"^torch \S+ cannot restore this program's submodules \(KeyError\); a newer torch may"):
         open_model(exported(2), PICTURES)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from camserve.capture import open_backend, open_model, synthesize_pictures
 from camserve.capture.backend import Backend
-from camserve.capture.models.torchscript import outputs, rewriting
-from camserve.capture.models.torchscript.script import ScriptClassifier
+from camserve.capture.models.programs.torchscript import outputs, rewriting
+from camserve.capture.models.programs.torchscript.script import ScriptClassifier
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 

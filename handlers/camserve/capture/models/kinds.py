@@ -2,8 +2,9 @@
 
 | kind | what is loaded | is opened as |
 | --- | --- | --- |
-| `torchscript` | `torch.jit.ScriptModule` | `torchscript.script.ScriptClassifier` |
-| `exported` | `ExportedProgram`, or its `UnflattenedModule` | `exported.ExportedClassifier` |
+| `torchscript` | `torch.jit.ScriptModule` | `programs.torchscript.script.ScriptClassifier` |
+| `exported` | `ExportedProgram`, or its `UnflattenedModule` | `programs.exported.ExportedClassifier` |
+| `onnx` | `programs.graphs.module.GraphModule`, which `load_graph` reads | `programs.graphs.classifier.GraphClassifier` |
 | `eager` | any other `nn.Module`; of a compiled one, the module that was compiled | `eager.EagerClassifier` |
 """
 
@@ -20,8 +21,10 @@ from torch.export import ExportedProgram, UnflattenedModule
 from camserve.capture.base import Classifier
 from camserve.capture.models.calls import find_views
 from camserve.capture.models.eager import EagerClassifier, freeze, run_eagerly
-from camserve.capture.models.exported import ExportedClassifier, restore_program
-from camserve.capture.models.torchscript.script import ScriptClassifier
+from camserve.capture.models.programs.exported import ExportedClassifier, restore_program
+from camserve.capture.models.programs.graphs.classifier import GraphClassifier
+from camserve.capture.models.programs.graphs.module import GraphModule
+from camserve.capture.models.programs.torchscript.script import ScriptClassifier
 from camserve.capture.survey.layers import MODEL_ERRORS, Survey
 from camserve.core.errors import ConfigError
 
@@ -40,7 +43,7 @@ def open_model(model: object, pictures: Tensor) -> Classifier:
     if isinstance(model, ExportedProgram):
         model = restore_program(model, pictures.device)
     if type(model).__module__.startswith("onnxruntime."):
-        raise ConfigError(NO_ONNX)
+        raise ConfigError(NO_SESSION)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a model of the type {type(model).__name__} has no layers that could be explained; {ACCEPTED}")
     if isinstance(model, torch.fx.GraphModule) and _called_modules(model) <= {"_guards_fn"}:
@@ -52,6 +55,9 @@ def open_model(model: object, pictures: Tensor) -> Classifier:
         if isinstance(model, UnflattenedModule):
             model.requires_grad_(requires_grad=False)
             return ExportedClassifier(model, pictures)
+        if isinstance(model, GraphModule):
+            freeze(model)
+            return GraphClassifier(model, pictures)
         freeze(model)
         run_eagerly(model)
         return EagerClassifier(model)
@@ -64,11 +70,11 @@ def _called_modules(graph: torch.fx.GraphModule) -> set[object]:
     return {node.target for node in graph.graph.nodes if node.op == "call_module"}
 
 
-ACCEPTED = "accepted are eager modules, TorchScript modules (.pt) and programs of torch.export (.pt2)"
+ACCEPTED = "accepted are eager modules, TorchScript modules (.pt), programs of torch.export (.pt2) and ONNX graphs (.onnx)"
 
-NO_ONNX = (
-    "an ONNX graph has no layers that could be differentiated here: package the PyTorch model that it was written from, with "
-    "--runtime onnxruntime, which runs that in ONNX Runtime too, and explains it there"
+NO_SESSION = (
+    "a session of ONNX Runtime has no layers that could be differentiated: give the graph's file, camserve.Model('net.onnx'), or "
+    "package that with --onnx net.onnx"
 )
 
 DOES_NOT_RUN = "the model does not run on pictures of shape"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +20,22 @@ MAPS_EQUAL = 1e-4
 COUNTS = (1, 3)
 """Pictures of the passes that are compared: of a graph that was traced with two, other numbers show what was fixed."""
 
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far answers may lie apart.
+
+    Attributes:
+        scores: of probabilities, or of values as shares of the largest.
+        maps: of activations and gradients as shares of the largest, and of heatmaps.
+    """
+
+    scores: float = SCORES_EQUAL
+    maps: float = MAPS_EQUAL
+
+
+EQUAL = Tolerance()
+
 EVEN = 1e-3
 """A map whose values differ by less, as a share of its largest, is not scaled for the comparison: that would compare rounding."""
 
@@ -33,7 +50,14 @@ def draw_plainly(activation: Tensor, gradient: Tensor) -> Tensor:
 
 
 def find_faults(
-    one: Capture, other: Capture, pictures: Tensor, layers: Collection[str], *, reader: OutputReader, draw: Draw = draw_plainly
+    one: Capture,
+    other: Capture,
+    pictures: Tensor,
+    layers: Collection[str],
+    *,
+    reader: OutputReader,
+    draw: Draw = draw_plainly,
+    within: Tolerance = EQUAL,
 ) -> dict[str, str]:
     """Compare two captures of a model; return where the `other` differs.
 
@@ -42,6 +66,7 @@ def find_faults(
         layers: to compare at, beside the scores.
         reader: how the model's scores are read.
         draw: makes the maps.
+        within: how far they may lie apart.
 
     Returns:
         What differs, in words, by the layer's name; under "" what differs of the scores.
@@ -53,27 +78,29 @@ def find_faults(
             given = pictures[:count]
             expected = one.forward(given, [layer] if layer else [])
             got = other.forward(given, [layer]) if layer else plain
-            fault = _compare_scores(expected, got, reader) or (_compare_layer(expected, got, layer, draw) if layer else "")
+            fault = _compare_scores(expected, got, reader, within) or (
+                _compare_layer(expected, got, layer, draw, within) if layer else ""
+            )
             if fault:
                 faults.setdefault(layer, fault)
     return faults
 
 
-def _compare_scores(expected: Captured, got: Captured, reader: OutputReader) -> str:
-    one, other = (_comparable(each.values, reader) for each in (expected, got))
+def _compare_scores(expected: Captured, got: Captured, reader: OutputReader, within: Tolerance) -> str:
+    one, other = (comparable(each.values, reader) for each in (expected, got))
     if one.shape != other.shape:
         return f"scores of the shape {list(other.shape)}, not {list(one.shape)}"
     difference = float((one - other).abs().max())
-    return "" if difference <= SCORES_EQUAL else f"probabilities differ by {difference:.1g}"
+    return "" if difference <= within.scores else f"probabilities differ by {difference:.1g}"
 
 
-def _comparable(values: Tensor, reader: OutputReader) -> Tensor:
+def comparable(values: Tensor, reader: OutputReader) -> Tensor:
     """Return the probabilities; of values, shares of the largest. In float64."""
     values = values.double()
     return values / values.abs().max() if reader.kind == "none" else reader.probabilities(values)
 
 
-def _compare_layer(expected: Captured, got: Captured, layer: str, draw: Draw) -> str:
+def _compare_layer(expected: Captured, got: Captured, layer: str, draw: Draw, within: Tolerance) -> str:
     activations = [each.activation(layer).double() for each in (expected, got)]
     if activations[0].shape != activations[1].shape:
         return f"its activation has the shape {list(activations[1].shape)}, not {list(activations[0].shape)}"
@@ -81,11 +108,11 @@ def _compare_layer(expected: Captured, got: Captured, layer: str, draw: Draw) ->
     targets = expected.logits.argmax(1)
     gradients = [each.gradients(layer, rows, targets).double() for each in (expected, got)]
     for name, (one, other) in {"activation": activations, "gradient": gradients}.items():
-        if not _share(one, other) <= MAPS_EQUAL:
+        if not _share(one, other) <= within.maps:
             return f"its {name} differs by {_share(one, other):.1g} of the largest"
     maps = [draw(activation.float(), gradient.float()) for activation, gradient in zip(activations, gradients, strict=True)]
     difference = float(max(_difference(one, other) for one, other in zip(*maps, strict=True)))
-    return "" if difference <= MAPS_EQUAL else f"heatmaps differ by {difference:.1g}"
+    return "" if difference <= within.maps else f"heatmaps differ by {difference:.1g}"
 
 
 def _share(one: Tensor, other: Tensor) -> float:

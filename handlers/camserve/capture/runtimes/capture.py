@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from torch import Tensor
 
 from camserve.capture.base import Capture, Captured, CaptureSettings, Values
 from camserve.capture.models.passes import Pass
 from camserve.capture.runtimes.engines import Engine
-from camserve.capture.runtimes.head import Head
 from camserve.capture.survey.layers import Site
 from camserve.capture.survey.outputs import read_scores
+from camserve.capture.survey.reader import Scores
 
 
 class RuntimePass:
@@ -64,6 +65,28 @@ class RuntimePass:
         return self._run[layer]
 
 
+class NamesSide(Protocol):
+    """A tensor that a head takes beside the layer."""
+
+    @property
+    def name(self) -> str:
+        """How a runtime's output names it."""
+        ...
+
+
+class RunsHead(Protocol):
+    """What is behind a layer, up to the scores, in torch."""
+
+    @property
+    def sides(self) -> Sequence[NamesSide]:
+        """What it takes beside the layer."""
+        ...
+
+    def run(self, pictures: Tensor, outputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Scores]:
+        """Run it over what a runtime gave for `[N, C, H, W]`; return the leaves by their keys, and the scores."""
+        ...
+
+
 @dataclass(frozen=True)
 class RuntimeCapture:
     """Captures a model in an engine (`Capture`); pictures of another size, and layers that the engine does not give, in torch.
@@ -74,15 +97,15 @@ class RuntimeCapture:
         given: the sites of the layers that the engine gives.
         heads: of those whose gradients have no closed form.
         settings: how the model is run.
-        shape: `[C, H, W]` of the pictures that the engine takes.
+        shape: `[C, H, W]` of the pictures that the engine takes; None: of any size.
     """
 
     inner: Capture
     engine: Engine
     given: Mapping[str, Site]
-    heads: Mapping[str, Head]
+    heads: Mapping[str, RunsHead]
     settings: CaptureSettings
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
 
     @property
     def sites(self) -> Collection[str]:
@@ -91,7 +114,7 @@ class RuntimeCapture:
 
     def forward(self, pictures: Tensor, layers: Collection[str]) -> Captured:
         """Run the model once over `[N, C, H, W]`."""
-        if tuple(pictures.shape[1:]) != self.shape or not set(layers) <= self.given.keys():
+        if self.shape not in (None, tuple(pictures.shape[1:])) or not set(layers) <= self.given.keys():
             return self.inner.forward(pictures, layers)
         asked = {layer: self.given[layer] for layer in layers}
         weights = self.settings.cam_weights_for(pictures)
@@ -105,6 +128,6 @@ class RuntimeCapture:
         return RuntimePass(Pass(asked, weights, outputs, {}, *scores, scale), runs, behind=self.settings.reader.reached)
 
 
-def _run_head(head: Head, site: Site, pictures: Tensor, outputs: Mapping[str, Tensor]) -> Pass:
+def _run_head(head: RunsHead, site: Site, pictures: Tensor, outputs: Mapping[str, Tensor]) -> Pass:
     leaves, scores = head.run(pictures, outputs)
     return Pass({site.layer: site}, {}, outputs, leaves, *scores)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from camserve.capture.base import Capture, CaptureSettings
-from camserve.capture.runtimes.agreement import Draw, draw_plainly, find_faults
+from camserve.capture.runtimes.agreement import EQUAL, Draw, Tolerance, draw_plainly, find_faults
 from camserve.capture.runtimes.capture import RuntimeCapture
 from camserve.capture.runtimes.engines import (
     ENGINES,
@@ -54,6 +54,7 @@ class Runtime:
         layers: those that are explained in it; others are explained in torch.
         version: of its package.
         seconds: with `auto`, what each candidate took for the same pictures.
+        within: how far its answers may lie from torch's.
     """
 
     name: str = "torch"
@@ -61,6 +62,7 @@ class Runtime:
     layers: tuple[str, ...] = ()
     version: str = torch.__version__
     seconds: Mapping[str, float] = field(default_factory=dict)
+    within: Tolerance = EQUAL
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import importlib.util
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from camserve.capture.runtimes.graph import PICTURES
 from camserve.capture.runtimes.outputs import AT, SCORES, Outputs
 
 ENGINES = ("onnxruntime", "openvino")
 """Runtimes that read a graph; each is a package and an extra of the same name."""
+
+PACKAGES = MappingProxyType({"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "onnxruntime"})
+"""The package of each runtime; TensorRT is a part of some builds of ONNX Runtime."""
 
 Given = tuple[Tensor, dict[str, Tensor]]
 """A model's own values, and the outputs that were asked for by their names, as the model lays them out."""
@@ -38,12 +40,18 @@ class Engine(Protocol):
 
 def is_installed(runtime: str) -> bool:
     """Return whether a runtime can be used here; torch and its compiler always can."""
-    return runtime not in ENGINES or importlib.util.find_spec(runtime) is not None
+    name = PACKAGES.get(runtime)
+    return name is None or importlib.util.find_spec(name) is not None
 
 
 def version_of(runtime: str) -> str:
     """Return the version of a runtime's package."""
-    return importlib.metadata.version(runtime) if runtime in ENGINES else torch.__version__
+    if runtime not in PACKAGES:
+        return torch.__version__
+    package: str = importlib.import_module(
+        PACKAGES[runtime]
+    ).__version__  # of a build for GPUs too, whose distribution has another name
+    return package
 
 
 def open_engine(runtime: str, graph: bytes | Path, threads: int) -> Engine:
@@ -61,9 +69,9 @@ def find_names(outputs: Iterable[str]) -> frozenset[str]:
 
 
 class OnnxRuntimeEngine:
-    """A graph in ONNX Runtime, on the CPU."""
+    """A graph in ONNX Runtime, on the CPU unless other providers are named."""
 
-    def __init__(self, graph: bytes | Path, threads: int) -> None:
+    def __init__(self, graph: bytes | Path, threads: int, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
         import onnxruntime  # noqa: PLC0415 an extra, and it takes time
 
         options = onnxruntime.SessionOptions()
@@ -71,7 +79,7 @@ class OnnxRuntimeEngine:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors; they are raised too
         given: Any = str(graph) if isinstance(graph, Path) else graph
-        self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(given, options, providers=list(providers))
         self._input = self._session.get_inputs()[0].name
         self.names = find_names(each.name for each in self._session.get_outputs())
 
@@ -106,7 +114,7 @@ class OpenVinoEngine:
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
-        request.infer({PICTURES: pictures.contiguous().numpy()}, share_inputs=True, share_outputs=True)
+        request.infer({0: pictures.contiguous().numpy()}, share_inputs=True, share_outputs=True)
         scores, *outputs = (self._copy(request, name) for name in (SCORES, *(AT + each for each in names)))
         return scores, dict(zip(names, outputs, strict=True))
 

@@ -19,6 +19,8 @@ OURS = Path(__file__).resolve().parents[3] / "gradcam_handler.py"
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dll", ".dylib")
 """Files that importing a module may run."""
 PROGRAM = ".pt"
+GRAPH = ".onnx"
+"""A graph runs nothing of its own: its operators are those of the runtime, and of camserve."""
 
 Say = Callable[[str], None]
 
@@ -95,7 +97,7 @@ def find_code(archive: Archive, weights: Mapping[str, Any] | None, *, runs_copie
         found.append(f"{show(handler)} (the handler, a module that is installed here)")
     if program and not source and Path(str(program)).suffix == PROGRAM:
         found.append(f"{show(str(program))} (a program)")
-    elif program and weights is None:
+    elif program and weights is None and Path(str(program)).suffix != GRAPH:
         found.append(f"{show(str(program))} (weights that are pickled objects, not tensors alone)")
     return found
 

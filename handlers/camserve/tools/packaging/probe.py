@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from camserve.capture.backend import Backend, open_backend
+from camserve.capture.models.programs.graphs.module import GraphModule
 from camserve.capture.survey.layout import synthesize_pictures
 from camserve.capture.survey.outputs import name_path
 from camserve.capture.survey.reader import OutputReader
@@ -22,7 +23,7 @@ from camserve.core.geometry import input_size
 from camserve.explain.methods import METHOD_BY_CELL
 from camserve.tools.packaging.adoption.old_archive import OldArchive
 from camserve.tools.packaging.adoption.their_handler import AdoptedHandler
-from camserve.tools.packaging.contents.runtime import choose_runtime
+from camserve.tools.packaging.contents.runtime import choose_runtime, record_graph
 from camserve.tools.packaging.models import advice
 from camserve.tools.packaging.models.source import ModelSource
 
@@ -93,7 +94,10 @@ def probe_model(
     if backend.uneven and unasked and not (old and old.explain):  # an archive of ours keeps its own
         recorded["method"] = METHOD_BY_CELL
         remarks = [*remarks, NOTE_ON_METHOD.format(backend.uneven)]
-    if config.runtime != "torch" and stage is not None:
+    if backend.kind == "onnx":
+        chosen = record_graph(replace(config, **recorded), backend, size, asked="runtime" in asked)
+        recorded["runtime"], remarks = chosen.runtime, [*remarks, *chosen.notes]
+    elif config.runtime != "torch" and stage is not None:
         tell("trying the runtime")
         given = replace(config, **recorded)
         chosen = choose_runtime(source, given, backend, size, stage, asked="runtime" in asked)
@@ -120,7 +124,8 @@ def one_thread() -> Iterator[None]:
 def _run(source: ModelSource, config: Config, given: tuple[tuple[int, int], bool], classes: int | None, tell: Tell) -> Backend:
     """Runs the model on pictures of the given size, and with whether a handler's own code prepares the pictures."""
     size, own = given
-    quick = replace(config, channels_last=False, memory_format=None, runtime="torch")  # those are measured later
+    later = "torch" if not isinstance(source.model, GraphModule) else config.runtime
+    quick = replace(config, channels_last=False, memory_format=None, runtime=later)  # those are measured later
     with one_thread(), advice.suggest_size(source.model, size, config, own=own):
         return open_backend(source.model, quick, size, torch.device("cpu"), classes=classes, tell=tell)
 

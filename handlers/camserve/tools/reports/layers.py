@@ -103,6 +103,9 @@ def _open(
 def _shown(picked: Backend, asked: Sequence[str], depth: int) -> list[LayerInfo]:
     """The layers to list: those of few levels that compute something, the rule's choice, and those that were asked for."""
     always = {name for layer in (*picked.layers, *asked) for name in layer.split(JOIN)}
+    if picked.kind == "onnx":  # whose names have no levels: more than the last of each size are listed at depth 3
+        computed = [info for info in picked.maps if info.name in always or not info.passes_through]
+        return computed if depth > 2 else _few(computed, always)
     return [
         info
         for info in picked.maps

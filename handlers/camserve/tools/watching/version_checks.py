@@ -67,12 +67,13 @@ def check_version(name: str, description: Mapping[str, Any], exposition: str) ->
 
 
 def _runtime(name: str, metadata: Mapping[str, Any]) -> Iterator[Finding]:
-    """Says why torch runs in place of the recorded runtime, and so more slowly; archives of earlier releases know no other."""
-    why = (metadata.get("runtime") or {}).get("why")
+    """Says why another runtime runs in place of the recorded one, and so more slowly; archives of earlier releases know none."""
+    described = metadata.get("runtime") or {}
+    why = described.get("why")
     if why:
         yield Finding(
             "advice",
-            f"{name}: torch runs in place of the recorded runtime: {why}",
+            f"{name}: {described.get('name', 'torch')} runs in place of the recorded runtime: {why}",
             f"{command_of('package')} --runtime auto records one that can be had on such a machine",
         )
 

@@ -211,7 +211,7 @@ def program(model: nn.Module, kind: str, channels: int, folder: Path) -> Any:
     elif kind == "exported":
         batch = torch.export.Dim("batch", min=1, max=64)
         torch.export.save(torch.export.export(model, (pictures,), dynamic_shapes=({0: batch},)), file)
-    return model if kind == "eager" else load_program(file).model
+    return model if kind == "eager" else load_program(file, folder).model
 
 
 KINDS = pytest.mark.parametrize("kind", ["eager", "traced", "exported"])
@@ -267,7 +267,7 @@ def test_an_exported_programs_own_shape_is_read(tmp_path: Path) -> None:
             return self.fc(torch.relu(self.conv(x)).flatten(1))
 
     torch.export.save(torch.export.export(Oblong().eval(), (torch.zeros(2, 3, 30, 40),)), tmp_path / "model.pt2")
-    restored = load_program(tmp_path / "model.pt2").model
+    restored = load_program(tmp_path / "model.pt2", tmp_path).model
     for own, remedy in ((False, "add --resize 30 40 --crop 30 40$"), (True, "the handler's own code must make those$")):
         with pytest.raises(ConfigError, match=remedy), advice.suggest_size(restored, SIZE, own=own):
             open_backend(restored, Config(channels_last=False), SIZE, CPU)

@@ -70,7 +70,7 @@ def read_old_archive(archive: Archive, workdir: Path, stage: Path, requirements:
             shutil.copyfile(model_file, workdir / model_file.name), weights, stage, workdir=workdir, describe=False
         )
     else:
-        source = load_program(weights)
+        source = load_program(weights, workdir)
     labels = archive.directory / LABELS
     return OldArchive(
         replace(source, licensed=(), stored_as=choose_name(weights)),

@@ -72,13 +72,38 @@ def choose_runtime(
     return Chosen(name, (_describe(name, made.runtime.seconds, fault, graph), *_describe_layers(made, name)))
 
 
+def record_graph(config: Config, backend: Backend, size: tuple[int, int], *, asked: bool) -> Chosen:
+    """Say which runtime runs a model that came as an ONNX graph, after it has been compared with torch.
+
+    Args:
+        backend: the graph as it was opened.
+        asked: whether the user has asked for a runtime now.
+
+    Raises:
+        ToolError: the runtime that was asked for cannot be had, or the graph gives other answers than its operators.
+    """
+    runtime = backend.runtime
+    if asked and config.runtime not in ("auto", runtime.name):
+        raise ToolError(f"--runtime {config.runtime} cannot be had: {runtime.why}; --runtime onnxruntime does without")
+    fault = _compare(backend, config, size)
+    if fault:
+        raise ToolError(f"the graph cannot be explained: {fault}")
+    version = f"{runtime.name} {runtime.version}"
+    told = (
+        f"Runtime: {version} runs the graph, with its layers as further outputs; it answers as torch does that computes the same"
+    )
+    return Chosen(runtime.name, (told, *([f"Warning: {runtime.why}"] if runtime.why else [])))
+
+
 def _compare(made: Backend, config: Config, size: tuple[int, int]) -> str:
     """Compare the runtime with torch on photographs and other pictures; return what differs, "" where nothing does."""
     if not isinstance(made.capture, RuntimeCapture):
         return ""
     pictures = [*_photographs(config, size), *synthesize_pictures(size, 3, seed=2, config=config)][:3]
     given, draw = torch.stack(pictures), draw_with(config.method)
-    faults = find_faults(made.capture.inner, made.capture, given, made.runtime.layers, reader=made.reader, draw=draw)
+    faults = find_faults(
+        made.capture.inner, made.capture, given, made.runtime.layers, reader=made.reader, draw=draw, within=made.runtime.within
+    )
     return "; ".join(f"{made.runtime.name}: {f'layer {layer}: ' if layer else ''}{fault}" for layer, fault in faults.items())
 
 

@@ -16,7 +16,7 @@ from camserve.tools.packaging.models.source import ModelSource
 
 @dataclass(frozen=True)
 class ModelFlags:
-    """Which model a command line names; one of the first eight is given.
+    """Which model a command line names; one of the first nine is given.
 
     Attributes:
         torchvision: an architecture's name.
@@ -25,6 +25,7 @@ class ModelFlags:
         model_file: a Python file that defines the model.
         torchscript: a file of `torch.jit.save`.
         exported: a file of `torch.export.save`.
+        onnx: a file with an ONNX graph.
         archive: an archive, whether it explains already or not.
         demo: the demo's model.
         weights: a state dict, or a checkpoint that holds one.
@@ -41,6 +42,7 @@ class ModelFlags:
     model_file: Path | None = None
     torchscript: Path | None = None
     exported: Path | None = None
+    onnx: Path | None = None
     archive: Path | None = None
     demo: bool = False
     weights: Path | None = None
@@ -55,8 +57,13 @@ class ModelFlags:
         """What the model is called where no flag names it: by its architecture, its file or its folder."""
         if self.transformers:
             return self.transformers.resolve().name
-        file = self.model_file or self.torchscript or self.exported or self.archive
+        file = self.model_file or self._program or self.archive
         return DEMO if self.demo else self.torchvision or self.timm or (file.stem if file else "")
+
+    @property
+    def _program(self) -> Path | None:
+        """The file that holds the model as a whole program."""
+        return self.torchscript or self.exported or self.onnx
 
     def check(self) -> None:
         """Refuses flags that do not go together.
@@ -64,11 +71,12 @@ class ModelFlags:
         Raises:
             ToolError: none or several name a model, or the weights do not go with it.
         """
-        named = [self.torchvision, self.timm, self.transformers, self.model_file, self.torchscript, self.exported, self.archive]
+        programs = [self.torchscript, self.exported, self.onnx]
+        named = [self.torchvision, self.timm, self.transformers, self.model_file, *programs, self.archive]
         if sum(each is not None for each in named) + self.demo != 1:
             raise ToolError(
                 "give one of ARCHIVE, --torchvision ARCH, --timm ARCH, --transformers FOLDER, --model-file FILE, "
-                "--torchscript FILE, --exported FILE and --demo"
+                "--torchscript FILE, --exported FILE, --onnx FILE and --demo"
             )
         if self.model_file and not self.weights:
             raise ToolError("--model-file needs --weights FILE: a state dict, torch.save(model.state_dict(), FILE)")
@@ -88,7 +96,7 @@ class ModelFlags:
         Raises:
             ToolError: a flag names a file that does not exist, or a folder.
         """
-        for name in ("model_file", "weights", "torchscript", "exported", "labels"):
+        for name in ("model_file", "weights", "torchscript", "exported", "onnx", "labels"):
             path: Path | None = getattr(self, name)
             flag = f"--{name.replace('_', '-')}"
             if path and not path.exists():
@@ -111,7 +119,7 @@ class ModelFlags:
             ConfigError: a program of torch.export that this torch cannot read.
         """
         # torch takes seconds, and a command's help does without it
-        from camserve.tools.packaging.models.files import load_model_file, load_program  # noqa: PLC0415
+        from camserve.tools.packaging.models.files import load_model_file, load_onnx, load_program  # noqa: PLC0415
         from camserve.tools.packaging.models.libraries.architectures import load_architecture  # noqa: PLC0415
         from camserve.tools.packaging.models.libraries.timm_models import TimmWeights, load_timm  # noqa: PLC0415
         from camserve.tools.packaging.models.libraries.transformers_models import load_transformers  # noqa: PLC0415
@@ -137,10 +145,9 @@ class ModelFlags:
                 name=self.class_name,
                 arguments=self.model_args,
             )
-        program = self.torchscript or self.exported
-        if program is None:
+        if self._program is None:
             raise ToolError("no flag names a model to load")
-        return load_program(program)
+        return (load_onnx if self.onnx else load_program)(self._program, workdir)
 
 
 def add_model_flags(group: Any) -> None:
@@ -152,6 +159,7 @@ def add_model_flags(group: Any) -> None:
     group.add_argument("--model-file", metavar="FILE", type=Path, help="a Python file that defines the model")
     group.add_argument("--torchscript", metavar="FILE", type=Path, help="a TorchScript file, scripted or traced")
     group.add_argument("--exported", metavar="FILE", type=Path, help="a program that torch.export.save wrote")
+    group.add_argument("--onnx", metavar="FILE", type=Path, help="an ONNX graph, whose tensors are the layers")
     group.add_argument("--demo", action="store_true", help="EfficientNet-Lite0 with its ImageNet weights")
 
 
@@ -205,6 +213,7 @@ def read_model_flags(options: argparse.Namespace, *, random_weights: bool) -> Mo
         model_file=options.model_file,
         torchscript=options.torchscript,
         exported=options.exported,
+        onnx=options.onnx,
         archive=options.archive,
         demo=options.demo,
         weights=options.weights,

@@ -13,6 +13,7 @@ from torch.export import UnflattenedModule
 
 from camserve.capture.backend import Backend
 from camserve.capture.models.kinds import DOES_NOT_RUN
+from camserve.capture.models.programs.graphs.module import GraphModule
 from camserve.capture.survey.layout import synthesize_pictures
 from camserve.capture.survey.outputs import OUTPUT_FAULTS, read_scores
 from camserve.core.config import Config
@@ -159,6 +160,8 @@ def find_fitting_sizes(model: object, size: tuple[int, int], config: Config | No
         shape = tuple(placeholder.meta["val"].shape[2:])
         if all(isinstance(side, int) for side in shape):
             return [shape] if shape != size and len(shape) == 2 else []
+    if isinstance(model, GraphModule) and model.size:
+        return [model.size] if model.size != size else []
     fits: list[tuple[int, int]] = []
     until = time.monotonic() + PATIENCE
     for side in SIDES:

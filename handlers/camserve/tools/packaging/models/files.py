@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from camserve.capture import is_exported, load_exported
-from camserve.capture.models.kinds import NO_ONNX
+from camserve.capture import is_exported, load_exported, load_graph
+from camserve.capture.models.programs.graphs.file import join_files
 from camserve.tools.archive.fresh.modules import Beside, server_modules
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.contents.names import check_module_name
@@ -130,17 +130,20 @@ def _write_builder(source: ModelSource, builder: Builder, folder: Path) -> Model
     return replace(source, model_file=path, beside=source.model_file.resolve().parent)
 
 
-def load_program(path: Path) -> ModelSource:
-    """Loads a file that holds a whole program: TorchScript (`torch.jit.save`) or one of `torch.export.save`.
+def load_program(path: Path, workdir: Path) -> ModelSource:
+    """Loads a file that holds a whole program: TorchScript (`torch.jit.save`), one of `torch.export.save`, or an ONNX graph.
+
+    Args:
+        workdir: where a graph is written as one file, if its weights lie beside it.
 
     Raises:
-        ToolError: no file, or neither.
-        ConfigError: a program of torch.export that this torch cannot read.
+        ToolError: no file, or none of these.
+        ConfigError: a program of torch.export that this torch cannot read, or a graph that cannot be explained.
     """
     if not path.is_file():
         raise ToolError(f"no file {path}")
     if path.suffix == ".onnx":
-        raise ToolError(f"{path.name}: {NO_ONNX}")
+        return load_onnx(path, workdir)
     if is_exported(path):
         return ModelSource(None, load_exported(path), weights=path, generated=True)
     try:
@@ -151,6 +154,23 @@ def load_program(path: Path) -> ModelSource:
             "a state dict goes with --model-file or --torchvision"
         ) from error
     return ModelSource(None, script, weights=path, generated=True)
+
+
+def load_onnx(path: Path, workdir: Path) -> ModelSource:
+    """Loads a file with an ONNX graph.
+
+    Raises:
+        ToolError: no file.
+        ConfigError: it is damaged, or cannot be explained.
+    """
+    if not path.is_file():
+        raise ToolError(f"no file {path}")
+    joined = join_files(path, workdir)
+    notes = ["a worker needs the packages onnx and onnxruntime (pip install 'camserve[onnx]')"]
+    if joined != path:
+        notes.insert(0, f"{path.name}: its weights, which lie in files beside it, were put into it")
+    name = f"{path.stem}.onnx"  # by its ending TorchServe knows it
+    return ModelSource(None, load_graph(joined), weights=joined, generated=True, stored_as=name, notes=tuple(notes))
 
 
 def keep_plain(weights: Path | None, notes: Sequence[str]) -> Path | None:

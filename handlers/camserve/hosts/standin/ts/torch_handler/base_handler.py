@@ -58,6 +58,8 @@ class BaseHandler(abc.ABC):
         elif self.model_pt_path is not None and self.model_pt_path.endswith(".pt"):
             self.model = self._load_torchscript_model(self.model_pt_path)
             self.model.eval()
+        elif self.model_pt_path is not None and self.model_pt_path.endswith(".onnx"):
+            self.model = self._open_session(self.model_pt_path)
         else:
             raise RuntimeError("No model weights could be loaded")
         self._compile()
@@ -75,6 +77,12 @@ class BaseHandler(abc.ABC):
             if not options.pop("enable"):
                 return
         self.model = torch.compile(self.model, **options)
+
+    def _open_session(self, model_pt_path: str) -> Any:
+        import onnxruntime  # noqa: PLC0415 an extra
+
+        providers = ["CUDAExecutionProvider"] if self.map_location == "cuda" else []
+        return onnxruntime.InferenceSession(model_pt_path, providers=[*providers, "CPUExecutionProvider"])
 
     def _load_torchscript_model(self, model_pt_path: str) -> Any:
         return torch.jit.load(model_pt_path, map_location=self.device)  # type: ignore[no-untyped-call]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from camserve.capture.base import Capture, Captured, CaptureSettings, Values
 from camserve.capture.models.passes import Pass, SplitCapture, copy_saved_tensors, fit_batch, pad_batch, values_of
+from camserve.capture.models.programs.torchscript import outputs, rewriting
 from camserve.capture.models.quantized import list_quantized_weights
-from camserve.capture.models.torchscript import outputs, rewriting
 from camserve.capture.precision import find_dtype
 from camserve.capture.survey.endings import Ending
 from camserve.capture.survey.layers import MODEL_ERRORS, POOL_INPUT, Site, Survey, SurveyBuilder, resolve_orders

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from camserve.capture.models.torchscript.rewriting import Graph, Node, Program, Value, destroy
+from camserve.capture.models.programs.torchscript.rewriting import Graph, Node, Program, Value, destroy
 from camserve.capture.survey.endings import FUNCTIONS, Ending
 
 FLOAT32 = 6

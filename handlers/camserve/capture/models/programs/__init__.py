@@ -1,0 +1,1 @@
+"""Models that come as whole programs: of `torch.export`, TorchScript, and ONNX graphs."""
