@@ -222,7 +222,7 @@ def _open_runtime(model: Any, classifier: Classifier, config: Config, opened: Op
         settings = replace(opened.settings, reader=classifier.reader)
         return open_archived(
             config.runtime if "runtime" in config.given else "onnxruntime",
-            ArchivedGraph(classifier, opened.capture, opened.sites, settings, given, opened.draw),
+            ArchivedGraph(classifier, opened.capture, opened.sites, settings, given),
         )
     compiler = getattr(model, "dynamo_ctx", None) if getattr(model, "_orig_mod", model) is not model else None
     if compiler is not None and config.runtime not in ("torch", "compile"):

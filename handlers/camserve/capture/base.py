@@ -122,9 +122,11 @@ class Classifier(Protocol):
 
     Attributes:
         reader: how its scores are read; whoever opens the model finds that out.
+        clips: whether it clips them to a range that a calibration has found, so that their range tells nothing of what made them.
     """
 
     reader: OutputReader
+    clips: bool
 
     @property
     def kind(self) -> str:

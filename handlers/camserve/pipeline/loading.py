@@ -18,8 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from camserve.capture import is_exported, load_exported
+from camserve.capture.models.programs.exported import COMPILED, is_package
 from camserve.capture.models.programs.graphs.module import load_graph
 from camserve.capture.runtimes.graph import GRAPH
+from camserve.capture.runtimes.packages import PACKAGE
 from camserve.core.config import Config
 from camserve.core.errors import ArchiveError, ConfigError
 from camserve.core.labels import parse_labels
@@ -61,6 +63,8 @@ def load_module(archive: Archive, device: torch.device) -> Any:
             module = load_exported(str(weights), device) if exported else _load_script(weights, device)
         elif weights is not None and weights.suffix == ".onnx":
             module = load_graph(weights, device)
+        elif weights is not None and (weights.suffix == ".so" or is_package(weights)):
+            raise ArchiveError(f"{weights.name} {COMPILED}")
         else:
             raise ArchiveError(
                 "the archive has neither a model file nor a program (.pt, .onnx) that can be loaded without TorchServe"
@@ -198,9 +202,9 @@ def find_device(module: Any) -> torch.device:
 
 
 def find_graph(directory: Path | str | None) -> Path | None:
-    """Return the graph for a runtime that an unpacked archive holds; None: it holds none."""
+    """Return where an unpacked archive has its graph for a runtime, or what stands in for that; None: it holds neither."""
     path = Path(directory or "") / GRAPH
-    return path if directory and path.is_file() else None
+    return path if directory and (path.is_file() or path.with_name(PACKAGE).is_file()) else None
 
 
 def index_labels(labels: Sequence[str] | Mapping[str, str] | None) -> Mapping[str, str] | None:

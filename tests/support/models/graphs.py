@@ -14,16 +14,14 @@ from torch import Tensor, nn
 def write_graph(model: nn.Module, path: Path, example: Tensor, *, dynamic: bool = True, opset: int = 17, **how: Any) -> Path:
     """Writes a model's graph, as torch's exporter by tracing does; `dynamic`: for any number of pictures."""
     axes = {"pictures": {0: "n"}} if dynamic else None
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            (example,),
-            str(path),
-            dynamo=False,
-            opset_version=opset,
-            **{"input_names": ["pictures"], "output_names": ["scores"], "dynamic_axes": axes, **how},
-        )
+    named = {"input_names": ["pictures"], "output_names": ["scores"], "dynamic_axes": axes, **how}
+    torch.backends.mha.set_fastpath_enabled(False)  # an operator that no exporter knows
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(model, (example,), str(path), dynamo=False, opset_version=opset, **named)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
     return path
 
 

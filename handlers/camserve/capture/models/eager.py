@@ -166,6 +166,7 @@ class EagerClassifier:
     """An eager module, in eval mode and with frozen parameters (`Classifier`)."""
 
     kind = "eager"
+    clips = False
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module

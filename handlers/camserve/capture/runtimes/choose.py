@@ -27,6 +27,7 @@ from camserve.capture.runtimes.engines import (
 from camserve.capture.runtimes.graph import export_graph
 from camserve.capture.runtimes.head import Head
 from camserve.capture.runtimes.outputs import Outputs, Place, decides_by_values, find_path
+from camserve.capture.runtimes.packages import PACKAGE, PackagedEngine, compile_package
 from camserve.capture.survey.layers import Site
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Runtime:
     """What computes the trunk.
 
     Attributes:
-        name: `torch`, `compile`, `onnxruntime` or `openvino`.
+        name: `torch`, `compile`, `aot`, `onnxruntime`, `openvino` or `tensorrt`.
         why: why it is not the one that was asked for; "" where it is.
         layers: those that are explained in it; others are explained in torch.
         version: of its package.
@@ -131,6 +132,20 @@ class Trunk:
         self.graph.write_bytes(graph)
         return self.graph
 
+    @cached_property
+    def package(self) -> Path:
+        """What AOTInductor has compiled: what packaging has written, or what is compiled now.
+
+        Raises:
+            RuntimeError: there is no archive that could hold it, or it cannot be compiled.
+        """
+        if self.graph is None:
+            raise RuntimeError("packaging compiles it, into the archive (--runtime aot), and this has none")
+        path = self.graph.with_name(PACKAGE)
+        if not path.is_file():
+            compile_package(self.outputs, self.pictures, path)
+        return path
+
     def open(self, runtime: str) -> RuntimeCapture:
         """Open a runtime, and leave to torch the layers at which it does not agree with torch.
 
@@ -139,10 +154,11 @@ class Trunk:
         """
         if not is_installed(runtime):
             raise RuntimeError(f"{runtime} is not installed here (pip install 'camserve[{runtime}]')")
-        if runtime in ENGINES and self.pictures.device.type != "cpu":
+        fixed = runtime in (*ENGINES, "aot")
+        if fixed and self.pictures.device.type != "cpu":
             raise RuntimeError(f"{runtime} computes on the CPU here, and the model is on {self.pictures.device}")
         try:
-            if runtime in ENGINES and self.decides:
+            if fixed and self.decides:
                 raise RuntimeError(DECIDES)
             opened = self._capture(self._engine(runtime))
             faults = find_faults(self.capture, opened, self.pictures, opened.given, reader=self.settings.reader, draw=self.draw)
@@ -157,6 +173,8 @@ class Trunk:
     def _engine(self, runtime: str) -> Engine:
         if runtime == "compile":
             return CompiledEngine(self.outputs, list(self.places), self.compiler)
+        if runtime == "aot":
+            return PackagedEngine(self.package, list(self.places))
         return open_engine(runtime, self.written, torch.get_num_threads())
 
     def _capture(self, engine: Engine) -> RuntimeCapture:

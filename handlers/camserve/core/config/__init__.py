@@ -37,7 +37,7 @@ COLORMAPS = ("viridis", "inferno", "turbo", "jet", "gray")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 MEMORY_FORMATS = ("contiguous", "channels_last", "prepacked")
 SCORES = ("softmax", "sigmoid", "none")
-RUNTIMES = ("torch", "auto", "compile", "onnxruntime", "openvino", "tensorrt")
+RUNTIMES = ("torch", "auto", "compile", "onnxruntime", "openvino", "tensorrt", "aot")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 FITS = ("crop", "squash", "pad")

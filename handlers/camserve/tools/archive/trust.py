@@ -19,6 +19,8 @@ OURS = Path(__file__).resolve().parents[3] / "gradcam_handler.py"
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dll", ".dylib")
 """Files that importing a module may run."""
 PROGRAM = ".pt"
+PACKAGE = "camserve-runtime.pt2"
+"""`runtimes.packages.PACKAGE`, without torch."""
 GRAPH = ".onnx"
 """A graph runs nothing of its own: its operators are those of the runtime, and of camserve."""
 
@@ -95,6 +97,8 @@ def find_code(archive: Archive, weights: Mapping[str, Any] | None, *, runs_copie
     place = handler.partition(":")[0]
     if handler != STOCK and not (archive.directory / place).is_file():
         found.append(f"{show(handler)} (the handler, a module that is installed here)")
+    if (archive.directory / PACKAGE).is_file():
+        found.append(f"{PACKAGE} (compiled code, which runs the model)")
     if program and not source and Path(str(program)).suffix == PROGRAM:
         found.append(f"{show(str(program))} (a program)")
     elif program and weights is None and Path(str(program)).suffix != GRAPH:

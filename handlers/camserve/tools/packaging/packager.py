@@ -196,6 +196,12 @@ def _put_modules(loaded: Loaded, probed: Probed, stage: Path, progress: Progress
         licensed += copy_modules(modules, stage)
         if modules:
             progress.note(f"Bundled, since TorchServe does not bring them: {', '.join(modules)}")
+    elif source.requires:
+        requirements = add_requirements(source.requires, requirements, stage)
+        progress.note(
+            f"{requirements.name} names {' and '.join(source.requires)}, and TorchServe installs them where its configuration "
+            "has install_py_dep_per_model=true; any other worker needs pip install 'camserve[onnx]'"
+        )
     copy_licences(licensed, stage)
     return requirements
 

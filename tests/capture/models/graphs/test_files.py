@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -148,7 +149,7 @@ def test_inputs_that_are_no_pictures(written: Path, tmp_path: Path) -> None:
 def test_pictures_of_another_size_or_depth(written: Path, tmp_path: Path) -> None:
     """What it takes is said, and what to do about channels."""
     path = graphs.write_graph(nets.net("pooled"), tmp_path / "net.onnx", nets.pictures(2, side=64))
-    refused(path, r"does not run on pictures of shape \[2, 3, 32, 32\]: the graph takes pictures of 64x64, and was given 32x32$")
+    refused(path, r"does not run on pictures of shape \[2, 3, 32, 32\]: the graph was written for 64x64, and given 32x32$")
     with pytest.raises(ConfigError, match=r"have 3 channels, but got 1 channels; .*channels: 3 \(--channels 3\) feeds it RGB"):
         open_backend(load_graph(written), Config(channels=1, mean=(0.5,), std=(0.5,)), SIZE, CPU)
 
@@ -170,7 +171,7 @@ def test_weights_in_a_file_beside_the_graph(written: Path, tmp_path: Path) -> No
     folder.mkdir()
     path = beside(written, folder)
     joined = file.join_files(path, tmp_path)
-    assert joined == tmp_path / "net.onnx"
+    assert joined == tmp_path / "joined" / "net.onnx"
     assert file.join_files(written, tmp_path) == written
     batch = nets.pictures(2)
     answers = [open_backend(load_graph(each), Config(), SIZE, CPU).capture.forward(batch, ()) for each in (written, path, joined)]
@@ -204,7 +205,7 @@ def test_a_link_that_leads_outside_is_not_followed(written: Path, tmp_path: Path
 
 def test_missing_packages_are_named(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the command that installs them."""
-    monkeypatch.setattr(file.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else object())
     with pytest.raises(ConfigError, match=r"of which onnxruntime is not installed here \(pip install 'camserve\[onnx\]'\)"):
         load_graph(written)
 

@@ -37,6 +37,11 @@ NO_GRAD = (
     "parameters need no gradient anyway"
 )
 
+COMPILED = (
+    "is a package of AOTInductor: compiled code that gives scores and nothing else, so there is no layer to explain; package the "
+    "model that it was compiled from, with --runtime aot, which compiles it with its layers as further outputs"
+)
+
 MODE_ERROR = 1e-3
 """Tolerance between a picture's scores in two passes, as a share of the largest score."""
 
@@ -51,12 +56,22 @@ def is_exported(path: str | Path) -> bool:
     return not code and any(name.endswith(("models/model.json", "serialized_exported_program.json")) for name in names)
 
 
+def is_package(path: str | Path) -> bool:
+    """Return whether a file is a package of AOTInductor: a zip file of libraries, not of a program."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return any("aotinductor/" in name or name.endswith((".so", ".wrapper.cpp")) for name in file.namelist())
+
+
 def load_exported(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
     """Load a program that `torch.export.save` wrote, as a module with submodules on `device`.
 
     Raises:
-        ConfigError: the file is no such program. A package of AOTInductor is none either: it has no graph.
+        ConfigError: the file is no such program. A package of AOTInductor is none either: it has no layers.
     """
+    if is_package(path):
+        raise ConfigError(f"{Path(path).name} {COMPILED}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of buffers that it made read-only itself

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable
 from importlib import metadata
@@ -46,7 +47,9 @@ def add_requirements(modules: Iterable[str], file: Path | None, stage: Path) -> 
         raise ToolError(f"another file of the archive is named {path.name}, which packaging writes; give it with --requirements")
     given = path.read_text("utf-8") if path.exists() else ""
     lines = [given.rstrip("\n")] if given.strip() else []
-    path.write_text("\n".join([*lines, *require_distributions(modules)]) + "\n", "utf-8")
+    named = {canonical(re.split(r"[^\w.-]", line.strip(), maxsplit=1)[0]) for line in given.splitlines()}
+    added = [line for line in require_distributions(modules) if canonical(line.partition("==")[0]) not in named]
+    path.write_text("\n".join([*lines, *added]) + "\n", "utf-8")
     return path
 
 

@@ -16,6 +16,7 @@ from camserve.capture.runtimes.agreement import find_faults
 from camserve.capture.runtimes.capture import RuntimeCapture
 from camserve.capture.runtimes.engines import ENGINES, is_installed
 from camserve.capture.runtimes.graph import GRAPH
+from camserve.capture.runtimes.packages import MADE_FOR, PACKAGE
 from camserve.capture.survey.layout import synthesize_pictures
 from camserve.core.config import Config
 from camserve.core.text import join_names
@@ -62,7 +63,8 @@ def choose_runtime(
     )
     fault = made.runtime.why or _compare(made, config, size)
     if fault and config.runtime != "auto":
-        graph.unlink(missing_ok=True)
+        for file in (graph, graph.with_name(PACKAGE), graph.with_name(MADE_FOR)):
+            file.unlink(missing_ok=True)
         if asked:
             raise ToolError(f"--runtime {config.runtime} cannot be had: {fault}; --runtime torch does without")
         return Chosen("torch", (f"Warning: the archive's runtime is lost, torch runs instead: {fault}",))
@@ -129,6 +131,12 @@ def _describe(name: str, seconds: Mapping[str, float], fault: str, graph: Path) 
         told += f": {fault}"
     if name in ENGINES:
         told += f"; its graph ({graph.stat().st_size / 1e6:.1f} MB) lies in the archive; a worker without {name} runs torch"
+    if name == "aot":
+        size = graph.with_name(PACKAGE).stat().st_size / 1e6
+        told += (
+            f"; compiled ahead of time ({size:.1f} MB) for torch {torch.__version__} on this kind of processor "
+            f"({torch.backends.cpu.get_cpu_capability()}); a worker on another one runs torch"
+        )
     if name == "compile":
         told += "; each worker compiles the model when it loads, which takes long"
     return told

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from camserve.capture import is_exported, load_exported, load_graph
+from camserve.capture.models.programs.exported import COMPILED, is_package
 from camserve.capture.models.programs.graphs.file import join_files
 from camserve.tools.archive.fresh.modules import Beside, server_modules
 from camserve.tools.console import ToolError
@@ -144,6 +145,8 @@ def load_program(path: Path, workdir: Path) -> ModelSource:
         raise ToolError(f"no file {path}")
     if path.suffix == ".onnx":
         return load_onnx(path, workdir)
+    if path.suffix == ".so" or is_package(path):
+        raise ToolError(f"{path.name} {COMPILED}")
     if is_exported(path):
         return ModelSource(None, load_exported(path), weights=path, generated=True)
     try:
@@ -166,11 +169,10 @@ def load_onnx(path: Path, workdir: Path) -> ModelSource:
     if not path.is_file():
         raise ToolError(f"no file {path}")
     joined = join_files(path, workdir)
-    notes = ["a worker needs the packages onnx and onnxruntime (pip install 'camserve[onnx]')"]
-    if joined != path:
-        notes.insert(0, f"{path.name}: its weights, which lie in files beside it, were put into it")
+    notes = () if joined == path else (f"{path.name}: its weights, which lie in files beside it, were put into it",)
     name = f"{path.stem}.onnx"  # by its ending TorchServe knows it
-    return ModelSource(None, load_graph(joined), weights=joined, generated=True, stored_as=name, notes=tuple(notes))
+    graph, needs = load_graph(joined), ("onnx", "onnxruntime")
+    return ModelSource(None, graph, weights=joined, generated=True, stored_as=name, notes=notes, requires=needs)
 
 
 def keep_plain(weights: Path | None, notes: Sequence[str]) -> Path | None:

@@ -26,7 +26,8 @@ class ModelSource:
         generated: packaging wrote `model_file`, which needs only torchvision.
         notes: what the user should hear.
         stored_as: the weights' name in the archive, where it is not to be packaging's own.
-        requires: modules that `model_file` imports and the archive's requirements name where it cannot carry them.
+        requires: modules that `model_file` imports and the archive's requirements name where it cannot carry them; of a graph,
+            those that read and run it.
         unprepared: why pictures cannot be prepared as they were for the training, unless the user says how; empty: they can.
         beside: a folder whose modules `model_file` imports, where that is not its own.
     """

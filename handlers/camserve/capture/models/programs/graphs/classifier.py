@@ -16,6 +16,7 @@ from camserve.capture.models.passes import SplitCapture, fit_batch
 from camserve.capture.models.programs.graphs.module import GraphModule, PassOn, Step
 from camserve.capture.survey.layers import Site, Survey, SurveyBuilder
 from camserve.capture.survey.layout import extract_tensor
+from camserve.core.errors import ConfigError
 
 CLASSES: Mapping[str, str] = MappingProxyType(
     {
@@ -35,6 +36,16 @@ CLASSES: Mapping[str, str] = MappingProxyType(
 )
 """torch's classes of what some operators do, which tell the survey what only pools or passes on."""
 
+PASSING = frozenset(
+    {"Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Operators that pass on what they are given, in another form."""
+
+ENDINGS = frozenset({"HardSigmoid", "Sigmoid", "Softmax"})
+
+LARGEST_POOL = 3
+"""Maxima of more rows and columns that do not overlap are what an adaptive pooling to few cells is written as."""
+
 WHOLE = ("QuantizeLinear", "DynamicQuantizeLinear")
 """Operators that give whole numbers, which are no activation; what they stand for is the layer behind."""
 
@@ -43,6 +54,7 @@ class GraphClassifier(EagerClassifier):
     """An ONNX graph (`Classifier`), with a submodule for each of its operations.
 
     Raises:
+        ConfigError: it rounds probabilities.
         RuntimeError: it takes pictures of another size, or another number of channels, or does not run.
     """
 
@@ -53,7 +65,9 @@ class GraphClassifier(EagerClassifier):
         self.graph = module
         fixed = module.given.shape[0] if module.given.shape else None
         self.batch = (fixed, fixed) if fixed else (1, 1) if module.is_dynamic else (1, None)
+        self.clips = module.is_quantized
         _check_shape(module, pictures)
+        _check_ending(module)
         _check_rows(self, pictures)
 
     def survey(self, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
@@ -75,7 +89,11 @@ class GraphClassifier(EagerClassifier):
         """Return the name of the class of torch's that does what an operator does."""
         if isinstance(module, PassOn):
             return "Identity"
-        kind = module.node.kind if isinstance(module, Step) else type(module).__name__
+        if not isinstance(module, Step):
+            return type(module).__name__
+        kind, kernel = module.node.kind, list(module.node.get("kernel_shape") or ())
+        if kind == "MaxPool" and kernel == list(module.node.get("strides") or ()) and min(kernel) > LARGEST_POOL:
+            return "AdaptiveMaxPool2d"
         return CLASSES.get(kind, kind)
 
     def capture(self, sites: Mapping[str, Site], settings: CaptureSettings | None = None) -> Capture:
@@ -111,7 +129,27 @@ def _check_shape(module: GraphModule, pictures: Tensor) -> None:
     sides = shape[1:3] if module.given.last else shape[2:]
     if any(side not in (None, own) for side, own in zip(sides, size, strict=True)):
         words = ["any" if side is None else str(side) for side in sides]
-        raise RuntimeError(f"the graph takes pictures of {'x'.join(words)}, and was given {size[0]}x{size[1]}")
+        raise RuntimeError(f"the graph was written for {'x'.join(words)}, and given {size[0]}x{size[1]}")
+
+
+def _check_ending(module: GraphModule) -> None:
+    """Refuse a graph that rounds probabilities to whole numbers: then no trial tells of which function they are.
+
+    Raises:
+        ConfigError: it does.
+    """
+    makers = {name: node for _, node in module.steps for name in node.outputs}
+    for output in module.outputs:
+        node, rounded = makers.get(output), False
+        while node is not None and node.kind in PASSING:
+            rounded |= node.kind == "QuantizeLinear"
+            node = makers.get(node.inputs[0])
+        if rounded and node is not None and node.kind in ENDINGS:
+            raise ConfigError(
+                f"the graph ends in a {node.kind}, and rounds its probabilities to whole numbers, so that they neither add up "
+                "to 1 nor tell what is behind them; quantize it without that (nodes_to_exclude in onnxruntime.quantization), "
+                "or without its last function, which camserve computes itself"
+            )
 
 
 def _check_rows(model: GraphClassifier, pictures: Tensor) -> None:

@@ -69,7 +69,11 @@ def read_graph(path: Path) -> Any:
                 onnx.external_data_helper.load_external_data_for_tensor(each, str(path.parent))
                 each.data_location = onnx.TensorProto.DEFAULT
                 del each.external_data[:]
-        return onnx.inliner.inline_local_functions(model) if model.functions else model
+        if not model.functions:
+            return model
+        import onnx.inliner  # noqa: PLC0415
+
+        return onnx.inliner.inline_local_functions(model)
     except Exception as error:
         raise ConfigError(f"{path.name} is damaged: {in_one_line(error)}") from error
 
@@ -132,7 +136,8 @@ def join_files(path: Path, folder: Path) -> Path:
     model = read_graph(path)
     if not any(map(_is_beside, _list_tensors(onnx.load(str(path), load_external_data=False)))):
         return path
-    joined = folder / path.name
+    joined = folder / "joined" / path.name
+    joined.parent.mkdir(exist_ok=True)
     joined.write_bytes(model.SerializeToString())
     return joined
 

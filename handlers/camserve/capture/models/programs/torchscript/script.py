@@ -95,6 +95,7 @@ class ScriptClassifier:
     """
 
     kind = "torchscript"
+    clips = False
 
     def __init__(self, module: Any, pictures: Tensor) -> None:
         self.module = module

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from camserve.capture.models.programs.graphs.operators.node import Node, Operation, check_size
+from camserve.capture.models.programs.graphs.operators.node import GraphError, Node, Operation, expand_shapes
 
 TYPES = MappingProxyType(
     {
@@ -39,7 +39,7 @@ def two(function: Callable[[Tensor, Tensor], Tensor]) -> Operation:
     """Make an operator of a function of two tensors, which are expanded to one shape."""
 
     def run(_node: Node, a: Tensor, b: Tensor) -> Tensor:
-        check_size(torch.broadcast_shapes(a.shape, b.shape))
+        expand_shapes(a.shape, b.shape)
         return function(a, b)
 
     return run
@@ -48,7 +48,7 @@ def two(function: Callable[[Tensor, Tensor], Tensor]) -> Operation:
 def many(function: Callable[[Tensor, Tensor], Tensor]) -> Operation:
     """Make an operator that joins any number of tensors, two by two."""
     pair = two(function)
-    return lambda node, *tensors: reduce(lambda a, b: pair(node, a, b), tensors)  # type: ignore[arg-type, return-value]
+    return lambda node, *tensors: reduce(lambda a, b: pair(node, a, b), tensors)
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def _clip(node: Node, x: Tensor, low: Tensor | None = None, high: Tensor | None 
 def _cast(node: Node, x: Tensor) -> Tensor:
     kind = TYPES.get(node.get("to", 1))
     if kind is None:
-        raise ValueError(f"Cast to ONNX's type {node.get('to')}")
+        raise GraphError(f"Cast to ONNX's type {node.get('to')}")
     if x.is_floating_point() and kind.is_floating_point:
         return x  # one precision all over, so that gradients pass
     return x.to(kind)
@@ -97,8 +97,15 @@ def _along(node: Node, x: Tensor, function: Callable[[Tensor, int], Tensor]) -> 
     return function(x.flatten(axis), -1).reshape(x.shape)
 
 
+def _drop_nothing(node: Node, x: Tensor, _ratio: Tensor | None = None, training: Tensor | None = None) -> Tensor:
+    if (training is not None and bool(training)) or len([name for name in node.outputs if name]) > 1:
+        raise GraphError("Dropout in training mode; export the model in evaluation mode, model.eval()")
+    return x
+
+
 def _hard_sigmoid(node: Node, x: Tensor) -> Tensor:
-    return (node.get("alpha", 0.2) * x + node.get("beta", 0.5)).clamp(0, 1)
+    made: Tensor = node.get("alpha", 0.2) * x + node.get("beta", 0.5)
+    return made.clamp(0, 1)
 
 
 def _gelu(node: Node, x: Tensor) -> Tensor:
@@ -115,17 +122,18 @@ def _swish(node: Node, x: Tensor) -> Tensor:
 
 
 def _prelu(_node: Node, x: Tensor, slope: Tensor) -> Tensor:
-    check_size(torch.broadcast_shapes(x.shape, slope.shape))
+    expand_shapes(x.shape, slope.shape)
     return torch.where(x >= 0, x, x * slope)
 
 
 def _selu(node: Node, x: Tensor) -> Tensor:
     alpha, gamma = node.get("alpha", 1.6732632423543772), node.get("gamma", 1.0507009873554805)
-    return gamma * torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0)))
+    made: Tensor = gamma * torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0)))
+    return made
 
 
 def _choose(_node: Node, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    check_size(torch.broadcast_shapes(condition.shape, a.shape, b.shape))
+    expand_shapes(condition.shape, a.shape, b.shape)
     return torch.where(condition.bool().to(a.device), a, b)
 
 
@@ -141,7 +149,7 @@ ELEMENTWISE: MappingProxyType[str, Operation] = MappingProxyType(
         "Clip": _clip,
         "Cos": one(torch.cos),
         "Div": two(_divide),
-        "Dropout": lambda _node, x, *_: x,
+        "Dropout": _drop_nothing,
         "Elu": lambda node, x: functional.elu(x, node.get("alpha", 1.0)),
         "Equal": two(torch.eq),
         "Erf": one(torch.erf),
@@ -162,7 +170,7 @@ ELEMENTWISE: MappingProxyType[str, Operation] = MappingProxyType(
         "Mean": _mean,
         "Min": many(torch.minimum),
         "Mish": one(functional.mish),
-        "Mod": two(torch.remainder),
+        "Mod": lambda node, a, b: two(torch.fmod if node.get("fmod", 0) else torch.remainder)(node, a, b),
         "Mul": two(torch.mul),
         "Neg": one(torch.neg),
         "Not": one(torch.logical_not),

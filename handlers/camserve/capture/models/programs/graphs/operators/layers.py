@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from camserve.capture.models.programs.graphs.operators.node import GraphError, Node, Operation, Result, check_size
+from camserve.capture.models.programs.graphs.operators.node import GraphError, Node, Operation, Result, check_size, expand_shapes
 
 CONVOLUTIONS = MappingProxyType({1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d})
 TRANSPOSED = MappingProxyType({1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d})
@@ -168,7 +168,7 @@ def _normalise_locally(node: Node, x: Tensor) -> Tensor:
 def multiply(_node: Node, a: Tensor, b: Tensor) -> Tensor:
     """Multiply matrices."""
     if a.ndim > 1 and b.ndim > 1:
-        check_size([*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]])
+        check_size([*expand_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]])
     return a @ b
 
 
@@ -199,8 +199,10 @@ def _sum_products(node: Node, *tensors: Tensor) -> Tensor:
 
 def _attend(node: Node, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *past: Tensor | None) -> Tensor:
     """Attention of version 23: tokens `[N, heads, T, C]`, or `[N, T, heads * C]`."""
-    if any(each is not None for each in past) or node.get("softcap", 0.0) or len([name for name in node.outputs if name]) > 1:
-        raise GraphError("Attention with what went before, a cap, or further outputs")
+    known = {"is_causal", "kv_num_heads", "q_num_heads", "scale", "softmax_precision"}
+    other = [name for name, value in node.attributes.items() if name not in known and value]
+    if any(each is not None for each in past) or other or len([name for name in node.outputs if name]) > 1:
+        raise GraphError(f"Attention with what went before, further outputs, or {', '.join(other) or 'the like'}")
     if query.ndim == 3:
         queries, keys = node.get("q_num_heads"), node.get("kv_num_heads")
         query, key, value = (

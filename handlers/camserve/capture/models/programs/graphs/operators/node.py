@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 MAX_VALUES = 2**28
@@ -69,6 +70,16 @@ def check_size(shape: Iterable[int]) -> list[int]:
     if any(side < 0 for side in sides) or math.prod(sides) > MAX_VALUES * getattr(_running, "pictures", 1):
         raise GraphError(f"a tensor of the shape {sides[:8]}; the most is {MAX_VALUES} values for a picture")
     return sides
+
+
+def expand_shapes(*shapes: Iterable[int]) -> list[int]:
+    """Return the shape to which tensors of these shapes are expanded.
+
+    Raises:
+        GraphError: it would be too large.
+        RuntimeError: they do not go together.
+    """
+    return check_size(torch.broadcast_shapes(*map(tuple, shapes)))  # type: ignore[no-untyped-call]
 
 
 def list_whole(values: Tensor) -> list[int]:

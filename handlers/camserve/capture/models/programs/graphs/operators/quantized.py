@@ -47,8 +47,10 @@ def quantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -
 def dequantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     """Return what whole numbers stand for."""
     x = x.to(scale)
-    shifted = x if zero is None else x - _spread(node, x, zero).to(x)
-    return shifted * _spread(node, x, scale)
+    factor = _spread(node, x, scale)
+    if zero is None:
+        return x * factor
+    return torch.addcmul(-_spread(node, x, zero).to(x) * factor, x, factor)  # a difference would look like a part of a distance
 
 
 def _quantize_by_range(node: Node, x: Tensor) -> Result:

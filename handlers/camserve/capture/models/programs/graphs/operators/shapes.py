@@ -17,6 +17,7 @@ from camserve.capture.models.programs.graphs.operators.node import (
     Operation,
     Result,
     check_size,
+    expand_shapes,
     list_whole,
     take_axes,
 )
@@ -67,7 +68,9 @@ def _split(node: Node, x: Tensor, sizes: Tensor | None = None) -> Result:
 
 def _slice(node: Node, x: Tensor, *given: Tensor | None) -> Tensor:
     names = ("starts", "ends", "axes", "steps")
-    lists = [None if each is None else list_whole(each) for each in given] if given else [node.get(name) for name in names]
+    lists: list[Any] = (
+        [None if each is None else list_whole(each) for each in given] if given else [node.get(name) for name in names]
+    )
     starts, ends, axes, steps = [*lists, None, None, None][:4]
     axes = list(range(len(starts))) if axes is None else axes
     for start, end, axis, step in zip(starts, ends, axes, steps or [1] * len(axes), strict=True):
@@ -98,7 +101,7 @@ def _gather_elements(node: Node, x: Tensor, indices: Tensor) -> Tensor:
 
 
 def _expand(_node: Node, x: Tensor, shape: Tensor) -> Tensor:
-    return x.expand(check_size(torch.broadcast_shapes(x.shape, list_whole(shape))))
+    return x.expand(expand_shapes(x.shape, list_whole(shape)))
 
 
 def _tile(_node: Node, x: Tensor, repeats: Tensor) -> Tensor:
@@ -149,39 +152,45 @@ def _depth_to_space(node: Node, x: Tensor) -> Tensor:
 
 def _space_to_depth(node: Node, x: Tensor) -> Tensor:
     block, (count, channels, height, width) = node.get("blocksize"), x.shape
+    if node.get("mode", b"DCR") == b"CRD":
+        return functional.pixel_unshuffle(x, block)
     parts = x.reshape(count, channels, height // block, block, width // block, block).permute(0, 3, 5, 1, 2, 4)
     return parts.reshape(count, channels * block**2, height // block, width // block)
 
 
 def _resize(node: Node, x: Tensor, *given: Tensor | None) -> Tensor:
-    """Resize maps as torch does: by the nearest cell, or linearly between cells. What else ONNX has is refused."""
+    """Resize maps as torch does: by the nearest cell, or between cells. What else ONNX has is refused."""
+    if node.get("axes") or node.get("antialias", 0) or node.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        raise GraphError("Resize of some axes, that keeps proportions, or that smooths")
     if len(given) <= 1:  # version 10, and Upsample: the scales alone
-        scales, sizes = (given[0] if given else torch.tensor(node.get("scales"))), None
-        way = b"asymmetric"
+        scales, sizes, way, rounds = (given[0] if given else torch.tensor(node.get("scales"))), None, b"asymmetric", b"floor"
     else:
         _, scales, sizes = [*given, None][:3]
         way = node.get("coordinate_transformation_mode", b"half_pixel")
-    scaled = scales is not None and scales.numel() > 0
-    if sizes is not None:
-        shape = list_whole(sizes)
-    elif scaled and scales is not None:
-        shape = [math.floor(side * scale) for side, scale in zip(x.shape, scales.tolist(), strict=True)]
-    else:
-        raise GraphError("Resize without scales and sizes")
-    check_size(shape)
+        rounds = node.get("nearest_mode", b"round_prefer_floor")
+    shape = check_size(_find_size(x, scales, sizes))
     mode = node.get("mode", b"nearest")
-    rounds = node.get("nearest_mode", b"floor" if len(given) <= 1 else b"round_prefer_floor")
-    if x.ndim != 4 or shape[:2] != list(x.shape[:2]):
+    if x.ndim != 4 or shape[:2] != list(x.shape[:2]) or (way == b"pytorch_half_pixel" and 1 in shape[2:]):
         raise GraphError(f"Resize of {list(x.shape)} to {shape}")
     if mode == b"nearest" and way == b"asymmetric" and rounds == b"floor":
         return functional.interpolate(x, shape[2:], mode="nearest")
     if mode in (b"linear", b"cubic") and way in (b"half_pixel", b"pytorch_half_pixel", b"align_corners"):
-        kind = "bilinear" if mode == b"linear" else "bicubic"
         if mode == b"cubic" and abs(node.get("cubic_coeff_a", -0.75) + 0.75) > 1e-6:
             raise GraphError("Resize with other coefficients than torch's")
-        aligned = way == b"align_corners"
-        return functional.interpolate(x, shape[2:], mode=kind, align_corners=aligned, antialias=bool(node.get("antialias", 0)))
+        kind = "bilinear" if mode == b"linear" else "bicubic"
+        return functional.interpolate(x, shape[2:], mode=kind, align_corners=way == b"align_corners")
     raise GraphError(f"Resize with mode {mode.decode()}, {way.decode()} and {rounds.decode()}")
+
+
+def _find_size(x: Tensor, scales: Tensor | None, sizes: Tensor | None) -> list[int]:
+    if sizes is not None:
+        return list_whole(sizes)
+    if scales is None or not scales.numel():
+        raise GraphError("Resize without scales and sizes")
+    shape = [math.floor(side * scale) for side, scale in zip(x.shape, scales.tolist(), strict=True)]
+    if any(abs(side * scale - made) > 1e-3 for side, scale, made in zip(x.shape, scales.tolist(), shape, strict=True)):
+        raise GraphError(f"Resize by {scales.tolist()}, which are not whole cells of {list(x.shape)}")
+    return shape
 
 
 def reduced(function: Callable[[Tensor, list[int], bool], Tensor]) -> Operation:
@@ -207,6 +216,8 @@ def _product(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
 def _extreme(largest: bool) -> Operation:
     def run(node: Node, x: Tensor) -> Tensor:
         axis, keep = node.get("axis", 0), bool(node.get("keepdims", 1))
+        if node.get("select_last_index", 0):
+            raise GraphError(f"{node.kind} of the last of equal values")
         return x.argmax(axis, keep) if largest else x.argmin(axis, keep)
 
     return run
