@@ -90,6 +90,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
             listed=self.get_max_result_classes(),
             tune=True,
             graph=find_graph(context.system_properties.get("model_dir")),
+            directory=context.system_properties.get("model_dir"),
         )
         self.set_max_result_classes(min(self.get_max_result_classes(), face.backend.outputs))  # else the stock handler fails
         self._prepared = {"model": self.model, "mapping": self.mapping, "topk": self.topk}

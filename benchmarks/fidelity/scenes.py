@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -60,9 +61,16 @@ def prepared(pictures: Sequence[NDArray[np.generic]]) -> Tensor:
 
 @dataclass(frozen=True)
 class Seen:
-    """One picture that passed through a model: activation `[1, C, h, w]`, logits `[K]`, and gradients of any class."""
+    """One picture that passed through a model: activation `[1, C, h, w]`, logits `[K]`, and gradients of any class.
+
+    Attributes:
+        pixels: the picture `[H, W, 3]`.
+        again: shows the same model another picture.
+    """
 
     captured: Captured
+    pixels: NDArray[Any]
+    again: Callable[[NDArray[Any]], Seen]
 
     @cached_property
     def activation(self) -> Tensor:
@@ -72,9 +80,9 @@ class Seen:
     def logits(self) -> Tensor:
         return self.captured.logits[0]
 
-    def gradient(self, target: int) -> Tensor:
+    def gradient(self, target: int, layer: str = LAYER) -> Tensor:
         """`[1, C, h, w]`, or `[1, C, 1, 1]` where all cells have the same."""
-        return self.captured.gradients(LAYER, torch.tensor([0]), torch.tensor([target]))
+        return self.captured.gradients(layer, torch.tensor([0]), torch.tensor([target]))
 
     def contrasts(self, target: int, count: int) -> list[int]:
         """The most probable other classes."""
@@ -84,15 +92,16 @@ class Seen:
 
 
 class Classifier:
-    """A network and camserve's capture of it."""
+    """A network and camserve's capture of it, at `LAYER` and at further layers."""
 
-    def __init__(self, network: nn.Module | None = None) -> None:
+    def __init__(self, network: nn.Module | None = None, further: Sequence[str] = ()) -> None:
         self.network = network or load_demo().model
-        config = Config(layers=(LAYER,), channels_last=False)
+        self._layers = (LAYER, *further)
+        config = Config(layers=self._layers, channels_last=False)
         self.capture = open_backend(self.network, config, (SIDE, SIDE), CPU).capture
 
-    def seen(self, pixels: Pixels) -> Seen:
-        return Seen(self.capture.forward(prepared([pixels]), [LAYER]))
+    def seen(self, pixels: NDArray[Any]) -> Seen:
+        return Seen(self.capture.forward(prepared([pixels]), list(self._layers)), pixels, self.seen)
 
     def probabilities(self, pictures: Sequence[NDArray[np.generic]], target: int) -> NDArray[np.float32]:
         return self.capture.forward(prepared(pictures), ()).logits.softmax(1)[:, target].numpy()
@@ -106,4 +115,4 @@ class Classifier:
         for module in [each for part in parts for each in part.modules()]:
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.normal_(module.weight, std=float(module.weight.std()))
-        return Classifier(network)
+        return Classifier(network, self._layers[1:])

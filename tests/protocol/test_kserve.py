@@ -258,7 +258,7 @@ def test_v2_outputs() -> None:
         (v2(id=5), "InvalidOption", "id: expected a string, got 5"),
         (v2(outputs={}), "InvalidOption", "outputs: expected a list"),
         (v2(outputs=["heatmap"]), "InvalidOption", "outputs: expected a list of objects"),
-        (v2(outputs=[{"name": "map"}]), "InvalidOption", 'support, got "map"'),
+        (v2(outputs=[{"name": "map"}]), "InvalidOption", 'contours, got "map"'),
         (v2(outputs=[{"name": ["label"]}]), "InvalidOption", "got a list of 1"),
         (v2(outputs=[{"name": "label", "parameters": {"binary_data": "x"}}]), "InvalidOption", "binary_data: expected"),
         (v2(input_={"shape": None}), "InvalidTensor", "shape: expected [n] for BYTES"),

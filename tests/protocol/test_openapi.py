@@ -261,6 +261,9 @@ def schema(live: Server, model: str) -> Any:
     schemathesis.openapi.format("file", st.sampled_from(text))
     schemathesis.openapi.format("label", st.sampled_from(LABELS[model]))
     schemathesis.openapi.format("targets", st.sampled_from(["[0]", "[0, 2]", " [ 1 ] "]))
+    schemathesis.openapi.format("inside", st.sampled_from(["[0, 0, 1.5, 1.5]", " [1,2,30,40]"]))
+    schemathesis.openapi.format("contours", st.sampled_from(["[0.5]", "[0.25, 0.75]"]))
+    schemathesis.openapi.format("mask", st.sampled_from(text[:1]))
     for kind in ("png", "jpeg", "webp", "gif", "tiff", "bmp"):
         schemathesis.openapi.media_type(f"image/{kind}", st.sampled_from(files))
     schemathesis.openapi.media_type("application/octet-stream", st.sampled_from(files))

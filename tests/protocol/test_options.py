@@ -11,6 +11,7 @@ import pytest
 
 from camserve.core.config import COLORMAPS, METHODS, Config, read_value
 from camserve.core.errors import RequestError
+from camserve.core.geometry import Rect
 from camserve.core.labels import Labels
 from camserve.core.messages import Options
 from camserve.core.served import Served
@@ -19,8 +20,9 @@ from camserve.pipeline.model import Model
 from camserve.protocol import options
 from camserve.protocol.openapi import schemas
 from camserve.protocol.openapi.document import describe_api
-from camserve.protocol.options import Given, Option, OptionReader, Spelling, write_headers
+from camserve.protocol.options import Given, Option, OptionReader, Spelling
 from camserve.tools.client.client import Client
+from camserve.tools.client.request import write_headers
 
 NAMES = ("tench, Tinca tinca", "tabby", "Egyptian cat", "crane", "crane", "tête-bêche", "285")
 LABELS = Labels(len(NAMES), {str(index): name for index, name in enumerate(NAMES)})
@@ -126,6 +128,11 @@ VALUES: dict[str, dict[str, list[Any]]] = {
     "method": {"good": list(METHODS), "bad": ["GradCAM", "", None, 1, ["gradcam"], {}, "gradcam++ "]},
     "layer": {"good": ["layer3", "layer4"], "bad": ["layer2", "", None, 0, ["layer3"]]},
     "format": {"good": ["json", "png", "jpeg", "webp", "npy"], "bad": ["gif", "JSON", "image/png", None, 1, []]},
+    "contours": {"good": [(0.5,), (0.2, 0.9)], "bad": [0, 1, "0.5", True, None, [], [0.5, "x"], [0.5] * 6, [float("nan")], {}]},
+    "inside": {
+        "good": [Rect(0, 1.5, 7, 9)],
+        "bad": [None, 1, True, [], [1, 2, 3], [1, 2, 3, "4"], [1, 2, 3, 10**400], {}, [[1] * 4]],
+    },
     "overlay": {"good": [True, False], "bad": ["true", 1, 0, None, [], "yes"]},
     "colormap": {"good": list(COLORMAPS), "bad": ["magma", None, 1, [], {}]},
     "opacity": {"good": [0, 1, 0.5, 1.0], "bad": [-0.1, 1.1, True, "0.5", None, float("nan"), float("inf"), 10**400, [0.5]]},
@@ -135,6 +142,8 @@ ACCEPTED = {
     "method": "gradcam++",
     "layer": "layer4 or layer3",
     "format": "json, png, jpeg, webp or npy",
+    "contours": "a number from 0.01 to 0.99, or a list of 1 to 5 of them",
+    "inside": "a box [left, top, right, bottom], or a mask: a PNG in base64",
     "overlay": "true or false",
     "colormap": "viridis",
     "opacity": "a number from 0 to 1",
@@ -144,7 +153,8 @@ ACCEPTED = {
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in VALUES for value in VALUES[name]["good"]])
 def test_good_values(name: str, value: object) -> None:
     """Every value that the contract lists is taken, and arrives."""
-    assert getattr(read({name: value}), "media" if name == "format" else name) == value
+    given = list(value) if isinstance(value, tuple) else list(vars(value).values()) if isinstance(value, Rect) else value
+    assert getattr(read({name: given}), "media" if name == "format" else name) == value
 
 
 @pytest.mark.parametrize("spelling", ["json", "text", "parameter"])
@@ -169,6 +179,11 @@ def test_bad_values(name: str, value: object, spelling: Spelling) -> None:
         *(("top_k", "3", 3), ("top_k", " +2 ", 2), ("overlay", "true", True), ("overlay", "False", False)),
         *(("opacity", "0.75", 0.75), ("opacity", "1", 1.0), ("opacity", ".5", 0.5), ("opacity", "5e-1", 0.5)),
         *(("method", "gradcam\n", "gradcam"), ("layer", b"layer3", "layer3"), ("colormap", bytearray(b"jet"), "jet")),
+        *(
+            ("contours", "0.5", (0.5,)),
+            ("contours", " [0.5, 0.25,0.5] ", (0.5, 0.25)),
+            ("inside", b"[1,2,3,4.5]", Rect(1, 2, 3, 4.5)),
+        ),
         *(("format", "png", "png"), ("top_k", 3, 3), ("overlay", True, True), ("overlay", "TRUE ", True)),
     ],
 )
@@ -184,6 +199,13 @@ def test_text_values(name: str, text: object, value: object) -> None:
         *(("overlay", "1"), ("overlay", "yes"), ("overlay", ""), ("opacity", "nan"), ("opacity", "inf"), ("opacity", "1_0")),
         *(("opacity", "1e999"), ("opacity", "half"), ("opacity", ""), ("method", "grad cam"), ("method", "gradcam\r\nx: y")),
         *(("opacity", "1" * 200_000 + "x"), ("opacity", "." + "1" * 200_000 + "x")),  # in an instant
+        *(
+            ("contours", "1_0"),
+            ("contours", "[0.5"),
+            ("contours", "[" * 100_000 + "]"),
+            ("inside", "[1, 2, 3, NaN]"),
+            ("inside", b"\xff"),
+        ),
         *(("layer", ""), ("format", "html"), ("colormap", "hot"), ("top_k", "٣"), ("opacity", "٠")),
     ],
 )
@@ -269,7 +291,7 @@ def test_unknown_names() -> None:
     error = refused({"traget": 1})
     assert error.kind == "UnknownOption"
     assert 'unknown option "traget"; did you mean target?' in error.message
-    assert error.message.endswith("target, top_k, method, layer, format, check, overlay, colormap or opacity")
+    assert error.message.endswith("target, top_k, method, layer, format, check, inside, contours, overlay, colormap or opacity")
     assert "did you mean" not in refused({"\r\n<script>" * 9: 1}).message
     assert refused({"": 1}).kind == refused({"Target": 1}).kind == "UnknownOption"
 
@@ -322,7 +344,16 @@ def test_overlay_belongs_to_json() -> None:
     assert not read({"overlay": True}, accept="application/x-npy").overlay
 
 
-@pytest.mark.parametrize("values", [{"format": "png"}, {"format": "webp"}, {"overlay": True}])
+def test_a_box_without_extent_and_text_that_is_no_mask() -> None:
+    """Each with its advice: widths for edges, base64 that cannot be read, another kind of file."""
+    assert "send [x, y, x + width, y + height]" in refused({"inside": [10, 10, 5, 5]}).message
+    assert refused({"inside": "nonsense!"}).kind == "InvalidBase64"
+    assert refused({"inside": "@mask.png"}, "text").kind == "NoImage"
+    assert refused({"inside": "/9j/4AAQSkZJRg=="}).message.startswith("inside: expected a box")
+    assert "an array holds none" in refused({"contours": 0.5, "format": "npy"}).message
+
+
+@pytest.mark.parametrize("values", [{"format": "png"}, {"format": "webp"}, {"overlay": True}, {"contours": 0.5}])
 def test_a_tensor_has_no_picture(values: dict[str, Any]) -> None:
     """A picture asked for of a tensor is a 400 `NoPicture`."""
     assert refused(values, tensor=True).kind == "NoPicture"

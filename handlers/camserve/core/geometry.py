@@ -32,6 +32,38 @@ class Rect:
         return [round(edge, 2) + 0.0 for edge in (self.left, self.top, self.right, self.bottom)]
 
 
+Ring = tuple[tuple[float, float], ...]
+"""Points (x, y), of which the last is the first again."""
+
+
+@dataclass(frozen=True)
+class Contour:
+    """Where a heatmap, as it is drawn, reaches a level.
+
+    Attributes:
+        polygons: each an outer ring, and rings of the holes in it, in pixels of the original picture and within it. By the
+            formula of Gauss outer rings have a positive area and holes a negative one, as GeoJSON has it.
+    """
+
+    level: float
+    polygons: tuple[tuple[Ring, ...], ...]
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What of a map lies inside an area of the original picture; `explain/areas` has the formulas.
+
+    Attributes:
+        share: of the map, 0 to 1.
+        area: of what the model saw, which share the area covers: what a map that is everywhere equal would have inside.
+        peak: whether the centre of the brightest cell lies inside.
+    """
+
+    share: float
+    area: float
+    peak: bool
+
+
 def resized(width: int, height: int, resize: Size, fit: str = "crop") -> tuple[int, int]:
     """(width, height) in pixels after resizing.
 

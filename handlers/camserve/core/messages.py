@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from camserve.core.geometry import Rect
+from camserve.core.geometry import Contour, Inside, Rect
 
 Protocol = Literal["plain", "v1", "v2"]
 Media = Literal["json", "png", "jpeg", "webp", "npy"]
@@ -85,6 +85,8 @@ class Options:
         overlay: each explanation in a JSON answer carries its picture; False for every other media.
         opacity: of the colours, 0 to 1.
         check: the model is asked how far each heatmap is borne out.
+        inside: a box in pixels of the original picture, or a mask of its size, of which each map's share is told.
+        contours: levels of the heatmap, 0 to 1, whose contours are told.
     """
 
     targets: tuple[int, ...]
@@ -96,6 +98,8 @@ class Options:
     media: Media = "json"
     overlay: bool = False
     check: bool = False
+    inside: Rect | Encoded | None = None
+    contours: tuple[float, ...] = ()
 
     @property
     def maps(self) -> int:
@@ -220,6 +224,8 @@ class Explanation:
         overlay: the picture with the heatmap over it, a PNG; None where it was not asked for.
         lowers: the heatmap shows what lowers the target's value, not what raises it.
         check: how far it is borne out, where that was asked for, and there is a map.
+        inside: what of the map lies inside the area that was asked about, where there is a map.
+        contours: of the heatmap, one for each level that was asked for, where there is a map.
     """
 
     target: int
@@ -232,6 +238,12 @@ class Explanation:
     overlay: bytes | None = field(default=None, repr=False)
     lowers: bool = field(default=False, repr=False)
     check: Check | None = field(default=None, repr=False, compare=False)
+    inside: Inside | None = None
+    contours: tuple[Contour, ...] | None = field(default=None, repr=False)
+
+
+BEYOND = ("check", "inside", "contours")
+"""What an explanation tells only where it is asked for, by the options' names."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +267,7 @@ class Answer:
         scale: that picture's size relative to the original.
         predictions: what a handler's own `postprocess` made of the scores, JSON; None: made of `classes`.
         grid: (height, width) of the heatmaps, where there are none to tell it.
-        checked: how far the heatmaps are borne out was asked for.
+        asked: of `BEYOND` those that were asked for.
     """
 
     classes: tuple[Score, ...]
@@ -267,7 +279,7 @@ class Answer:
     scale: float = 1.0
     predictions: object = None
     grid: tuple[int, int] = (0, 0)
-    checked: bool = False
+    asked: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

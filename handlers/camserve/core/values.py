@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -124,6 +125,35 @@ def parse_integer(text: str) -> int | str:
 
 def _parse_number(text: str) -> float | str:
     return float(text) if _NUMBER.fullmatch(text.strip()) else text
+
+
+def parse_numbers(text: str) -> Any:
+    """Turns a JSON list or a number into that; other text stays, without the space around it."""
+    try:
+        return json.loads(text) if text.strip().startswith("[") else _parse_number(text.strip())
+    except ValueError:
+        return text.strip()
+
+
+MOST_LEVELS = 5
+"""Contours of one heatmap."""
+
+
+def _read_levels(value: Any) -> tuple[float, ...]:
+    levels: tuple[float, ...] = _BETWEEN.read(value)
+    if len(levels) > MOST_LEVELS:
+        raise ValueError
+    return tuple(dict.fromkeys(levels))
+
+
+_BETWEEN = numbers("", 0.01, 0.99)
+_LEVEL = {"type": "number", "minimum": 0.01, "maximum": 0.99}
+LEVELS = Values(
+    f"a number from 0.01 to 0.99, or a list of 1 to {MOST_LEVELS} of them",
+    _read_levels,
+    {"anyOf": [_LEVEL, {"type": "array", "items": _LEVEL, "minItems": 1, "maxItems": MOST_LEVELS}]},
+    parse_numbers,
+)
 
 
 def read_hosts(value: Any) -> tuple[str, ...] | None:

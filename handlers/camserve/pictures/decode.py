@@ -105,6 +105,11 @@ def convert_picture(picture: Image.Image, config: Config) -> Image.Image:
     return picture if transposition is None else picture.transpose(transposition)
 
 
+def find_turn(picture: Image.Image) -> Image.Transpose | None:
+    """Say how a picture that was opened without `config.exif` would have to be turned, as its file says; None: it is upright."""
+    return _read_transposition(picture)
+
+
 def check_limits(data: bytes | bytearray, config: Config) -> None:
     """Refuse a picture whose header says that `open_picture` would refuse it as too large, or as too much work.
 
@@ -305,4 +310,6 @@ def _scale_grey16(picture: Image.Image, high: int) -> Image.Image:
     table = (np.arange(65536).clip(max=white) * high + white // 2) // white
     if tags.get(_PHOTOMETRIC) == 0:
         table = high - table
-    return Image.fromarray(table.astype(np.uint8 if high == 255 else np.uint16)[np.asarray(picture)])
+    scaled = Image.fromarray(table.astype(np.uint8 if high == 255 else np.uint16)[np.asarray(picture)])
+    scaled.info = picture.info  # EXIF, as Pillow's own conversions keep it
+    return scaled

@@ -98,7 +98,10 @@ def check_quota(quota: Quota) -> None:
 
 
 def _overlay(canvas: Canvas, explanation: Explanation, options: Options) -> render.Picture:
-    return render.draw_overlay(canvas.pixels, explanation.heatmap, canvas.view, options.colormap, options.opacity)
+    drawn = render.draw_overlay(canvas.pixels, explanation.heatmap, canvas.view, options.colormap, options.opacity)
+    for contour in explanation.contours or ():
+        render.draw_rings(drawn, [ring for polygon in contour.polygons for ring in polygon], canvas.scale)
+    return drawn
 
 
 def _pixels(picture: Image.Image) -> NDArray[np.uint8]:

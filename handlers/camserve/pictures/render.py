@@ -6,6 +6,7 @@ Pictures are `[H, W, 3]`, uint8, RGB.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camserve.core.errors import RequestError
-from camserve.core.geometry import Rect
+from camserve.core.geometry import Rect, Ring
 from camserve.pictures import png
 
 Picture = NDArray[np.uint8]
@@ -32,6 +33,9 @@ _STEPS = 16
 """Entries of our table for each of the 256 colours of OpenCV's."""
 
 _LAST = 255 * _STEPS
+
+_LINE, _SHIFT = 400, 4
+"""A line is as wide as the picture's longer side over this; its points are placed to so many binary digits of a pixel."""
 
 _STRIP = 32_768
 """Pixels that are drawn at a time: what is computed on the way stays in the processor's cache."""
@@ -86,6 +90,19 @@ def draw_overlay(picture: Picture, heatmap: Floats, view: Rect, colormap: str, o
         part = picture[window]
         drawn[window] = _as_picture(cv2.addWeighted(part, 1 - opacity, colours, opacity, 0), part.shape)
     return drawn
+
+
+def draw_rings(picture: Picture, rings: Sequence[Ring], scale: float) -> None:
+    """Draw closed lines into a picture, white on black, so that they stand out on any colour.
+
+    Args:
+        picture: changed in place.
+        rings: in pixels of the picture of which this one is `scale` times as large.
+    """
+    width = max(1, round(max(picture.shape[:2]) / _LINE))
+    points = [np.rint((np.array(ring) * scale - 0.5) * (1 << _SHIFT)).astype(np.int32) for ring in rings]
+    for colour, thickness in ((0, width + 2), (255, width)):
+        cv2.polylines(picture, points, True, (colour,) * 3, thickness, cv2.LINE_AA, _SHIFT)
 
 
 def fit(picture: Picture, max_side: int) -> tuple[Picture, float]:

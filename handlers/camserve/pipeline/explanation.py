@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from camserve.core.geometry import Rect
+from camserve.core.geometry import Contour, Inside, Rect
 from camserve.core.messages import Answer, Check, Media, Options, Score
 from camserve.core.messages import Explanation as Target
 from camserve.core.text import join_names
+from camserve.explain.contours import write_svg
 from camserve.pictures.bounds.limits import Quota
 from camserve.pictures.overlays import draw_explanations, prepare_canvas
 
@@ -27,9 +28,9 @@ _UNLIMITED = 2**62
 class Explanation:
     """One picture, explained.
 
-    `target`, `label`, `probability`, `heatmap`, `range`, `region`, `warnings` and `check` are those of the first target. Of
-    several labels at once there may be none, where none was asked for and none reaches the threshold: `targets` is empty, the
-    overlay is the picture itself, and these raise ValueError.
+    `target`, `label`, `probability`, `heatmap`, `range`, `region`, `warnings`, `check`, `inside` and `contours` are those of the
+    first target. Of several labels at once there may be none, where none was asked for and none reaches the threshold: `targets`
+    is empty, the overlay is the picture itself, and these raise ValueError.
 
     Args:
         answer: what the pipeline says of the picture.
@@ -80,6 +81,16 @@ class Explanation:
         return self._first.check
 
     @property
+    def inside(self) -> Inside | None:
+        """What of the map lies inside the area that was named; None where none was, or there is no map."""
+        return self._first.inside
+
+    @property
+    def contours(self) -> tuple[Contour, ...] | None:
+        """The heatmap's contours, one for each level that was named; None where none was, or there is no map."""
+        return self._first.contours
+
+    @property
     def label(self) -> str:
         """Label of the explained class."""
         return self._first.label
@@ -125,15 +136,19 @@ class Explanation:
         return Image.open(io.BytesIO(self._draw("png")))
 
     def save(self, path: Path | str) -> Path:
-        """Write the overlay (`.png`, `.jpg`, `.webp`), or the heatmaps `[targets, h, w]` as an array (`.npy`).
+        """Write the overlay (`.png`, `.jpg`, `.webp`), the heatmaps `[targets, h, w]` as an array (`.npy`), or contours (`.svg`).
 
         Raises:
             ValueError: another ending, or a picture of a tensor.
         """
         path = Path(path)
         media = MEDIA.get(path.suffix.lower())
+        if path.suffix.lower() == ".svg":
+            image = self._answer.image
+            path.write_text(write_svg((image.width, image.height) if image else None, self.targets), "utf-8")
+            return path
         if media is None:
-            raise ValueError(f"save: expected a name that ends in {join_names(MEDIA)}, got {path.name!r}")
+            raise ValueError(f"save: expected a name that ends in {join_names([*MEDIA, '.svg'])}, got {path.name!r}")
         if media == "npy":
             maps = [each.heatmap for each in self.targets]
             np.save(path, np.stack(maps) if maps else np.zeros((0, *self._answer.grid), np.float32))

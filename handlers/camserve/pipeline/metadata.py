@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,6 +20,8 @@ from camserve.core.served import Served
 from camserve.core.version import __version__
 from camserve.protocol.openapi.document import describe_api
 
+logger = logging.getLogger(__name__)
+
 LIMITS = (
     "max_pixels",
     "max_request_pixels",
@@ -29,6 +34,30 @@ LIMITS = (
     "max_work",
     "max_seconds",
 )
+
+
+MEASURED = "fidelity.json"
+"""The report in an archive of which layer and method were chosen by measuring."""
+
+
+def read_choice(directory: Path | str | None) -> dict[str, Any] | None:
+    """Read by which measurement an archive's layer and method were chosen, without the others' figures; None without any."""
+    path = Path(directory or ".") / MEASURED
+    if directory is None or not path.is_file():
+        return None
+    try:
+        report = json.loads(path.read_bytes())
+        best = report["best"]
+        row = next(row for row in report["rows"] if (row["layer"], row["method"]) == (best["layer"], best["method"]))
+        return {
+            **best,
+            **{name: report[name] for name in ("camserve", "rule", "pictures", "quarters", "why")},
+            **{name: row[name] for name in ("figures", "score", "cost")},
+            "compared": len(report["rows"]),
+        }
+    except (ValueError, LookupError, TypeError, StopIteration):
+        logger.warning("camserve: %s in the archive is no report of what was measured, and is not shown", MEASURED)
+        return None
 
 
 def describe(served: Served, backend: Backend) -> dict[str, Any]:

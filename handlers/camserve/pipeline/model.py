@@ -34,6 +34,7 @@ from camserve.monitoring.monitor import Monitor, open_monitor
 from camserve.monitoring.reference import Provenance, input_of
 from camserve.monitoring.statistics import Scale
 from camserve.pictures.files.formats import find_missing
+from camserve.pictures.files.mask import Area, spell_area
 from camserve.pictures.inputs import Picture, open_again, read_pictures
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.archive import unpack
@@ -48,7 +49,7 @@ from camserve.pipeline.loading import (
     read_labels,
     take_channels,
 )
-from camserve.pipeline.metadata import describe
+from camserve.pipeline.metadata import describe, read_choice
 from camserve.pipeline.pipeline import Pipeline
 from camserve.pipeline.prepare import Hooks
 from camserve.protocol.options import OptionReader
@@ -82,6 +83,7 @@ class Model:
         listed: how many classes a prediction lists.
         tune: fold norms and arrange weights for speed, where a trial shows equal answers. That changes the module.
         graph: the file of the model's graph for a runtime, as an archive holds it; None: it is made where one is needed.
+        directory: of the unpacked archive, which may hold the report of how layer and method were chosen.
         settings: keys of an archive's configuration, such as `layers=["layer4"]`, `resize=256`, `crop=224`. With a `runtime`
             other than torch the weights are those that the module has now: later changes to it do not reach the runtime.
 
@@ -104,6 +106,7 @@ class Model:
         listed: int = TOP_CLASSES,
         tune: bool = False,
         graph: Path | None = None,
+        directory: Path | str | None = None,
         **settings: Any,
     ) -> None:
         config = config or Config.from_mapping(settings)
@@ -121,6 +124,7 @@ class Model:
         config, size = take_channels(config, channels), (sides[0], sides[1])
         self.device = place
         self.weights = weights
+        self._choice = read_choice(directory)
         self.preprocess = steps
         names = index_labels(labels)
         count = None if names is None else len(names)
@@ -170,6 +174,7 @@ class Model:
                 config=Config.from_mapping(archive.config.get("explain")),
                 tune=True,
                 graph=find_graph(archive.directory),
+                directory=archive.directory,
             )
             weakref.finalize(model, stack.pop_all().close)  # the model's code may read files of its own
         return model
@@ -183,6 +188,8 @@ class Model:
         method: str | None = None,
         layer: str | None = None,
         check: bool = False,
+        inside: Area | None = None,
+        contours: float | Sequence[float] | None = None,
         colormap: str | None = None,
         opacity: float | None = None,
     ) -> list[Explanation]:
@@ -196,12 +203,23 @@ class Model:
             method, layer, colormap, opacity: None: as configured.
             check: ask the model how far each heatmap is borne out, see `Explanation.check`: some twenty pictures more for each.
 
+            inside: tell what of each map lies inside an area of the picture, see `Area`.
+            contours: levels of the heatmap, 0.01 to 0.99, whose contours are told, and drawn.
+
         Raises:
             RequestError: a picture cannot be opened or explained, or an option is wrong.
         """
         targets = list(target) if isinstance(target, (list, tuple)) else target
-        given = {"target": targets, "top_k": top_k, "method": method, "layer": layer, "colormap": colormap, "opacity": opacity}
-        given["check"] = check
+        given: dict[str, Any] = {
+            "target": targets,
+            "top_k": top_k,
+            "method": method,
+            "layer": layer,
+            "colormap": colormap,
+            "opacity": opacity,
+        }
+        given |= {"check": check, "inside": None if inside is None else spell_area(inside)}
+        given["contours"] = list(contours) if isinstance(contours, tuple) else contours
         named = self._reader.from_values({name: value for name, value in given.items() if value is not None}, "json")
         options = self._reader.read(named, None, False)
         images = read_pictures(pictures, self.served.config.channels)
@@ -267,7 +285,7 @@ class Model:
         """What the management API shows of the model, without what belongs to a server."""
         monitor = self.observer.describe() if isinstance(self.observer, Monitor) else None
         described = {**self._description, "weights": self.weights, "device": str(self.device), "monitor": monitor}
-        return {**described, "evidence": self._describe_evidence()}
+        return {**described, "evidence": self._describe_evidence(), "choice": self._choice}
 
     def _describe_evidence(self) -> dict[str, Any]:
         kept = self.observer.describe_evidence() if isinstance(self.observer, Monitor) else None

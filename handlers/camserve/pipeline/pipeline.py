@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from camserve.capture.survey.layout import find_spread
 from camserve.core.errors import RequestError
-from camserve.core.messages import Answer, Call, ImageInfo, Item, Page, Reply, Request
+from camserve.core.messages import BEYOND, Answer, Call, ImageInfo, Item, Page, Reply, Request
 from camserve.core.served import Served
+from camserve.explain.areas import locate
 from camserve.explain.explainer import Explainer, Prediction
 from camserve.explain.faithfulness import check_maps, count_passes
 from camserve.explain.observer import Observation, Origin, sample_rows
@@ -28,7 +29,7 @@ from camserve.pictures.bounds.limits import Deadline, Quota
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import JobThreads, guard, run_bisecting, split_into_chunks
 from camserve.pipeline.glibc import give_back
-from camserve.pipeline.prepare import Hooks, Job, Pictures, place_region
+from camserve.pipeline.prepare import Hooks, Job, Pictures
 from camserve.protocol.body import price_numbers
 from camserve.protocol.parser import Parser
 from camserve.protocol.reply import Responder, write_error
@@ -232,10 +233,10 @@ class Pipeline:
         if job.prediction is None:
             raise ValueError("the model did not see this picture")
         image = None if job.size is None else ImageInfo(*job.size, job.view)
-        explanations = tuple(place_region(each, image) for each in job.prediction.explanations)
         options = job.item.options
+        explanations = locate(job.prediction.explanations, image, options, self._served.config, deadline)
         answer = Answer(job.prediction.classes, explanations, image, options.method, options.layer, grid=job.prediction.grid)
-        answer = replace(answer, checked=options.check)
+        answer = replace(answer, asked=frozenset(name for name in BEYOND if getattr(options, name)))
         if self._hooks.predictions_of is not None:
             answer = replace(answer, predictions=self._hooks.predictions_of(job.prediction.logits))
         if job.needs_drawing and quota:

@@ -14,17 +14,21 @@ from torch import Tensor
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
-from camserve.core.geometry import Rect, region
-from camserve.core.messages import Answer, Encoded, Explanation, ImageInfo, Item, Request
+from camserve.core.geometry import Rect
+from camserve.core.messages import Answer, Encoded, Item, Request
 from camserve.explain.explainer import Prediction
 from camserve.explain.observer import Observer
 from camserve.pictures.bounds.limits import SEND_LESS, Quota
 from camserve.pictures.bounds.work import DRAWN, Measure, Weight, share_out
 from camserve.pictures.decode import check_limits, measure, weigh
+from camserve.pictures.files.mask import check_area, measure_mask
 from camserve.pictures.inputs import open_again
 from camserve.pictures.overlays import Canvas, check_quota, draw_explanations, prepare_canvas, wants_drawing
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import guard
+
+CONTOUR = 2.0
+"""Units of work of one contour."""
 
 CANVAS_PIXELS = 64_000_000
 """Pixels of a batch's pictures that are kept until they are drawn on; those beyond are decoded a second time."""
@@ -161,12 +165,20 @@ class Pictures:
         return guard(lambda file: weigh(file.data, self._config), image) if isinstance(image, Encoded) else None
 
     def _measure(self, items: Sequence[Item], weights: Sequence[Weight | RequestError | None]) -> list[Measure]:
-        return [
+        found = [
             measure(item.image.data, self._config, weight)
             if isinstance(item.image, Encoded) and isinstance(weight, Weight)
             else Measure(fault=weight if isinstance(weight, RequestError) else None)
             for item, weight in zip(items, weights, strict=True)
         ]
+        return [self._with_mask(each, item.options.inside) for each, item in zip(found, items, strict=True)]
+
+    def _with_mask(self, picture: Measure, area: Rect | Encoded | None) -> Measure:
+        """Add the work of a picture's mask."""
+        if not isinstance(area, Encoded):
+            return picture
+        mask = measure_mask(area, self._config)
+        return replace(picture, work=picture.work + mask.work, fault=picture.fault or mask.fault)
 
     def _canvas_of(self, request: Request, measures: Sequence[Measure]) -> list[float]:
         """Return the pixels on which each item's explanations are drawn; 0 where nothing is drawn."""
@@ -185,6 +197,7 @@ class Pictures:
             options = items[place].options
             works[place] *= 2 if again and canvas else 1
             works[place] += canvas / 1e6 * DRAWN[options.media] * options.maps if canvas else 0
+            works[place] += CONTOUR * len(options.contours) * options.maps
         return works
 
     def canvas_quota(self) -> Quota:
@@ -212,16 +225,30 @@ class Pictures:
                 return
             picture = self._open(job.item.image)
         job.size = picture.size
+        if job.explain:
+            self._check_asked(job, picture)
         if job.needs_drawing and not canvases.exceeded:
             canvas = prepare_canvas(picture, job.view, self._config.max_picture_side)
             if canvases.take(canvas.pixels.shape[0] * canvas.pixels.shape[1]):
                 job.canvas = canvas
 
+    def _check_asked(self, job: Job, picture: Image.Image) -> None:
+        """Refuse what is asked of places in a picture where they cannot be told."""
+        options = job.item.options
+        for name in ("inside", "contours"):
+            if job.view is None and getattr(options, name):
+                message = f"{name}: this archive prepares pictures by steps of its own, so which part the model sees is not known"
+                raise RequestError(400, "InvalidOption", message)
+        if options.inside is not None:
+            check_area(options.inside, picture, self._config)
+
     def drawing_pixels(self, job: Job) -> int:
-        """How many pixels `draw` has in memory."""
-        if not job.needs_drawing or job.size is None or job.prediction is None:
+        """How many pixels `draw`, or reading a mask, has in memory."""
+        if job.size is None or job.prediction is None:
             return 0
         pixels = job.size[0] * job.size[1]
+        if not job.needs_drawing:
+            return pixels if isinstance(job.item.options.inside, Encoded) else 0
         drawn = min(pixels, self._config.max_picture_side**2) * len(job.prediction.explanations)
         return drawn if job.canvas else max(drawn, pixels)
 
@@ -263,10 +290,3 @@ def _too_much(limit: int, total: float, works: Sequence[float]) -> RequestError:
         return RequestError(413, "TooMuchWork", f"{what}: send fewer or smaller pictures, or ask for fewer targets")
     what = f"the requests of a batch share {limit} ms of work on pictures, reading, decoding and drawing; this one's is {came}"
     return RequestError(503, "Busy", f"{what}: {SEND_LESS}")
-
-
-def place_region(explanation: Explanation, image: ImageInfo | None) -> Explanation:
-    """Return the explanation with its region in the original picture, where the view is known."""
-    if image is None or image.view is None:
-        return explanation
-    return replace(explanation, region=region(explanation.heatmap, image.view, image.width, image.height))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
+from camserve.core.geometry import Rect
 from camserve.core.messages import Encoded, Image
 from camserve.core.text import show
-from camserve.pictures.files.formats import is_picture
+from camserve.core.values import Values, parse_numbers
+from camserve.pictures.files.formats import is_picture, sniff
 from camserve.protocol.tensors import is_npy, read_npy, read_tensor
 
 HOW_TO_SEND = """send the picture's bytes (curl -T cat.jpg), a form field (curl -F data=@cat.jpg), or JSON {"data": "<base64>"}"""
@@ -190,6 +193,33 @@ def read_image(value: object, config: Config, place: str = "data", stock: bool =
     return Encoded(raw)
 
 
+def read_area(value: object) -> Rect | Encoded:
+    """Reads an area of a picture: a box `[left, top, right, bottom]`, or a PNG, as it is or as base64 or a `data:` URL.
+
+    Raises:
+        RequestError: 400 `InvalidOption`, the box has no extent; `InvalidBase64`.
+        ValueError, TypeError: it is anything else.
+    """
+    if isinstance(value, (bytes, bytearray, str)):
+        raw = value if isinstance(value, (bytes, bytearray)) else _read_text(as_bytes(value), "inside", stock=False).data
+        if sniff(raw) != "PNG":
+            raise ValueError
+        return Encoded(bytes(raw))
+    if not isinstance(value, (list, tuple)) or any(isinstance(edge, (bool, str)) for edge in value):
+        raise TypeError
+    try:
+        left, top, right, bottom = map(float, value)
+    except OverflowError:
+        raise ValueError from None
+    if not all(map(math.isfinite, (left, top, right, bottom))):
+        raise ValueError
+    if not (left < right and top < bottom):
+        advice = "where the last two are a width and a height, send [x, y, x + width, y + height]"
+        message = f"inside: expected [left, top, right, bottom] with left < right and top < bottom, got {show(value)}; {advice}"
+        raise RequestError(400, "InvalidOption", message)
+    return Rect(left, top, right, bottom)
+
+
 def _is_text(raw: bytes) -> bool:
     if is_picture(raw):
         return False
@@ -197,3 +227,9 @@ def _is_text(raw: bytes) -> bool:
     if start.lstrip(_WHITESPACE)[:5].lower() == b"data:" or (start[:1] == b"@" and start.isascii()):
         return True
     return not start.translate(None, _ALPHABET) and not raw.translate(None, _ALPHABET)
+
+
+_BOX = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
+_MASK = {"type": "string", "format": "mask", "contentEncoding": "base64", "contentMediaType": "image/png"}
+AREA = Values("a box [left, top, right, bottom], or a mask: a PNG in base64", read_area, {"anyOf": [_BOX, _MASK]}, parse_numbers)
+"""Areas of a picture, as `read_area` reads them."""

@@ -1,4 +1,4 @@
-"""The options of a request: one table of them, and how they are read for one archive and written as headers."""
+"""The options of a request: one table of them, and how they are read for one archive."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from camserve.core.errors import RequestError
 from camserve.core.messages import CONTENT_TYPES, PICTURES, Options
 from camserve.core.served import Served
 from camserve.core.text import find_nearest, join_names, show
-from camserve.core.values import FLAG, Values, choice, integer, parse_integer
+from camserve.core.values import FLAG, LEVELS, Values, choice, integer, parse_integer
+from camserve.pictures.files.formats import sniff
 from camserve.protocol.accept import negotiate, no_picture
+from camserve.protocol.body import AREA
 
 HEADER_PREFIX = "x-explain-"
 
@@ -41,6 +43,7 @@ class Option:
         default: of one archive; None: none that can be written down.
         field: of `Options`; empty: `name`.
         in_text: says how text spells it, where a list of values may be given; empty: no list may.
+        labels: whether its values may be labels, which text could take for numbers and lists.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Option:
     default: Callable[[Served], Any] | None = None
     field: str = ""
     in_text: str = ""
+    labels: bool = False
 
     def of(self, served: Served) -> Option:
         """Narrows the accepted values to those of one archive."""
@@ -141,6 +145,7 @@ OPTIONS = (
         narrow=_targets,
         field="targets",
         in_text="a decimal integer is a class index, a JSON list holds indices and labels, the rest is a label",
+        labels=True,
     ),
     Option(
         "top_k",
@@ -171,6 +176,19 @@ OPTIONS = (
         FLAG,
         default=lambda _: False,
     ),
+    Option(
+        "inside",
+        "what of each map lies inside a box, [left, top, right, bottom] in the picture's pixels, or inside a mask: a PNG of the "
+        "picture's size in base64, black outside and of one other colour inside",
+        AREA,
+        in_text="a JSON list is a box, the rest a mask in base64",
+    ),
+    Option(
+        "contours",
+        "levels of the heatmap whose contours are told, as polygons in the picture's pixels, and drawn",
+        LEVELS,
+        in_text="a number, or a JSON list of them",
+    ),
     Option("overlay", "each explanation in the JSON carries its picture", FLAG, default=lambda _: False),
     Option(
         "colormap",
@@ -186,20 +204,6 @@ OPTIONS = (
     ),
 )
 """Every option. A new one takes a row here, and a field in `Options`."""
-
-
-def write_headers(options: Mapping[str, object]) -> dict[str, str]:
-    """Writes options as `x-explain-*` headers, in ASCII.
-
-    A lone label becomes a list, so that neither digits nor brackets in it are taken for anything else. NumPy's whole numbers
-    are written too.
-    """
-    lists = {option.name for option in OPTIONS if option.in_text}
-    headers: dict[str, str] = {}
-    for name, value in options.items():
-        spelt = [value] if name in lists and isinstance(value, str) else value
-        headers[HEADER_PREFIX + name.replace("_", "-")] = spelt if isinstance(spelt, str) else json.dumps(spelt, default=int)
-    return headers
 
 
 class OptionReader:
@@ -274,6 +278,11 @@ class OptionReader:
             raise no_picture(f"format: got {show(media)}")
         if tensor and overlay and media == "json":
             raise no_picture("overlay: got true")
+        for name in ("inside", "contours"):
+            if tensor and values.get(name):
+                raise no_picture(name)
+        if media == "npy" and values.get("contours"):
+            raise RequestError(400, "InvalidOption", "contours: an array holds none; expected format json or a picture, got npy")
         return replace(self.defaults, overlay=overlay and media == "json", **values)
 
     def _read_value(self, name: str, given: Given) -> Any:
@@ -287,6 +296,8 @@ class OptionReader:
 
 def _as_json(option: Option, given: Given) -> object:
     value = given.value
+    if isinstance(value, (bytes, bytearray)) and sniff(value) == "PNG":
+        return value
     if given.spelling == "text" and isinstance(value, (bytes, bytearray, str)):
         return option.values.parse(value if isinstance(value, str) else bytes(value).decode())
     if given.spelling == "parameter" and option.in_text and isinstance(value, str) and _is_list(value):

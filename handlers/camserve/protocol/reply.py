@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from camserve.core.errors import RequestError
 from camserve.core.messages import CONTENT_TYPES, Answer, Check, Explanation, Hidden, Reply, Request
 from camserve.core.served import Served
 from camserve.protocol.float32 import shorten
-from camserve.protocol.kserve.outputs import name_direction
+from camserve.protocol.kserve.outputs import describe_contours, name_direction
 from camserve.protocol.kserve.reply import write_v2
 
 _WAYS_OUT = {
@@ -47,7 +47,8 @@ class Responder:
         Pictures and arrays say the rest in headers, each of them JSON: `x-explain-target` (`285`), `x-explain-range`
         (`[0.0,0.00031]`, or null where the map is not finite), `x-explain-view` (`[left,top,right,bottom]`, or null), and
         pictures `x-explain-scale` (`1.0`). With several targets, or none, the first two are lists of these in the targets' order.
-        Where it was asked for, `x-explain-check` says each heatmap's verdict (`"supported"`), or null where there is no map.
+        Where it was asked for, `x-explain-check` says each heatmap's verdict (`"supported"`), or null where there is no map, and
+        `x-explain-inside` what lies inside (`{"share":0.83,"area":0.21,"peak":true}`), or null.
         Of scores that are values, `x-explain-direction` says whether a heatmap is of what `raises` or `lowers` its target.
 
         Raises:
@@ -95,7 +96,7 @@ class Responder:
             "classes": [
                 {"index": score.index, "label": score.label, "probability": score.probability} for score in answer.classes
             ],
-            "explanations": [self._explanation(explanation, answer.checked) for explanation in answer.explanations],
+            "explanations": [self._explanation(explanation, answer.asked) for explanation in answer.explanations],
             "image": image,
             "method": answer.method,
             "layer": answer.layer,
@@ -105,7 +106,7 @@ class Responder:
             "weights": self._model.weights,
         }
 
-    def _explanation(self, explanation: Explanation, checked: bool) -> dict[str, Any]:
+    def _explanation(self, explanation: Explanation, asked: Collection[str]) -> dict[str, Any]:
         region = explanation.region
         body: dict[str, Any] = {
             "target": explanation.target,
@@ -117,8 +118,7 @@ class Responder:
             "region": region and list(region.rounded()),
             "warnings": list(explanation.warnings),
         }
-        if checked:
-            body["check"] = explanation.check and describe_check(explanation.check)
+        body |= {name: describe(explanation) for name, describe in DESCRIBED.items() if name in asked}
         if explanation.overlay is not None:
             body["overlay"] = "data:image/png;base64," + base64.b64encode(explanation.overlay).decode("ascii")
         return body
@@ -132,8 +132,10 @@ class Responder:
         }
         if self._values:
             headers["x-explain-direction"] = _one_or_list([name_direction(each) for each in answer.explanations])
-        if answer.checked:
+        if "check" in answer.asked:
             headers["x-explain-check"] = _one_or_list([each.check and each.check.verdict for each in answer.explanations])
+        if "inside" in answer.asked:
+            headers["x-explain-inside"] = _one_or_list([describe_inside(each) for each in answer.explanations])
         if media != "npy":
             headers["x-explain-scale"] = answer.scale
         return {name: json.dumps(value, separators=(",", ":"), allow_nan=False) for name, value in headers.items()}
@@ -161,6 +163,20 @@ def describe_check(check: Check) -> dict[str, Any]:
         "moved": numbers(check.moved),
         "empty": {fill: _finite(score) for fill, score in check.empty.items()},
     }
+
+
+def describe_inside(explanation: Explanation) -> dict[str, Any] | None:
+    """Describe what of a map lies inside an area as JSON has it; None where there is no map."""
+    inside = explanation.inside
+    return None if inside is None else {"share": _finite(inside.share), "area": _finite(inside.area), "peak": inside.peak}
+
+
+DESCRIBED: Mapping[str, Callable[[Explanation], Any]] = {
+    "check": lambda explanation: explanation.check and describe_check(explanation.check),
+    "inside": describe_inside,
+    "contours": describe_contours,
+}
+"""By the names of `BEYOND`."""
 
 
 def _finite(number: float) -> float | None:

@@ -14,7 +14,7 @@ import torch
 from tests.support.build import PLAIN, archive, encoded, noise, square, weights
 
 from camserve.tools.commands import compare
-from camserve.tools.reports.comparison.limits import LIMITS
+from camserve.tools.reports.comparison.limits import LIMITS, OUTSIDE
 
 LABELS = {"0": "bright <b>", "1": "dark", "2": "grey"}
 
@@ -63,6 +63,29 @@ def test_another_model_goes_beyond_its_limits(tmp_path: Path, pictures: Path) ->
     assert (status, told["exceeded"]) == (1, ["rank-loss"])
 
 
+@pytest.mark.parametrize(("across", "status", "exceeded"), [(0, 0, []), (40, 1, ["outside"])])
+def test_a_gate_on_what_lies_in_annotated_areas(
+    tmp_path: Path, pictures: Path, across: int, status: int, exceeded: list[str]
+) -> None:
+    """Where the bright square is, and where it is not; of three of the four pictures."""
+    boxes = {f"{index}.png": [(8 * index + across) % 64, 16, (8 * index + across) % 64 + 16, 32] for index in range(3)}
+    boxes["2.png"] = boxes["2.png"] if across == 0 else [0, 40, 10, 60]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    limits = ["--inside-file", str(tmp_path / "boxes.json"), "--max-outside", "0.6"]
+
+    got, told, _ = compared_with(tmp_path, pictures, [6, 0, 0, 0, 0, 0], *limits)
+
+    assert (got, told["exceeded"]) == (status, exceeded)
+    assert [row["inside"] is None for row in told["rows"]].count(True) == 1  # type: ignore[attr-defined]
+
+
+def test_a_gate_on_areas_needs_areas(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is no gate that no picture goes through."""
+    first = archive(tmp_path / "first")
+    assert compare.main(["--trust", str(first), str(first), str(pictures), "--max-outside", "0.2"]) == 2
+    assert "of which areas" in capsys.readouterr().err
+
+
 def test_archives_of_one_name_are_told_apart_by_their_files(tmp_path: Path, pictures: Path) -> None:
     """The usual case: a new build of the model that is served."""
     builds = [archive(tmp_path / folder / "model", labels=LABELS) for folder in ("old", "new")]
@@ -80,7 +103,9 @@ def test_a_model_that_orders_its_classes_differently_agrees(tmp_path: Path, pict
     turned = {**state, "fc.weight": state["fc.weight"].flip(0), "fc.bias": state["fc.bias"].flip(0)}
     first = archive(tmp_path / "first", labels=dict(zip("012", names, strict=True)))
     second = archive(tmp_path / "second", labels=dict(zip("210", names, strict=True)), state=turned)
-    limits = [f"--max-{limit.name}={0 if limit.name in ('changed', 'silent') else 1e-5}" for limit in LIMITS]
+    limits = [
+        f"--max-{limit.name}={0 if limit.name in ('changed', 'silent') else 1e-5}" for limit in LIMITS if limit.name != OUTSIDE
+    ]
     page = tmp_path / "report.html"
 
     assert compare.main(["--trust", *map(str, (first, second, pictures)), "--html", str(page), *limits]) == 0

@@ -274,15 +274,36 @@ def test_a_file_without_a_token_is_told_without_repeating_it(tmp_path: Path, con
     assert content is None or not content or content not in str(raised.value)
 
 
+def test_pictures_have_areas_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Asked for with them, told in their rows, and another area is another question; of an archive, in this process."""
+    tiny, pictures = mar(tmp_path, "tiny"), tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("one", "two", "three"):
+        (pictures / f"{name}.png").write_bytes(encoded(noise(80, 64)))
+    areas = tmp_path / "areas.json"
+    areas.write_text(json.dumps({"one.png": [0, 0, 80, 64], "two.png": [8, 0, 40, 64]}))
+    command = [str(pictures), "--trust", "--archive", str(tiny), "--out", str(tmp_path / "out"), "--inside-file", str(areas)]
+
+    assert explain.main(command) == 0
+    found = {name: row["explanations"][0].get("inside") for name, row in rows(tmp_path / "out").items()}
+    assert (found["one"]["share"], found["one"]["area"], found["three"]) == (1.0, 1.0, None)
+    assert found["two"]["area"] == pytest.approx(0.5)
+    areas.write_text(json.dumps({"one.png": [0, 0, 80, 64], "two.png": [8, 0, 24, 64]}))
+    assert explain.main(command) == 0
+    assert "1 explained, 2 done before" in capsys.readouterr().out
+    assert rows(tmp_path / "out")["two"]["explanations"][0]["inside"]["area"] == pytest.approx(0.25)
+
+
 # ------------------------------------------------------------------ for real
 
 
 def test_each_option_of_a_request_has_a_flag() -> None:
     """Read as the table of options says, and sent only where it was given."""
     words = ["--target", "2", "--target", "tabby", "--top-k", "3", "--method", "finercam", "--layer", "features.8"]
+    words += ["--inside", "[1, 2, 3, 4]", "--contours", "0.5"]
     words += ["--check", "--colormap", "jet", "--opacity", ".25", "--no-overlays"]
     given = {"target": [2, "tabby"], "top_k": 3, "method": "finercam", "layer": "features.8", "colormap": "jet", "opacity": 0.25}
-    given["check"] = True
+    given |= {"check": True, "inside": [1, 2, 3, 4], "contours": 0.5}
 
     assert explain.parse(["cat.jpg", *words]).request == given
     assert explain.parse(["cat.jpg"]).request == {"overlay": True}
@@ -294,6 +315,11 @@ def test_each_option_of_a_request_has_a_flag() -> None:
     [
         *(("top-k", value, "expected a whole number from 1 to 1000") for value in ("0", "1001", "two", "1.5")),
         *(("opacity", value, "expected a number from 0 to 1") for value in ("7", "half", "nan")),
+        *(
+            ("inside", "[1, 2, 3]", "expected a box"),
+            ("inside", "[3, 2, 1, 4]", "x + width"),
+            ("contours", "1", "from 0.01 to 0.99"),
+        ),
         *(("method", "GradCAM", "choose from"), ("colormap", "hot", "choose from")),
     ],
 )

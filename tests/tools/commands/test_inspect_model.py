@@ -21,7 +21,7 @@ from camserve.explain.methods import METHODS
 from camserve.tools.commands import inspect_model
 from camserve.tools.console import Progress
 from camserve.tools.packaging.inspected import InspectedModel, open_inspected
-from camserve.tools.reports.contact_sheet import CELL, GAP, HEAD, NAMES
+from camserve.tools.reports.inspection.contact_sheet import CELL, GAP, HEAD, NAMES
 
 SMALL = ["--resize", "64", "--crop", "64", "--mean", "0", "0", "0", "--std", "1", "1", "1", "--rounds", "1"]
 SETTLED = """

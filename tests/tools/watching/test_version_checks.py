@@ -81,6 +81,14 @@ def test_a_layer_that_shows_little_is_advised_on(metadata: dict[str, Any]) -> No
     assert "inspect_model" in finding.remedy
 
 
+@pytest.mark.parametrize(("method", "level"), [("gradcam++", "ok"), ("gradcam", "advice")])
+def test_the_measurement_behind_layer_and_method_is_told(metadata: dict[str, Any], method: str, level: str) -> None:
+    """And where another layer or method is served than it speaks for."""
+    choice = {"layer": metadata["layer"], "method": method, "pictures": 12, "why": "surely above all others"}
+    assert one(told({**metadata, "choice": choice}), "measurement").level == level
+    assert not [each for each in told(metadata) if "measurement" in each.message]
+
+
 def test_random_weights_are_found(metadata: dict[str, Any]) -> None:
     """Whatever such a model answers means nothing."""
     assert one(told({**metadata, "random_weights": True}), "its weights are random").level == "advice"

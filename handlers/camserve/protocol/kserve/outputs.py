@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -23,17 +24,26 @@ class OutputTensor:
         rank: how many dimensions it has; the first counts the request's images.
         value: JSON Schema of one element.
         collect: makes the array of all answers: int64, float32, or objects that are str.
+        needs: the option that must be given; empty: none.
     """
 
     datatype: Literal["BYTES", "INT64", "FP32"]
     rank: int
     value: Mapping[str, Any]
     collect: Callable[[Sequence[Answer]], NDArray[Any]]
+    needs: str = ""
 
 
 def name_direction(explanation: Explanation) -> str:
     """Returns whether a heatmap is of what `raises` or `lowers` its target's value."""
     return "lowers" if explanation.lowers else "raises"
+
+
+def describe_contours(explanation: Explanation) -> list[dict[str, Any]] | None:
+    """Describe contours as JSON has them, each a level and a GeoJSON geometry; None where there is no map."""
+    if explanation.contours is None:
+        return None
+    return [{"level": each.level, "type": "MultiPolygon", "coordinates": each.polygons} for each in explanation.contours]
 
 
 def _fill(rows: Sequence[Sequence[Any]], empty: Any, dtype: Any) -> NDArray[Any]:
@@ -91,9 +101,23 @@ def _supports(answers: Sequence[Answer]) -> NDArray[Any]:
 
 
 def _checks(answer: Answer) -> list[Check | None]:
-    if not answer.checked:
-        raise RequestError(400, "InvalidOption", "the outputs verdict and support need the parameter check: true")
     return [explanation.check for explanation in answer.explanations]
+
+
+def _of_inside(member: str, empty: Any, dtype: Any) -> Callable[[Sequence[Answer]], NDArray[Any]]:
+    def collect(answers: Sequence[Answer]) -> NDArray[Any]:
+        rows = [[each.inside and getattr(each.inside, member) for each in answer.explanations] for answer in answers]
+        return _fill([[empty if value is None else value for value in row] for row in rows], empty, dtype)
+
+    return collect
+
+
+def _contours(answers: Sequence[Answer]) -> NDArray[Any]:
+    """Empty where there is no map."""
+    described = [[describe_contours(each) for each in answer.explanations] for answer in answers]
+    return _fill(
+        [["" if each is None else json.dumps(each, separators=(",", ":")) for each in row] for row in described], "", object
+    )
 
 
 def _ranges(answers: Sequence[Answer]) -> NDArray[Any]:
@@ -128,10 +152,17 @@ _EXPLANATION = {
 }
 _DIRECTION = {"direction": OutputTensor("BYTES", 2, {"type": "string", "enum": ["raises", "lowers"]}, _directions)}
 _CHECK = {
-    "verdict": OutputTensor("BYTES", 2, {"type": "string", "enum": [*VERDICTS, ""]}, _verdicts),
-    "support": OutputTensor("FP32", 2, {"anyOf": [{"type": "number"}, {"type": "null"}]}, _supports),
+    "verdict": OutputTensor("BYTES", 2, {"type": "string", "enum": [*VERDICTS, ""]}, _verdicts, "check"),
+    "support": OutputTensor("FP32", 2, {"anyOf": [{"type": "number"}, {"type": "null"}]}, _supports, "check"),
 }
-OUTPUTS: Mapping[str, OutputTensor] = MappingProxyType({**_PREDICTION, **_EXPLANATION, **_DIRECTION, **_CHECK})
+_KNOWN_SHARE = {"anyOf": [_SHARE, {"type": "null"}]}
+_PLACES = {
+    "inside": OutputTensor("FP32", 2, _KNOWN_SHARE, _of_inside("share", np.nan, np.float32), "inside"),
+    "area": OutputTensor("FP32", 2, _KNOWN_SHARE, _of_inside("area", np.nan, np.float32), "inside"),
+    "peak": OutputTensor("INT64", 2, {"type": "integer", "enum": [1, 0, -1]}, _of_inside("peak", -1, np.int64), "inside"),
+    "contours": OutputTensor("BYTES", 2, {"type": "string"}, _contours, "contours"),
+}
+OUTPUTS: Mapping[str, OutputTensor] = MappingProxyType({**_PREDICTION, **_EXPLANATION, **_DIRECTION, **_CHECK, **_PLACES})
 PREDICTION_OUTPUTS = tuple(_PREDICTION)
 EXPLANATION_OUTPUTS = (*_PREDICTION, *_EXPLANATION)
 
@@ -140,4 +171,4 @@ def list_outputs(*, explain: bool, values: bool) -> tuple[str, ...]:
     """Lists the outputs that a request may name; `values`: of a model whose scores are values: heatmaps have a direction."""
     if not explain:
         return PREDICTION_OUTPUTS
-    return (*EXPLANATION_OUTPUTS, *(_DIRECTION if values else ()), *_CHECK)
+    return (*EXPLANATION_OUTPUTS, *(_DIRECTION if values else ()), *_CHECK, *_PLACES)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from camserve.core.errors import RequestError
 from camserve.core.messages import Answer, ModelInfo, Output, Request
 from camserve.protocol.float32 import shorten
 from camserve.protocol.kserve.outputs import OUTPUTS, list_outputs
@@ -19,7 +20,9 @@ def write_v2(request: Request, answers: Sequence[Answer], model: ModelInfo, valu
     Outputs: `label` BYTES, `index` INT64, `probability` FP32, each `[n, k]`; for explanations also `heatmap` FP32
     `[n, t, h, w]`, `target` INT64 `[n, t]`, `range` FP32 `[n, t, 2]` (null in JSON and NaN in binary where the map is not
     finite) and `view` FP32 `[n, 4]` (left out where the input is a tensor, so that there is no picture to view); where checks
-    were asked for, `verdict` BYTES and `support` FP32, each `[n, t]` (empty and null where there is no map). Where some
+    were asked for, `verdict` BYTES and `support` FP32, each `[n, t]` (empty and null where there is no map); with an area
+    `inside` and `area` FP32 and `peak` INT64 (1, 0, or -1 where there is no map), each `[n, t]`; with levels `contours` BYTES
+    `[n, t]`, each the JSON of the plain answer's. Where some
     pictures have fewer labels above the threshold than others, the rest is index and target -1, empty text, NaN and zeros.
 
     Args:
@@ -32,6 +35,9 @@ def write_v2(request: Request, answers: Sequence[Answer], model: ModelInfo, valu
     outputs: list[dict[str, Any]] = []
     binary: list[bytes] = []
     for asked in request.outputs or _choose_outputs(request, answers, values):
+        needs = OUTPUTS[asked.name].needs
+        if needs and not all(needs in answer.asked for answer in answers):
+            raise RequestError(400, "InvalidOption", f"the output {asked.name} needs the parameter {needs}")
         array = OUTPUTS[asked.name].collect(answers)
         output: dict[str, Any] = {"name": asked.name, "datatype": OUTPUTS[asked.name].datatype, "shape": list(array.shape)}
         if request.binary if asked.binary is None else asked.binary:
@@ -47,8 +53,9 @@ def write_v2(request: Request, answers: Sequence[Answer], model: ModelInfo, valu
 def _choose_outputs(request: Request, answers: Sequence[Answer], values: bool) -> list[Output]:
     names = list_outputs(explain=request.explain, values=values)
     viewed = all(answer.image is not None and answer.image.view is not None for answer in answers)
-    absent = {*(() if viewed else ("view",)), *(() if all(answer.checked for answer in answers) else ("verdict", "support"))}
-    return [Output(name) for name in names if name not in absent]
+    absent = set() if viewed else {"view"}
+    asked = frozenset.intersection(*(answer.asked for answer in answers))
+    return [Output(name) for name in names if name not in absent and OUTPUTS[name].needs in {"", *asked}]
 
 
 def _flatten(array: NDArray[Any]) -> list[Any]:

@@ -169,7 +169,7 @@ def _read_outputs(value: object, names: tuple[str, ...]) -> tuple[Output, ...]:
     for output in value:
         name = output.get("name")
         if name not in names:
-            raise RequestError(400, "InvalidOption", f"outputs: expected {join_names(names)}, got {show(name)}")
+            raise RequestError(400, "InvalidOption", f"outputs: expected {join_names(names, 20)}, got {show(name)}")
         binary = _read_flag(_read_parameters(output, "the output's parameters"), "binary_data")
         outputs[name] = Output(name, binary)
     return tuple(outputs.values())

@@ -15,7 +15,7 @@ from camserve.core.errors import KINDS
 from camserve.core.messages import CONTENT_TYPES, VERDICTS, ModelInfo
 from camserve.core.served import Served
 from camserve.core.version import __version__
-from camserve.protocol.openapi.schemas import Schema, ref, refer_to_options, write_schemas
+from camserve.protocol.openapi.schemas import INSIDE, Schema, ref, refer_to_options, write_schemas
 from camserve.protocol.options import HEADER_PREFIX
 
 JSON = "application/json"
@@ -211,12 +211,14 @@ def _headers(served: Served) -> dict[str, Any]:
     several = {"type": "array", "minItems": least, "maxItems": served.config.max_targets}
     way: Schema = {"type": "string", "enum": ["raises", "lowers"]}
     verdict: Schema = {"enum": [*VERDICTS, None]}
+    inside: Schema = {"anyOf": [INSIDE, {"type": "null"}]}
     direction = _header("Of what each heatmap is.", {"anyOf": [way, {**several, "items": way}]})
     return {
         **({"x-explain-direction": direction} if served.scores == "none" else {}),
         "x-explain-target": _header("Of each heatmap.", {"anyOf": [index, {**several, "items": index}]}),
         "x-explain-range": _header("Before scaling.", {"anyOf": [pair, {**several, "items": pair}]}),
         "x-explain-check": _header("Verdicts, if asked for.", {"anyOf": [verdict, {**several, "items": verdict}]}),
+        "x-explain-inside": _header("What lies inside, if asked for.", {"anyOf": [inside, {**several, "items": inside}]}),
         "x-explain-view": _header("Left, top, right and bottom in the original picture.", view),
         "x-explain-scale": _header(
             "The picture's size relative to the original.", {**number, "exclusiveMinimum": 0, "maximum": 1}
@@ -248,7 +250,7 @@ def _responses(served: Served) -> dict[str, Any]:
 
 
 def _said_of_heatmaps(served: Served) -> tuple[str, ...]:
-    return ("target", *(["direction"] if served.scores == "none" else []), "range", "view", "scale", "check")
+    return ("target", *(["direction"] if served.scores == "none" else []), "range", "view", "scale", "check", "inside")
 
 
 def _answer(schema: str, others: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 
 from camserve.core.config import Config
 from camserve.core.errors import KINDS
-from camserve.core.messages import FILLS, SHARES, VERDICTS
+from camserve.core.messages import BEYOND, FILLS, SHARES, VERDICTS
 from camserve.core.served import Served
+from camserve.core.values import MOST_LEVELS
 from camserve.protocol.kserve.outputs import OUTPUTS, list_outputs
 from camserve.protocol.kserve.request import FOREIGN_PARAMETERS
 from camserve.protocol.options import OPTIONS
@@ -69,13 +70,14 @@ def _options(served: Served) -> dict[str, Schema]:
         default = {} if usual is None else {"default": usual}
         named[option.name] = {"description": _sentence(option.meaning), **option.values.schema, **default}
         if option.in_text:
-            kinds = [_as_text(kind) if kind["type"] == "array" else kind for kind in option.values.schema["anyOf"]]
+            form = "targets" if option.labels else option.name
+            kinds = [_as_text(kind, form) if kind["type"] == "array" else kind for kind in option.values.schema["anyOf"]]
             named[f"{option.name}_text"] = {"description": _sentence(option.in_text), "anyOf": kinds}
     return named
 
 
-def _as_text(several: Schema) -> Schema:
-    return {"type": "string", "contentMediaType": "application/json", "contentSchema": several, "format": "targets"}
+def _as_text(several: Schema, form: str) -> Schema:
+    return {"type": "string", "contentMediaType": "application/json", "contentSchema": several, "format": form}
 
 
 def _sentence(phrase: str) -> str:
@@ -158,9 +160,11 @@ def _answers(served: Served) -> dict[str, Schema]:
         "region": _nullable(rectangle),
         "warnings": _list(_choice(("zero", "constant", "not_finite"))),
         "check": {"description": "How far the heatmap is borne out, where that was asked for.", **_nullable(_check(score))},
+        "inside": {"description": "What of the map lies inside, where an area was named.", **_nullable(INSIDE)},
+        "contours": {"description": "Contours of the heatmap, where levels were named.", **_nullable(_contours())},
         "overlay": {"type": "string", "pattern": "^data:image/png;base64,"},
     }
-    always = [name for name in explanation if name not in {"check", "overlay"}]
+    always = [name for name in explanation if name not in {*BEYOND, "overlay"}]
     explained = {
         "classes": _list(_object(**kind), 1, most),
         "explanations": _list(_object(always, **explanation), 0 if served.scores == "sigmoid" else 1),
@@ -176,6 +180,16 @@ def _answers(served: Served) -> dict[str, Schema]:
         "V1Predictions": _object(predictions=_list(ref("Predictions"), 1)),
         "V1Explanations": _object(predictions=_list(ref("Predictions"), 1), explanations=_list(ref("Explained"), 1)),
     }
+
+
+INSIDE = _object(share=_SHARE, area=_SHARE, peak={"type": "boolean"})
+
+
+def _contours() -> Schema:
+    """A level and a GeoJSON geometry each, in the picture's pixels."""
+    ring = _list(_list(_NUMBER, 2, 2), 4)
+    geometry = {"type": {"const": "MultiPolygon"}, "coordinates": _list(_list(ring, 1))}
+    return _list(_object(level=_SHARE, **geometry), 1, MOST_LEVELS)
 
 
 def _check(score: Schema) -> Schema:

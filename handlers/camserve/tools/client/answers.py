@@ -43,7 +43,7 @@ def find_fault(answer: Mapping[str, Any]) -> str | None:
         for name, check in _EXPLANATION.items():
             if name not in explanation or not check(explanation[name]):
                 return f"explanations[{place}].{name}"
-        for name, allowed in (("overlay", _is_overlay), ("check", _is_check)):
+        for name, allowed in _BEYOND.items():
             if not allowed(explanation.get(name)):
                 return f"explanations[{place}].{name}"
     return None
@@ -114,6 +114,25 @@ def _is_scores(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(row, list) for row in value.values())
 
 
+def _is_inside(value: Any) -> bool:
+    if value is None:
+        return True
+    shares = isinstance(value, dict) and all(_is_number(value.get(name)) for name in ("share", "area"))
+    return shares and isinstance(value.get("peak"), bool)
+
+
+def _are_contours(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(each, dict) and _is_contour(each) for each in value))
+
+
+def _is_contour(value: Mapping[str, Any]) -> bool:
+    polygons = value.get("coordinates")
+    if not _is_number(value.get("level")) or not isinstance(polygons, list):
+        return False
+    rings = [ring for polygon in polygons for ring in (polygon if isinstance(polygon, list) else [None])]
+    return all(isinstance(ring, list) and all(_is_row(point, 2) for point in ring) for ring in rings)
+
+
 def _optional(length: int) -> Callable[[Any], bool]:
     return lambda value: value is None or _is_row(value, length)
 
@@ -142,3 +161,11 @@ _EXPLANATION: Mapping[str, Callable[[Any], bool]] = {
     "region": _optional(4),
     "warnings": _is_words,
 }
+
+_BEYOND: Mapping[str, Callable[[Any], bool]] = {
+    "overlay": _is_overlay,
+    "check": _is_check,
+    "inside": _is_inside,
+    "contours": _are_contours,
+}
+"""Members that an explanation has only where they are asked for."""

@@ -20,6 +20,7 @@ import requests
 from urllib3.exceptions import InvalidHeader
 from urllib3.util.retry import Retry
 
+from camserve.pictures.files.mask import Area, spell_area
 from camserve.tools.client.answers import find_fault, read_json
 from camserve.tools.client.deadline import Deadline, Wire
 from camserve.tools.client.request import Picture, is_tensor, write_request
@@ -130,6 +131,8 @@ class Client:
         method: str | None = None,
         layer: str | None = None,
         check: bool = False,
+        inside: Area | None = None,
+        contours: float | Sequence[float] | None = None,
         overlay: bool = True,
         colormap: str | None = None,
         opacity: float | None = None,
@@ -141,6 +144,9 @@ class Client:
             top_k: in place of targets, the k most probable classes.
             method, layer, colormap, opacity: None: the archive's defaults.
             check: have the model asked how far each heatmap is borne out: some twenty pictures more for each.
+            inside: tell what of each map lies inside a box `[left, top, right, bottom]` in the picture's pixels, or in a mask,
+                see `Area`.
+            contours: levels of the heatmap, 0.01 to 0.99, whose contours are told, and drawn into the overlay.
             overlay: have the server draw the pictures that `save` writes and notebooks show. A tensor has none.
 
         Raises:
@@ -149,7 +155,8 @@ class Client:
         """
         options = {
             "target": target, "top_k": top_k, "method": method, "layer": layer, "colormap": colormap, "opacity": opacity,
-            "check": check or None, "overlay": (overlay and not is_tensor(image)) or None,
+            "check": check or None, "inside": None if inside is None else spell_area(inside), "contours": contours,
+            "overlay": (overlay and not is_tensor(image)) or None,
         }  # fmt: skip
         return read_result(self.ask(image, model, {name: value for name, value in options.items() if value is not None}))
 

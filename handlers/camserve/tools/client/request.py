@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Mapping
@@ -12,19 +13,35 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from camserve.protocol.options import write_headers
+from camserve.protocol.options import HEADER_PREFIX, OPTIONS
 
 Picture = str | Path | bytes | bytearray | Image.Image | NDArray[Any]
 """A file's path, an encoded picture, a Pillow image, or an array: see `encode`."""
 
 
 def write_request(image: Picture, options: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
-    """Composes body and headers: a picture goes as it is, with its options in headers, a tensor as JSON."""
-    if is_tensor(image):
-        body = {"data": np.asarray(image).tolist(), **options}
+    """Composes body and headers: a picture goes as it is, with its options in headers; a tensor, or beside a mask, as JSON."""
+    tensor = is_tensor(image)
+    if tensor or isinstance(options.get("inside"), str):  # servers take headers of a few kB
+        data = np.asarray(image).tolist() if tensor else base64.b64encode(encode(image)).decode()
+        body = {"data": data, **options}
         return json.dumps(body, default=int).encode(), {"content-type": "application/json", "accept": "application/json"}
     headers = {**write_headers(options), "content-type": "application/octet-stream", "accept": "application/json"}
     return encode(image), headers
+
+
+def write_headers(options: Mapping[str, object]) -> dict[str, str]:
+    """Writes options as `x-explain-*` headers, in ASCII.
+
+    A lone label becomes a list, so that neither digits nor brackets in it are taken for anything else. NumPy's whole numbers
+    are written too.
+    """
+    lists = {option.name for option in OPTIONS if option.labels}
+    headers: dict[str, str] = {}
+    for name, value in options.items():
+        spelt = [value] if name in lists and isinstance(value, str) else value
+        headers[HEADER_PREFIX + name.replace("_", "-")] = spelt if isinstance(spelt, str) else json.dumps(spelt, default=int)
+    return headers
 
 
 def is_tensor(image: Picture) -> bool:

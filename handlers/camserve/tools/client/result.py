@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camserve.core import messages
-from camserve.core.geometry import Rect
+from camserve.core.geometry import Contour, Inside, Rect
 from camserve.core.text import join_names, show
+from camserve.explain.contours import write_svg
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """The pictures that can be written, by the ending of their name."""
@@ -101,10 +102,15 @@ class Result:
     def save(self, path: str | Path) -> None:
         """Writes the overlay to `path`, as PNG, JPEG or WebP by the ending; those of several targets stand side by side.
 
+        An ending of .svg has the contours alone, to be laid over the picture.
+
         Raises:
-            ValueError: overlays were not asked for, or the ending is none of .png, .jpg, .jpeg and .webp.
+            ValueError: what is written was not asked for, or the ending is none of .png, .jpg, .jpeg, .webp and .svg.
         """
-        _write(Path(path), self._repr_png_())
+        if Path(path).suffix.lower() == ".svg":
+            Path(path).write_text(write_svg(self.size, self.explanations), "utf-8")
+        else:
+            _write(Path(path), self._repr_png_())
 
     def _repr_png_(self) -> bytes | None:
         overlays = [explanation.overlay for explanation in self.explanations]
@@ -153,7 +159,26 @@ def _explanation(member: Mapping[str, Any]) -> Explanation:
         overlay=read_overlay(member),
         lowers=member.get("direction") == "lowers",
         check=_check(member.get("check")),
+        inside=_inside(member.get("inside")),
+        contours=_contours(member.get("contours")),
     )
+
+
+def _inside(member: Mapping[str, Any] | None) -> Inside | None:
+    return None if member is None else Inside(member["share"], member["area"], member["peak"])
+
+
+def _contours(several: Sequence[Mapping[str, Any]] | None) -> tuple[Contour, ...] | None:
+    if several is None:
+        return None
+    return tuple(
+        Contour(each["level"], tuple(tuple(tuple(map(_point, ring)) for ring in polygon) for polygon in each["coordinates"]))
+        for each in several
+    )
+
+
+def _point(pair: Sequence[float]) -> tuple[float, float]:
+    return pair[0], pair[1]
 
 
 def _check(member: Mapping[str, Any] | None) -> messages.Check | None:

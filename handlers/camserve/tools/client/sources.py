@@ -16,9 +16,9 @@ import requests
 from camserve.core.errors import require
 from camserve.core.labels import Labels
 from camserve.core.text import in_one_line, join_names
-from camserve.protocol.options import write_headers
 from camserve.tools.archive.archive import Archive, Row, ask, digest_archive, face_of, load_service, open_archive
 from camserve.tools.client.client import CamserveError, Client, read_error, read_url
+from camserve.tools.client.request import write_headers
 from camserve.tools.client.token import explain_refusal
 from camserve.tools.console import ToolError, command_of
 from camserve.tools.watching.endpoints import Endpoints

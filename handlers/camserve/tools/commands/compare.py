@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.table import Table
 
+from camserve.tools.client.annotations import ABOUT, Annotations
 from camserve.tools.client.sources import AnswerSource, load, unpack
 from camserve.tools.console import TRUST, Progress, ToolError, command_of, fail
 from camserve.tools.reports.comparison.classes import Classes
@@ -55,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
         "what it wrote with B.mar (--input the first, --target-column label)"
     )
     made.add_argument("images", nargs="+", metavar="IMAGES", help=text)
+    made.add_argument(
+        "--inside-file",
+        type=Path,
+        metavar="FILE",
+        help=f"areas that --max-outside is about: {ABOUT}; rows have their own (--inside-column)",
+    )
     made.add_argument("--trust", action="store_true", help=TRUST)
     made.add_argument(
         *("--marked",), choices=VERDICTS, help="IMAGES is where evidence is kept (a folder or URL): its pictures that were "
@@ -91,6 +98,10 @@ def limits_of(options: argparse.Namespace) -> dict[str, float]:
 def _compare(options: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], Outcome]:
     """Compares the archives, and writes the report and the figures."""
     folders = [] if options.marked else find_rows(options.images, most=2)
+    if options.inside_file and folders:
+        raise ToolError("--inside-file: rows say themselves which area was asked about; explain them with --inside-column")
+    if options.max_outside is not None and not (folders or options.inside_file):
+        raise ToolError("--max-outside: of which areas? Give --inside-file")
     paths = (options.first, options.second)
     with ExitStack() as stack:
         marked = Path(stack.enter_context(TemporaryDirectory())) if options.marked else Path()
@@ -104,7 +115,7 @@ def _compare(options: argparse.Namespace, progress: Progress) -> tuple[dict[str,
             pairs = RowPairs(paths, folders, second)
             outcome = compare_all(pairs, pairs.count, classes)
         else:
-            outcome = compare_all((PicturePair(name, marked / name, first, second) for name in images), len(images), classes)
+            outcome = compare_all(_pair(images, marked, (first, second), options.inside_file), len(images), classes)
         if not outcome.rows:
             raise ToolError(f"no picture could be compared; {outcome.explain_first()}")
         summary = summarise(
@@ -131,6 +142,14 @@ def _list_images(options: argparse.Namespace, marked: Path, progress: Progress) 
     from camserve.tools.watching.evidence.sources import copy_marked  # noqa: PLC0415 only this needs it
 
     return copy_marked(options.images[0], options.marked, None, marked, progress.note)
+
+
+def _pair(
+    images: Sequence[str], folder: Path, sources: tuple[AnswerSource, AnswerSource], inside: Path | None
+) -> Iterator[PicturePair]:
+    """Pairs the answers for each picture, with the areas that a file names."""
+    areas = Annotations(inside).match(map(Path, images)) if inside else {}
+    return (PicturePair(name, folder / name, *sources, areas.get(Path(name))) for name in images)
 
 
 def _read(folder: Path, file: str) -> bytes | None:

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from camserve.core.errors import RequestError
 from camserve.core.values import FLAG, parse_integer
 from camserve.protocol.options import OPTIONS, Option
+from camserve.tools.client.annotations import ABOUT, Annotations
 from camserve.tools.client.sources import AnswerSource, ServerSource, open_archive_source
 from camserve.tools.client.token import open_token_file
 from camserve.tools.console import TRUST, ToolError, command_of, fail
@@ -41,6 +43,7 @@ class Options:
         url, model, token_file, timeout: of the server.
         jobs: how many pictures are in flight at a time.
         request: the request's options, by the contract's names.
+        inside_file: the areas that pictures are asked about.
         out: the folder that is written to.
         again: explain again what is done already.
         trust: the archive's own code may run.
@@ -54,6 +57,7 @@ class Options:
     timeout: float
     jobs: int
     request: Mapping[str, Any]
+    inside_file: Path | None
     out: Path
     again: bool
     trust: bool
@@ -68,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures = find_pictures(options.pictures, options.out, steps.note)
         options.out.mkdir(parents=True, exist_ok=True)
         with _open_source(options, steps) as source:
-            run = Run(source, options.out, {"model": source.name, **options.request})
+            areas = Annotations(options.inside_file).match(pictures) if options.inside_file else {}
+            run = Run(source, options.out, {"model": source.name, **options.request}, areas)
             counts = run.explain(pictures, options.jobs, again=options.again)
     except (ToolError, OSError) as error:
         return fail(error)
@@ -88,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument("--token-file", type=Path, metavar="FILE", help="holds the server's token, or is its key_file.json")
     what = parser.add_argument_group("what is asked")
     add_options(what)
+    what.add_argument("--inside-file", type=Path, metavar="FILE", help=f"areas of several pictures: {ABOUT}")
     where = parser.add_argument_group("what is written")
     where.add_argument("--out", type=Path, default=Path("out/explanations"), metavar="DIR", help="where (%(default)s)")
     where.add_argument("--no-overlays", action="store_true", help="no pictures, neither as files nor in the gallery")
@@ -113,6 +119,7 @@ def parse(argv: Sequence[str] | None) -> Options:
         timeout=given.timeout,
         jobs=given.jobs,
         request=request,
+        inside_file=given.inside_file,
         out=given.out,
         again=given.again,
         trust=given.trust,
@@ -132,7 +139,7 @@ def read_options(given: argparse.Namespace) -> dict[str, Any]:
 
 def _flag(option: Option) -> dict[str, Any]:
     """What argparse needs for an option of a request: its choices, or how its text is read, and its help."""
-    if option.in_text:
+    if option.labels:
         return {"action": "append", "type": _parse_target, "metavar": "CLASS", "help": f"{option.meaning}; may be repeated"}
     if option.values is FLAG:
         return {"action": "store_const", "const": True, "help": option.meaning}
@@ -141,11 +148,15 @@ def _flag(option: Option) -> dict[str, Any]:
 
     def read(text: str) -> Any:
         try:
-            return option.values.read(option.values.parse(text))
+            value = option.values.parse(text)
+            option.values.read(value)
+        except RequestError as error:
+            raise argparse.ArgumentTypeError(error.message) from None
         except (TypeError, ValueError):
             raise argparse.ArgumentTypeError(f"expected {option.values.accepts}, got {text!r}") from None
+        return value  # as JSON has it
 
-    metavar = {"integer": "N", "number": "NUMBER"}.get(option.values.schema["type"], "NAME")
+    metavar = {"integer": "N", "number": "NUMBER", "string": "NAME"}.get(option.values.schema.get("type", ""), "NUMBERS")
     return {"type": read, "metavar": metavar, "help": option.meaning}
 
 
@@ -171,7 +182,9 @@ def _seconds(text: str) -> float:
 
 
 def _check_flags(options: Options) -> None:
-    """Refuses what asks a server beside an archive, where it would mean nothing."""
+    """Refuses what asks a server beside an archive, where it would mean nothing, and areas in two places."""
+    if options.inside_file and "inside" in options.request:
+        raise ToolError("--inside-file says which area each picture is asked about; leave --inside out")
     for name in ("url", "model", "token_file"):
         if options.archive is not None and getattr(options, name) is not None:
             raise ToolError(f"--archive asks no server; leave --{name.replace('_', '-')} out")

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
         # torch takes seconds, and help does without it
         from camserve.tools.packaging.inspected import open_inspected  # noqa: PLC0415
         from camserve.tools.packaging.probe import one_thread  # noqa: PLC0415
-        from camserve.tools.reports.layers import inspect  # noqa: PLC0415
+        from camserve.tools.reports.inspection.layers import inspect  # noqa: PLC0415
 
         with one_thread(), open_inspected(options.model, options.keys, progress, options.trust) as inspected:
             inspect(inspected, options, progress)

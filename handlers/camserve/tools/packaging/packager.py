@@ -20,6 +20,7 @@ from camserve.tools.packaging.adoption.old_archive import OldArchive, read_old_a
 from camserve.tools.packaging.archiver import Parts, build_archive
 from camserve.tools.packaging.contents.files import copy_extra_files, copy_package
 from camserve.tools.packaging.contents.labels import read_labels, write_labels
+from camserve.tools.packaging.contents.measured import choose_by_measuring
 from camserve.tools.packaging.contents.modules import UncarriedError, copy_licences, copy_modules, find_needed_modules
 from camserve.tools.packaging.contents.requirements import add_requirements, check_requirements, copy_requirements
 from camserve.tools.packaging.contents.settings import ModelConfig, merge_settings, read_settings, write_settings
@@ -68,6 +69,9 @@ def package(options: Options, progress: Progress) -> Path:
         with progress.step("Run the model to find its layers") as tell:
             classes = None if labels is None else len(labels)
             asked = {**config.explain, **options.keys}
+            if options.choose_by:
+                source = loaded.source, loaded.old
+                asked |= choose_by_measuring(options.choose_by, source, asked, space.stage, say=progress.note, tell=tell)
             probed = probe_model(loaded.source, loaded.old, asked, classes, tell, stage=space.stage)
         if options.model.random_weights:
             progress.note("Weights: random, for trials: its answers mean nothing; --weights FILE brings trained ones")

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from camserve.protocol.tensors import is_npy
+from camserve.tools.client.annotations import Area
 from camserve.tools.client.client import CamserveError
 from camserve.tools.client.result import read_overlay
 from camserve.tools.client.sources import AnswerSource
@@ -38,9 +39,12 @@ class Run:
         source: who is asked.
         out: the folder.
         asked: the options, with who is asked under `model`.
+        areas: of pictures that are asked about an area of their own.
     """
 
-    def __init__(self, source: AnswerSource, out: Path, asked: Mapping[str, Any]) -> None:
+    def __init__(
+        self, source: AnswerSource, out: Path, asked: Mapping[str, Any], areas: Mapping[Path, Area] | None = None
+    ) -> None:
         self.journal = Journal(out / "explanations.jsonl")
         self.faults: dict[tuple[int | None, str], list[Row]] = {}
         """The rows that failed, in the pictures' order, by their error's status and type."""
@@ -52,6 +56,7 @@ class Run:
         self._source = source
         self._out = out
         self._asked = dict(asked)
+        self._areas = areas or {}
         self._options = {name: value for name, value in asked.items() if name != "model"}
 
     def explain(self, pictures: Sequence[Path], jobs: int, again: bool = False) -> Counter[str]:
@@ -98,10 +103,11 @@ class Run:
                 picture = path.read_bytes()
             except OSError:
                 continue
-            if not self.journal.done(row["file"], hashlib.sha256(picture).hexdigest(), self._asked):
+            if not self.journal.done(row["file"], hashlib.sha256(picture).hexdigest(), self._asked_of(path)):
                 continue
+            options = {name: value for name, value in self._options_for(path, picture).items() if name != "overlay"}
             try:
-                answer = self._source.ask(picture, {name: value for name, value in self._options.items() if name != "overlay"})
+                answer = self._source.ask(picture, options)
             except CamserveError as error:
                 if error.status in VERDICTS:
                     return {}, f"{row['file']} is refused now ({error})"
@@ -123,13 +129,13 @@ class Run:
 
     def _explain_one(self, path: Path, again: bool) -> Row | None:
         """Explains one picture; its row, or None where it was done before."""
-        row: Row = {"file": _name(path), "sha256": None, "asked": self._asked}
+        row: Row = {"file": _name(path), "sha256": None, "asked": self._asked_of(path)}
         try:
             picture = path.read_bytes()
         except OSError as error:
             return {**row, "error": _fault(None, "Unreadable", f"the file cannot be read: {error.strerror}")}
         row["sha256"] = hashlib.sha256(picture).hexdigest()
-        differences = None if again else self.journal.compare(row["file"], row["sha256"], self._asked, self._identity)
+        differences = None if again else self.journal.compare(row["file"], row["sha256"], row["asked"], self._identity)
         if differences is not None:
             differences += [self._changed] if self._changed and not differences else []
             if not differences:
@@ -137,16 +143,23 @@ class Run:
             self.differences["; ".join(differences)] += 1
         started = time.perf_counter()
         try:
-            answer = self._source.ask(picture, self._options_for(picture))
+            answer = self._source.ask(picture, self._options_for(path, picture))
         except CamserveError as error:
             return {**row, "error": _fault(error.status, error.type, error.message)}
         row = {**row, "seconds": round(time.perf_counter() - started, 4), **(self._source.identity or {})}
         answer = self._write_overlays(path, row["sha256"], answer)
         return {**row, **{name: value for name, value in answer.items() if name not in {*row, "error"}}}
 
-    def _options_for(self, picture: bytes) -> dict[str, Any]:
+    def _options_for(self, path: Path, picture: bytes) -> dict[str, Any]:
         """A tensor has no picture to draw on."""
-        return {name: value for name, value in self._options.items() if name != "overlay" or not is_npy(picture)}
+        options = {name: value for name, value in self._options.items() if name != "overlay" or not is_npy(picture)}
+        return options | ({"inside": self._areas[path]} if path in self._areas else {})
+
+    def _asked_of(self, path: Path) -> dict[str, Any]:
+        """What a row says that it was asked for: of a mask its digest."""
+        asked = self._asked | ({"inside": self._areas[path]} if path in self._areas else {})
+        mask = asked.get("inside")
+        return asked | ({"inside": f"sha256:{hashlib.sha256(mask.encode()).hexdigest()}"} if isinstance(mask, str) else {})
 
     def _write_overlays(self, path: Path, digest: str, answer: dict[str, Any]) -> dict[str, Any]:
         """Writes the answer's overlays to files; the answer, which names them."""

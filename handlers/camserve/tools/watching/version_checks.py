@@ -59,6 +59,7 @@ def check_version(name: str, description: Mapping[str, Any], exposition: str) ->
         remedy = f"{command_of('package')} --weights FILE packages trained ones"
         yield Finding("advice", f"{name}: its weights are random, so its answers mean nothing", remedy)
     yield from _layers(name, metadata)
+    yield from _choice(name, metadata)
     yield from _runtime(name, metadata)
     yield from _device(name, {**description, **metadata}, ready)
     yield from _clock(name, metadata)
@@ -86,6 +87,22 @@ def _layers(name: str, metadata: Mapping[str, Any]) -> Iterator[Finding]:
             f"{name}: layer {layer}: {doubt}",
             f"{command_of('inspect_model')} shows what goes past each layer; {command_of('package')} without --layer chooses one",
         )
+
+
+def _choice(name: str, metadata: Mapping[str, Any]) -> Iterator[Finding]:
+    """Says by which measurement layer and method were chosen; advises where others are served than it speaks for."""
+    choice = metadata.get("choice")
+    if not choice:
+        return
+    if (choice["layer"], choice["method"]) == (metadata["layer"], metadata["method"]):
+        yield Finding("ok", f"{name}: layer and method by measurement on {choice['pictures']} pictures: {choice['why']}")
+        return
+    served = f"{metadata['method']} of {metadata['layer']}"
+    yield Finding(
+        "advice",
+        f"{name}: the measurement in its archive speaks for {choice['method']} of {choice['layer']}, and served is {served}",
+        f"{command_of('package')} --choose-by PICTURES measures anew",
+    )
 
 
 def _batching(name: str, description: Mapping[str, Any]) -> Iterator[Finding]:

@@ -166,6 +166,28 @@ def test_each_row_of_parquet_has_its_own_target(run: Run, tmp_path: Path) -> Non
     )
 
 
+def test_each_row_of_parquet_has_its_own_area(run: Run, tmp_path: Path) -> None:
+    """A box, of whole numbers or not, or a mask's file; a wrong one is that row's error. What lies inside is a column."""
+    from camserve.tools.reports.dataset.inputs import Columns, find_entries
+    from camserve.tools.reports.dataset.rows import answer_of
+
+    pictures = [bytes(small.encoded(small.noise(80, 64, seed))) for seed in range(4)]
+    boxes = [[8, 0, 40, 64], None, [5, 5, 4, 9], [8, 0, 400, 64]]
+    write(tmp_path / "boxes.parquet", picture=pictures, path=list("abcd"), box=boxes)
+    write(tmp_path / "masks.parquet", path=["a"], mask=[b"\x89PNG"])
+
+    run(tmp_path / "boxes.parquet", tmp_path / "boxes", columns=Columns(inside="box"), options={"contours": [0.5]})
+
+    one, without, *wrong = rows_of(tmp_path / "boxes")
+    assert one["inside"]["area"] == pytest.approx(0.5)
+    assert without["inside"] is None
+    assert [(row["status"], row["error"]) for row in wrong] == [(400, "InvalidOption")] * 2
+    (told,) = answer_of(one)["explanations"]
+    assert (told["inside"], told["contours"][0]["level"]) == (one["inside"], 0.5)
+    (entry,) = find_entries(str(tmp_path / "masks.parquet"), Columns(inside="mask"), lambda _line: None)
+    assert entry.inside == "iVBORw=="
+
+
 def test_a_list_holds_any_name_and_knows_when_it_changed(tmp_path: Path) -> None:
     """Names need be no Unicode, and a list's digest says every entry and their order."""
     from camserve.tools.reports.dataset.inputs import Entry, List, write_list

@@ -22,7 +22,8 @@ from camserve.tools.packaging.flags.model import (
 
 DESCRIPTION = """What can be explained here? Lists the layers of a model or an archive that have a map, and what each costs.
 
-With --image, draws that picture's heatmaps by layer and by method on one contact sheet.
+With --image, draws that picture's heatmaps by layer and by method on one contact sheet. With --fidelity, measures on pictures
+which layer and method tell the truth best.
 """
 
 
@@ -39,6 +40,8 @@ class Options:
         image: a picture for the contact sheet.
         every_layer: draw each listed layer.
         out: the contact sheet.
+        fidelity: pictures and folders on which layers and methods are measured.
+        report: the folder of the report.
     """
 
     model: ModelFlags
@@ -49,6 +52,8 @@ class Options:
     image: Path | None
     every_layer: bool
     out: Path
+    fidelity: Sequence[str]
+    report: Path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,6 +72,14 @@ def parser() -> argparse.ArgumentParser:
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--image", type=Path, metavar="FILE", help="a picture for the contact sheet")
     shown.add_argument("--out", type=Path, default=Path("out/layers.png"), metavar="FILE", help="the sheet (%(default)s)")
+    shown.add_argument(
+        "--fidelity",
+        nargs="+",
+        default=[],
+        metavar="PICTURES",
+        help="measure layers by methods on these pictures (files and folders), and say which is best by them",
+    )
+    shown.add_argument("--report", type=Path, default=Path("out/fidelity"), metavar="DIR", help="of that (%(default)s)")
     every = "draw each listed layer, not the last of each size of map only"
     shown.add_argument("--every-layer", action="store_true", help=every)
     shown.add_argument("--depth", type=int, default=2, metavar="N", help="levels of names to list (%(default)s)")
@@ -92,4 +105,6 @@ def parse(argv: Sequence[str]) -> Options:
         image=given.image,
         every_layer=given.every_layer,
         out=given.out,
+        fidelity=given.fidelity,
+        report=given.report,
     )

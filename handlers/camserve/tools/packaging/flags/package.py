@@ -43,6 +43,7 @@ class Options:
         extra_files: names of files and folders, and wildcards.
         requirements: a file for pip.
         config: a model-config.yaml.
+        choose_by: pictures and folders by which layer and method are measured and chosen.
         export_path: the folder that the archive is written to.
         force: replace an archive that exists.
     """
@@ -57,6 +58,7 @@ class Options:
     extra_files: Sequence[str]
     requirements: Path | None
     config: Path | None
+    choose_by: Sequence[str]
     export_path: Path
     force: bool
 
@@ -91,6 +93,8 @@ def _add_archive_flags(archive: Any) -> None:
     archive.add_argument("--export-path", metavar="DIR", type=Path, default=STORE, help="where it is written (%(default)s)")
     archive.add_argument("--force", action="store_true", help="replace an archive that exists")
     archive.add_argument("--extra-files", metavar="FILES", action="append", default=[], help="comma-separated, repeatable")
+    measured = "measure layers by methods on these pictures (files and folders), take the best by them, and keep the report"
+    archive.add_argument("--choose-by", nargs="+", metavar="PICTURES", default=[], help=measured)
     wanted = "what TorchServe is to install for the archive (pip's format); what it names is not bundled"
     archive.add_argument("--requirements", metavar="FILE", type=Path, help=wanted)
     settings = "a model-config.yaml: TorchServe's settings (pt2, deviceType, ...) and a section `explain:`; flags beat it"
@@ -138,6 +142,7 @@ def parse(argv: Sequence[str]) -> Options:
         extra_files=[name for text in given.extra_files for name in text.split(",")],
         requirements=given.requirements,
         config=given.config,
+        choose_by=given.choose_by,
         export_path=given.export_path,
         force=given.force,
     )

@@ -34,6 +34,8 @@ class Agreement:
         rank: Spearman's rank correlation of the heatmaps, -1 to 1.
         overlap: intersection over union of the areas with at least half the maximum, 0 to 1.
         shift: distance of the centroids, as a share of the diagonal of what both models saw, 0 to 1.
+        inside: which share of the second's map lies inside the picture's annotated area; 0 where the map says nothing, None where
+            there is no area.
     """
 
     file: str
@@ -47,13 +49,15 @@ class Agreement:
     rank: float | None
     overlap: float | None
     shift: float | None
+    inside: float | None = None
 
 
-def compare(file: str, first: Result, second: Result, match: Callable[[int], int] = int) -> Agreement:
+def compare(file: str, first: Result, second: Result, match: Callable[[int], int] = int, *, annotated: bool = False) -> Agreement:
     """Compares two results whose first explanations are of one class: the one that the first model predicts.
 
     Args:
         match: finds the second model's index of a class of the first's; raises CamserveError where it has none.
+        annotated: the picture has an annotated area, of which the second was asked.
     """
     one, other = first.explanations[0], second.explanations[0]
     rank, overlap, shift = None, None, None
@@ -70,9 +74,9 @@ def compare(file: str, first: Result, second: Result, match: Callable[[int], int
     if first.scores == "sigmoid" or second.scores == "sigmoid":
         changed = _match_all(first.counting, match) != second.counting
     silent = speaks == [True, False]
-    return Agreement(
-        file, predicted[0].label, predicted[1].label, changed, one.label, one.target, confidence, silent, rank, overlap, shift
-    )
+    labels = predicted[0].label, predicted[1].label
+    share = other.inside.share if other.inside else 0.0 if annotated else None
+    return Agreement(file, *labels, changed, one.label, one.target, confidence, silent, rank, overlap, shift, share)
 
 
 def _match_all(indices: set[int], match: Callable[[int], int]) -> set[int]:

@@ -62,6 +62,9 @@ def _share_same(rows: Sequence[Agreement]) -> float | None:
 FAILED = "failed"
 """The limit that is 0 where another one is given and it is not: no gate may open because a model fails."""
 
+OUTSIDE = "outside"
+"""The limit that needs annotated areas."""
+
 LIMITS = (
     Limit(
         FAILED,
@@ -102,5 +105,10 @@ LIMITS = (
         "same",
         f"share of the pictures on which both heatmaps overlap by {SAME:g} or more: small is good where the first was wrong",
         lambda run: _share_same(run.rows),
+    ),
+    Limit(
+        OUTSIDE,
+        "median share of the second's map that lies outside of the annotated area (--inside-file)",
+        lambda run: _median(None if row.inside is None else 1 - row.inside for row in run.rows),
     ),
 )

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from rich.progress import track
 
+from camserve.tools.client.annotations import Area
 from camserve.tools.client.client import CamserveError
 from camserve.tools.client.result import Result, read_result
 from camserve.tools.client.sources import AnswerSource
@@ -61,6 +62,10 @@ class Pair(Protocol):
     def first(self) -> Result:
         """Returns what the first archive answers, for the class that it predicts."""
 
+    @property
+    def annotated(self) -> bool:
+        """Whether the picture has an annotated area, of which the second is asked."""
+
     def second(self, target: int) -> Result:
         """Returns what the second answers for the class of this index."""
 
@@ -68,8 +73,10 @@ class Pair(Protocol):
 class PicturePair:
     """Asks both archives for a picture, which is called `file`."""
 
-    def __init__(self, file: str, path: Path, first: AnswerSource, second: AnswerSource) -> None:
+    def __init__(self, file: str, path: Path, first: AnswerSource, second: AnswerSource, area: Area | None = None) -> None:
         self.file = file
+        self.annotated = area is not None
+        self._area = {} if area is None else {"inside": area}
         self._path = path
         self._sources = (first, second)
 
@@ -83,7 +90,7 @@ class PicturePair:
 
     def second(self, target: int) -> Result:
         """Asks the second archive."""
-        return read_result(self._sources[1].ask(self._picture, {"target": target}))
+        return read_result(self._sources[1].ask(self._picture, {"target": target, **self._area}))
 
 
 def compare_all(pairs: Iterable[Pair], count: int, classes: Classes) -> Outcome:
@@ -100,7 +107,7 @@ def compare_all(pairs: Iterable[Pair], count: int, classes: Classes) -> Outcome:
         except (CamserveError, OSError) as error:
             outcome.failed[pair.file] = str(error)
         else:
-            outcome.rows.append(compare(pair.file, one, other, classes.match))
+            outcome.rows.append(compare(pair.file, one, other, classes.match, annotated=pair.annotated))
             if one.scores != other.scores:
                 outcome.kinds.add((one.scores, other.scores))
     return outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,12 @@ class RowPair:
     reader: Reader
     source: AnswerSource
 
+    @property
+    def annotated(self) -> bool:
+        """Whether the picture has an annotated area, of which the second was or is asked."""
+        other = self.other
+        return self.entry.inside is not None and (other is None or other.get("inside") is not None or bool(other["warnings"]))
+
     def first(self) -> Result:
         """Returns the row's answer; raises CamserveError where it has none for the class that is predicted."""
         result = read_result(answer_of(self.row))
@@ -48,7 +55,9 @@ class RowPair:
                 raise picture
             if hashlib.sha256(picture).hexdigest() != self.row["sha256"]:
                 raise CamserveError(None, "Changed", "the picture is another than it was when the data set was explained")
-            return read_result(self.source.ask(picture, {"target": target}))
+            area = self.entry.inside
+            inside = {} if area is None else {"inside": json.loads(area) if area.startswith("[") else area}
+            return read_result(self.source.ask(picture, {"target": target, **inside}))
         if self.other["sha256"] not in (None, self.row["sha256"]):
             raise CamserveError(None, "Changed", "the picture changed between the two data sets")
         result = read_result(answer_of(self.other))

@@ -66,6 +66,12 @@ def parser() -> argparse.ArgumentParser:
     given.add_argument(
         "--target-column", metavar="NAME", help="of a Parquet input: what each picture is explained for, labels or indices"
     )
+    given.add_argument(
+        "--inside-column",
+        metavar="NAME",
+        help="of a Parquet input: the area that each picture is asked about, [left, top, right, bottom] in its pixels, or masks "
+        "(PNG files); what of each map lies inside is the column inside",
+    )
     add_options(made.add_argument_group("what is asked"))
     written = made.add_argument_group("what is written")
     written.add_argument(
@@ -124,11 +130,13 @@ def _asked(options: argparse.Namespace) -> Asked:
     request = read_options(options)
     if options.target_column and {"target", "top_k"} & request.keys():
         raise ToolError("--target-column says what each picture is explained for; leave --target and --top-k out")
+    if options.inside_column and options.inside:
+        raise ToolError("--inside-column says which area each picture is asked about; leave --inside out")
     return Asked(
         archive=options.archive,
         trust=options.trust,
         input=options.input,
-        columns=Columns(options.path_column, options.picture_column, options.target_column),
+        columns=Columns(options.path_column, options.picture_column, options.target_column, options.inside_column),
         output=options.output,
         options=request,
         chunk=options.chunk,

@@ -31,7 +31,7 @@ READERS = 16
 PATIENCE = 600
 """Seconds in which a worker may load the model, where the archive gives fewer: a machine's workers all load at once."""
 
-TARGET = "x-explain-target"
+TARGET, INSIDE = "x-explain-target", "x-explain-inside"
 REFUSED = ("UnknownOption", "InvalidOption", "UnknownLabel", "NotAcceptable")
 """Errors that are of what is asked, not of the picture."""
 
@@ -192,7 +192,7 @@ class Explaining:
 
     def _ask(self, asked: Sequence[tuple[int, Entry, bytes]]) -> list[tuple[Mapping[str, Any], Measured | None] | CamserveError]:
         """Ask for a batch; what failed for no fault of the picture is asked for once more, alone."""
-        requests = [make_request(self._job, picture, entry.target) for _, entry, picture in asked]
+        requests = [make_request(self._job, picture, entry.target, entry.inside) for _, entry, picture in asked]
         outcomes = self._send(requests) if requests else []
         for place, outcome in enumerate(outcomes):
             if isinstance(outcome, CamserveError) and not is_final(outcome.status):
@@ -230,11 +230,12 @@ def open_hosted(directory: Path) -> Hosted:
     return replace(hosted, startup_timeout=max(hosted.startup_timeout, PATIENCE))
 
 
-def make_request(job: Job, picture: bytes, target: str | None = None) -> Asked:
+def make_request(job: Job, picture: bytes, target: str | None = None, inside: str | None = None) -> Asked:
     """Make the request that a server's worker gets for a picture's file as the body of a POST."""
     fields = {"body": bytearray(picture)} if picture else {}
     types = {"body": {"content-type": ""}} if picture else {}
-    return fields, {**types, **job.headers, **({} if target is None else {TARGET: target}), "explain": "True"}
+    own = {name: value for name, value in ((TARGET, target), (INSIDE, inside)) if value is not None}
+    return fields, {**types, **job.headers, **own, "explain": "True"}
 
 
 def try_archive(job: Job, directory: Path) -> tuple[Mapping[str, Any], Worker]:
@@ -252,7 +253,8 @@ def try_archive(job: Job, directory: Path) -> tuple[Mapping[str, Any], Worker]:
     try:
         file = io.BytesIO()
         Image.new("RGB", (64, 64)).save(file, "PNG")
-        ((status, _, _, body),) = worker.ask([make_request(job, file.getvalue())], hosted.response_timeout)
+        asked = replace(job, headers={name: value for name, value in job.headers.items() if name != INSIDE})  # of other pictures
+        ((status, _, _, body),) = worker.ask([make_request(asked, file.getvalue())], hosted.response_timeout)
         if status == 200:
             _read_answer(body)
         elif (error := read_error(status, body)).type in REFUSED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fnmatch
 import hashlib
 import json
@@ -27,9 +28,8 @@ FILE = "_inputs.parquet"
 COLUMNS = {"path": ("path", "file", "uri", "url"), "picture": ("bytes", "image", "picture", "content")}
 """The columns that a Parquet input's paths, or pictures, are looked for under, where none is named."""
 
-SCHEMA = pa.schema(
-    [("name", pa.binary()), ("file", pa.binary()), ("column", pa.string()), ("row", pa.int64()), ("target", pa.string())]
-)
+_ASKED = [("target", pa.string()), ("inside", pa.string())]
+SCHEMA = pa.schema([("name", pa.binary()), ("file", pa.binary()), ("column", pa.string()), ("row", pa.int64()), *_ASKED])
 """The fields of `Entry`; names are bytes, for not every path is Unicode."""
 
 PARQUET = ".parquet"
@@ -44,6 +44,7 @@ class Entry:
         name: its path or URI; of a picture inside a Parquet file, the name that stands beside it, or the file's with the row.
         file, column, row: the Parquet file that holds it, and where; None: `name` is a file.
         target: that it is explained for, as its row in a Parquet input says; None: as the job asks.
+        inside: the area that is asked about, likewise. Both as headers hold them.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Entry:
     column: str | None = None
     row: int = 0
     target: str | None = None
+    inside: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Columns:
     path: str | None = None
     picture: str | None = None
     target: str | None = None
+    inside: str | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,7 @@ def _choose(schema: pa.Schema, columns: Columns, place: Place) -> Columns:
         choose("path", COLUMNS["path"], _is_text),
         None if columns.path is not None and columns.picture is None else choose("picture", COLUMNS["picture"], _holds_bytes),
         choose("target", (), lambda kind: _is_text(kind) or pa.types.is_integer(kind)),
+        choose("inside", (), lambda kind: _is_box(kind) or _is_bytes(kind)),
     )
     if chosen.path is None and chosen.picture is None:
         raise ToolError(
@@ -231,6 +235,11 @@ def _is_bytes(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
+def _is_box(kind: Any) -> bool:
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(lists and (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)))
+
+
 def _holds_bytes(kind: Any) -> bool:
     """Tell whether a column holds pictures: bytes, or a struct with the member `bytes`, as some libraries write it."""
     if pa.types.is_struct(kind):
@@ -245,7 +254,7 @@ def picture_column(schema: pa.Schema, name: str) -> str:
 
 def _read_entries(place: Place, chosen: Columns) -> Iterator[Entry]:
     file = pq.ParquetFile(place.system.open_input_file(place.path))
-    wanted = [name for name in (chosen.path, chosen.target) if name is not None]
+    wanted = [name for name in (chosen.path, chosen.target, chosen.inside) if name is not None]
     held = None if chosen.picture is None else picture_column(file.schema_arrow, chosen.picture)
     row = 0
     for batch in _batches(file, wanted):
@@ -254,12 +263,13 @@ def _read_entries(place: Place, chosen: Columns) -> Iterator[Entry]:
             target = each.get(chosen.target) if chosen.target else None
             if held is None and not path:
                 raise ToolError(f"{place}: row {row} has no path in the column {show(str(chosen.path))}")
-            wanted_for = None if target is None else _write_target(target)
+            area = each.get(chosen.inside) if chosen.inside else None
+            asked = None if target is None else _write_target(target), None if area is None else _write_area(area)
             if held is None:
                 name = str(path)
-                yield Entry(name if "://" in name else str(Path(name).absolute()), target=wanted_for)
+                yield Entry(name if "://" in name else str(Path(name).absolute()), None, None, 0, *asked)
             else:
-                yield Entry(str(path) if path else f"{place}#{row}", str(place), held, row, wanted_for)
+                yield Entry(str(path) if path else f"{place}#{row}", str(place), held, row, *asked)
             row += 1
 
 
@@ -275,3 +285,8 @@ def _batches(file: Any, wanted: list[str]) -> Iterator[list[dict[str, Any]]]:
 def _write_target(target: object) -> str:
     """Write a target as a header holds it: an index as it is, a label as a JSON list, which no label is mistaken for."""
     return str(target) if isinstance(target, int) else json.dumps([target])
+
+
+def _write_area(area: bytes | list[float]) -> str:
+    """Write an area as a header holds it: a box as a JSON list, a mask in base64."""
+    return base64.b64encode(area).decode() if isinstance(area, bytes) else json.dumps(area)

@@ -16,9 +16,9 @@ from camserve.hosts.worker import LoadError, Worker, WorkerLostError
 from camserve.monitoring.reference import EXAMPLES
 from camserve.monitoring.reference import FILE as REFERENCE
 from camserve.pipeline.loading import digest_file
-from camserve.protocol.options import write_headers
 from camserve.tools.archive.archive import Archive, digest_archive, open_archive
 from camserve.tools.archive.trust import review
+from camserve.tools.client.request import write_headers
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.reports.dataset import engine
 from camserve.tools.reports.dataset.engine import Workers

@@ -28,6 +28,8 @@ _EXPLANATION = [
     ("region", _RECTANGLE),
     ("warnings", pa.list_(pa.string())),
     ("direction", pa.string()),
+    ("inside", pa.struct([("share", pa.float64()), ("area", pa.float64()), ("peak", pa.bool_())])),
+    ("contours", pa.string()),
 ]
 _STATISTICS = [("target", pa.int64()), ("reason", pa.string()), *((name, pa.float64()) for name in STATISTICS)]
 ABOUT = ("method", "layer", "model", "version", "weights", "scores")
@@ -54,6 +56,7 @@ SCHEMA = pa.schema(
 )
 """The columns, by the contract's names. The first explanation is spread over the row, `further` holds those of more targets.
 
+`inside` is what of the map lies inside the area that was asked about, and `contours` JSON, where they were asked for.
 `status` is the answer's, or null where the picture could not be read; `heatmap` is row by row, `heatmap_shape` its height and
 width; `predictions` is JSON. `statistics` are of the most probable class: what monitoring measures. Their `map` is that class's,
 before it is scaled, and only where it cannot be had from the first explanation: `range[0] + heatmap * (range[1] - range[0])`.
@@ -109,6 +112,8 @@ def _explanation(member: Mapping[str, Any]) -> Row:
         "region": member["region"],
         "warnings": member["warnings"],
         "direction": member.get("direction"),
+        "inside": member.get("inside"),
+        "contours": json.dumps(member["contours"]) if member.get("contours") else None,
     }
 
 
@@ -170,8 +175,10 @@ def answer_of(row: Row) -> dict[str, Any]:
 def _explanation_of(part: Row) -> dict[str, Any]:
     names = ("target", "label", "probability", "range", "region", "warnings")
     heatmap = np.asarray(part["heatmap"], dtype=np.float32).reshape(tuple(part["heatmap_shape"]))
-    lowers = {} if part["direction"] is None else {"direction": part["direction"]}
-    return {**{name: part[name] for name in names}, "heatmap": heatmap, **lowers}
+    told = {name: part[name] for name in ("direction", "inside") if part.get(name) is not None}
+    if part.get("contours") is not None:
+        told["contours"] = json.loads(part["contours"])
+    return {**{name: part[name] for name in names}, "heatmap": heatmap, **told}
 
 
 def table_of(rows: Iterable[Row]) -> pa.Table:
