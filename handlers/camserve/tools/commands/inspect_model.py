@@ -26,6 +26,10 @@ def main(argv: Sequence[str]) -> int:
 
         with one_thread(), open_inspected(options.model, options.keys, progress, options.trust) as inspected:
             inspect(inspected, options, progress)
+            if options.fidelity:
+                from camserve.tools.reports.inspection.measuring import measure_inspected  # noqa: PLC0415
+
+                measure_inspected(inspected, options, progress)
     except (ToolError, ConfigError, OSError) as error:
         return fail(error)
     except RequestError as error:

@@ -37,7 +37,6 @@ from camserve.tools.packaging.flags.inspect_model import Options
 from camserve.tools.packaging.inspected import InspectedModel
 from camserve.tools.packaging.models import advice
 from camserve.tools.reports.inspection.contact_sheet import Shot, draw_sheet
-from camserve.tools.reports.pictures import list_pictures
 
 TABLE_WIDTH = 120
 """Characters that the table may take where there is no terminal to say."""
@@ -83,8 +82,6 @@ def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> 
     progress.note(f"The rule picks {picked.layers[0]}: {picked.why}")
     if len(picked.maps) > len(shown):
         progress.note(f"{len(picked.maps) - len(shown)} deeper layers are not listed; --depth {options.depth + 1} lists more")
-    if options.fidelity:
-        _measure(inspected, options, progress)
     if options.image:
         asked = {name for layer in (*inspected.config.layers, *picked.layers) for name in layer.split(JOIN)}
         rows = listed
@@ -94,25 +91,6 @@ def inspect(inspected: InspectedModel, options: Options, progress: Progress) -> 
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_bytes(render.encode(sheet, "png"))
         progress.note(f"Heatmaps by layer and method: {options.out}")
-
-
-def _measure(inspected: InspectedModel, options: Options, progress: Progress) -> None:
-    """Measure the layers by methods on pictures, say which is best, and write the report."""
-    from camserve.tools.reports.inspection.measuring import measure_model  # noqa: PLC0415 it lists layers as this module does
-    from camserve.tools.reports.inspection.page import write_report  # noqa: PLC0415
-
-    paths = list(list_pictures(map(Path, options.fidelity), progress.note))
-    classes = len(inspected.labels) if inspected.labels else None
-    with progress.step(f"Measure layers and methods on {len(paths)} pictures") as tell:
-        report = measure_model(
-            *(inspected.model, inspected.config, inspected.preprocess, inspected.size, paths),
-            classes=classes,
-            say=progress.note,
-            tell=tell,
-        )
-    for path in write_report(report, options.model.default_name, options.report):
-        progress.note(f"  {path}")
-    progress.note(report["why"])
 
 
 def _open(

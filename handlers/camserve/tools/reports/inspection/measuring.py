@@ -14,10 +14,14 @@ from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 from camserve.explain.methods import METHOD_BY_CELL, METHODS
 from camserve.pictures.preprocess import Preprocess
-from camserve.tools.console import ToolError
+from camserve.tools.console import Progress, ToolError
+from camserve.tools.packaging.flags.inspect_model import Options
+from camserve.tools.packaging.inspected import InspectedModel
 from camserve.tools.reports.inspection.choice import choose
 from camserve.tools.reports.inspection.fidelity import measure, read_inputs
 from camserve.tools.reports.inspection.layers import list_few
+from camserve.tools.reports.inspection.page import write_report
+from camserve.tools.reports.pictures import list_pictures
 
 Say = Callable[[str], None]
 
@@ -64,6 +68,22 @@ def measure_model(
         raise ToolError("no layer of this model can be measured")
     measured = measure(lambda: opened(*layers), module, inputs, methods, tell)
     return choose(measured, own)
+
+
+def measure_inspected(inspected: InspectedModel, options: Options, progress: Progress) -> None:
+    """Measure the layers by methods on the pictures that the command names, say which is best, and write the report."""
+    paths = list(list_pictures(map(Path, options.fidelity), progress.note))
+    classes = len(inspected.labels) if inspected.labels else None
+    with progress.step(f"Measure layers and methods on {len(paths)} pictures") as tell:
+        report = measure_model(
+            *(inspected.model, inspected.config, inspected.preprocess, inspected.size, paths),
+            classes=classes,
+            say=progress.note,
+            tell=tell,
+        )
+    for path in write_report(report, options.model.default_name, options.report):
+        progress.note(f"  {path}")
+    progress.note(report["why"])
 
 
 def _method_of(config: Config, backend: Backend) -> str:
