@@ -65,6 +65,9 @@ MORE_OF_OPTIONS = {
     "top_k": "1, unless the archive's `threshold` decides.",
     "method": "See [the methods compared](../understand/methods.md).",
     "format": "By default what `Accept` prefers.",
+    "inside": "Pixels are those of the answer's `image`; where the archive has `exif: true`, of the upright picture. What could "
+    "be read in two ways is refused. In a form, a mask is a file: `-F inside=@mask.png`.",
+    "contours": "Overlays and pictures show them as lines.",
     "check": "See [Is the heatmap borne out?](../understand/check.md)",
 }
 

@@ -190,7 +190,7 @@ def test_every_header_of_an_answer_is_named() -> None:
     """What pictures and arrays say of themselves."""
     headers = [name for name in DOCUMENT["components"]["headers"] if name.startswith("x-explain")]
 
-    assert len(headers) == 5
+    assert len(headers) == 6
     assert set(headers) <= set(CODE.findall(section("reference/answers", "Pictures and arrays")))
 
 
