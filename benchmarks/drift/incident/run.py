@@ -32,7 +32,7 @@ from rich.console import Console
 from tests.support.browser import CHROMIUM, QUIET
 
 from benchmarks.drift import crops
-from benchmarks.drift.incident.stack import Picture, Story, prepared, wait
+from benchmarks.drift.incident.stack import MARGIN, Picture, Story, prepared, wait
 from benchmarks.speed.conditions import processor
 from camserve.monitoring.evidence.reading import list_entries, read_record
 from camserve.tools.watching.evidence.sources import open_evidence
@@ -44,7 +44,6 @@ STRANGE = "rocket"
 FIRST = 12
 """Pictures of the first screen, which are judged."""
 WITHIN = 5.0
-SETTLE = 6.0
 RIGHT = 0.9
 
 
@@ -99,14 +98,17 @@ def look(link: str) -> tuple[float, list[str], dict[str, Any]]:
 
 def run_incident(story: Story, place: int, incident: Incident, count: int) -> dict[str, Any]:
     """Clean traffic, then the incident's, the alert, its link, and what the page shows."""
-    story.send(film(count // 2, [2, place]))
-    time.sleep(SETTLE)
-    clean = story.post.told()
-    time.sleep(story.window)
-    story.post.alerts.clear()
     begun = time.time()
+    story.send(film(count // 2, [2, place]))
+    story.look_back(begun)
+    time.sleep(MARGIN)
+    clean = story.post.told()
+    time.sleep(MARGIN)
+    begun = time.time()
+    story.post.alerts.clear()
     story.send(film(count, [3, place], incident))
     result: dict[str, Any] = {"incident": incident.title, "clean": clean, "sending_s": round(time.time() - begun, 1)}
+    story.look_back(begun)
     alerts: list[dict[str, Any]] = []
 
     def told() -> bool:
@@ -115,7 +117,7 @@ def run_incident(story: Story, place: int, incident: Incident, count: int) -> di
 
     if not wait(told, 60):
         return {**result, "alerts": story.post.told(), "passed": False}
-    time.sleep(SETTLE)  # the others of this incident come too
+    time.sleep(5)  # the others of this incident come too
     seconds, requested, report = look(alerts[0]["annotations"]["link"])
     share = sum(each.rpartition("-")[0] == incident.camera for each in requested) / max(1, len(requested))
     return {
@@ -145,14 +147,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", metavar="FOLDER")
     parser.add_argument("--pictures", type=int, default=1000, help="of an incident, and of the reference (%(default)s)")
     parser.add_argument("--only", type=int, metavar="N", choices=range(len(INCIDENTS)), help="one of the incidents, from 0")
-    parser.add_argument("--quick", action="store_true", help="with 500 pictures")
+    parser.add_argument("--quick", action="store_true", help="with 600 pictures")
     options = parser.parse_args()
-    count = 500 if options.quick else options.pictures
+    count = 600 if options.quick else options.pictures
     places = range(len(INCIDENTS)) if options.only is None else [options.only]
     rows = []
     with prepared(options.archive, list(film(count, [1]))) as archive:
         for place in places:
-            with Story(archive, 60 if options.quick else 90) as story:
+            with Story(archive) as story:
                 rows.append(run_incident(story, place, INCIDENTS[place], count))
             Console().print(rows[-1])
     found: dict[str, Any] = {"date": str(date.today()), "processor": processor(), "cores": os.cpu_count()}

@@ -30,6 +30,8 @@ from camserve.tools.watching.evidence.sources import open_evidence
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = "efficientnet_lite0"
 CLIENTS = 4
+MARGIN = 10
+"""Seconds that Prometheus may take to see the last pictures, and its rules to be evaluated."""
 
 Picture = tuple[str, bytes]
 """The camera, and a JPEG."""
@@ -56,8 +58,10 @@ class Post:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def told(self) -> list[str]:
-        """The alerts that came, by name and statistic."""
-        return sorted({f"{each['labels']['alertname']} {each['labels'].get('stat', '')}".strip() for each in self.alerts})
+        """The alerts of drift that came, by name and statistic."""
+        return sorted(
+            {f"{each['labels']['alertname']} {each['labels']['stat']}" for each in self.alerts if "stat" in each["labels"]}
+        )
 
     @property
     def url(self) -> str:
@@ -103,7 +107,7 @@ def prepared(archive: Path, good: Sequence[Picture]) -> Iterator[Path]:
         copy = Path(shutil.copy(archive, Path(folder) / f"{MODEL}.mar"))
         with open_archive(copy) as opened:
             config = dict(opened.config)
-        evidence = {"sample": 3600, "picture": "whole"}
+        evidence = {"sample": 600, "per_reason": 400, "per_class": 200, "picture": "whole"}  # an hour passes in two minutes
         config["explain"] = {**config["explain"], "monitor": {"interval": 1}, "evidence": evidence}
         put_file(copy, "model-config.yaml", yaml.safe_dump(config))
         pictures = Path(folder) / "good"
@@ -116,14 +120,10 @@ def prepared(archive: Path, good: Sequence[Picture]) -> Iterator[Path]:
 
 
 class Story(ExitStack):
-    """A server, a Prometheus, an Alertmanager and the page's server, in a folder of their own.
+    """A server, a Prometheus, an Alertmanager and the page's server, in a folder of their own."""
 
-    `window`: the seconds that the rules look back, in place of an hour and of a day.
-    """
-
-    def __init__(self, archive: Path, window: int) -> None:
+    def __init__(self, archive: Path) -> None:
         super().__init__()
-        self.window = window
         self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         self.kept = self.folder / "evidence"
         store = self.folder / "store"
@@ -135,7 +135,7 @@ class Story(ExitStack):
         self.post = Post()
         self.callback(self.post.server.shutdown)
         self.page = self.serve_page(archive)
-        self.watch(window)
+        self.watch()
 
     def serve_page(self, archive: Path) -> Proxy:
         """Serves the page as `scripts/inspector.py --evidence` does."""
@@ -148,10 +148,10 @@ class Story(ExitStack):
         self.callback(served.shutdown)
         return served
 
-    def watch(self, window: int) -> None:
+    def watch(self) -> None:
         """Starts Alertmanager, and Prometheus with the shipped rules, their windows shortened."""
         manager = f"127.0.0.1:{free_port()}"
-        write_rules(self.folder / "rules.yml", window)
+        write_rules(self.folder / "rules.yml", 30)
         metrics = self.server.metrics_url.removeprefix("http://")
         config = {
             "global": {
@@ -176,7 +176,12 @@ class Story(ExitStack):
         self.enter_context(running(program, *own, f"--web.listen-address={manager}", ready=f"http://{manager}/-/ready"))
         own = [f"--config.file={self.folder}/prometheus.yml", f"--storage.tsdb.path={self.folder}/data", "--log.level=error"]
         address = f"--web.listen-address={self.prometheus.removeprefix('http://')}"
-        self.enter_context(running("prometheus", *own, address, ready=f"{self.prometheus}/-/ready"))
+        self.enter_context(running("prometheus", *own, "--web.enable-lifecycle", address, ready=f"{self.prometheus}/-/ready"))
+
+    def look_back(self, begun: float) -> None:
+        """Has the rules look back to a time, in place of an hour and of a day: what came since is the window."""
+        write_rules(self.folder / "rules.yml", round(time.time() - begun) + MARGIN)
+        requests.post(f"{self.prometheus}/-/reload", timeout=60).raise_for_status()
 
     def send(self, pictures: Iterator[Picture]) -> None:
         """Asks for a prediction of each picture; the request's id says which camera took it."""

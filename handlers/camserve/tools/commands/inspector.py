@@ -48,10 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serves the page until Ctrl-C; returns the exit status: 1 where there is no page to serve."""
     options = parser().parse_args(argv)
     try:
+        origins, pages = tuple(map(_read_origin, options.origin)), _open_pages(options) if options.evidence else None
         server = proxy(options.url, open_token_file(options.token_file), options.port, options.timeout)
-        server.origins = tuple(map(_read_origin, options.origin))
-        if options.evidence:
-            server.pages = _open_pages(options)
+        server.origins, server.pages = origins, pages
     except (ToolError, MissingPackageError, OSError) as error:
         return fail(error)
     with server:
