@@ -235,3 +235,82 @@ def test_a_graph_in_half_precision(tmp_path: Path) -> None:
     pictures, targets = nets.pictures(3, seed=2), torch.arange(3)
     for one, other in zip(explain(graph, pictures, targets), explain(eager, pictures, targets), strict=True):
         assert_same(one, other, 2e-2)
+
+
+class Answer(nn.Module):
+    """One logit: yes or no."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nets.Pooled()
+        self.last = nn.Linear(nets.CLASSES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, 1]`."""
+        return self.last(torch.relu(self.net(x)))
+
+
+class Two(nn.Module):
+    """Scores, and what they are computed from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nets.Pooled()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`[N, 3, H, W]` to means `[N, 8]` and scores `[N, CLASSES]`."""
+        means = self.net.pool(self.net.features(self.net.stem(x))).flatten(1)
+        return means, self.net.fc(means)
+
+
+def test_one_logit_and_several_outputs(tmp_path: Path) -> None:
+    """They are read as an eager model's; outputs have the graph's names."""
+    torch.manual_seed(1)
+    for model, names in ((Answer().eval(), ["answer"]), (Two().eval(), ["embedding", "logits"])):
+        path = graphs.write_graph(model, tmp_path / "net.onnx", nets.pictures(2), output_names=names)
+        graph, eager = opened(path, 32), opened(model, 32)
+        assert graph.reader.binary is eager.reader.binary
+        assert graph.reader.path == (() if len(names) == 1 else ("logits",))
+        pictures, targets = nets.pictures(2, seed=2), torch.tensor([0, 1])
+        for one, other in zip(explain(graph, pictures, targets), explain(eager, pictures, targets), strict=True):
+            assert_same(one, other)
+
+
+class Behind(nn.Module):
+    """Takes pictures with their channels last, as TensorFlow's exporters write models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nets.Deep()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, H, W, 3]` to `[N, CLASSES]`."""
+        return self.net(x.permute(0, 3, 1, 2))
+
+
+def test_channels_last(tmp_path: Path) -> None:
+    """The graph gets them as it takes them."""
+    torch.manual_seed(1)
+    model = Behind().eval()
+    path = graphs.write_graph(model, tmp_path / "net.onnx", nets.pictures(2).permute(0, 2, 3, 1))
+    graph, eager = opened(path, 32), opened(model.net, 32)
+    pictures, targets = nets.pictures(3, seed=2), torch.arange(3)
+    for one, other in zip(explain(graph, pictures, targets), explain(eager, pictures, targets), strict=True):
+        assert_same(one, other)
+
+
+def test_weights_of_8_bits_and_ranges_of_each_pass(tmp_path: Path) -> None:
+    """Dynamic quantization rounds by the range of the batch: pictures run one by one, and none changes another's answer."""
+    from onnxruntime import quantization
+
+    model = made("vgg")
+    path = graphs.write_graph(model, tmp_path / "net.onnx", nets.pictures(2))
+    quantization.quantize_dynamic(str(path), str(tmp_path / "net8.onnx"), op_types_to_quantize=["MatMul", "Gemm"])
+    graph, eager = opened(tmp_path / "net8.onnx", 32), opened(model, 32)
+    pictures, targets = nets.pictures(3, seed=2), torch.arange(3)
+    values, maps = explain(graph, pictures, targets)
+    alone, _ = explain(graph, pictures[1:2], targets[1:2])
+    assert torch.equal(values[1:2], alone)
+    wanted, right = explain(eager, pictures, targets)
+    assert_same(values, wanted, 0.05)
+    assert_same(maps, right, 0.1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import requests
 import torch
 from PIL import Image
 from tests.support.build import noise
@@ -19,12 +21,14 @@ from camserve import Model
 from camserve.core.errors import ConfigError
 from camserve.tools.archive.archive import Row, ask, handler_of, load_service, open_archive
 from camserve.tools.commands.inspect_model import main as inspect_model
+from camserve.tools.commands.serve import Server
 from camserve.tools.console import ToolError
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("forked")]
 
+ROOT = Path(__file__).resolve().parents[4]
 SIDES = ["--resize", "32", "--crop", "32"]
 LABELS = {str(index): f"class of {index}" for index in range(nets.CLASSES)}
 
@@ -47,9 +51,11 @@ def packaged(folder: Path, *arguments: str) -> tuple[Path, str]:
     return package_model([*arguments, *SIDES, "--export-path", str(folder)])
 
 
-def stock(graph: Path, folder: Path, **more: bytes) -> Path:
-    """An archive as a team has it that serves a graph with TorchServe's own handler."""
+def stock(graph: Path, folder: Path, handler: str = "", **more: bytes) -> Path:
+    """An archive as a team has it that serves a graph, with TorchServe's own handler or with the code of another."""
     model = {"modelName": "theirs", "modelVersion": "2.0", "handler": "image_classifier", "serializedFile": graph.name}
+    if handler:
+        model, more = {**model, "handler": "their_handler.py"}, {**more, "their_handler.py": handler.encode()}
     with zipfile.ZipFile(folder / "theirs.mar", "w") as made:
         made.writestr(graph.name, graph.read_bytes())
         made.writestr("index_to_name.json", json.dumps(LABELS))
@@ -141,6 +147,56 @@ def test_what_can_be_explained_is_listed(graph: Path, capsys: pytest.CaptureFixt
     told = capsys.readouterr().out
     assert "/relu/Relu_output_0" in told
     assert "The rule picks /relu/Relu_output_0" in told
+
+
+OWN_INFERENCE = """
+import torch
+from ts.torch_handler.image_classifier import ImageClassifier
+class Theirs(ImageClassifier):
+    def inference(self, data, *args, **kwargs):
+        (scores,) = self.model.run(None, {"pictures": data.numpy()})
+        return RESULT
+    def postprocess(self, data):
+        return [{"said": each} for each in super().postprocess(data)]
+"""
+
+
+def test_a_handler_that_runs_the_session_itself(of_any_size: Path, tmp_path: Path) -> None:
+    """Without it TorchServe cannot serve a graph: it is taken where a trial shows that it gives the graph's own scores."""
+    code = OWN_INFERENCE.replace("RESULT", "torch.from_numpy(scores)")
+    old = stock(of_any_size, tmp_path, handler=code)
+    archive, told = packaged(tmp_path, "--from-archive", str(old), "--trust", "--name", "ours")
+    assert "Theirs.inference() gives the graph's own scores, by trial; camserve runs the graph itself" in told
+    prediction, explanation = answer(archive)
+    assert set(prediction["said"]) == set(LABELS.values())
+    same(explanation, Model(nets.net("deep"), resize=32, crop=32, channels_last=False))
+
+
+@pytest.mark.parametrize("result", ["torch.from_numpy(2 * scores)", "[scores]", "1 / 0"])
+def test_a_handler_that_makes_something_else_of_the_scores(of_any_size: Path, tmp_path: Path, result: str) -> None:
+    """It would never be called, and its answers would be others."""
+    old = stock(of_any_size, tmp_path, handler=OWN_INFERENCE.replace("RESULT", result))
+    with pytest.raises(ToolError, match=r"Theirs in their_handler.py has inference\(\) of its own, which would never be called"):
+        packaged(tmp_path, "--from-archive", str(old), "--trust", "--name", "ours")
+
+
+@pytest.mark.live
+def test_a_graph_behind_torchserve(graph: Path, tmp_path: Path) -> None:
+    """Predictions, explanations of all kinds, and the metadata, through a real frontend and its worker."""
+    packaged(tmp_path, "--onnx", str(graph), "--name", "graph")
+    model = Model(nets.net("deep"), resize=32, crop=32, channels_last=False)
+    Image.fromarray(noise(80, 64, 3)).save(tmp_path / "picture.png")
+    body = (tmp_path / "picture.png").read_bytes()
+    with Server(tmp_path, ["graph"], config=ROOT / "config.properties") as server:
+        explained = requests.post(f"{server.url}/explanations/graph", data=body, timeout=60)
+        same(explained.json(), model)
+        assert requests.post(f"{server.url}/predictions/graph", data=body, timeout=60).json() == explained.json()["predictions"]
+        overlay = requests.post(f"{server.url}/explanations/graph", data=body, headers={"accept": "image/png"}, timeout=60)
+        assert overlay.headers["content-type"] == "image/png"
+        with ThreadPoolExecutor(8) as threads:
+            bodies = threads.map(lambda _: requests.post(f"{server.url}/explanations/graph", data=body, timeout=60), range(24))
+        for each in bodies:
+            same(each.json(), model)
 
 
 def test_batches_mix_and_threads_do_not(graph: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from camserve.capture.models.programs.graphs.module import GraphModule
 from camserve.capture.runtimes.graph import GRAPH
 from camserve.capture.runtimes.packages import MADE_FOR, PACKAGE
 from camserve.tools.archive.archive import Archive
@@ -73,6 +74,8 @@ def read_old_archive(archive: Archive, workdir: Path, stage: Path, requirements:
     else:
         source = load_program(weights, workdir)
     labels = archive.directory / LABELS
+    graph = source.model if isinstance(source.model, GraphModule) else None
+    handler = adopt_handler(str(model["handler"]), stage, workdir, graph)
     return OldArchive(
         replace(source, licensed=(), stored_as=choose_name(weights)),
         archive.name,
@@ -80,9 +83,9 @@ def read_old_archive(archive: Archive, workdir: Path, stage: Path, requirements:
         {key: value for key, value in archive.config.items() if key != "explain"},
         archive.config.get("explain") or {},
         read_labels(labels) if labels.is_file() else None,
-        adopt_handler(str(model["handler"]), stage, workdir),
+        handler,
         requirements,
-        notes,
+        (*notes, *handler.notes),
     )
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from ts.torch_handler.image_classifier import ImageClassifier
 from ts.utils.util import list_classes_from_module
 
+from camserve.capture.models.programs.graphs.module import GraphModule
+from camserve.capture.survey.layout import synthesize_pictures
 from camserve.core.text import in_one_line, join_names
 from camserve.pictures.preprocess import Preprocess
 from camserve.tools.archive.fresh.modules import Beside, server_modules
@@ -25,6 +28,9 @@ from gradcam_handler import GradCAMHandler
 STOCK = "image_classifier"
 OURS = "gradcam_handler"
 WRAPPER = "explained_handler"
+
+PROBE = 224
+"""The side, in pixels, of pictures for a graph that takes any."""
 
 UNCALLED = ("inference", "explain_handle")
 """Steps of TorchServe's handlers that camserve's handler never calls: it runs the model once, for both answers."""
@@ -68,6 +74,7 @@ class AdoptedHandler:
         channels: how many it makes.
         title: where its class stands, in words.
         prepares: the step of its own that prepares pictures; "" for none.
+        notes: what the user should hear.
     """
 
     file: Path | None = None
@@ -76,13 +83,18 @@ class AdoptedHandler:
     channels: int = 3
     title: str = ""
     prepares: str = ""
+    notes: tuple[str, ...] = ()
 
 
-def adopt_handler(name: str, stage: Path, workdir: Path) -> AdoptedHandler:
+def adopt_handler(name: str, stage: Path, workdir: Path, graph: GraphModule | None = None) -> AdoptedHandler:
     """Takes the handler that a manifest calls `name`, as TorchServe finds it: a file of `stage`, or one that TorchServe brings.
 
     Where it needs a file of its own, that is written into `workdir`; one that explains already is moved there. It may import
     what lies in either folder.
+
+    Args:
+        graph: the archive's model, where that is an ONNX graph; TorchServe's own handlers make a session of it and cannot run
+            that, so a handler of theirs may do so in its inference().
 
     Raises:
         ToolError: it is no image classifier, or some of its code would never be called, or would take the batch itself.
@@ -107,14 +119,17 @@ def adopt_handler(name: str, stage: Path, workdir: Path) -> AdoptedHandler:
                 f"the archive's handler {name} is the function {function or 'handle'}() of {path.name}, which takes the batch "
                 f"before camserve can; let its class {theirs.__name__} answer: {ACCEPTED}"
             )
+        runs = graph is not None and not entry and _runs_alone(theirs, graph)
         if not entry:
-            _check_steps(theirs, path.name)
+            _check_steps(theirs, path.name, ("explain_handle",) if runs else UNCALLED)
         alone = entry or len(list_classes_from_module(loaded)) == 1
         file = _place_file(theirs, path, workdir, moved=explains and alone)
         processing, channels, size = _find_processing(theirs, path.name)
         own = inspect.getattr_static(theirs, "preprocess") is not inspect.getattr_static(ImageClassifier, "preprocess")
         prepares = "preprocess" if own else "image_processing" if processing else ""
-        return AdoptedHandler(file, processing, size, channels, f"{path.name}'s class {theirs.__name__}", prepares)
+        told = f"{theirs.__name__}.inference() gives the graph's own scores, by trial; camserve runs the graph itself"
+        title, notes = f"{path.name}'s class {theirs.__name__}", (told,) if runs else ()
+        return AdoptedHandler(file, processing, size, channels, title, prepares, notes)
 
 
 def _find_class(loaded: ModuleType, name: str) -> type:
@@ -133,7 +148,25 @@ def _find_class(loaded: ModuleType, name: str) -> type:
     return theirs
 
 
-def _check_steps(theirs: type, file: str) -> None:
+def _runs_alone(theirs: type, graph: GraphModule) -> bool:
+    """Tells by trial whether their own inference() gives the graph's scores `[N, K]`, as a tensor, and nothing else."""
+    if _find_override(theirs, "inference", GradCAMHandler if issubclass(theirs, GradCAMHandler) else ImageClassifier) is None:
+        return False
+    import onnxruntime  # noqa: PLC0415 an extra
+
+    pictures = synthesize_pictures(graph.size or (PROBE, PROBE), graph.given.shape[0] or 2 if graph.given.shape else 2)
+    try:
+        session = onnxruntime.InferenceSession(str(graph.path), providers=["CPUExecutionProvider"])
+        wanted = torch.from_numpy(session.run(None, {graph.given.name: pictures.numpy()})[0])
+        handler: Any = theirs()
+        handler.model, handler.device, handler.map_location = session, torch.device("cpu"), "cpu"
+        found = handler.inference(pictures)
+    except Exception:  # noqa: BLE001 whatever their code raises: it does not give the scores
+        return False
+    return isinstance(found, Tensor) and found.shape == wanted.shape and torch.allclose(found.float(), wanted, atol=1e-6)
+
+
+def _check_steps(theirs: type, file: str, uncalled: Sequence[str] = UNCALLED) -> None:
     """Refuses a handler that takes the batch itself, or overrides a step that is never called, wherever it inherits that from."""
     explains = issubclass(theirs, GradCAMHandler)
     base = GradCAMHandler if explains else ImageClassifier
@@ -145,7 +178,7 @@ def _check_steps(theirs: type, file: str) -> None:
             f"{theirs.__name__} in {file} has a handle() of its own{_name_owner(taking, theirs)}, which takes the batch before "
             f"camserve can; {ACCEPTED}"
         )
-    for step in UNCALLED:
+    for step in uncalled:
         owner = _find_override(theirs, step, base)
         if owner:
             raise ToolError(
