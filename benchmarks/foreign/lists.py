@@ -14,20 +14,12 @@ TIMM: dict[int, tuple[str, ...]] = {
     160: (
         *("resnet18", "regnety_002", "convnext_atto", "efficientnet_b0", "ghostnet_100", "mambaout_femto", "dla34", "dpn68"),
         *("eca_nfnet_l0", "fastvit_t8", "edgenext_xx_small", "repvit_m0_9", "starnet_s1", "pvt_v2_b0", "hrnet_w18_small"),
-        *(
-            "poolformer_s12",
-            "res2net50_26w_4s",
-            "selecsls42b",
-            "tresnet_m",
-            "vgg11_bn",
-            "densenet121",
-            "rexnet_100",
-            "visformer_tiny",
-        ),
+        *("poolformer_s12", "res2net50_26w_4s", "selecsls42b", "tresnet_m", "vgg11_bn", "densenet121", "rexnet_100"),
         *("hgnetv2_b0", "mobileone_s0", "mobilenetv4_conv_small", "caformer_s18", "repvgg_a0"),
     ),
     224: (
         *("mvitv2_tiny", "twins_svt_small", "levit_128s", "pit_ti_distilled_224", "mixer_s32_224", "gmlp_ti16_224"),
+        "visformer_tiny",
         *("resmlp_12_224", "mobilevit_xxs", "mobilevitv2_050", "xcit_nano_12_p16_224", "tnt_s_patch16_224", "coat_lite_tiny"),
         *(
             "davit_tiny",

@@ -26,11 +26,14 @@ from camserve.capture.survey.layout import extract_tensor, replace_tensor
 from camserve.core.errors import ConfigError
 from camserve.explain.methods import METHODS, scale_maps
 
-FOCUS = 1.5
+FOCUS = 1.4
 """Where the cell that changes most moves less than so many times as far as all on average, no place can be told from another."""
 
 EARLIER = (0.75, 0.5, 0.25)
 """Which earlier layers tell the place then, as shares of the way to the default layer."""
+
+FLAT = 1e-3
+"""Where a map's values lie closer together than so much of the largest, float32 cannot tell them as finely as from 0 to 1."""
 
 CPU = torch.device("cpu")
 
@@ -49,7 +52,8 @@ class Found:
         shift: the median displacement, down and to the right, in cells.
         rest: the median distance beside that displacement.
         told_by: an earlier layer that was measured for this one, of whose cells each place changes all.
-        error: the largest difference of a heatmap from the formula's in float64.
+        error: the largest difference of a heatmap from the formula's in float64; of a map that is nearly flat, in shares of its
+            largest value.
         refused: why the network is refused.
         mixes: whether each of its cells sees the whole picture.
     """
@@ -140,7 +144,12 @@ def heatmap_error(made: Backend, model: nn.Module, network: Network) -> float:
     maps = METHODS["gradcam++"].function(captured.activation(layer), gradients)
     heatmaps, _, warnings = scale_maps(maps)
     exact = _exact(made, model, network, targets, tuple(maps.shape[1:]))
-    return max(float(np.abs(one - other).max()) for one, other, odd in zip(heatmaps, exact, warnings, strict=True) if not odd)
+    ranges = [1 if (each.amax() - each.amin()) > FLAT * each.amax() else float(1 - each.amin() / each.amax()) for each in maps]
+    return max(
+        float(np.abs(one - other).max()) * spread
+        for one, other, odd, spread in zip(heatmaps, exact, warnings, ranges, strict=True)
+        if not odd
+    )
 
 
 def _exact(

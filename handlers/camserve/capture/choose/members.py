@@ -27,6 +27,10 @@ GAIN = 0.05
 LATEST = 8
 """How many of the last layers are looked at for one of a later stage."""
 
+MAX_REFUSED = 8
+"""Of so many layers that would hold more of the scores but go into those that were found, or come from them, the search ends:
+in a network whose blocks all add to one sum every layer is such a one."""
+
 FEW = 32
 """Of more layers every fourth is tried first, then those around one that is another member's."""
 
@@ -101,21 +105,27 @@ class Members:
         """Find the last layer of another member."""
         maps = self._list_maps(found)
         step = 1 if len(maps) <= FEW else 4
+        refused: set[str] = set()
         for start in range(0, len(maps), step):
             least = self._trial.measure_together([*found, maps[start : start + step][-1]])
             if least is None or least > share - GAIN:
                 continue
             for info in maps[max(0, start - step) : start + step]:
                 past = self._trial.measure_together([*found, info])
-                if past is not None and past <= least + GAIN and self._fits(found, info):
+                if past is None or past > least + GAIN or info.name in refused:
+                    continue
+                if self._fits(found, info):
                     return info
+                refused.add(info.name)
+                if len(refused) >= MAX_REFUSED:
+                    return None
         return None
 
     def _fits(self, found: Sequence[LayerInfo], info: LayerInfo) -> bool:
-        """Return whether a layer can be explained, depends on the class, and goes into none of the others nor they into it."""
-        if find_faults(self._model, self._pictures, [info], self._survey.outputs) or not self._trial.depends_on_class(info):
+        """Return whether a layer goes into none of the others nor they into it, can be explained, and depends on the class."""
+        if any(self._goes_into(*pair) for each in found for pair in ((info, each), (each, info))):
             return False
-        return all(not self._goes_into(*pair) for each in found for pair in ((info, each), (each, info)))
+        return not find_faults(self._model, self._pictures, [info], self._survey.outputs) and self._trial.depends_on_class(info)
 
     def _goes_into(self, one: LayerInfo, other: LayerInfo) -> bool:
         """Return whether the second layer's output changes with the first's, by trial."""
