@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torchvision
 from PIL import Image
+from torchvision.models import ResNet18_Weights
 
+import camserve
 from camserve.core.config import KEYS, Config, defaults
 from camserve.core.config import METHODS as METHOD_NAMES
 from camserve.core.config.watching import Monitoring
@@ -29,6 +33,7 @@ from camserve.monitoring.statistics import STATISTICS
 from camserve.protocol.openapi.document import describe_api
 from camserve.protocol.options import OptionReader
 from camserve.tools.cli import COMMANDS
+from camserve.tools.commands import package
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
@@ -230,3 +235,21 @@ def test_the_lines_of_python_run(demo: Path, tmp_path: Path) -> None:
     assert ran.stdout.startswith("tiger cat 0.37")
     with Image.open(tmp_path / "heat.png") as picture:
         assert picture.size == (451, 300)
+
+
+@pytest.mark.slow
+def test_the_start_packages_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's command, word for word, with weights and names of five classes as it describes them."""
+    (line,) = re.findall(r"^\$ scripts/package\.py (--torchvision .*)$", page("start/first"), re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model_store").mkdir()
+    net = torchvision.models.resnet18(num_classes=5)
+    torch.save(net.state_dict(), "net.pth")
+    Path("classes.txt").write_text("cat\ndog\ncow\nhen\nfox\n", "utf-8")
+
+    assert package.main(line.split()) == 0
+
+    (explanation,) = camserve.Model.from_archive("model_store/mine.mar").explain(ROOT / "examples" / "cat.jpg")
+    with torch.no_grad():
+        scores = net.eval()(ResNet18_Weights.DEFAULT.transforms()(Image.open(ROOT / "examples" / "cat.jpg"))[None])
+    assert explanation.label == ["cat", "dog", "cow", "hen", "fox"][int(scores.argmax())]

@@ -110,9 +110,10 @@ def _show(url: str, options: argparse.Namespace, progress: Progress) -> None:
     overlay.parent.mkdir(parents=True, exist_ok=True)
     overlay.write_bytes(_ask(address, picture, "image/png").content)
     progress.note(f"   The picture with its heatmap: {overlay}")
-    if not options.once:
-        progress.note(f"Open {address} in a browser: the inspector, for pictures of your own.")
-    progress.note("Or ask from a shell:" if not options.once else "While a server runs, try these:")
+    if options.once:
+        return
+    progress.note(f"Open {address} in a browser: the inspector, for pictures of your own.")
+    progress.note("Or ask from a shell:")
     for command in (
         f"curl -T {options.picture} {url}/predictions/{DEMO}",
         f"curl -T {options.picture} {address}",
