@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from camserve.tools.archive.archive import open_archive
 from camserve.tools.archive.rewriting import put_file
 from camserve.tools.commands import reference
 from camserve.tools.commands.serve import Server
+from camserve.tools.watching.evidence.numbers.drift import judge
+from camserve.tools.watching.evidence.numbers.prometheus import fetch_counts
+from camserve.tools.watching.evidence.periods import Period
 
 pytestmark = pytest.mark.live
 
@@ -250,6 +254,14 @@ def test_clean_traffic_raises_nothing_and_psi_is_numpys(stack: Stack) -> None:
     for name in (*MAP_STATISTICS, "confidence", "margin", "width", "height", CLASS):
         assert told.psi[name] == pytest.approx(expected.psi[name], abs=1e-3), name
         assert told.unadjusted[name] == pytest.approx(expected.unadjusted[name], abs=1e-3), name
+    now = datetime.now(timezone.utc)
+    counted = judge(
+        fetch_counts(stack.prometheus, MODEL, stack.found.digest, Period(now - timedelta(seconds=told.window + 5), now)),
+        stack.found,
+    )
+    for name in (*MAP_STATISTICS, CLASS):  # as the page of evidence counts
+        assert counted[name].psi == pytest.approx(expected.psi[name], abs=0.02), name
+        assert counted[name].images == pytest.approx(expected.images[name], rel=0.05)
     counts = stack.counts()
     known = PICTURES - counts[CLASS][UNSEEN]
     assert known > 0.9 * PICTURES

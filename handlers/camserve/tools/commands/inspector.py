@@ -92,6 +92,10 @@ def parser() -> argparse.ArgumentParser:
         help="where users reach this program, where a proxy stands in front: https://evidence.example.com",
     )  # fmt: skip
     kept.add_argument(
+        *("--dashboard",), action="append", default=[], metavar="URL",
+        help="a Grafana whose panels may show the latest pictures, where it is not on this machine: https://grafana.example.com",
+    )  # fmt: skip
+    kept.add_argument(
         *("--user-header",), default="", metavar="NAME",
         help="in which that proxy names who asks, for marks: X-Forwarded-User. Whoever reaches this program past it can forge it",
     )  # fmt: skip
@@ -106,13 +110,14 @@ def _open_pages(options: argparse.Namespace) -> Pages:
 
     path = urlsplit(options.url).path
     model = path.partition("/explanations/")[2].partition("/")[0]
-    return Pages(open_evidence(options.evidence, options.archive, options.prometheus), model, path, options.user_header.lower())
+    evidence = open_evidence(options.evidence, options.archive, options.prometheus)
+    return Pages(evidence, model, path, options.user_header.lower(), tuple(map(_read_origin, options.dashboard)))
 
 
 def _read_origin(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/") or parts.query:
-        raise ToolError(f"--origin: expected https://HOST or http://HOST:PORT, got {show(text, 200)}")
+        raise ToolError(f"--origin and --dashboard: expected https://HOST or http://HOST:PORT, got {show(text, 200)}")
     return f"{parts.scheme}://{parts.netloc}".lower()
 
 
@@ -232,20 +237,25 @@ class _Handler(BaseHTTPRequestHandler):
         """The pages that this request is for; None: it is for the inspector's."""
         return self.server.pages if re.match(r"/evidence(?:[/?]|$)", self.path) else None
 
+    def _embeds(self) -> bool:
+        return self._kept is not None and self._kept.embeds(self.path, self.headers.get("referer", ""))
+
     def _allowed(self) -> bool:
         """Lets through only these pages' paths, asked for by this machine's name and not from another site's page.
 
         A foreign page could otherwise use the token: by a form (its `Origin` tells), or after making its own host name
-        point to this machine (the `Host` tells). It may link here: what a link opens, it cannot read.
+        point to this machine (the `Host` tells). It may link here, and a dashboard may show the latest pictures: it cannot read
+        what is opened so.
         """
         port = self.server.server_address[1]
         origins = (f"http://127.0.0.1:{port}", f"http://localhost:{port}", *self.server.origins)
         origin, site = self.headers.get("origin"), self.headers.get("sec-fetch-site")
-        linked = self.command == "GET" and (self.headers.get("sec-fetch-mode"), self.headers.get("sec-fetch-dest"))
+        mode, goal = self.headers.get("sec-fetch-mode"), self.headers.get("sec-fetch-dest")
+        opened = (mode, goal) == ("navigate", "document") or (goal == "image" and self._embeds())
         if (
             self.headers.get("host", "").lower() not in [each.partition("://")[2] for each in origins]
             or origin not in (None, *origins)
-            or (site not in (None, "same-origin", "none") and linked != ("navigate", "document"))
+            or (site not in (None, "same-origin", "none") and not (self.command == "GET" and opened))
         ):
             self._refuse(403, "Forbidden", "only this page's own requests are passed on")
             return False

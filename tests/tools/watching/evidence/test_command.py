@@ -34,6 +34,7 @@ RAY = ROOT / ".venv-ray" / "bin" / "python"
     [
         (("nowhere",), "there is no folder nowhere"),
         (("nosuch://x",), "nosuch://: cannot be opened here"),
+        (("http://127.0.0.1:8090/evidence",), "a page of scripts/inspector.py is for a browser"),
         (("KEPT", "--model", "cat"), 'no evidence of a model "cat"; did you mean cats?'),
         (("KEPT", "--stat", "centroidx"), 'no statistic "centroidx"; did you mean centroid_x?'),
         (("KEPT", "--alert", "CamserveDrift"), 'no alert "CamserveDrift"; did you mean'),

@@ -22,6 +22,7 @@ NOW = datetime(2026, 3, 1, 12, 30, tzinfo=timezone.utc)
         ("2026-02-28T10:00Z", datetime(2026, 2, 28, 10, tzinfo=timezone.utc)),
         ("2026-02-28T10:00+02:00", datetime(2026, 2, 28, 8, tzinfo=timezone.utc)),
         ("2026-02-28", datetime(2026, 2, 28, tzinfo=timezone.utc)),
+        ("1772368200000", NOW),
         ("ever", datetime.min.replace(tzinfo=timezone.utc)),
     ],
 )

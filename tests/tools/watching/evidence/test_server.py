@@ -78,6 +78,20 @@ def test_other_sites_may_link_here_and_nothing_more(moved: Path, serve_pages: Se
         {"Host": "evil.example"},
     ):
         assert requests.get(home, headers=headers, timeout=60).status_code == 403
+    sheet = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+    assert server.pages is not None
+    server.pages.dashboards = ("https://grafana.example.com",)
+    for referer, path, status in (
+        ("http://localhost:3000/", "latest.jpg?model=cats&since=1h", 200),
+        ("https://grafana.example.com/", "latest.jpg?model=cats", 200),
+        ("https://evil.example/", "latest.jpg?model=cats", 403),
+        ("", "latest.jpg?model=cats", 403),
+        ("http://localhost:3000/", "latest.json?model=cats", 403),
+    ):
+        assert requests.get(f"{home}/{path}", headers={**sheet, "Referer": referer}, timeout=60).status_code == status, (
+            referer,
+            path,
+        )
     mark = {"model": "cats", "name": "x", "verdict": "right", "note": ""}
     for headers in (link, {"Origin": "http://evil.example"}):
         assert requests.post(f"{home}/marks", json=mark, headers=headers, timeout=60).status_code == 403
@@ -115,6 +129,7 @@ def test_a_dashboard_gets_the_latest_unusual_pictures(moved: Path, serve_pages: 
     """As rows, newest first, and as one sheet with the heatmaps drawn; the sample is not among them."""
     home = f"{serve_pages(moved).origin}/evidence"
     rows = requests.get(f"{home}/latest.json?model=cats", timeout=60).json()
+    assert requests.get(f"{home}/latest.json?model=cats&since=1764441600000&until=1h", timeout=60).json() == []
     assert [row["label"] for row in rows] == ["espresso", "tiger cat", "<img src=x onerror=alert(7)>", "tabby"]
     assert all(row["unusual"] == ["centroid_x higher than usual"] for row in rows)
     with Image.open(io.BytesIO(requests.get(f"{home}/latest.jpg?model=cats", timeout=60).content)) as sheet:
@@ -141,7 +156,7 @@ def test_a_server_that_is_down_does_not_keep_anyone_from_looking(
     assert inspector.main(["http://127.0.0.1:9/explanations/cats", "--evidence", str(moved / "nothing")]) == 1
     assert "there is no folder" in capsys.readouterr().err
     assert inspector.main(["http://127.0.0.1:9/explanations/cats", "--evidence", str(moved), "--origin", "x.org"]) == 1
-    assert "--origin: expected https://HOST" in capsys.readouterr().err
+    assert "--origin and --dashboard: expected https://HOST" in capsys.readouterr().err
 
 
 @pytest.mark.live

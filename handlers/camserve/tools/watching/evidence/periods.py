@@ -44,7 +44,7 @@ def read_duration(text: str) -> timedelta:
 
 
 def read_time(text: str, now: datetime) -> datetime:
-    """Reads `now`, `ever`, how long ago, or a time as ISO 8601 has it; without a time zone it is UTC.
+    """Reads `now`, `ever`, how long ago, or a time as ISO 8601 has it; without a time zone it is UTC. Grafana's milliseconds too.
 
     Raises:
         ToolError: it is none of them.
@@ -54,6 +54,8 @@ def read_time(text: str, now: datetime) -> datetime:
         return now
     if text == "ever":
         return datetime.min.replace(tzinfo=timezone.utc)
+    if re.fullmatch(r"\d{12,13}", text):
+        return datetime.fromtimestamp(int(text) / 1000, timezone.utc)
     try:
         found = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text))
     except ValueError:

@@ -14,7 +14,7 @@ from camserve.monitoring.evidence.reading import list_entries, list_models, read
 from camserve.monitoring.evidence.records import Entry, EvidenceError, Record
 from camserve.monitoring.evidence.stores import Store, StoreError, open_store
 from camserve.monitoring.reference import Reference
-from camserve.tools.console import ToolError
+from camserve.tools.console import ToolError, command_of
 from camserve.tools.reports.pictures import thumbnail
 from camserve.tools.watching.evidence.kept import Seen, Shelf, describe_record
 from camserve.tools.watching.evidence.marks import Mark, last_marks
@@ -93,6 +93,10 @@ def open_evidence(place: str, archives: Sequence[Path] = (), prometheus: str = "
     Raises:
         ToolError: there is no such folder, or nothing that is installed opens such a URL.
     """
+    if place.startswith(("http://", "https://")):
+        raise ToolError(
+            f"{place}: evidence is kept in a folder or an object store; a page of {command_of('inspector')} is for a browser"
+        )
     if "://" not in place and not Path(place).is_dir():
         raise ToolError(f"there is no folder {place}; expected one that evidence is kept in, or a URL (s3://bucket/prefix)")
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from datetime import datetime, timedelta, timezone
 
 import numpy as np
 from PIL import Image
@@ -14,17 +13,18 @@ from camserve.monitoring.evidence.records import Entry, Record
 from camserve.monitoring.evidence.stores import Store
 from camserve.pictures.render import draw_overlay
 from camserve.tools.watching.evidence.kept import scale_view
+from camserve.tools.watching.evidence.periods import Period
 
 LATEST = 12
 """How many there are."""
-BACK = timedelta(days=2)
-"""How long ago they may be."""
+BACK = "2d"
+"""How long ago they may be, where no time is asked for."""
 TILE, ACROSS, GAP = 200, 6, 8
 
 
-def list_latest(store: Store, folder: str, count: int) -> list[Entry]:
-    """Lists the last records of a model that are kept because they are unusual, the newest first."""
-    entries = list_entries(store, folder, datetime.now(timezone.utc) - BACK)
+def list_latest(store: Store, folder: str, period: Period, count: int = LATEST) -> list[Entry]:
+    """Lists the last records of a model in a time that are kept because they are unusual, the newest first."""
+    entries = list_entries(store, folder, period.since, period.until)
     return [entry for entry in reversed(entries) if set(entry.reasons) - {"sample"}][:count]
 
 

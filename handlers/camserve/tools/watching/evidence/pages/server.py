@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from camserve.core.messages import Reply
 from camserve.core.text import find_nearest, join_names, show
@@ -20,7 +20,7 @@ from camserve.tools.watching.evidence import VERDICTS
 from camserve.tools.watching.evidence.kept import Seen
 from camserve.tools.watching.evidence.marks import add_mark, read_verdict
 from camserve.tools.watching.evidence.pages.findings import Asked
-from camserve.tools.watching.evidence.pages.latest import LATEST, draw_latest, list_latest
+from camserve.tools.watching.evidence.pages.latest import BACK, draw_latest, list_latest
 from camserve.tools.watching.evidence.pages.page import write_answer
 from camserve.tools.watching.evidence.periods import AGAINST, read_period
 from camserve.tools.watching.evidence.sources import Evidence
@@ -42,12 +42,14 @@ class Pages:
         model: shown where an address names none; "": the only one.
         inspector: the path of the model's inspector page; "": there is none.
         user_header: in which the proxy in front names who asks; "": nobody is named.
+        dashboards: origins of pages that may show the sheet of the latest pictures.
     """
 
     evidence: Evidence
     model: str = ""
     inspector: str = ""
     user_header: str = ""
+    dashboards: tuple[str, ...] = ()
     _marks: Counter[tuple[str, str]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -60,6 +62,12 @@ class Pages:
             return _refuse(400 if isinstance(error, ToolError) else 404, str(error))
         except OSError as error:
             return _refuse(502, f"{self.evidence.store.to} cannot be read: {error.strerror or error}")
+
+    def embeds(self, target: str, referer: str) -> bool:
+        """Tells whether another page may show what a path gives: the sheet, on this machine's pages and on `dashboards`."""
+        parts = urlsplit(referer)
+        known = parts.hostname in ("127.0.0.1", "localhost") or f"{parts.scheme}://{parts.netloc}" in self.dashboards
+        return target.partition("?")[0] == f"{HOME}/latest.jpg" and known
 
     def post(self, target: str, body: bytes, headers: Mapping[str, str]) -> Reply:
         """Answers a POST of a mark."""
@@ -87,7 +95,8 @@ class Pages:
         if path == "report.json":
             return _write_json(self._report(folder, asked))
         if path in ("latest.json", "latest.jpg"):
-            latest = list_latest(self.evidence.store, folder, LATEST)
+            period = read_period(asked.get("since") or BACK, asked.get("until") or "now")
+            latest = list_latest(self.evidence.store, folder, period)
             if path == "latest.jpg":
                 return Reply(200, "image/jpeg", draw_latest(self.evidence.store, latest))
             return _write_json([{**row, "page": f"{HOME}?model={quote(folder)}"} for row in self._describe(latest)])
