@@ -90,7 +90,7 @@ def test_what_moved_a_statistic_is_told_from_what_is_always_there() -> None:
     targets = random.integers(0, 3, 1500)
     found = traffic(targets, random)
     moved = (targets == 0) & (np.arange(1500) < 900)
-    found.values["centroid_x"][moved] += 1.5
+    found.values["centroid_x"][moved] += 0.9
     seen = seen_of(found, FOUND, [1.0] * 1500)
     sample = count_sample(seen)
     drifts, parts = judge_sample(sample, FOUND), find_parts(sample, FOUND)
