@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from camserve.tools.watching.evidence.numbers.counting import (
     part_of,
     take_as_reference,
 )
+from camserve.tools.watching.evidence.pages.findings import choose_entries
 
 FOUND = reference_of(np.random.default_rng(1).integers(0, 3, 1200))
 
@@ -131,3 +133,26 @@ def test_an_earlier_time_can_take_the_references_place() -> None:
     told = judge_sample(now, take_as_reference(before, FOUND))
     assert not any(each.drifted for each in told.values())
     assert told["centroid_x"].expected == pytest.approx(before.counts["centroid_x"] / 800, abs=0.05)
+
+
+@pytest.mark.parametrize(("size", "most"), [(20_000, 3000), (250_000, 2000), (50_000_000, 100)])
+def test_no_more_records_are_read_than_a_page_can_wait_for(size: int, most: int) -> None:
+    """By number and by bytes; the sample is thinned evenly, and of the others those come first that the statistic is about."""
+    start = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+    def entry(place: int) -> Entry:
+        reasons = ("sample",) if place % 2 else ("rare.area",) if place % 8 else ("rare.centroid_x",)
+        return Entry(f"m/d/{place}", "m", str(place), start + timedelta(seconds=place), str(place), 0, reasons, size)
+
+    chosen = choose_entries([entry(place) for place in range(20_000)], "centroid_x")
+    times = [each.time for each in chosen]
+    sample = [each for each in chosen if "sample" in each.reasons]
+    steps = {(after.time - before.time).seconds for before, after in pairwise(sample)}
+
+    assert len(chosen) == most
+    assert times == sorted(times)
+    assert len(steps) == 1
+    assert most // 2 - most // 10 <= len(sample) <= most // 2
+    others = [each.reasons for each in chosen if "sample" not in each.reasons]
+    assert others.count(("rare.centroid_x",)) == min(len(others), 2500)
+    assert choose_entries([entry(place) for place in range(90)], "") == [entry(place) for place in range(90)]

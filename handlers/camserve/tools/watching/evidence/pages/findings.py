@@ -36,8 +36,10 @@ ALERTS: Mapping[str, tuple[str, ...]] = {
 """The statistics that an alert may be about."""
 _BINS: tuple[int | None, ...] = (*range(BINS), None)
 
-READ = 6000
-"""Records that are read for one report; of more, the sample is thinned at random and the newest of the others are taken."""
+READ, LEAST_READ = 3000, 100
+"""Records that are read for one report, at most and at least where there are as many; see `choose_entries`."""
+READ_BYTES = 500_000_000
+"""Bytes of them: some hold a camera's whole file."""
 
 
 @dataclass(frozen=True)
@@ -153,14 +155,16 @@ def choose_entries(entries: Sequence[Entry], statistic: str) -> list[Entry]:
     """Chooses at most `READ` records, in the order of their times: half of them of the random sample, where there are as many.
 
     Of a larger sample every second, third and so on is taken, which is again one. Of the others those come first that are
-    unusual in the statistic, then the newest.
+    unusual in the statistic, then the newest. Of large records fewer are taken.
     """
+    mean = max(1.0, sum(entry.size for entry in entries) / max(1, len(entries)))
+    most = min(READ, max(LEAST_READ, int(READ_BYTES / mean)))
     sample = [entry for entry in entries if "sample" in entry.reasons]
     others = [entry for entry in entries if "sample" not in entry.reasons]
-    room = max(READ // 2, READ - len(others))
+    room = max(most // 2, most - len(others))
     sample = sample[:: -(-len(sample) // room)] if len(sample) > room else sample
     others.sort(key=lambda entry: (f"rare.{statistic}" in entry.reasons, entry.time))
-    kept = others[-(READ - len(sample)) :] if len(sample) < READ else []
+    kept = others[max(0, len(others) - most + len(sample)) :]
     return sorted([*sample, *kept], key=lambda entry: (entry.time, entry.name))
 
 

@@ -133,7 +133,7 @@ function adopt(report) {
 /** Asks the server for another period, comparison or statistic; the address is that of what is shown. */
 async function ask(change) {
   const asked = new URLSearchParams(location.search);
-  for (const [name, value] of Object.entries(change)) value ? asked.set(name, value) : asked.delete(name);
+  for (const [name, value] of Object.entries({ class: $("label").value, ...change })) value ? asked.set(name, value) : asked.delete(name);
   document.body.setAttribute("aria-busy", "true");
   try {
     const response = await fetch(`${location.pathname.replace(/\/$/, "")}/report.json?${asked}`);
