@@ -34,6 +34,8 @@ from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 from camserve.core.text import join_names
 
+AS_GRAPH = "written as an ONNX graph (torch.onnx.export) and packaged with --onnx it runs in ONNX Runtime"
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -231,7 +233,7 @@ def _open_runtime(model: Any, classifier: Classifier, config: Config, opened: Op
     if asked == "torch" or (asked == "auto" and opened.device.type != "cpu"):
         return opened.capture, Runtime()
     if type(classifier) is not EagerClassifier or classifier.kind != "eager" or classifier.batch[1]:
-        return opened.capture, refuse_runtime(asked, f"a model of the kind {classifier.kind} runs in torch alone")
+        return opened.capture, refuse_runtime(asked, f"a model of the kind {classifier.kind} runs in torch alone; {AS_GRAPH}")
     if asked == "tensorrt":
         return opened.capture, refuse_runtime(asked, "it runs models that come as an ONNX graph (--onnx) alone")
     dtypes = {str(each.dtype).removeprefix("torch.") for each in classifier.module.parameters()} | {config.precision}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.support.models import graphs, nets
 from torch import Tensor, nn
 
 from camserve.capture import Backend, load_graph, open_backend
+from camserve.capture.runtimes.engines import ENGINES, is_installed
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 from camserve.explain import methods
@@ -134,6 +136,32 @@ def test_a_graph_is_explained_as_its_model(name: str, tmp_path: Path) -> None:
             assert_same(maps, right)
     plain = graph.capture.forward(pictures, ())
     assert torch.allclose(plain.values, values, atol=1e-6)
+
+
+@pytest.mark.parametrize("runtime", ["auto", *(name for name in ENGINES if is_installed(name))])
+def test_runtimes_that_can_be_asked_for(runtime: str, tmp_path: Path) -> None:
+    """OpenVINO is in an environment of its own, where this runs again (`test_openvino`)."""
+    asked = {"runtime": runtime, "given": frozenset({"runtime"})}
+    for name in ("vgg", "attending", "likely"):
+        model = made(name)
+        path = graphs.write_graph(model, tmp_path / f"{name}.onnx", nets.pictures(2))
+        graph, eager = opened(path, 32, **asked), opened(model, 32)
+        assert graph.runtime.name == runtime or (runtime == "auto" and graph.runtime.name in ENGINES)
+        assert graph.runtime.why == ""
+        pictures, targets = nets.pictures(3, seed=2), torch.arange(3)
+        for one, other in zip(explain(graph, pictures, targets), explain(eager, pictures, targets), strict=True):
+            assert_same(one, other)
+
+
+def test_runtimes_that_cannot_be_had(tmp_path: Path) -> None:
+    """ONNX Runtime runs the graph in their place, and the metadata say why."""
+    path = graphs.write_graph(made("pooled"), tmp_path / "net.onnx", nets.pictures(2))
+    for runtime, why in (("tensorrt", "tensorrt: .*it takes a GPU"), ("compile", "compile: an ONNX graph runs in ONNX Runtime")):
+        graph = opened(path, 32, runtime=runtime, given=frozenset({"runtime"}))
+        assert graph.runtime.name == "onnxruntime"
+        assert re.search(why, graph.runtime.why)
+    with pytest.raises(ConfigError, match="precision: bfloat16: an ONNX graph computes in its own precision"):
+        opened(path, 32, precision="bfloat16")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg", "mobilenet_v3_small"])

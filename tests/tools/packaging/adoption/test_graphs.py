@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,16 +52,17 @@ def packaged(folder: Path, *arguments: str) -> tuple[Path, str]:
     return package_model([*arguments, *SIDES, "--export-path", str(folder)])
 
 
-def stock(graph: Path, folder: Path, handler: str = "", **more: bytes) -> Path:
+def stock(graph: Path, folder: Path, more: Mapping[str, bytes] | None = None, handler: str = "") -> Path:
     """An archive as a team has it that serves a graph, with TorchServe's own handler or with the code of another."""
     model = {"modelName": "theirs", "modelVersion": "2.0", "handler": "image_classifier", "serializedFile": graph.name}
+    files = dict(more or {})
     if handler:
-        model, more = {**model, "handler": "their_handler.py"}, {**more, "their_handler.py": handler.encode()}
+        model["handler"], files["their_handler.py"] = "their_handler.py", handler.encode()
     with zipfile.ZipFile(folder / "theirs.mar", "w") as made:
         made.writestr(graph.name, graph.read_bytes())
         made.writestr("index_to_name.json", json.dumps(LABELS))
         made.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
-        for name, data in more.items():
+        for name, data in files.items():
             made.writestr(name, data)
     return folder / "theirs.mar"
 
@@ -126,7 +128,7 @@ def test_weights_beside_the_graph_become_part_of_it(of_any_size: Path, tmp_path:
     archive, told = packaged(tmp_path, "--onnx", str(path))
     assert "deep.onnx: its weights, which lie in files beside it, were put into it" in told
     same(answer(archive)[1], Model(nets.net("deep"), resize=32, crop=32, channels_last=False))
-    old = stock(path, tmp_path, **{"deep.data": (tmp_path / "split" / "deep.data").read_bytes()})
+    old = stock(path, tmp_path, {"deep.data": (tmp_path / "split" / "deep.data").read_bytes()})
     assert Model.from_archive(old).metadata["kind"] == "onnx"
 
 

@@ -1,9 +1,8 @@
-"""Operators that move values, take some of them, or reduce axes."""
+"""Operators that move values, or take some of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -100,6 +99,25 @@ def _gather_elements(node: Node, x: Tensor, indices: Tensor) -> Tensor:
     return torch.gather(x, axis, torch.where(indices < 0, indices + x.shape[axis], indices).long().to(x.device))
 
 
+def _gather_places(node: Node, x: Tensor, indices: Tensor) -> Tensor:
+    if node.get("batch_dims", 0):
+        raise GraphError("GatherND within batches")
+    check_size([*indices.shape[:-1], *x.shape[indices.shape[-1] :]])
+    return x[_places(x, indices)]
+
+
+def _scatter_places(node: Node, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    if node.get("reduction", b"none") != b"none":
+        raise GraphError("ScatterND that reduces")
+    return x.index_put(_places(x, indices), updates.to(x.dtype))
+
+
+def _places(x: Tensor, indices: Tensor) -> tuple[Tensor, ...]:
+    """Return indices `[..., k]` of the first k axes, one tensor for each axis."""
+    several = indices.long().to(x.device).unbind(-1)
+    return tuple(torch.where(each < 0, each + side, each) for each, side in zip(several, x.shape, strict=False))
+
+
 def _expand(_node: Node, x: Tensor, shape: Tensor) -> Tensor:
     return x.expand(expand_shapes(x.shape, list_whole(shape)))
 
@@ -193,36 +211,6 @@ def _find_size(x: Tensor, scales: Tensor | None, sizes: Tensor | None) -> list[i
     return shape
 
 
-def reduced(function: Callable[[Tensor, list[int], bool], Tensor]) -> Operation:
-    """Make an operator of a function that reduces axes."""
-
-    def run(node: Node, x: Tensor, axes: Tensor | None = None) -> Tensor:
-        found = take_axes(node, axes)
-        if not found:
-            if node.get("noop_with_empty_axes", 0):
-                return x
-            found = list(range(x.ndim))
-        return function(x, [axis % x.ndim for axis in found], bool(node.get("keepdims", 1)))
-
-    return run
-
-
-def _product(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
-    for axis in sorted(axes, reverse=True):
-        x = x.prod(axis, keepdim=keep)
-    return x
-
-
-def _extreme(largest: bool) -> Operation:
-    def run(node: Node, x: Tensor) -> Tensor:
-        axis, keep = node.get("axis", 0), bool(node.get("keepdims", 1))
-        if node.get("select_last_index", 0):
-            raise GraphError(f"{node.kind} of the last of equal values")
-        return x.argmax(axis, keep) if largest else x.argmin(axis, keep)
-
-    return run
-
-
 def _trilu(node: Node, x: Tensor, diagonal: Tensor | None = None) -> Tensor:
     place = 0 if diagonal is None else int(diagonal.item())
     return x.triu(place) if node.get("upper", 1) else x.tril(place)
@@ -247,8 +235,6 @@ def _constant(node: Node) -> Any:
 
 SHAPES: MappingProxyType[str, Operation] = MappingProxyType(
     {
-        "ArgMax": _extreme(True),
-        "ArgMin": _extreme(False),
         "Concat": _concat,
         "Constant": _constant,
         "ConstantOfShape": _fill,
@@ -258,19 +244,12 @@ SHAPES: MappingProxyType[str, Operation] = MappingProxyType(
         "Flatten": _flatten,
         "Gather": _gather,
         "GatherElements": _gather_elements,
+        "GatherND": _gather_places,
         "Pad": _pad,
         "Range": _range,
-        "ReduceL1": reduced(lambda x, axes, keep: x.abs().sum(axes, keepdim=keep)),
-        "ReduceL2": reduced(lambda x, axes, keep: torch.linalg.vector_norm(x, 2, axes, keepdim=keep)),
-        "ReduceLogSumExp": reduced(lambda x, axes, keep: x.logsumexp(axes, keepdim=keep)),
-        "ReduceMax": reduced(lambda x, axes, keep: x.amax(axes, keepdim=keep)),
-        "ReduceMean": reduced(lambda x, axes, keep: x.mean(axes, keepdim=keep)),
-        "ReduceMin": reduced(lambda x, axes, keep: x.amin(axes, keepdim=keep)),
-        "ReduceProd": reduced(_product),
-        "ReduceSum": reduced(lambda x, axes, keep: x.sum(axes, keepdim=keep)),
-        "ReduceSumSquare": reduced(lambda x, axes, keep: x.square().sum(axes, keepdim=keep)),
         "Reshape": _reshape,
         "Resize": _resize,
+        "ScatterND": _scatter_places,
         "Shape": _shape,
         "Size": lambda _node, x: torch.tensor(x.numel()),
         "Slice": _slice,

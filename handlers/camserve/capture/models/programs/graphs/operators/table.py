@@ -8,9 +8,10 @@ from camserve.capture.models.programs.graphs.operators.elementwise import ELEMEN
 from camserve.capture.models.programs.graphs.operators.layers import LAYERS
 from camserve.capture.models.programs.graphs.operators.node import Operation
 from camserve.capture.models.programs.graphs.operators.quantized import QUANTIZED
+from camserve.capture.models.programs.graphs.operators.reductions import REDUCTIONS
 from camserve.capture.models.programs.graphs.operators.shapes import SHAPES
 
-OPERATORS: MappingProxyType[str, Operation] = MappingProxyType({**ELEMENTWISE, **LAYERS, **QUANTIZED, **SHAPES})
+OPERATORS: MappingProxyType[str, Operation] = MappingProxyType({**ELEMENTWISE, **LAYERS, **QUANTIZED, **REDUCTIONS, **SHAPES})
 
 MICROSOFT = frozenset({"DequantizeLinear", "Gelu", "QuantizeLinear", "QuickGelu"})
 """Of ONNX Runtime's own operators those that compute the same."""
