@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ import yaml
 
 from camserve.hosts.batcher import LATENCY, REQUESTS, WAITED
 from camserve.monitoring.metrics import METRICS
+from camserve.tools.cli import COMMANDS, place_of
 from camserve.tools.serving.configuration.addresses import Settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -817,9 +819,13 @@ def test_the_documents_name_what_exists(page: str) -> None:
         if re.match(r"(deploy|scripts|tests|benchmarks|handlers|docs|examples)/[\w./-]+$", word)
     }
     assert [path for path in paths if not (ROOT / path).exists()] == []
-    from camserve.tools.commands import package, serve
+    joined = text(page).replace("\\\n", " ")
+    for tool, options in re.findall(r"(?:scripts/|camserve )(\w+)(?:\.py)? ([^`\n#|]*)", joined):
+        if tool in COMMANDS:
+            assert set(re.findall(r"(?<!\S)--[a-z][a-z-]+", options)) <= flags_of(tool), (tool, options)
 
-    flags = set(re.findall(r"--[a-z][a-z-]+", package.parser().format_help() + serve.parser().format_help()))
-    for tool in ("serve", "package"):
-        for line in re.findall(rf"(?:scripts/{tool}\.py|camserve {tool}) ([^`\n]+)", text(page)):
-            assert set(re.findall(r"--[a-z][a-z-]+", line)) <= flags, line
+
+@cache
+def flags_of(command: str) -> set[str]:
+    """What a command of ours takes, by its own help."""
+    return set(re.findall(r"--[a-z][a-z-]+", importlib.import_module(place_of(command)).parser().format_help()))
