@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tests.support.monitoring.monitors import Output, look, reference
+from tests.support.monitoring.monitors import Output, look
 
 from camserve.core.config import Config
 from camserve.core.config.watching import Evidence
@@ -165,6 +165,3 @@ def at(*parts: int) -> datetime:
 def settings(**given: Any) -> Evidence:
     """Settings of evidence."""
     return Evidence(**given)
-
-
-__all__ = ["reference"]
