@@ -40,7 +40,7 @@ beside() { # an environment of its own, .venv-NAME, with tests/support/environme
 programs & jobs=($!)
 if [ "${CAMSERVE_SLOW:-}" = 1 ]; then beside foreign "other libraries' classifiers" & jobs+=($!); fi
 {
-    beside kserve "KServe's client"; beside deploy "what checks manifests"; beside ray Ray over; beside openvino OpenVINO over
+    beside kserve "KServe's client"; beside deploy "what checks manifests"; beside ray Ray over; beside openvino OpenVINO over; beside s3 "what opens object stores" over
     scripts/docs.sh --install
 } & jobs+=($!)
 echo "ruff check" && $bin/ruff check .

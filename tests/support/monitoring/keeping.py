@@ -88,11 +88,11 @@ def write(store: Any, kept: Record) -> Entry:
 class Kept:
     """A monitor that keeps evidence, its output, and its store."""
 
-    def __init__(self, place: Path, found: Reference | None = None, share: float = 1.0, **settings: Any) -> None:
+    def __init__(self, place: Path | str, found: Reference | None = None, share: float = 1.0, **settings: Any) -> None:
         self.output = Output()
         config = Config.from_mapping({"evidence": {"to": str(place), "sample": 0, **settings}})
         exporter = Exporter("m", "1.0", self.output.blocks.append)
-        self.keeper = Keeper(config, replace(SOURCE, reference=found and found.digest), found, exporter, share)
+        self.keeper = Keeper(config, replace(SOURCE, reference=None if found is None else found.digest), found, exporter, share)
         scale = Scale((0,) * 3, (1,) * 3)
         self.monitor = Monitor(replace_interval(config), exporter, scale, found, keeper=self.keeper)
         self.store: Any = self.keeper._writer._store
@@ -150,6 +150,7 @@ class Broken(Folder):
         self.tried = 0
 
     def write(self, path: str, data: bytes) -> None:
+        """Hangs, fails, or writes."""
         self.tried += 1
         self.free.wait(20)
         if self.fault is not None:
