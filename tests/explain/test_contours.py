@@ -80,6 +80,16 @@ def test_a_hole_belongs_to_the_smallest_polygon_around_it() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.parametrize(("level", "polygons"), [(0.46, 1), (0.49, 2)])
+def test_two_bright_corners_are_one_where_the_saddle_between_them_is_as_bright(level: float, polygons: int) -> None:
+    """The surface is level both ways at 0.9 / 1.9."""
+    heatmap = np.array([[1, 0], [0, 0.9]], np.float32)
+
+    (contour,) = trace_contours(heatmap, Rect(0, 0, 20, 20), (20, 20), (level,))
+
+    assert len(contour.polygons) == polygons
+
+
 def test_a_level_of_a_single_cell_is_a_diamond() -> None:
     """Halfway from its centre to the next cells'."""
     heatmap = np.zeros((5, 5), np.float32)
