@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tests.support import build
 from tests.support.build import encoded, noise
+from tests.support.models import nets
+from tests.support.models.graphs import write_graph
 
 from camserve.hosts.child.__main__ import needs_torchserve
 from camserve.hosts.hosted import Hosted
@@ -87,6 +89,30 @@ def test_a_handler_answers_alike_without_torchserve(tmp_path: Path, handler: str
     assert standing_in == real
     assert {status for status, *_ in real} == ({200, 400} if handler == OURS else {200 + (handler == FUNCTIONS), 200}), real
     assert not any("captum" in line for line in lines)
+
+
+def test_a_graph_answers_alike_without_torchserve(tmp_path: Path) -> None:
+    """TorchServe makes a session of an ONNX graph; camserve's handler runs the graph itself, with both."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    directory = build.archive(tmp_path / "m", {"resize": nets.SIDE, "crop": nets.SIDE}, classes=nets.CLASSES)
+    write_graph(nets.net("deep"), directory / "net.onnx", nets.pictures(2))
+    manifest = directory / "MAR-INF" / "MANIFEST.json"
+    read = json.loads(manifest.read_text())
+    del read["model"]["modelFile"]
+    read["model"]["serializedFile"] = "net.onnx"
+    manifest.write_text(json.dumps(read))
+    copy_package(directory)
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "sitecustomize.py").write_text(BLOCKER)
+    batch: list[Asked] = [({"body": encoded(noise())}, {"explain": explain}) for explain in ("False", "True")]
+
+    real, _ = answers(directory, batch, None)
+    standing_in, _ = answers(directory, batch, blocked)
+
+    assert standing_in == real
+    assert [status for status, *_ in real] == [200, 200]
 
 
 @pytest.mark.parametrize(
