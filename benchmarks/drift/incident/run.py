@@ -34,7 +34,7 @@ from tests.support.browser import CHROMIUM, QUIET
 from benchmarks.drift import crops
 from benchmarks.drift.incident.stack import MARGIN, Picture, Story, prepared, wait
 from benchmarks.speed.conditions import processor
-from camserve.monitoring.evidence.reading import list_entries, read_record
+from camserve.monitoring.evidence.reading import list_entries, read_records
 from camserve.tools.watching.evidence.sources import open_evidence
 
 CAMERAS = {"cat": 0.2, "coffee": 0.3, "china": 0.25, "flower": 0.25}
@@ -137,7 +137,7 @@ def run_incident(story: Story, place: int, incident: Incident, count: int) -> di
 def share_kept(story: Story, camera: str) -> float:
     """Which share of all that was kept is of a camera."""
     store = open_evidence(str(story.kept)).store
-    names = [read_record(store, entry).request_id.rpartition("-")[0] for entry in list_entries(store)]
+    names = [record.request_id.rpartition("-")[0] for record in read_records(store, list_entries(store))]
     return names.count(camera) / max(1, len(names))
 
 
