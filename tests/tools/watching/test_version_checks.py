@@ -190,3 +190,21 @@ def test_measuring_that_fails_is_told(metadata: dict[str, Any]) -> None:
     findings = told({**metadata, "monitor": monitor, "model": "m"}, exposition("m", 90, 0, 10))
 
     assert one(findings, "10 of 100 predictions could not be measured").level == "advice"
+
+
+def test_what_is_kept_and_where_is_told(metadata: dict[str, Any]) -> None:
+    """And that the store does not take it; of an archive that keeps nothing, nothing is said."""
+    assert not [finding for finding in told(metadata) if "evidence" in finding.message]
+    evidence = {"kept": True, "to": "s3://bucket/kept", "picture": "none", "max_days": 30.0}
+    labels = 'model_name="m",model_version="1.0",Hostname="h",'
+    lines = [
+        f"camserve_evidence_records{{{labels}}} 12.0\n",
+        *(f'camserve_evidence_dropped_total{{reason="{reason}",{labels}}} 3.0\n' for reason in ("failed", "slow", "quota")),
+    ]
+    well, ill = (told({**metadata, "evidence": evidence, "model": "m"}, DECLARED + text) for text in (lines[0], "".join(lines)))
+
+    kept = one(well, "evidence is kept")
+    assert kept.level == "ok"
+    assert kept.message.endswith("evidence is kept in s3://bucket/kept: maps without pictures, for 30 days, 12 records now")
+    assert not [finding for finding in well if "could not be kept" in finding.message]
+    assert one(ill, "3 predictions could not be kept, and 3 because the store was too slow").level == "advice"
