@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import requests
 
 from benchmarks.survival.hardships import Row, all_again, workers
@@ -43,10 +44,9 @@ def killed(server: Served, traffic: Traffic, kept: Path, *, kills: int, every: f
     begun = time.monotonic()
     with traffic.running(clients):
         for _ in range(kills):
-            wait_until(lambda: bool(workers(server)), "a worker ready")
             time.sleep(every)
-            workers(server)[0].send_signal(signal.SIGKILL)
-        wait_until(lambda: bool(workers(server)), "a worker ready")
+            _wait_ready(server).send_signal(signal.SIGKILL)
+        _wait_ready(server)
         before = _read(kept)[0]
         wait_until(lambda: _read(kept)[0] != before, "evidence is kept again")
     names, damaged = _read(kept)
@@ -57,6 +57,18 @@ def killed(server: Served, traffic: Traffic, kept: Path, *, kills: int, every: f
     row.complaints += [f"{len(damaged)} records are damaged: {damaged[0]}"] if damaged else []
     row.complaints += _open_modes(kept) + all_again(traffic)
     return row
+
+
+def _wait_ready(server: Served) -> psutil.Process:
+    """A worker that is ready; none may be for a while, since they are killed."""
+    found: list[psutil.Process] = []
+
+    def look() -> bool:
+        found[:] = workers(server)
+        return bool(found)
+
+    wait_until(look, "a worker ready")
+    return found[0]
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,17 @@ def test_what_cannot_be_measured_is_let_go_of(tmp_path: Path) -> None:
         assert found.keeper._held == 0
 
 
+def test_what_cannot_be_judged_is_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is measured all the same."""
+    with keeping(tmp_path) as found:
+        monkeypatch.setattr(found.keeper._judge, "judge", lambda _: 1 / 0)
+        found.monitor.observe(silent())
+        with pytest.raises(ZeroDivisionError):
+            found.monitor._digest()
+        assert found.keeper._held == 0
+    assert found.output.totals()["camserve_maps_total",] == 1
+
+
 def test_keeping_takes_no_more_than_its_share_of_time(tmp_path: Path) -> None:
     """Of one core; what it begins with allows for the first ones."""
     large = Encoded(picture(4000, 3000, "PNG"))

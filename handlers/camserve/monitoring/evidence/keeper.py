@@ -105,8 +105,12 @@ class Keeper:
 
     def consider(self, observations: Sequence[Observation], measurements: Measurements) -> None:
         """Hand on those of M predictions that are unusual, and let each take part in the sample."""
-        groups = self._judge.find_groups(measurements)
-        for place, reasons in enumerate(self._judge.judge(measurements)):
+        try:
+            groups, judged = self._judge.find_groups(measurements), self._judge.judge(measurements)
+        except Exception:
+            self.forget(observations)
+            raise
+        for place, reasons in enumerate(judged):
             observation = observations[place]
             origin = observation.origin
             if origin is None:
