@@ -227,6 +227,18 @@ def test_any_tensor_that_the_graph_names_is_a_layer(tmp_path: Path) -> None:
         opened(path, 32, layers=(name[:-8] + "Cont",))
 
 
+def test_what_goes_past_a_layer_is_given_to_what_is_behind_it(tmp_path: Path) -> None:
+    """The residual connection around the norm is another output of the runtime's."""
+    model = made("attending")
+    path = graphs.write_graph(model, tmp_path / "net.onnx", nets.pictures(2))
+    graph = opened(path, 32, layers=("/layers.1/norm/LayerNormalization_output_0",))
+    eager = opened(model, 32, layers=("layers.1.norm",))
+    assert list(graph.bypass.values()) == pytest.approx(list(eager.bypass.values()), abs=1e-4)
+    pictures, targets = nets.pictures(2, seed=2), torch.tensor([1, 2])
+    for one, other in zip(explain(graph, pictures, targets), explain(eager, pictures, targets), strict=True):
+        assert_same(one, other)
+
+
 def test_a_quantized_graph_is_explained_at_what_its_numbers_stand_for(tmp_path: Path) -> None:
     """8 bits: scores are the runtime's own, and maps those of the model but for the rounding."""
     for name in ("pooled", "vgg"):
