@@ -135,6 +135,7 @@ def _open_bright(settings: str) -> Model:
     with torch.no_grad():
         cells.weight.fill_(1 / 192)
         head.weight.copy_(torch.tensor([[4.0], [-1.0]]))
+        head.bias.zero_()
     net = nn.Sequential(cells, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     return Model(net.eval(), labels=["bright", "dark"], **{**BRIGHT, **json.loads(settings)})
 
