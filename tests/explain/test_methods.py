@@ -416,3 +416,19 @@ def test_heatmaps_of_none() -> None:
     """No maps, no heatmaps."""
     scaled, ranges, warnings = scale_maps(torch.zeros(0, 7, 7))
     assert (scaled.shape, ranges, warnings) == ((0, 7, 7), [], [])
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_sums_that_cancel_before_a_norm_are_no_map(scale: float) -> None:
+    """A function of a cell's norm over the channels does not change with the cell's scale: HiResCAM's sums are rounding there,
+    and a map of rounding would be scaled up to look like any other."""
+    torch.manual_seed(0)
+    activations = (scale * torch.randn(2, 64, 4, 4)).requires_grad_()
+    normed = nn.functional.layer_norm(activations.movedim(1, -1), (64,), eps=0.0)
+    (gradients,) = torch.autograd.grad((normed @ torch.randn(64)).sigmoid().sum(), [activations])
+    maps = methods.hirescam(activations.detach(), gradients)
+    assert maps.max() == 0
+    assert methods.scale_maps(maps)[2] == [("zero",)] * 2
+    broken = methods.hirescam(torch.full((1, 2, 1, 1), math.nan), torch.ones(1, 2, 1, 1))
+    assert methods.scale_maps(broken)[2] == [("not_finite",)]
+    assert methods.gradcam(activations.detach(), gradients).max() > 0

@@ -59,6 +59,7 @@ class Backend:
         doubts: what speaks against each of `layers` that can be explained all the same, for those of which something does.
         class_token: whether the scores are read at a token beside those of the picture, and at none of these.
         earlier: whether the default layer was chosen before later ones, past which something goes.
+        cancels: whether activation times gradient adds up to nothing over the channels at the default layer.
     """
 
     capture: Capture
@@ -77,6 +78,7 @@ class Backend:
     doubts: Mapping[str, str] = field(default_factory=dict)
     class_token: bool = False
     earlier: bool = False
+    cancels: bool = False
     runtime: Runtime = field(default_factory=Runtime)
 
     @property
@@ -264,6 +266,7 @@ class _Chosen(NamedTuple):
     doubts: Mapping[str, str]
     class_token: bool
     earlier: bool
+    cancels: bool
 
 
 def _choose_layers(classifier: Classifier, pictures: Tensor, survey: Survey, asked: tuple[str, ...]) -> _Chosen:
@@ -284,7 +287,8 @@ def _choose_layers(classifier: Classifier, pictures: Tensor, survey: Survey, ask
     bypass = {layer: search.measure(names) for layer, names in members.items()}
     token = _reads_class_token(classifier, pictures, survey, trial)
     earlier = bool(why) and _lies_before_bypassed(layers[0], survey, trial)
-    return _Chosen(layers, why, bypass, {layer: doubt for layer, doubt in doubts.items() if doubt}, token, earlier)
+    cancels = (token or earlier) and trial.cancels(survey.info(members[layers[0]][0]))
+    return _Chosen(layers, why, bypass, {layer: doubt for layer, doubt in doubts.items() if doubt}, token, earlier, cancels)
 
 
 def _lies_before_bypassed(layer: str, survey: Survey, trial: BypassTrial) -> bool:

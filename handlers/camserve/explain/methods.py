@@ -21,7 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from camserve.core.config import Config
 from camserve.explain.degenerate import find_degenerate
+
+ROUNDING = 1e-5
+"""Sums below so many times the sum of their terms' sizes are what float32 rounds, in the terms and in their gradients."""
 
 CONTRAST_CLASSES = 5
 """How many contrast classes the contrast method compares a target with, where the model has as many other classes."""
@@ -53,9 +57,13 @@ def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """HiResCAM of Draelos and Carin 2020 (arXiv 2011.08891): `relu(sum_k g_k A_k)`, the product taken at each position."""
-    activations, gradients = activations.float(), gradients.float()
-    return (gradients * activations).sum(1).relu()
+    """HiResCAM of Draelos and Carin 2020 (arXiv 2011.08891): `relu(sum_k g_k A_k)`, the product taken at each position.
+
+    Where all products cancel, as before a norm over the channels, the sum is rounding, and the map is 0.
+    """
+    products = gradients.float() * activations.float()
+    maps, most = products.sum(1), products.abs().sum(1).amax((1, 2), keepdim=True)
+    return torch.where(maps.abs().amax((1, 2), keepdim=True) > ROUNDING * most, maps, 0 * maps).relu()
 
 
 def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -166,10 +174,23 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 )
 """The methods by name, in the order of `config.METHODS`."""
 
-METHOD_BY_CELL = "hirescam"
-"""The default where neither layer nor method is given, and a channel's gradient differs from cell to cell at the default layer
-(`Backend.uneven`). Grad-CAM++ gives each channel one weight for all cells; by `benchmarks/layers` its maps tell two objects apart
-hardly there, and those of HiResCAM do."""
+METHOD_BY_CELL, METHOD_WITHOUT = "hirescam", "gradcam"
+"""The defaults where neither layer nor method is given, and a channel's gradient differs from cell to cell at the default layer:
+the first, and the second where the first's products cancel there. Grad-CAM++ gives each channel one weight for all cells, of
+positive gradients alone; by `benchmarks/layers` its maps tell two objects apart hardly there, and those of these do."""
+
+
+def choose_method(config: Config, uneven: str, cancels: bool) -> str:
+    """Choose the method where neither layer nor method is given.
+
+    Args:
+        config: what was asked for.
+        uneven: why a channel's gradient differs from cell to cell at the default layer, "" where it does not (`Backend.uneven`).
+        cancels: whether activation times gradient adds up to nothing there (`Backend.cancels`).
+    """
+    if not uneven or config.layers or "method" in config.given:
+        return config.method
+    return METHOD_WITHOUT if cancels else METHOD_BY_CELL
 
 
 def draw_with(method: str) -> Callable[[Tensor, Tensor], Tensor]:

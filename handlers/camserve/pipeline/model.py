@@ -25,7 +25,7 @@ from camserve.core.labels import Labels, name_both
 from camserve.core.messages import Answer, Call, Item, ModelInfo, Options, Reply, Score
 from camserve.core.served import Served
 from camserve.explain.explainer import Explainer
-from camserve.explain.methods import METHOD_BY_CELL, draw_with
+from camserve.explain.methods import choose_method, draw_with
 from camserve.explain.observer import NullObserver, Observer
 from camserve.explain.ranking import TOP_CLASSES
 from camserve.monitoring.evidence.records import Source
@@ -132,8 +132,9 @@ class Model:
         self.backend = open_backend(module, config, size, place, tune=tune, classes=count, graph=graph, draw=draw)
         reader = self.backend.reader
         self._log_findings()
-        if self.backend.uneven and not config.layers and "method" not in config.given:
-            config = replace(config, method=METHOD_BY_CELL)
+        method = choose_method(config, self.backend.uneven, self.backend.cancels)
+        if method != config.method:
+            config = replace(config, method=method)
             logger.info("camserve: method %s, since %s", config.method, self.backend.uneven)
         classes = Labels(self.backend.outputs, name_both(names) if names and reader.binary else names)
         info = ModelInfo(name, version, weights[:19])

@@ -220,3 +220,16 @@ def test_trials_share_their_passes(name: str, most: int) -> None:
     model.register_forward_pre_hook(lambda _module, given: passes.append(len(given[0])))
     open_backend(model, Config(channels_last=False), SIZE, torch.device("cpu"))
     assert len(passes) <= most
+
+
+def test_products_that_cancel_before_a_norm_are_found() -> None:
+    """The scores read a transformer's tokens through a norm over the channels alone; not so behind a ReLU and its convolutions."""
+    assert opened(nets.net("tokens")).cancels
+
+    def trial(model: nn.Module, layer: str) -> bool:
+        classifier = open_model(model, PICTURES)
+        return BypassTrial(classifier, PICTURES).cancels(survey_model(classifier, PICTURES).info(layer))
+
+    normed = made(lambda net, x: net.fc(nn.functional.layer_norm(x.movedim(1, -1), (8,)).mean((1, 2))))
+    assert trial(normed, "trunk")
+    assert not trial(made(lambda net, x: net.fc(x.mean((2, 3)))), "trunk")

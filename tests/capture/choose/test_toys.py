@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.numeric]
 MARGIN = 0.03
 """How much less a default may show: two seeds of one network differ by more."""
 
-FAMILIES = {"CNN with a gate": (1, "gradcam++"), "CNN of branches": (1, "hirescam"), "ViT, class token": (3, "hirescam")}
+FAMILIES = {"CNN with a gate": (1, "gradcam++"), "CNN of branches": (1, "hirescam"), "ViT, class token": (3, "gradcam")}
 """Epochs that each takes to learn, and the method that is its default."""
 
 

@@ -131,7 +131,7 @@ def test_an_archive_carries_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     flags = ["--model-file", "net.py", "--weights", "net.pth", "--resize", "160", "--crop", "160", "--export-path", "."]
     archive = packager.package(package.parse(flags), Progress())
     answer = json.loads(fork_server.result["body"])
-    assert (answer["layer"], answer["method"]) == (LAYERS["test_vit"], "hirescam")  # it has a class token
+    assert (answer["layer"], answer["method"]) == (LAYERS["test_vit"], "gradcam")  # it has a class token
     assert np.array(answer["explanations"][0]["heatmap"]).shape == (10, 10)
     with open_archive(archive) as opened:
         assert (opened.directory / "timm" / "__init__.py").is_file()

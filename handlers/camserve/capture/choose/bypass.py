@@ -25,6 +25,9 @@ UNCHANGED = 1e-6
 ALIKE = 1e-4
 """Two gradients count as parallel if the cosine between them falls short of 1 by no more: half precision rounds by so much."""
 
+CANCELLED = 1e-2
+"""Sums smaller than so many times the sum of their terms' sizes are too near to float32's rounding of these (1e-6) to be read."""
+
 CLASSES = 3
 """Most classes whose gradients are compared."""
 
@@ -100,6 +103,23 @@ class BypassTrial:
             return True
         directions = [each / each.norm() for each in found if each.norm() > 0]
         return len(directions) < 2 or any(float(directions[0] @ each) < 1 - ALIKE for each in directions[1:])
+
+    def cancels(self, info: LayerInfo) -> bool:
+        """Return whether activation times gradient adds up to hardly anything over the channels, in every cell.
+
+        It does where a norm over the channels is all that reads a cell: the scores do not change with the cell's scale, so that
+        `sum_k g_k A_k = 0` (Euler's theorem for homogeneous functions). What is left is the norm's epsilon, and rounding.
+        """
+        captured = self._capture(info)
+        if captured is None:
+            return False
+        targets = captured.logits.argmax(1)
+        try:
+            gradients = captured.gradients(info.name, torch.arange(len(targets)), targets).double()
+        except RuntimeError:
+            return False
+        products = gradients * captured.activation(info.name).double()
+        return bool(products.sum(1).abs().max() < CANCELLED * products.abs().sum(1).max())
 
     def bypassed(self) -> list[str]:
         """Return the names of the measured layers that more goes past than may go past a default."""

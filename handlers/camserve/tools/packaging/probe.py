@@ -20,7 +20,7 @@ from camserve.capture.tuning.fold import fold_norms
 from camserve.capture.tuning.memory_format import choose_memory_format
 from camserve.core.config import Config
 from camserve.core.geometry import input_size
-from camserve.explain.methods import METHOD_BY_CELL
+from camserve.explain.methods import choose_method
 from camserve.tools.packaging.adoption.old_archive import OldArchive
 from camserve.tools.packaging.adoption.their_handler import AdoptedHandler
 from camserve.tools.packaging.contents.runtime import choose_runtime, record_graph
@@ -28,7 +28,7 @@ from camserve.tools.packaging.models import advice
 from camserve.tools.packaging.models.source import ModelSource
 
 NOTE_ON_METHOD = (
-    f"Method {METHOD_BY_CELL}, since {{}}: on such models its maps point better than those of gradcam++, the default elsewhere; "
+    "Method {}, since {}: on such models its maps point better than those of gradcam++, the default elsewhere; "
     "--method chooses another"
 )
 
@@ -90,10 +90,10 @@ def probe_model(
     tell("measuring which memory format is fastest")
     recorded, remarks = _measure_format(source, config, backend, size)
     recorded |= _record_scores(config, backend)
-    unasked = not config.layers and "method" not in explain
-    if backend.uneven and unasked and not (old and old.explain):  # an archive of ours keeps its own
-        recorded["method"] = METHOD_BY_CELL
-        remarks = [*remarks, NOTE_ON_METHOD.format(backend.uneven)]
+    method = choose_method(config, backend.uneven, backend.cancels)
+    if method != config.method and not (old and old.explain):  # an archive of ours keeps its own
+        recorded["method"] = method
+        remarks = [*remarks, NOTE_ON_METHOD.format(method, backend.uneven)]
     if backend.kind == "onnx":
         chosen = record_graph(replace(config, **recorded), backend, size, asked="runtime" in asked)
         recorded["runtime"], remarks = chosen.runtime, [*remarks, *chosen.notes]

@@ -12,7 +12,7 @@ import torch
 from camserve.capture.backend import Backend, open_backend
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
-from camserve.explain.methods import METHOD_BY_CELL, METHODS
+from camserve.explain.methods import METHODS, choose_method
 from camserve.pictures.preprocess import Preprocess
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.packaging.flags.inspect_model import Options
@@ -87,8 +87,7 @@ def measure_inspected(inspected: InspectedModel, options: Options, progress: Pro
 
 
 def _method_of(config: Config, backend: Backend) -> str:
-    by_cell = backend.uneven and not config.layers and "method" not in config.given
-    return METHOD_BY_CELL if by_cell else config.method
+    return choose_method(config, backend.uneven, backend.cancels)
 
 
 def _usable(layers: Sequence[str], opened: Callable[..., Backend], say: Say) -> list[str]:
