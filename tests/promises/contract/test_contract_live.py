@@ -251,12 +251,14 @@ def test_the_references_pages_are_true_of_this_archive(live: Server, model: str)
     """Options, methods and errors are those of the served document, fields those of an answer with everything in it."""
     found = _metadata(live, model)
     schemas = found["openapi"]["components"]["schemas"]
-    answer = post(live, f"explanations/{model}", CAT, **{"X-Explain-Overlay": "true", "X-Explain-Check": "true"}).json()
+    everything = {"Overlay": "true", "Check": "true", "Inside": "[100, 50, 300, 250]", "Contours": "[0.5]"}
+    answer = post(live, f"explanations/{model}", CAT, **{f"X-Explain-{name}": value for name, value in everything.items()}).json()
     (explanation,) = answer["explanations"]
 
     assert headings("reference/options") == [name for name in schemas["ExplanationForm"]["properties"] if name != "data"]
     assert names([row[0] for row in table("understand/methods")]) == found["methods"]
-    assert set(fields_told()) == set(answer) | set(explanation) | set(explanation["check"]) - {"shares"}
+    told = set(answer) | set(explanation) | set(explanation["check"]) - {"shares"} | set(explanation["inside"])
+    assert set(fields_told()) == told
     kinds = {kind for status in KINDS for kind in schemas[f"Error{status}"]["properties"]["type"]["enum"]}
     assert {name for row in table("reference/errors") for name in names(row[1:2])} == kinds
 

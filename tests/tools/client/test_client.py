@@ -120,7 +120,7 @@ def test_an_answer_becomes_frozen_types() -> None:
     assert (result.size, result.view, result.region) == ((4, 2), Rect(0, 0, 4, 2), Rect(2, 0, 4, 2))
     assert repr(result.predictions[0]) == "Prediction(index=3, label='cat', probability=0.75)"
     assert repr(result.explanations[1]) == (
-        "Explanation(target=1, label='dog', probability=0.25, range=None, region=None, warnings=('not_finite',))"
+        "Explanation(target=1, label='dog', probability=0.25, range=None, region=None, warnings=('not_finite',), inside=None)"
     )
     assert result == read_result(ANSWER)
     assert result.explanations[0].range == (0.0, 2.5)
