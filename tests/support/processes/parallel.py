@@ -29,6 +29,7 @@ SHARING = (
     "tests/tools/commands/test_explain.py",
     "tests/tools/commands/test_inspector_access.py",
     "tests/tools/reports/test_gallery.py",
+    "tests/tools/watching/evidence/test_server.py",
 )
 """The files whose tests use the fixture `live`: one worker runs them all, so that one server is started."""
 
