@@ -13,8 +13,9 @@ from benchmarks.survival.hardships import Row, all_again
 from benchmarks.survival.traffic import REFUSED, RIGHT, Traffic, tally
 from camserve.tools.serving.server import Server
 
-MOST, PROMPT, LONGEST = 0.99, 2.0, 30.0
-"""The share of refusals that must come within so many seconds, and the seconds of the longest: a limit for hanging."""
+MOST, PROMPT, LONGEST = 0.99, 5.0, 30.0
+"""The share of refusals that must come within so many seconds, and the seconds of the longest: limits for hanging. Three
+workers of tests share two cores."""
 LONGER, GRACE = 5.0, 5.0
 """How much longer than by its queue an accepted request may take: so many times, and so many seconds on top."""
 SLOWER, TRIES = 0.5, 4
