@@ -146,9 +146,12 @@ def heatmap_error(made: Backend, model: nn.Module, network: Network) -> float:
     exact = _exact(made, model, network, targets, tuple(maps.shape[1:]))
     ranges = [1 if (each.amax() - each.amin()) > FLAT * each.amax() else float(1 - each.amin() / each.amax()) for each in maps]
     return max(
-        float(np.abs(one - other).max()) * spread
-        for one, other, odd, spread in zip(heatmaps, exact, warnings, ranges, strict=True)
-        if not odd
+        (
+            float(np.abs(one - other).max()) * spread
+            for one, other, odd, spread in zip(heatmaps, exact, warnings, ranges, strict=True)
+            if not odd
+        ),
+        default=0.0,
     )
 
 
