@@ -26,8 +26,9 @@ from camserve.capture.survey.layout import extract_tensor, replace_tensor
 from camserve.core.errors import ConfigError
 from camserve.explain.methods import METHODS, scale_maps
 
-FOCUS = 1.4
-"""Where the cell that changes most moves less than so many times as far as all on average, no place can be told from another."""
+FOCUS, SHARP, NEAR = 1.4, 3.0, 0.65
+"""Where the cell that changes most moves less than so many times as far as all on average, no place can be told from another: the
+first of cells that lie up to `NEAR` cells off, the second of others."""
 
 EARLIER = (0.75, 0.5, 0.25)
 """Which earlier layers tell the place then, as shares of the way to the default layer."""
@@ -115,9 +116,9 @@ def alignment_of(made: Backend, model: nn.Module, network: Network) -> tuple[str
     """
     (layer,) = made.layers
     found = _measure(made, layer, network)
-    if found.focus >= FOCUS:
+    if _tells(found):
         return "", found
-    before = [info.name for info in made.maps if not info.passes_through]
+    before = [info.name for info in made.maps if not info.passes_through and "pad" not in info.name.rsplit(".", 1)[-1]]
     before = before[: before.index(layer)] if layer in before else before
     for name in dict.fromkeys(before[int(share * len(before))] for share in EARLIER):
         try:
@@ -125,9 +126,15 @@ def alignment_of(made: Backend, model: nn.Module, network: Network) -> tuple[str
         except ConfigError:
             continue
         told = _measure(earlier, name, network)
-        if told.focus >= FOCUS:
+        if _tells(told):
             return name, told
     return "nothing", found
+
+
+def _tells(found: Alignment) -> bool:
+    """Return whether a layer tells where its cells lie: that they lie where they should by little, elsewhere only by much."""
+    near = max(abs(found.down), abs(found.right), found.rest) <= NEAR
+    return found.focus >= (FOCUS if near else SHARP)
 
 
 def _measure(made: Backend, layer: str, network: Network) -> Alignment:
