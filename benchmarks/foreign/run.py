@@ -39,23 +39,25 @@ def table(found: Sequence[Found]) -> str:
     rows = ["| network | layer | map | bypass | alignment, cells | error |", "| --- | --- | --- | --- | --- | --- |"]
     for each in found:
         if each.refused:
-            rows.append(f"| {each.name} | refused: {each.refused} |  |  |  |  |")
+            rows.append(f"| {each.name} | refused: {shorten(each.refused, 70)} |  |  |  |  |")
             continue
         share = "?" if each.bypass is None else f"{each.bypass:.2f}"
         share += "" if each.least is None else f" (least {each.least:.2f})"
-        cells = [each.name, f"`{each.layer}`", "x".join(map(str, each.grid)), share, _alignment(each), f"{each.error:.0e}"]
+        name, grid = f"`{shorten(each.layer)}`", "x".join(map(str, each.grid))
+        cells = [each.name, name, grid, share, _alignment(each), f"{each.error:.0e}"]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
+def shorten(text: str, most: int = 40) -> str:
+    """Cut a text that would make the table too wide; results/foreign.json has it whole."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def _alignment(found: Found) -> str:
-    """The distance; where it is mostly a displacement, that too; or which layer tells it."""
-    moved = (
-        f" ({found.shift[0]:+.2f} down, {found.shift[1]:+.2f} right; else {found.rest:.2f})"
-        if max(map(abs, found.shift)) > 0.2
-        else ""
-    )
-    return f"{found.alignment:.2f}{moved}{f', told by `{found.told_by}`' if found.told_by else ''}"
+    """The distance; where it is a displacement, that down and right, and the rest; whether an earlier layer tells it."""
+    moved = f" ({found.shift[0]:+.2f}, {found.shift[1]:+.2f}; {found.rest:.2f})" if max(map(abs, found.shift)) > 0.2 else ""
+    return f"{found.alignment:.2f}{moved}{', earlier' if found.told_by else ''}"
 
 
 def write(found: Sequence[Found], conditions: Mapping[str, str]) -> None:

@@ -23,8 +23,9 @@ MAX_DISTANCE = 0.65
 """Cells, the median over many places; of networks with convolutions of odd size and step 2 along each axis, and beside what these
 displace. 0.6, and what the random kernels of depthwise convolutions move the middle of a change."""
 
-SCATTERED = ("timm: tiny_vit_5m_224",)
-"""Whose convolutions with random weights scatter a change over neighbouring cells, in no direction."""
+ODD = ("timm: tiny_vit_5m_224", "pretrainedmodels: xception", "pytorchcv: squeezenet_v1_1")
+"""Networks that are off by up to a cell in no one direction: the first one's random convolutions scatter a change over neighbours;
+the others' convolutions have no padding, so that their cells lie a little nearer to the middle than an even grid says."""
 
 MAX_ERROR = 1e-3
 """Of a heatmap from 0 to 1, float32 against float64, at random weights."""
@@ -58,7 +59,7 @@ def test_cells_lie_where_the_answer_says(found: list[dict[str, Any]]) -> None:
 
 
 def _is_odd(found: dict[str, Any]) -> bool:
-    return found["told_by"] == "nothing" or found["name"] in SCATTERED
+    return found["told_by"] == "nothing" or found["name"] in ODD
 
 
 def _coarser(layer: str) -> int:
