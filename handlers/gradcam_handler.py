@@ -21,15 +21,15 @@ import torch
 from ts.torch_handler.image_classifier import ImageClassifier
 
 from camserve.capture import is_exported, load_exported, load_graph
+from camserve.capture.tuning.glibc import collect_rarely, keep_freed_memory
 from camserve.core.config import Config
+from camserve.core.config.switch import overrule_evidence
 from camserve.core.errors import ConfigError
 from camserve.core.messages import Call
 from camserve.core.version import __version__
-from camserve.monitoring.evidence.switch import overrule_evidence
 from camserve.monitoring.metrics import undeclared
 from camserve.pictures.bounds.reading import silence_decoders
 from camserve.pictures.preprocess import Preprocess, is_stateless
-from camserve.pipeline.glibc import collect_rarely, keep_freed_memory
 from camserve.pipeline.loading import digest_file, find_graph, half_timeout, is_compiled
 from camserve.pipeline.model import Model
 from camserve.pipeline.prepare import Hooks
@@ -137,7 +137,8 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         Raises:
             ConfigError: both are given.
         """
-        if type(self).image_processing is ImageClassifier.image_processing:
+        mine, stock = (inspect.getattr_static(each, "image_processing") for each in (type(self), ImageClassifier))
+        if mine is stock:  # compared without being read: torchvision is imported on first use on other hosts
             return Preprocess(config)
         ours = sorted({"resize", "crop", "fit", "fill", "interpolation", "scale", "mean", "std"} & config.given)
         if ours:

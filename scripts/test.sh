@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Sets everything up, then lints, checks types and runs the tests: scripts/test.sh [pytest's arguments]
-# Without arguments all tests run, in three workers (many wait for servers), and the coverage of handlers/ is measured (before Python 3.12 only with
+# Without arguments all tests run, in four workers (three wait for servers), and the coverage of handlers/ is measured (before Python 3.12 only with
 # CAMSERVE_COVERAGE=1); with arguments, what they say, in one.
 # CAMSERVE_SLOW=1 adds the slow tests. With CI set, a skipped test fails the run, unless it needs a GPU or is slow.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+unset PYTHONDONTWRITEBYTECODE # each of hundreds of processes would compile everything anew
 scripts/setup.sh test
 bin=.venv/bin
 
@@ -39,16 +40,14 @@ beside() { # an environment of its own, .venv-NAME, with tests/support/environme
 }
 programs & jobs=($!)
 if [ "${CAMSERVE_SLOW:-}" = 1 ]; then beside foreign "other libraries' classifiers" & jobs+=($!); fi
-{
-    beside kserve "KServe's client"; beside deploy "what checks manifests"; beside ray Ray over; beside openvino OpenVINO over; beside s3 "what opens object stores" over
-    scripts/docs.sh --install
-} & jobs+=($!)
+{ beside ray Ray over; beside openvino OpenVINO over; scripts/docs.sh --install; } & jobs+=($!)
+{ beside kserve "KServe's client"; beside deploy "what checks manifests"; beside s3 "what opens object stores" over; } & jobs+=($!)
 echo "ruff check" && $bin/ruff check .
 echo "ruff format" && $bin/ruff format --check .
 echo "mypy" && $bin/mypy handlers tests scripts benchmarks deploy examples docs
 for job in "${jobs[@]}"; do wait "$job"; done
 if [ $# -eq 0 ]; then
-    set -- -n 3
+    set -- -n 4
     # from Python 3.12 on this costs next to nothing; the older way takes half as long again
     if $bin/python -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then
         export COVERAGE_CORE=sysmon

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests.support import build
 from tests.support.processes.external_server import external_server
 from tests.support.processes.fork_server import ForkServer
@@ -27,6 +28,8 @@ pytest_plugins = (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+settings.register_profile("any machine", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 BATCHES = ["--batch-size", "8", "--max-batch-delay", "20"]
 
 
@@ -65,9 +68,20 @@ def demo(shared_folder: SharedFolder) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_store(demo: Path, fork_server: ForkServer, shared_folder: SharedFolder) -> Path:
-    """A model store with the demo's classifier, a ResNet-50 of random weights that may be explained at two layers, and a small
-    model with hostile labels."""
-    resnet = ["--torchvision", "resnet50", "--random-weights", "--layer", "layer4", "--layer", "layer3", *BATCHES]
+    """A model store with the demo's classifier, a ResNet-18 of random weights that may be explained at two layers and is given
+    pictures of another size, and a small model with hostile labels."""
+    resnet = [
+        "--torchvision",
+        "resnet18",
+        "--random-weights",
+        "--layer",
+        "layer4",
+        "--layer",
+        "layer3",
+        "--resize",
+        "232",
+        *BATCHES,
+    ]
     with shared_folder("store") as store, pytest.MonkeyPatch.context() as patch:
         if not store.exists():
             store.mkdir()

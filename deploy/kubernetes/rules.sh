@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # deploy/prometheus/rules.yml as a PrometheusRule for Prometheus' operator:
 #   deploy/kubernetes/rules.sh | kubectl apply -n vision -f -
-# CAMSERVE_RUNBOOKS: the address of the page that alerts lead to, where you publish the documentation.
+# CAMSERVE_RUNBOOKS: the address of the page that alerts lead to, where you publish the documentation and Prometheus has no
+# external label camserve_runbooks.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../prometheus"
 cat <<'YAML'
@@ -13,4 +14,5 @@ metadata:
     app.kubernetes.io/name: camserve
 spec:
 YAML
-sed -e 's/^/  /' -e "s|docs/operate/alerts.md#|${CAMSERVE_RUNBOOKS:-docs/operate/alerts.md}#|" rules.yml
+page=http://127.0.0.1:8000/operate/alerts.html
+sed -e 's/^/  /' -e "s|$page|${CAMSERVE_RUNBOOKS:-$page}|" rules.yml

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.comparison import oracle
 from tests.support.models import nets
+from tests.support.processes.waiting import HANG
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
@@ -174,7 +175,7 @@ def test_threads_share_a_capture(kind: str) -> None:
 
     def answer(seed: int, wait: bool) -> tuple[Tensor, Tensor, Tensor]:
         if wait:
-            ready.wait(timeout=60)
+            ready.wait(timeout=HANG)
         layer = ("act", "squeeze")[seed % 2]
         captured = capture.forward(nets.pictures(2, seed), [layer])
         rows, targets = torch.arange(2), torch.tensor([seed % 5, 1])
@@ -182,7 +183,7 @@ def test_threads_share_a_capture(kind: str) -> None:
 
     alone = [answer(seed, False) for seed in range(16)]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda seed: answer(seed, True), range(16), timeout=120))
+        together = list(pool.map(lambda seed: answer(seed, True), range(16), timeout=HANG))
     for one, other in zip(alone, together, strict=True):
         assert all(close(found, expected) for found, expected in zip(other, one, strict=True))
 
@@ -197,7 +198,7 @@ def test_hooks_of_one_thread_leave_a_prediction_of_another_alone() -> None:
         def forward(self, x: Tensor) -> Tensor:
             if threading.current_thread().name == "explains":
                 inside.set()
-                assert done.wait(60)
+                assert done.wait(HANG)
             return x
 
     relu = model.get_submodule("relu")
@@ -206,10 +207,10 @@ def test_hooks_of_one_thread_leave_a_prediction_of_another_alone() -> None:
         found: list[Captured] = []
         thread = threading.Thread(target=lambda: found.append(made.capture.forward(nets.pictures(1), ["norm"])), name="explains")
         thread.start()
-        assert inside.wait(60)
+        assert inside.wait(HANG)
         other = made.capture.forward(nets.pictures(1, seed=9), ())
         done.set()
-        thread.join(60)
+        thread.join(HANG)
     finally:
         model.relu = relu
     assert not other.scores.requires_grad  # type: ignore[attr-defined]
@@ -267,7 +268,7 @@ def test_a_batch_of_eight_is_eight_batches_of_one() -> None:
         assert close(together, torch.cat(alone))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(order=st.permutations(range(5)), data=st.data())
 def test_order_and_choice_of_rows_do_not_matter(order: list[int], data: st.DataObject) -> None:
     """Any pictures in any order, any of them asked for: each gets its own map, for any kind of model."""

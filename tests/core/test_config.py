@@ -105,6 +105,7 @@ def test_good_values_are_read(key: str, value: object, expected: object) -> None
         ("memory_format", "auto"),
         ("monitor", {"budget": 0}),
         ("monitor", {"budget": 1.5}),
+        ("checks", "yes"),
     ],
 )
 def test_a_bad_value_is_refused_in_one_line_with_key_value_and_what_is_accepted(key: str, value: object) -> None:
@@ -138,6 +139,13 @@ def test_unknown_keys_are_refused_with_the_nearest() -> None:
         Config.from_mapping({"colourmap": "jet"})
     with pytest.raises(ConfigError, match="the keys are layers, token_grid, method, "):
         Config.from_mapping({"zzz": 1})
+
+
+def test_checks_that_no_limit_allows_are_refused() -> None:
+    """Every explanation would be."""
+    with pytest.raises(ConfigError, match="checks: expected false with max_checks: 0"):
+        Config.from_mapping({"checks": True, "max_checks": 0})
+    assert Config.from_mapping({"checks": False, "max_checks": 0}).max_checks == 0
 
 
 def test_all_faults_are_told_at_once() -> None:

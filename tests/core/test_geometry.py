@@ -84,7 +84,7 @@ def test_the_view_is_the_rectangle_that_reaches_the_model(
     assert view(*size, resize, crop).rounded() == expected
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(SIDES, SIDES, SIZES, SIZES)
 def test_sizes_and_views_are_torchvisions(width: int, height: int, resize: Size, crop: Size) -> None:
     """A picture that holds its own coordinates shows, after torchvision's transforms, where each input pixel came from."""

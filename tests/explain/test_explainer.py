@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +88,23 @@ def test_maps_of_tokens_lie_as_the_picture_does(size: tuple[int, int], kind: str
     )  # cell by cell: gradients must lie so too
     assert isinstance(found, Prediction)
     assert found.explanations[0].heatmap.shape == (size[0] // 8, size[1] // 8)
+
+
+@pytest.mark.parametrize("kind", ["eager", "script"])
+def test_a_pass_is_let_go_of_at_once(kind: str) -> None:
+    """Its graph takes much memory: with a norm behind the layer too, it does not wait until Python looks for cycles."""
+    backend = open_backend(nets.loaded("deep", kind), Config(layers=("conv",)), (nets.SIDE, nets.SIDE), CPU)
+    gc.collect()
+    gc.disable()
+    try:
+        captured = backend.capture.forward(nets.pictures(1), ["conv"])
+        gradients = captured.gradients("conv", torch.tensor([0]), torch.tensor([1]))
+        assert gradients.any()
+        held = weakref.ref(captured.leaves["conv"])  # type: ignore[attr-defined]
+        del captured
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("size", "closed"), [((8, 8), True), ((12, 8), False)])

@@ -12,7 +12,8 @@ from tests.support.build import encoded, noise
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from camserve.core.messages import FILLS, SHARES, Call, Check
+from camserve.core.messages import Call
+from camserve.core.messages.checks import FILLS, SHARES, Check
 from camserve.explain.faithfulness import BLUR, PASSES, judge, move, perturb, pick_cells, scatter
 from camserve.pipeline.model import Model
 
@@ -209,6 +210,57 @@ def test_checks_have_a_limit_and_pictures_and_arrays_say_the_verdict() -> None:
     verdicts = json.loads(array.headers["x-explain-check"])
     assert verdicts[0] in {"supported", "weak", "unsupported"}
     assert verdicts[1] is None  # nothing speaks for the other class: its map is zero
+
+
+def test_an_archive_may_check_everything() -> None:
+    """Unless a request says otherwise; predictions ask for nothing more."""
+    model = Model(corner(), labels=["corner", "other"], mean=[0.0] * 3, std=[1.0] * 3, checks=True, **STEPS)
+    picture = bytes(encoded(noise(40, 40)))
+
+    def ask(**headers: str) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(model.run([Call(True, headers, {"body": picture})])[0].body)
+        return told
+
+    assert ask()["explanations"][0]["check"] == ask(**{"x-explain-check": "true"})["explanations"][0]["check"]
+    assert "check" not in ask(**{"x-explain-check": "false"})["explanations"][0]
+    assert model.explain(picture)[0].check is not None
+    assert model.explain(picture, check=False)[0].check is None
+    assert model.openapi["components"]["schemas"]["check"]["default"] is True
+    (predicted,) = model.run([Call(False, {}, {"body": picture})])
+    assert set(json.loads(predicted.body)) == {"corner", "other"}
+    assert all(reply.status == 200 for reply in model.run([Call(False, {}, {"body": picture})] * 20))
+
+
+class Everything(nn.Module):
+    """Six labels, of which every picture has all."""
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """Six logits above 0; `[N, C, 8, 8]` comes in."""
+        return activation.mean((1, 2, 3))[:, None] * torch.arange(1.0, 7.0) + 1
+
+
+def test_labels_that_reach_a_threshold_are_counted_too() -> None:
+    """How many there are is known only behind the model: they have the same limits as those that are named, alone and together."""
+    module = nn.Sequential(nn.AvgPool2d(4), nn.ReLU(), Everything()).eval()
+    steps = {**STEPS, "scores": "sigmoid", "mean": [0.0] * 3, "std": [1.0] * 3, "method": "gradcam"}
+    model, few = (Model(module, max_checks=limit, **steps) for limit in (8, 5))
+    picture = bytes(encoded(noise(40, 40)))
+    call = Call(True, {"x-explain-check": "true"}, {"body": picture})
+    plain = Call(True, {}, {"body": picture})
+
+    replies = model.run([call, call, plain])
+
+    assert sorted(reply.status for reply in replies[:2]) == [200, 503]
+    assert replies[2].status == 200
+    checks = [each["check"] for reply in replies[:2] if reply.status == 200 for each in json.loads(reply.body)["explanations"]]
+    assert len(checks) == 6
+    assert all(checks)
+    (refused,) = few.run([call])
+    assert refused.status == 413
+    assert b"at most 5 heatmaps to check in one request, got 6" in refused.body
+    asked = {"x-explain-check": "true", "x-explain-top-k": "5"}
+    assert few.run([Call(True, asked, {"body": picture})])[0].status == 200
+    assert len(few.explain(picture, check=True)[0].targets) == 6  # nobody else waits for it
 
 
 def picture_text(picture: bytes) -> str:

@@ -9,10 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-import pytorch_grad_cam
 import torch
-from pytorch_grad_cam.utils.image import scale_cam_image
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from tests.support.comparison import oracle
 from torch import Tensor, nn
 
@@ -299,6 +296,10 @@ def captured(model: Small, pictures: Tensor, target: int) -> tuple[Tensor, Tenso
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_differs_from_pytorch_grad_cam_by_its_epsilon_only(scale: float) -> None:
     """pytorch-grad-cam's own picture is equation 19's with 1e-6 in the denominator; ours differs by what that makes."""
+    import pytorch_grad_cam  # seconds, which each worker would spend to collect these tests
+    from pytorch_grad_cam.utils.image import scale_cam_image
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
     model, pictures = Small(scale), torch.rand(3, 3, 20, 20, generator=torch.Generator().manual_seed(1))
     with pytorch_grad_cam.GradCAMPlusPlus(model, [model.trunk[3]]) as theirs:
         theirs_drawn = theirs(pictures, [ClassifierOutputTarget(2)] * 3)
@@ -323,6 +324,8 @@ def test_differs_from_pytorch_grad_cam_by_its_epsilon_only(scale: float) -> None
 )
 def test_equals_pytorch_grad_cam(name: str, theirs: str) -> None:
     """The other methods' maps are pytorch-grad-cam's."""
+    import pytorch_grad_cam
+
     model, pictures = Small(1.0), torch.rand(3, 3, 20, 20, generator=torch.Generator().manual_seed(1))
     activations, gradients = captured(model, pictures, 2)
     with getattr(pytorch_grad_cam, theirs)(model, [model.trunk[3]]) as extractor:

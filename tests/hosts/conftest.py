@@ -6,10 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.processes.waiting import Gate
 
 from camserve.tools.serving.asgi_server import AsgiServer
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    """Holds the models `eight` and `one`."""
+    return Gate(tmp_path_factory.mktemp("gate") / "shut")
 
 
 @pytest.fixture(scope="session")

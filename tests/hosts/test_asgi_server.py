@@ -6,15 +6,16 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import requests
 from tests.support.build import mar
-from tests.support.processes.serving import read_batch_sizes, write_archive
+from tests.support.processes.serving import read_batch_sizes, write_archive, write_held
+from tests.support.processes.waiting import HANG, Gate, wait_until
 
 from camserve.hosts.metrics import Registry
 from camserve.tools.commands import doctor
@@ -23,12 +24,11 @@ from camserve.tools.serving.process.errors import ServeError
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models that sleep: eight at once, one at once with a short queue, one that takes longer than it may."""
+def store(tmp_path_factory: pytest.TempPathFactory, gate: Gate) -> Path:
+    """Models: eight at once, one at once with a short queue, one that takes longer than it may."""
     folder = tmp_path_factory.mktemp("hosts") / "store"
     folder.mkdir()
-    write_archive(folder, "eight", seconds=0.1, batch=8)
-    write_archive(folder, "one", seconds=0.5, jobQueueSize=2)
+    write_held(folder, gate)
     write_archive(folder, "slow", seconds=3, responseTimeout=1)
     return folder
 
@@ -42,7 +42,7 @@ def server(store: Path) -> Iterator[AsgiServer]:
 
 def ask(server: AsgiServer, model: str, **options: object) -> requests.Response:
     """One prediction."""
-    return requests.post(f"{server.url}/predictions/{model}", data=b"x", timeout=30, **options)  # type: ignore[arg-type]
+    return requests.post(f"{server.url}/predictions/{model}", data=b"x", timeout=HANG, **options)  # type: ignore[arg-type]
 
 
 def error(answer: requests.Response) -> tuple[int, str]:
@@ -56,79 +56,95 @@ def error(answer: requests.Response) -> tuple[int, str]:
 
 def pid_of(server: AsgiServer, model: str) -> int:
     """The process of a model's worker."""
-    (described,) = requests.get(f"{server.management_url}/models/{model}", timeout=30).json()
+    (described,) = requests.get(f"{server.management_url}/models/{model}", timeout=HANG).json()
     return int(described["workers"][0]["pid"])
 
 
 def wait_for_worker(server: AsgiServer, model: str) -> None:
     """Returns once the model answers."""
-    end = time.monotonic() + 30
-    while ask(server, model).status_code != 200:
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_until(lambda: ask(server, model).status_code == 200)
 
 
-def test_what_waits_is_taken_at_once_so_batches_are_full(server: AsgiServer) -> None:
-    """With 16 connections and batches of 8, at least 6 requests a batch in the mean."""
-    with ThreadPoolExecutor(16) as pool:
-        assert {each.status_code for each in pool.map(lambda _: ask(server, "eight"), range(160))} == {200}
-    sizes = read_batch_sizes(server.metrics_url, "eight")
-    assert sum(size * count for size, count in sizes.items()) == 160
-    assert 160 / sum(sizes.values()) >= 6, sizes
+def wait_for_queue(server: AsgiServer, model: str, length: int) -> None:
+    """Returns once so many requests wait for the model's worker."""
+
+    def waiting() -> int:
+        (described,) = requests.get(f"{server.management_url}/models/{model}", timeout=HANG).json()
+        return int(described["jobQueueStatus"]["pendingRequests"])
+
+    wait_until(lambda: waiting() == length, f"a queue of {length}")
 
 
-def test_a_full_queue_is_a_503_at_once_and_the_others_are_answered(server: AsgiServer) -> None:
+@contextmanager
+def held(server: AsgiServer, model: str, gate: Gate, waiting: int) -> Iterator[list[Future[requests.Response]]]:
+    """Asks once for what the worker keeps, and so many times for what waits for it; the gate opens at the block's end."""
+    with ThreadPoolExecutor(1 + waiting) as pool, gate:
+        asked = [pool.submit(ask, server, model)]
+        gate.wait_held()
+        asked += [pool.submit(ask, server, model) for _ in range(waiting)]
+        wait_for_queue(server, model, waiting)
+        yield asked
+
+
+def is_closed(server: AsgiServer) -> bool:
+    """Whether nobody listens any more where the models answer."""
+    host, port = server.url.removeprefix("http://").split(":")
+    try:
+        socket.create_connection((host, int(port))).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_what_waits_is_taken_at_once_so_batches_are_full(server: AsgiServer, gate: Gate) -> None:
+    """What comes while the worker is busy goes in batches of 8, none of which waits for more."""
+    with held(server, "eight", gate, 19) as asked:
+        pass
+    assert {each.result().status_code for each in asked} == {200}
+    assert read_batch_sizes(server.metrics_url, "eight") == {1: 1, 3: 1, 8: 2}
+
+
+def test_a_full_queue_is_a_503_at_once_and_the_others_are_answered(server: AsgiServer, gate: Gate) -> None:
     """The queue's limit is the archive's own `jobQueueSize`."""
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: ask(server, "one"), range(8)))
-    assert {each.status_code for each in answers} == {200, 503}
-    assert {error(each) for each in answers if each.status_code == 503} == {(503, "QueueFull")}
-    assert sum(each.status_code == 200 for each in answers) >= 2  # the queue, and one more if a worker took it in time
+    with held(server, "one", gate, 2) as asked:
+        assert [error(ask(server, "one")) for _ in range(3)] == [(503, "QueueFull")] * 3
+    assert [each.result().status_code for each in asked] == [200] * 3
 
 
 def test_what_takes_too_long_is_a_504_and_its_worker_is_replaced(server: AsgiServer) -> None:
     """The limit is the archive's `responseTimeout`."""
     before = pid_of(server, "slow")
     assert error(ask(server, "slow")) == (504, "Timeout")
-    end = time.monotonic() + 30
-    while pid_of(server, "slow") in (before, 0):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_until(lambda: pid_of(server, "slow") not in (before, 0))
 
 
-def test_a_killed_worker_costs_what_it_had_and_no_more(server: AsgiServer) -> None:
-    """Those in flight get a JSON 503 soon; those that waited are answered by the next worker."""
+def test_a_killed_worker_costs_what_it_had_and_no_more(server: AsgiServer, gate: Gate) -> None:
+    """Those in flight get a JSON 503, though nothing else has happened; those that waited are answered by the next worker."""
     wait_for_worker(server, "one")
-    with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(ask, server, "one")]
-        time.sleep(0.2)  # it is with the worker
-        asked += [pool.submit(ask, server, "one") for _ in range(2)]
-        time.sleep(0.1)
-        killed = time.monotonic()
+    with held(server, "one", gate, 2) as asked:
         os.kill(pid_of(server, "one"), signal.SIGKILL)
         assert error(asked[0].result()) == (503, "WorkerLost")
-        assert time.monotonic() - killed < 5
-        assert [each.result().status_code for each in asked[1:]] == [200, 200]
+    assert [each.result().status_code for each in asked[1:]] == [200, 200]
 
 
-def test_a_client_that_goes_away_takes_its_request_with_it(server: AsgiServer) -> None:
-    """Its request is not worked on: two of them would take a second each."""
+def test_a_client_that_goes_away_takes_its_request_with_it(server: AsgiServer, gate: Gate) -> None:
+    """It leaves the queue, and is not worked on."""
     wait_for_worker(server, "one")
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(ask, server, "one")
-        time.sleep(0.2)
-        for _ in range(2):
+        with gate:
+            first = pool.submit(ask, server, "one")
+            gate.wait_held()
             host, port = server.url.removeprefix("http://").split(":")
-            with socket.create_connection((host, int(port))) as gone:
-                gone.sendall(b"POST /predictions/one HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx")
-                time.sleep(0.05)
+            with socket.create_connection((host, int(port))) as one, socket.create_connection((host, int(port))) as two:
+                for gone in (one, two):
+                    gone.sendall(b"POST /predictions/one HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\nx")
+                wait_for_queue(server, "one", 2)
+            wait_for_queue(server, "one", 0)
         assert first.result().status_code == 200
-    (described,) = requests.get(f"{server.management_url}/models/one", timeout=30).json()
-    assert described["jobQueueStatus"]["pendingRequests"] in (0, 2)
-    text = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
+    text = requests.get(f"{server.metrics_url}/metrics", timeout=HANG).text
     before = next(line for line in text.splitlines() if line.startswith("ts_inference_requests_total{") and '"one"' in line)
     assert ask(server, "one").status_code == 200
-    text = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
+    text = requests.get(f"{server.metrics_url}/metrics", timeout=HANG).text
     after = next(line for line in text.splitlines() if line.startswith("ts_inference_requests_total{") and '"one"' in line)
     assert float(after.split()[-1]) - float(before.split()[-1]) == 1
 
@@ -147,7 +163,7 @@ def test_what_is_not_there_is_said_in_the_contracts_shape(
     server: AsgiServer, method: str, path: str, wanted: tuple[int, str]
 ) -> None:
     """And with the client's own id."""
-    answer = requests.request(method, f"{server.url}/{path}", headers={"x-request-id": "mine"}, timeout=30)
+    answer = requests.request(method, f"{server.url}/{path}", headers={"x-request-id": "mine"}, timeout=HANG)
     assert error(answer) == wanted
     assert answer.headers["x-request-id"] == "mine"
 
@@ -158,37 +174,36 @@ def test_an_overlong_body_is_a_413_whether_its_length_is_said_or_not(store: Path
     config.write_text("disable_token_authorization=true\nmax_request_size=1000\n")
     with AsgiServer(store, ["eight"], config=config) as server:
         url = f"{server.url}/predictions/eight"
-        assert requests.post(url, data=b"x" * 1000, timeout=30).status_code == 200
-        assert error(requests.post(url, data=b"x" * 1001, timeout=30)) == (413, "RequestTooLarge")
+        assert requests.post(url, data=b"x" * 1000, timeout=HANG).status_code == 200
+        assert error(requests.post(url, data=b"x" * 1001, timeout=HANG)) == (413, "RequestTooLarge")
         chunked = (b"x" * 300 for _ in range(4))
-        assert error(requests.post(url, data=chunked, timeout=30)) == (413, "RequestTooLarge")
+        assert error(requests.post(url, data=chunked, timeout=HANG)) == (413, "RequestTooLarge")
 
 
 def test_health_and_lists(server: AsgiServer) -> None:
     """Models and metrics are not on the public address; a worker does not inherit PYTHONPATH."""
     wait_for_worker(server, "one")
     get = requests.get
-    assert get(f"{server.url}/v2/health/live", timeout=30).json() == {"live": True}
-    assert get(f"{server.url}/v1/models", timeout=30).json() == {"models": ["eight", "one", "slow"]}
-    assert get(f"{server.url}/v1/models/one", timeout=30).json() == {"name": "one", "ready": True}
-    assert get(f"{server.url}/v2/models/one/versions/1.0/ready", timeout=30).json()["ready"] is True
-    assert get(f"{server.url}/metrics", timeout=30).status_code == 404
-    assert get(f"{server.url}/models", timeout=30).status_code == 404
-    assert requests.post(f"{server.management_url}/models", timeout=30).status_code == 405
+    assert get(f"{server.url}/v2/health/live", timeout=HANG).json() == {"live": True}
+    assert get(f"{server.url}/v1/models", timeout=HANG).json() == {"models": ["eight", "one", "slow"]}
+    assert get(f"{server.url}/v1/models/one", timeout=HANG).json() == {"name": "one", "ready": True}
+    assert get(f"{server.url}/v2/models/one/versions/1.0/ready", timeout=HANG).json()["ready"] is True
+    assert get(f"{server.url}/metrics", timeout=HANG).status_code == 404
+    assert get(f"{server.url}/models", timeout=HANG).status_code == 404
+    assert requests.post(f"{server.management_url}/models", timeout=HANG).status_code == 405
     assert ask(server, "one").json()["path"] == ""
 
 
-def test_a_stop_answers_what_is_in_flight_and_in_the_queue(store: Path) -> None:
+def test_a_stop_answers_what_is_in_flight_and_in_the_queue(store: Path, gate: Gate) -> None:
     """And refuses who comes later."""
-    with AsgiServer(store, ["one"]) as server, ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(ask, server, "one") for _ in range(3)]
-        time.sleep(0.3)
-        stopped: list[bool] = []
-        stopping = threading.Thread(target=lambda: stopped.append(server.stop(drain=20)))
-        stopping.start()
+    with AsgiServer(store, ["one"]) as server, ThreadPoolExecutor(1) as pool:
+        with held(server, "one", gate, 2) as asked:
+            stopped = pool.submit(server.stop, HANG)
+            wait_until(lambda: is_closed(server), "the door is shut")
+            assert not stopped.done()
+            assert not any(each.done() for each in asked)
         assert [each.result().status_code for each in asked] == [200] * 3
-        stopping.join()
-        assert stopped == [True]
+        assert stopped.result() is True
         with pytest.raises(requests.ConnectionError):
             ask(server, "one")
 
@@ -199,7 +214,7 @@ def test_a_page_whose_name_points_here_gets_no_answer(server: AsgiServer) -> Non
     places += [f"{server.management_url}/{path}" for path in ("models", "metrics")]
     for place in places:
         for host, refused in (("evil.example", True), ("localhost:1", False)):
-            answer = requests.get(place, headers={"Host": host}, timeout=60)
+            answer = requests.get(place, headers={"Host": host}, timeout=HANG)
             assert (answer.status_code == 403) is refused, (place, answer.text)
 
 
@@ -270,35 +285,39 @@ def test_a_new_version_takes_over_without_a_stop(store: Path, tmp_path: Path) ->
     config.write_text("disable_token_authorization=true\nenable_model_api=true\n")
     with AsgiServer(tmp_path / "store", config=config) as server, ThreadPoolExecutor(4) as pool:
         stop = threading.Event()
+        answers: list[tuple[int, str]] = []
 
-        def client() -> list[tuple[int, str]]:
-            answers = []
+        def client() -> None:
             while not stop.is_set():
                 answer = ask(server, "cats")
                 answers.append((answer.status_code, answer.json().get("version", answer.text)))
-            return answers
 
         def change(method: str, path: str) -> tuple[int, dict[str, object]]:
-            answer = requests.request(method, f"{server.management_url}/models{path}", timeout=60)
+            answer = requests.request(method, f"{server.management_url}/models{path}", timeout=HANG)
             return answer.status_code, answer.json()
 
         asked = [pool.submit(client) for _ in range(4)]
-        (tmp_path / "later").mkdir()
-        write_archive(tmp_path / "later", "cats", version="2.0", seconds=0.02, batch=4)
-        (tmp_path / "later" / "cats.mar").rename(tmp_path / "store" / "cats-2.mar")
-        assert change("POST", "?url=../later/cats.mar")[0] == 400
-        assert change("POST", "?url=none.mar")[0] == 400
-        assert change("POST", "?url=cats-2.mar&initial_workers=1&synchronous=true")[0] == 200
-        assert change("POST", "?url=cats-2.mar")[0] == 409
-        assert ask(server, "cats/2.0").json()["version"] == "2.0"
-        assert ask(server, "cats").json()["version"] == "1.0"
-        assert change("DELETE", "/cats/1.0")[0] == 403
-        assert change("PUT", "/cats/2.0/set-default")[0] == 200
-        pids = server.pids
-        assert change("DELETE", "/cats/1.0")[0] == 200
-        time.sleep(0.3)
-        stop.set()
-        answers = [each for future in asked for each in future.result()]
+        try:
+            wait_until(lambda: answers)
+            (tmp_path / "later").mkdir()
+            write_archive(tmp_path / "later", "cats", version="2.0", seconds=0.02, batch=4)
+            (tmp_path / "later" / "cats.mar").rename(tmp_path / "store" / "cats-2.mar")
+            assert change("POST", "?url=../later/cats.mar")[0] == 400
+            assert change("POST", "?url=none.mar")[0] == 400
+            assert change("POST", "?url=cats-2.mar&initial_workers=1&synchronous=true")[0] == 200
+            assert change("POST", "?url=cats-2.mar")[0] == 409
+            assert ask(server, "cats/2.0").json()["version"] == "2.0"
+            assert ask(server, "cats").json()["version"] == "1.0"
+            assert change("DELETE", "/cats/1.0")[0] == 403
+            assert change("PUT", "/cats/2.0/set-default")[0] == 200
+            pids = server.pids
+            assert change("DELETE", "/cats/1.0")[0] == 200
+            late = len(answers)
+            wait_until(lambda: len(answers) > late + 20)
+        finally:
+            stop.set()
+        for future in asked:
+            future.result()
         assert {status for status, _ in answers} == {200}, answers
         assert {version for _, version in answers} == {"1.0", "2.0"}
         assert ask(server, "cats").json()["version"] == "2.0"
@@ -309,4 +328,4 @@ def test_a_new_version_takes_over_without_a_stop(store: Path, tmp_path: Path) ->
 def test_models_do_not_change_unless_the_configuration_says_so(server: AsgiServer) -> None:
     """By default nobody can take a model out of service."""
     for method, path in (("POST", "models?url=one.mar"), ("DELETE", "models/one"), ("PUT", "models/one/1.0/set-default")):
-        assert error(requests.request(method, f"{server.management_url}/{path}", timeout=30))[0] == 405
+        assert error(requests.request(method, f"{server.management_url}/{path}", timeout=HANG))[0] == 405

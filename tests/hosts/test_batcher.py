@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from camserve.hosts.batcher import Batcher, HostError
+from tests.support.processes.waiting import HANG
+
+from camserve.hosts.batcher import Batcher
 from camserve.hosts.hosted import Hosted
 from camserve.hosts.metrics import Registry
-from camserve.hosts.worker import Answered, Asked, Worker, WorkerLostError
-
-SECONDS = 10.0
+from camserve.hosts.worker import Answered, Asked, HostError, Worker, WorkerLostError
 
 
 class Recording:
@@ -47,7 +47,7 @@ class Recording:
 async def _with(names: Sequence[str], size: int, events: list[str]) -> list[Any]:
     """Asks for the first alone, and for the others while it is with the worker; all outcomes."""
     worker = Recording(events)
-    hosted = Hosted("cats", "1.0", "cats.mar", Path(), batch_size=size, response_timeout=int(SECONDS))
+    hosted = Hosted("cats", "1.0", "cats.mar", Path(), batch_size=size, response_timeout=int(HANG))
     batcher = Batcher(hosted, lambda _: cast(Worker, worker), Registry())
     await batcher.start()
 
@@ -57,11 +57,11 @@ async def _with(names: Sequence[str], size: int, events: list[str]) -> list[Any]
         return body
 
     asked = [asyncio.create_task(ask(names[0]))]
-    await asyncio.to_thread(worker.handed.acquire, timeout=SECONDS)
+    await asyncio.to_thread(worker.handed.acquire, timeout=HANG)
     asked += [asyncio.create_task(ask(name)) for name in names[1:]]
     await asyncio.sleep(0)
     worker.go.release(len(names))
-    found = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), SECONDS)
+    found = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), HANG)
     await batcher.stop()
     return found
 

@@ -17,6 +17,7 @@ from tests.promises.contract.test_contract_live import *
 from tests.promises.contract.test_kserve_live import *
 from tests.promises.contract.test_live import *
 from tests.promises.contract.test_live import CAT, DEMO
+from tests.support.processes.waiting import HANG
 
 from camserve.tools.archive.archive import Row, ask, load_service, open_archive
 from camserve.tools.serving.asgi_server import AsgiServer
@@ -40,7 +41,7 @@ def test_options_in_the_query_are_below_the_body_and_above_headers(live: AsgiSer
             data=fields or CAT,
             files=files,
             headers={name.replace("_", "-"): value for name, value in headers.items()},
-            timeout=60,
+            timeout=HANG,
         )
         assert answer.status_code == 200, answer.text
         return [each["target"] for each in answer.json()["explanations"]]
@@ -51,7 +52,7 @@ def test_options_in_the_query_are_below_the_body_and_above_headers(live: AsgiSer
     assert targets("target=281", None, x_explain_top_k="2") == [281]
     assert targets("target=281", {"target": "3"}) == [3]
     assert len(targets("target=281", {"top_k": "2"})) == 2
-    refused = requests.post(f"{url}?nonsense=1", data=CAT, timeout=60)
+    refused = requests.post(f"{url}?nonsense=1", data=CAT, timeout=HANG)
     assert (refused.status_code, refused.json()["type"]) == (400, "UnknownOption")
 
 
@@ -97,7 +98,7 @@ def test_both_hosts_answer_byte_for_byte_alike(live: AsgiServer, torchserves_wor
     fields = {} if not body else {"body": json.loads(body) if "content-type" in headers else bytearray(body)}
     (wanted,) = ask(torchserves_worker, [Row(fields, headers, explain=route == "explanations")])
     sent = {"content-type": "", "accept": "*/*", **headers}
-    answer = requests.post(f"{live.url}/{route}/{DEMO}", data=body, headers=sent, timeout=60)
+    answer = requests.post(f"{live.url}/{route}/{DEMO}", data=body, headers=sent, timeout=HANG)
     assert (answer.status_code, answer.headers["content-type"]) == (wanted.status, wanted.content_type)
     assert {name: answer.headers[name] for name in wanted.headers} == dict(wanted.headers)
     assert answer.content == wanted.body

@@ -10,11 +10,11 @@ import pytest
 import requests
 from tests.conftest import ROOT
 from tests.support import build
-from tests.support.monitoring.keeping import wait_for
+from tests.support.processes.waiting import HANG, wait_until
 
+from camserve.core.config.switch import KEEP, KEEP_AT
 from camserve.monitoring.evidence.reading import find_entries, list_entries, read_record
 from camserve.monitoring.evidence.stores import Folder
-from camserve.monitoring.evidence.switch import KEEP, KEEP_AT
 from camserve.tools.commands import doctor
 from camserve.tools.serving.asgi_server import AsgiServer
 from camserve.tools.serving.base import BaseServer
@@ -40,9 +40,9 @@ def test_what_a_server_has_kept_is_found_by_the_ids_of_request_and_answer(
     store = Folder(tmp_path / "kept")
     with host(tmp_path / "store", config=config) as server:
         url = f"{server.url}/explanations/small"
-        answer = requests.post(url, data=PICTURE, headers={"X-Request-Id": "order-4711"}, timeout=60)
+        answer = requests.post(url, data=PICTURE, headers={"X-Request-Id": "order-4711"}, timeout=HANG)
         assert answer.status_code == 200
-        wait_for(lambda: bool(list_entries(store)), 60)
+        wait_until(lambda: list_entries(store))
         assert doctor.main([server.url, "--management", server.management_url, "--metrics", server.metrics_url]) == 0
         told = capsys.readouterr().out
 

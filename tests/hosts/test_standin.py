@@ -39,6 +39,11 @@ class Own(ImageClassifier):
     def postprocess(self, data):
         return [{"own": each} for each in super().postprocess(data)]
 """
+STOCK = """
+from ts.torch_handler.image_classifier import ImageClassifier
+class Stock(ImageClassifier):
+    topk = 3
+"""
 OURS = """
 from gradcam_handler import GradCAMHandler
 class Mine(GradCAMHandler):
@@ -68,7 +73,7 @@ def answers(directory: Path, batch: Sequence[Asked], blocked: Path | None) -> tu
         worker.end(5)
 
 
-@pytest.mark.parametrize("handler", [OWN, OURS, FUNCTIONS], ids=["stock", "ours", "functions"])
+@pytest.mark.parametrize("handler", [OWN, STOCK, OURS, FUNCTIONS], ids=["own steps", "stock", "ours", "functions"])
 def test_a_handler_answers_alike_without_torchserve(tmp_path: Path, handler: str) -> None:
     """The same bytes for predictions, explanations and errors, with TorchServe's modules and with their stand-in."""
     directory = build.archive(
@@ -89,6 +94,20 @@ def test_a_handler_answers_alike_without_torchserve(tmp_path: Path, handler: str
     assert standing_in == real
     assert {status for status, *_ in real} == ({200, 400} if handler == OURS else {200 + (handler == FUNCTIONS), 200}), real
     assert not any("captum" in line for line in lines)
+
+
+def test_a_worker_imports_nothing_large_that_its_archive_does_not_need(tmp_path: Path) -> None:
+    """Neither torchvision nor what it brings, 140 MB in all; the stock handler's transforms are made when they are asked for."""
+    told = "import sys; print('imported', [each for each in ('torchvision', 'torch._dynamo', 'sympy') if each in sys.modules])"
+    directory = build.archive(tmp_path / "m", classes=6, fault=told)
+    copy_package(directory)
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "sitecustomize.py").write_text(BLOCKER)
+
+    _, lines = answers(directory, [({"body": encoded(noise())}, {"explain": "True"})], blocked)
+
+    assert {line.partition("imported")[2] for line in lines if "imported" in line} == {" []"}
 
 
 def test_a_graph_answers_alike_without_torchserve(tmp_path: Path) -> None:

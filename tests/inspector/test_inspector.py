@@ -14,6 +14,7 @@ from playwright.sync_api import Route, expect
 from tests.support.browser import CAT, DEMO, ROOT, Visitor, data_file, decoded, downloaded, pixels, set_range, shown
 from tests.support.build import HOSTILE, encoded, noise
 from tests.support.comparison.equality import assert_close
+from tests.support.processes.waiting import HANG
 
 from camserve.tools.commands.serve import Server
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.live
 def test_a_picture_gets_predictions_and_a_heatmap(visit: Visitor, live: Server) -> None:
     """The classes, their probabilities and the sentence are those of the server's answer."""
     page = visit().explain()
-    answer = requests.post(f"{live.url}/explanations/{DEMO}", data=CAT.read_bytes(), timeout=60).json()
+    answer = requests.post(f"{live.url}/explanations/{DEMO}", data=CAT.read_bytes(), timeout=HANG).json()
 
     rows = page.locator("#classes .class")
     assert rows.locator(".label").all_inner_texts() == [row["label"] for row in answer["classes"]]
@@ -123,7 +124,7 @@ def test_what_the_page_draws_is_what_the_server_draws(visit: Visitor, live: Serv
     """The picture that is saved differs from the server's overlay by a few levels at most (the browser blends in integers)."""
     page = visit().explain()
     headers = {"Accept": "image/png", "X-Explain-Target": "285", "X-Explain-Opacity": "0.6", "X-Explain-Colormap": "turbo"}
-    wanted = requests.post(f"{live.url}/explanations/{DEMO}", data=CAT.read_bytes(), headers=headers, timeout=60).content
+    wanted = requests.post(f"{live.url}/explanations/{DEMO}", data=CAT.read_bytes(), headers=headers, timeout=HANG).content
     page.locator("#classes .class", has_text="Egyptian cat").click()
     page.locator("#colormap").select_option("turbo")
     set_range(page, "#opacity", 60)
@@ -158,10 +159,10 @@ def test_a_typed_label_is_explained_and_a_near_miss_is_helped(visit: Visitor) ->
 
 def test_method_and_layer_can_be_changed(visit: Visitor) -> None:
     """The layers are those that the archive allows, and the map is that layer's."""
-    page = visit().explain(model="resnet50")
+    page = visit().explain(model="resnet18")
     pane = shown(page)
     expect(pane.locator(".use")).to_contain_text("gradcam++, the default")
-    assert pane.locator("select.layer").locator("option").all_inner_texts() == ["layer4", "layer3"]
+    assert pane.locator("select.layer").locator("option").all_inner_texts() == ["layer4", "layer3", "all, multiplied"]
     expect(pane.locator(".made")).to_contain_text("7 × 7 cells at layer4")
     pane.locator("select.layer").select_option("layer3")
     expect(pane.locator(".made")).to_contain_text("14 × 14 cells at layer3")
@@ -169,6 +170,25 @@ def test_method_and_layer_can_be_changed(visit: Visitor) -> None:
     pane.locator("select.method").select_option("layercam")
     expect(pane.locator("canvas")).to_have_attribute("aria-label", re.compile("layercam"))
     assert pixels(page) != before
+
+
+def test_all_layers_go_with_the_method_that_takes_them(visit: Visitor) -> None:
+    """Whichever of the two is chosen; and a single layer, or another method, end it."""
+    page = visit().explain(model="resnet18")
+    pane = shown(page)
+    method, layer = pane.locator("select.method"), pane.locator("select.layer")
+    method.select_option("refinecam")
+    expect(pane.locator(".made")).to_contain_text("14 × 14 cells at layer3, layer4, map from 0 to 0.")
+    expect(layer).to_have_value("layer3,layer4")
+    expect(page.locator("#curl")).to_contain_text("layer=layer3,layer4")
+    layer.select_option("layer3")
+    expect(pane.locator(".made")).to_contain_text("14 × 14 cells at layer3, map")
+    expect(method).to_have_value("gradcam++")
+    layer.select_option("layer3,layer4")
+    expect(method).to_have_value("refinecam")
+    method.select_option("contrast")
+    expect(pane.locator(".made")).to_contain_text("7 × 7 cells at layer4")
+    expect(layer).to_have_value("layer4")
 
 
 def test_two_classes_or_two_methods_stand_side_by_side(visit: Visitor) -> None:
@@ -251,7 +271,7 @@ def test_the_model_is_asked_whether_a_heatmap_is_borne_out(visit: Visitor) -> No
 def test_the_value_under_the_pointer_is_the_heatmaps(visit: Visitor, live: Server) -> None:
     """In the middle of a cell it is the cell's value; what the model did not see has none."""
     page = visit().explain()
-    answer = requests.post(f"{live.url}/explanations/{DEMO}", data=CAT.read_bytes(), timeout=60).json()
+    answer = requests.post(f"{live.url}/explanations/{DEMO}", data=CAT.read_bytes(), timeout=HANG).json()
     left, top, right, bottom = answer["image"]["view"]
     box = shown(page).locator("canvas").bounding_box()
     assert box is not None
@@ -286,7 +306,7 @@ def test_the_curl_command_gives_the_json_that_the_page_saves(visit: Visitor, tmp
     page.locator("summary").click()
     command = page.locator("#curl").inner_text()
 
-    done = subprocess.run(["bash", "-c", command], capture_output=True, check=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=True, cwd=tmp_path, timeout=HANG)
     assert_close(json.loads(done.stdout), json.loads(downloaded(page, "#json")))
     assert [path.name for path in tmp_path.iterdir()] == [name]
 

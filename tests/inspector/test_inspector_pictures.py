@@ -11,6 +11,7 @@ from PIL import Image
 from playwright.sync_api import Route
 from tests.support.browser import Visit, Visitor, data_file, decoded, downloaded, set_range
 from tests.support.build import encoded, noise
+from tests.support.processes.waiting import HANG
 
 from camserve.tools.commands.serve import Server
 
@@ -59,7 +60,7 @@ def difference(visit: Visitor, live: Server, content: bytes, wanted: bytes | Non
     """How far what the page draws at opacity 0 is from what the server draws, in levels."""
     page = visit().explain(data_file(content, "picture"), "hostile")
     headers = {"Accept": "image/png", "X-Explain-Opacity": "0"}
-    answer = requests.post(f"{live.url}/explanations/hostile", data=wanted or content, headers=headers, timeout=60).content
+    answer = requests.post(f"{live.url}/explanations/hostile", data=wanted or content, headers=headers, timeout=HANG).content
     set_range(page, "#opacity", 0)
     return float(np.abs(decoded(downloaded(page, "#png")) - decoded(answer)).max())
 

@@ -39,6 +39,7 @@ def test_the_page_knows_the_model_and_what_may_be_asked() -> None:
     facts = facts_of(write(Labels(3, {"0": "a", "1": "b", "2": "c"}), method="layercam", opacity=0.25, exif=True, max_targets=7))
 
     assert (facts["model"], facts["version"], facts["weights"], facts["classes"]) == ('m<"&', "1.0", "sha256:00", 3)
+    assert (facts["checks"], facts["checked"]) == (True, False)
     assert (facts["layers"], facts["layer"]) == (["layer4", "layer3"], "layer4")
     assert ([method["name"] for method in facts["methods"]], facts["method"]) == (list(METHODS), "layercam")
     assert (facts["opacity"], facts["exif"], facts["max_targets"], facts["labels"]) == (0.25, True, 7, ["a", "b", "c"])

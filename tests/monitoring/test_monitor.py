@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from tests.support.monitoring.monitors import Output, look, monitor, reference
+from tests.support.processes.waiting import HANG, wait_until
 
 from camserve.core.config.watching import Monitoring
 from camserve.explain.observer import Observation, Observer
@@ -124,7 +125,7 @@ def test_what_came_last_is_told_when_traffic_stops() -> None:
     told.clear()
     observer.observe(look())
 
-    assert told.wait(10)
+    assert told.wait(HANG)
     observer.close()
     assert output.totals()["camserve_maps_total",] == 1
 
@@ -136,12 +137,7 @@ def test_waiting_pictures_are_measured_in_chunks() -> None:
     observer.start()
     for _ in range(200):
         observer.observe(look())
-    for _ in range(1000):
-        if len(observer._observations) < 64:
-            break
-        threading.Event().wait(0.01)
-
-    assert len(observer._observations) < 64
+    wait_until(lambda: len(observer._observations) < 64)
     observer.close()
     assert output.totals()["camserve_maps_total",] == 200
 
@@ -154,12 +150,7 @@ def test_times_of_stages_do_not_wait_for_pictures() -> None:
         with observer.stage("batch"):
             pass
     observer.replied("predict", 200, 1)
-    for _ in range(1000):
-        if not observer._times:
-            break
-        threading.Event().wait(0.01)
-
-    assert not observer._times
+    wait_until(lambda: not observer._times)
     observer.close()
 
 
@@ -248,14 +239,10 @@ def test_a_fault_in_one_interval_is_logged_and_the_next_is_told(caplog: pytest.L
     observer = Monitor(Monitoring(1.0, 0.02), Exporter("m", "1", output.blocks.append), None)
     observer.observe(look())
     observer.start()
-    for _ in range(500):
-        if "monitoring failed" in caplog.text:
-            break
-        threading.Event().wait(0.01)
+    wait_until(lambda: "monitoring failed" in caplog.text)
     observer.observe(look())
     observer.close()
 
-    assert "monitoring failed" in caplog.text
     assert output.totals()["camserve_maps_total",] == 1
     assert output.totals()["camserve_unmeasured_maps_total", "failed"] == 1
 

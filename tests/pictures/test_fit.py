@@ -20,7 +20,7 @@ SIDES = st.integers(1, 90)
 PLAIN = {"mean": [0, 0, 0], "std": [1, 1, 1], "fit": "pad"}
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(SIDES, SIDES, st.integers(1, 60), st.integers(1, 60), st.booleans())
 def test_padding_is_timms_border_mode(width: int, height: int, resize: int, crop: int, grey_fill: bool) -> None:
     """Bit for bit timm's `ResizeKeepRatio(longest=1)` and `CenterCropOrPad`, which its `crop_mode: border` is made of."""
@@ -51,7 +51,7 @@ def test_squash_resizes_both_sides() -> None:
     assert torch.equal(one, other)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(SIDES, SIDES, st.integers(8, 60), st.one_of(st.none(), st.integers(4, 70)))
 def test_the_view_is_where_the_models_pixels_come_from(width: int, height: int, resize: int, crop: int | None) -> None:
     """Each pixel of the input lies, by the view, where its own colour says: the picture's colours are its coordinates."""

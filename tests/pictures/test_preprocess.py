@@ -54,7 +54,7 @@ def test_the_default_preprocessing_is_torchvisions(interpolation: str, size: tup
     assert_same(noise(*size), Config(interpolation=interpolation))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(st.integers(1, 60), st.integers(1, 60), SIZES, SIZES, st.sampled_from(INTERPOLATIONS))
 def test_any_resize_and_crop_is_torchvisions(width: int, height: int, resize: Size, crop: Size, interpolation: str) -> None:
     """Resize and crop as an int, a pair or none, with padding on any side: the same floats."""

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from tests.support.build import PLAIN, archive, encoded, noise, square
 from tests.support.comparison.equality import assert_same
+from tests.support.processes.waiting import wait_until
 from tests.support.processes.worker import load_monitored
 
+from camserve.core.config.switch import KEEP, KEEP_AT
 from camserve.core.errors import ConfigError
 from camserve.monitoring.evidence.reading import find_entries, list_entries, read_records
 from camserve.monitoring.evidence.records import Record
 from camserve.monitoring.evidence.stores import Folder
-from camserve.monitoring.evidence.switch import KEEP, KEEP_AT
 from camserve.tools.archive.archive import Response, Row, ask, handler_of
 
 EVERY = {"sample": 0, "confidence": 1, "per_reason": 1000, "per_class": 1000}
@@ -58,11 +59,8 @@ def kept(service: Any, store: Folder, rows: list[Row]) -> tuple[list[Response], 
     writer = monitor._keeper._writer
     with writer._turns:
         writer._turns.notify()
-    for _ in range(1000):
-        new = [entry for entry in list_entries(store) if entry.id not in before]
-        if not writer._queue and monitor._keeper._held == 0:
-            break
-        writer._thread.join(0.01)
+    wait_until(lambda: not writer._queue and monitor._keeper._held == 0)
+    new = [entry for entry in list_entries(store) if entry.id not in before]
     return answers, sorted(read_records(store, new), key=lambda record: (record.request_id, record.instance))
 
 

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 from ts.torch_handler.image_classifier import ImageClassifier
 
 from camserve.core.errors import ConfigError
-from camserve.pictures.decode import open_picture
+from camserve.pictures.decode import open_enough
 from camserve.pictures.preprocess import is_stateless
 from camserve.tools.archive.archive import Row, ask, handler_of, load_service
 from gradcam_handler import GradCAMHandler
@@ -352,9 +352,9 @@ def test_a_picture_that_only_its_neighbours_leave_no_memory_for_is_tried_alone(
         tries[len(data)] += 1
         if len(data) == len(PICTURES[1]) or (len(data) == len(PICTURES[2]) and tries[len(data)] == 1):
             raise MemoryError
-        return open_picture(data, *more)
+        return open_enough(data, *more)
 
-    monkeypatch.setattr("camserve.pictures.inputs.open_picture", scarce)
+    monkeypatch.setattr("camserve.pictures.inputs.open_enough", scarce)
     answers = ask(service, rows)
 
     assert [answer.status for answer in answers] == [200, 507, 200, 200]
@@ -405,7 +405,7 @@ def test_nothing_is_held_after_a_reply(service: Any) -> None:
     for _ in range(3):
         ask(service, mixed_rows())
 
-    assert tensors() == before
+    assert tensors() <= before  # what earlier tests left may go meanwhile
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tests.support.build import PLAIN, archive, encoded, noise
 from tests.support.comparison.equality import assert_same
+from tests.support.processes.waiting import HANG
 
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
@@ -28,7 +28,7 @@ from camserve.explain.explainer import Prediction
 from camserve.explain.observer import NullObserver
 from camserve.pictures import render
 from camserve.pictures.bounds.limits import Semaphore
-from camserve.pictures.decode import open_picture
+from camserve.pictures.decode import Opened, open_enough
 from camserve.pictures.overlays import Canvas
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import guard
@@ -94,7 +94,7 @@ def test_the_pictures_of_one_request_have_a_limit_together(
 ) -> None:
     """Eight pass, nine are a 413 before any is decoded, whatever `max_instances` allows."""
     assert ask(service, [form(*TEXTS[:8], explain=explain)])[0].status == 200
-    monkeypatch.setattr("camserve.pictures.inputs.open_picture", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("camserve.pictures.inputs.open_enough", lambda *_: pytest.fail("decoded"))
     (response,) = ask(service, [form(*TEXTS[:9], explain=explain)])
 
     message = "expected at most 80000 pixels in all pictures of one request, got 90000: send fewer or smaller ones"
@@ -145,16 +145,17 @@ def living(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     alive: dict[int, int] = {}
     lock = threading.Lock()
 
-    def opened(data: bytes, config: Any, origin: str) -> Image.Image:
-        picture = open_picture(data, config, origin)
+    def opened(*given: Any) -> Opened:
+        found = open_enough(*given)
+        picture = found.picture
         with lock:
             alive[id(picture)] = picture.width * picture.height
             weakref.finalize(picture, alive.pop, id(picture))
             counts.append(sum(alive.values()))
         time.sleep(0.002)  # long enough for the others to open theirs
-        return picture
+        return found
 
-    monkeypatch.setattr("camserve.pictures.inputs.open_picture", opened)
+    monkeypatch.setattr("camserve.pictures.inputs.open_enough", opened)
     return counts
 
 
@@ -236,11 +237,11 @@ def test_ordinary_pictures_are_decoded_beside_each_other(service: Any, explain: 
     threads = pipeline(service)._threads.count
     barrier = threading.Barrier(threads)
 
-    def opened(data: bytes, config: Any, origin: str) -> Image.Image:
-        barrier.wait(timeout=20)
-        return open_picture(data, config, origin)
+    def opened(*given: Any) -> Opened:
+        barrier.wait(timeout=HANG)
+        return open_enough(*given)
 
-    monkeypatch.setattr("camserve.pictures.inputs.open_picture", opened)
+    monkeypatch.setattr("camserve.pictures.inputs.open_enough", opened)
     rows = [Row({"body": each}, explain=explain) for each in PICTURES[:threads]]
     assert [each.status for each in ask(service, rows)] == [200] * threads
 
@@ -267,7 +268,7 @@ def test_what_is_not_kept_is_opened_again(service: Any, room: int, monkeypatch: 
     wanted = ask(service, DRAWN)
     opened: list[bytes] = []
     monkeypatch.setattr("camserve.pipeline.prepare.CANVAS_PIXELS", room)
-    monkeypatch.setattr("camserve.pictures.inputs.open_picture", record(open_picture, opened))
+    monkeypatch.setattr("camserve.pictures.inputs.open_enough", record(open_enough, opened))
 
     for answer, right in zip(ask(service, DRAWN), wanted, strict=True):
         assert (answer.status, answer.headers) == (right.status, right.headers) == (200, right.headers)
@@ -433,7 +434,7 @@ def test_a_picture_that_is_opened_again_for_nothing_is_not(service: Any, monkeyp
     """Once the answer is too long, pictures that were not kept stay closed."""
     opened: list[bytes] = []
     monkeypatch.setattr("camserve.pipeline.prepare.CANVAS_PIXELS", 0)
-    monkeypatch.setattr("camserve.pictures.inputs.open_picture", record(open_picture, opened))
+    monkeypatch.setattr("camserve.pictures.inputs.open_enough", record(open_enough, opened))
     monkeypatch.setattr(pipeline(service)._threads, "semaphore", Semaphore(1))
     served = pipeline(service)._served
     monkeypatch.setattr(pipeline(service), "_served", replace(served, config=replace(served.config, max_response_bytes=1_000)))

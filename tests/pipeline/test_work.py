@@ -18,9 +18,9 @@ from tests.support.build import archive, encoded, noise
 from torch import nn
 
 from camserve.capture.models.passes import Pass
-from camserve.core.config import Config
 from camserve.core.messages import Call, Reply
-from camserve.pictures.inputs import open_again
+from camserve.pictures.decode import Opened
+from camserve.pictures.inputs import open_sized
 from camserve.pipeline.loading import half_timeout
 from camserve.pipeline.model import Model
 from camserve.tools.archive.archive import Row, ask, handler_of, load_service
@@ -66,11 +66,11 @@ def test_more_work_than_a_request_may_be_is_refused_by_its_headers(monkeypatch: 
     (alone,) = face.run([small])
     opened: list[bytes] = []
 
-    def record(image: Any, config: Config) -> Image.Image:
+    def record(image: Any, *more: Any) -> Opened:
         opened.append(image.data)
-        return open_again(image, config)
+        return open_sized(image, *more)
 
-    monkeypatch.setattr("camserve.pipeline.prepare.open_again", record)
+    monkeypatch.setattr("camserve.pipeline.prepare.open_sized", record)
 
     heavy, neighbour = face.run([v1(large(), 40), small])
 

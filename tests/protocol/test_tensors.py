@@ -216,7 +216,7 @@ def test_npy_files_keep_to_max_pixels_by_their_header() -> None:
     assert caught.value.status == 413
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(st.data())
 def test_any_damage_is_read_as_numpy_reads_it_or_refused(data: st.DataObject) -> None:
     """Bytes changed anywhere in the header: an answer is NumPy's own, everything else is a 400."""

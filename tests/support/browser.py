@@ -25,7 +25,7 @@ AXE = ROOT / "tests" / "node_modules" / "axe-core" / "axe.min.js"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
 WIDE, NARROW = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
-PATIENCE = 60_000
+PATIENCE = 180_000
 """Milliseconds to wait for anything at all: a machine may be busy, and what does come ends the wait."""
 
 expect.set_options(timeout=PATIENCE)

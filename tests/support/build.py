@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,17 @@ def encoded(pixels: NDArray[np.uint8] | Image.Image, form: str = "PNG", **option
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return bytearray(buffer.getvalue())
+
+
+def blank(side: int) -> bytes:
+    """A black PNG of one bit a pixel, whose pixels are never drawn."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    header = side.to_bytes(4, "big") * 2 + b"\x01\0\0\0\0"
+    rows = zlib.compress(bytes(1 + (side + 7) // 8) * side)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def noise(width: int = 80, height: int = 64, seed: int = 0) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from tests.tools.client.test_client import GOOD, Scripted, scripted  # noqa: F40
 
 from camserve.core.errors import EXTRAS, MissingPackageError, require
 from camserve.tools.cli import COMMANDS, NEEDS, UNFORESEEN
+from camserve.tools.console import name_pip
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,7 +53,7 @@ def test_a_command_says_what_it_lacks(command: str) -> None:
     """Its help too; with the exit status of any other failure."""
     ran = run_client_only("from camserve.tools.cli import main; sys.exit(main())", command, "--help")
 
-    line = r"error: .+ needs [\w-]+, which is not installed: pip install 'camserve\[(serve|demo|ray)\]'\n"
+    line = r"error: .+ needs [\w-]+, which is not installed: (\S+ -m )?pip install 'camserve\[(serve|demo|ray)\]'\n"
     assert re.fullmatch(line, ran.stderr), ran.stderr
     assert (ran.returncode, ran.stdout) == (UNFORESEEN.get(command, 1), "")
 
@@ -60,7 +61,24 @@ def test_a_command_says_what_it_lacks(command: str) -> None:
 def test_packaging_says_that_it_lacks_torch() -> None:
     """Word for word."""
     ran = run_client_only("from camserve.tools.cli import main; sys.exit(main())", "package", "--torchvision", "resnet18")
-    assert ran.stderr == "error: packaging needs torch, which is not installed: pip install 'camserve[serve]'\n"
+    line = r"error: packaging needs torch, which is not installed: (\S+ -m )?pip install 'camserve\[serve\]'\n"
+    assert re.fullmatch(line, ran.stderr), ran.stderr
+
+
+def test_a_message_names_the_pip_of_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the shell's `pip` is another Python's, as outside a clone's `.venv`; else as users know it."""
+    told = "x is not installed: pip install 'camserve[asgi]', or python -m pip install y"
+    for folder in ("clone/.venv/bin", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "pip").touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "clone/.venv/bin/python"))
+    monkeypatch.setenv("PATH", f"{tmp_path}/clone/.venv/bin:{tmp_path}/elsewhere")
+    assert name_pip(told) == told
+    monkeypatch.setenv("PATH", f"{tmp_path}/elsewhere")
+    monkeypatch.chdir(tmp_path / "clone")
+    assert name_pip(told) == told.replace("d: pip", "d: .venv/bin/python -m pip")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert name_pip(told) == told.replace("d: pip", f"d: {tmp_path}/clone/.venv/bin/python -m pip")
 
 
 @pytest.mark.parametrize("name", ["Model", "Explanation"])

@@ -19,7 +19,8 @@ and a `Capture` (`sites`, `forward`, which gives a `Captured`). `base` has these
 from camserve.capture.backend import Backend, open_backend
 from camserve.capture.base import Capture, Captured, CaptureSettings, Classifier
 from camserve.capture.choose.cam_condition import find_cam_weights
-from camserve.capture.models.eager import EagerCapture, freeze
+from camserve.capture.models.eager import EagerCapture
+from camserve.capture.models.frozen import freeze
 from camserve.capture.models.kinds import open_model
 from camserve.capture.models.programs.exported import is_exported, load_exported
 from camserve.capture.models.programs.graphs.module import load_graph

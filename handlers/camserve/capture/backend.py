@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,21 +10,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from camserve.capture.alignment.align import Aligned, align_layers
-from camserve.capture.base import Capture, CaptureSettings, Classifier, Context
+from camserve.capture.alignment.align import Aligned
+from camserve.capture.base import Capture, CaptureSettings, Classifier
 from camserve.capture.choose.bypass import BypassTrial
 from camserve.capture.choose.cam_condition import find_cam_weights
-from camserve.capture.choose.layer import NO_CELL, choose_layer, find_faults
-from camserve.capture.choose.members import JOIN, Members, list_members
+from camserve.capture.choose.chosen import choose_and_place
+from camserve.capture.choose.members import list_members, split_name
 from camserve.capture.choose.scores import read_kind_of_scores
 from camserve.capture.models.eager import EagerClassifier
 from camserve.capture.models.kinds import copy_exactly, open_model, summarize_error, survey_model
 from camserve.capture.models.programs.graphs.classifier import GraphClassifier
 from camserve.capture.models.views import JoinedCapture
+from camserve.capture.precision import precision_context
 from camserve.capture.runtimes.agreement import Draw, draw_plainly
 from camserve.capture.runtimes.archived import ArchivedGraph, open_archived
 from camserve.capture.runtimes.choose import Runtime, Trunk, open_runtime, refuse_runtime
-from camserve.capture.survey.layers import LayerInfo, Site, Survey
+from camserve.capture.survey.layers import LayerInfo, Site
 from camserve.capture.survey.layout import synthesize_pictures
 from camserve.capture.survey.reader import FIRST, OutputReader
 from camserve.capture.tuning.fold import fold_norms
@@ -56,6 +56,8 @@ class Backend:
         notes: what a trial showed of them that the user should hear.
         aligned: where the cells of each of `layers` lie in the picture.
         bypass: how much of the scores goes past each of `layers`, from 0 to about 1; None where that cannot be measured.
+        beside: how much of the scores the tokens beside the cells of each of `layers` carry past it, which no map of it shows,
+            from 0 to about 1; only of layers that have such tokens.
         doubts: what speaks against each of `layers` that can be explained all the same, for those of which something does.
         class_token: whether the scores are read at a token beside those of the picture, and at none of these.
         earlier: whether the default layer was chosen before later ones, past which something goes.
@@ -75,6 +77,7 @@ class Backend:
     notes: tuple[str, ...] = ()
     aligned: Mapping[str, Aligned] = field(default_factory=dict)
     bypass: Mapping[str, float | None] = field(default_factory=dict)
+    beside: Mapping[str, float] = field(default_factory=dict)
     doubts: Mapping[str, str] = field(default_factory=dict)
     class_token: bool = False
     earlier: bool = False
@@ -87,6 +90,16 @@ class Backend:
         if self.class_token:
             return "the model has a class token"
         return "its default layer lies before others, past which something goes" if self.earlier else ""
+
+    @property
+    def placed(self) -> tuple[str, ...]:
+        """The layers that can be laid on each other, for a trial tells where their cells lie, in the order in which they run.
+
+        Of several that are explained as one the last counts.
+        """
+        places = {info.name: place for place, info in enumerate(self.maps)}
+        told = [layer for layer in self.layers if self.aligned[layer].told]
+        return tuple(sorted(told, key=lambda layer: max(places[member] for member in split_name(layer, places))))
 
     @property
     def channels_last(self) -> bool:
@@ -132,39 +145,41 @@ def open_backend(
     tell("looking at every layer's output")
     survey = survey_model(tried, pictures, config.token_grid)
     tell(f"trying which of {len(survey.maps)} maps the prediction depends on")
-    chosen = _choose_layers(tried, pictures, survey, config.layers)
-    tell(f"finding where the cells of {chosen.layers[0]} lie in the picture")
+    trial = BypassTrial(tried, pictures, survey.maps)
+    chosen, aligned = choose_and_place(tried, pictures, survey, config, trial=trial, tell=tell)
     members = {layer: list_members(layer, survey) for layer in chosen.layers}
-    single = list(dict.fromkeys(name for names in members.values() for name in names))
-    aligned = align_layers(tried, survey, single, pictures, given=len(config.token_grid or ()) > 2)
     sites = {layer: each.site for layer, each in aligned.items()}
     weights = _find_weights(tried, pictures, sites, survey.outputs)
-    compiled = getattr(model, "_orig_mod", model) is not model
-    form = _arrange(model, classifier, pictures, config, single, tune=tune)
-    context = precision_context(config.precision, device)
-    settings = CaptureSettings(weights, size, model if compiled else None, context, classifier.reader)  # type: ignore[arg-type]
-    capture = classifier.capture(sites, settings)
-    opened = Opened(capture, sites, settings, size, device, form, graph, draw)
-    if compiled or config.runtime != "torch" or isinstance(classifier, GraphClassifier):
-        tell("trying the runtime")
-    capture, runtime = _open_runtime(model, classifier, config, opened)
-    if compiled and runtime.name != "compile":
-        _compile_now(capture, pictures, form)
+    form = _arrange(model, classifier, pictures, config, list(aligned), tune=tune)
+    compiled: Any = model if getattr(model, "_orig_mod", model) is not model else None
+    settings = CaptureSettings(weights, size, compiled, precision_context(config.precision, device), classifier.reader)
+    opened = Opened(classifier.capture(sites, settings), sites, settings, size, device, form, graph, draw)
+    capture, runtime = _choose_runtime(model, classifier, config, opened, pictures=pictures, tell=tell)
     joined = {layer: names for layer, names in members.items() if len(names) > 1}
+    together = {layer: Aligned.join(layer, [aligned[name] for name in names]) for layer, names in members.items()}
+    beside = {layer: trial.measure_beside(sites[layer]) for layer in chosen.layers if layer in sites}
     return Backend(
         capture=JoinedCapture(capture, joined) if joined else capture,
         outputs=survey.outputs,
         closed_form=tuple(layer for layer in weights if layer in chosen.layers),
         memory_format=form,
         kind=classifier.kind,
-        compiled=compiled,
+        compiled=compiled is not None,
         maps=survey.maps,
         reader=classifier.reader,
         notes=notes,
-        aligned={layer: Aligned.join(layer, [aligned[name] for name in names]) for layer, names in members.items()},
+        aligned=together,
+        beside={layer: share for layer, share in beside.items() if share is not None},
         runtime=runtime,
-        **chosen._asdict(),
+        **chosen._replace(doubts=_add_untold(chosen.doubts, together))._asdict(),
     )
+
+
+def _add_untold(doubts: Mapping[str, str], aligned: Mapping[str, Aligned]) -> dict[str, str]:
+    """Return the doubts of each layer, and beside them that no trial shows where its cells lie."""
+    untold = {layer: each.note for layer, each in aligned.items() if not each.told}
+    both = {layer: (doubts.get(layer, ""), untold.get(layer, "")) for layer in aligned}
+    return {layer: "; ".join(filter(None, texts)) for layer, texts in both.items() if any(texts)}
 
 
 def _find_weights(classifier: Classifier, pictures: Tensor, sites: Mapping[str, Site], outputs: int) -> dict[str, Tensor]:
@@ -213,6 +228,23 @@ class Opened(NamedTuple):
     draw: Draw
 
 
+def _choose_runtime(
+    model: Any, classifier: Classifier, config: Config, opened: Opened, *, pictures: Tensor, tell: Callable[[str], None]
+) -> tuple[Capture, Runtime]:
+    """Open the runtime as `_open_runtime`, say so where it may take long, and compile a compiled model that runs in torch.
+
+    Raises:
+        ConfigError: as `_open_runtime` and `_compile_now`.
+    """
+    compiled = opened.settings.predict is not None
+    if compiled or config.runtime != "torch" or isinstance(classifier, GraphClassifier):
+        tell("trying the runtime")
+    capture, runtime = _open_runtime(model, classifier, config, opened)
+    if compiled and runtime.name != "compile":
+        _compile_now(capture, pictures, opened.form)
+    return capture, runtime
+
+
 def _open_runtime(model: Any, classifier: Classifier, config: Config, opened: Opened) -> tuple[Capture, Runtime]:
     """Open the runtime that the configuration asks for; of a model that came compiled, its compiler.
 
@@ -248,55 +280,6 @@ def _open_runtime(model: Any, classifier: Classifier, config: Config, opened: Op
     return open_runtime(asked, trunk)
 
 
-def _reads_class_token(classifier: Classifier, pictures: Tensor, survey: Survey, trial: BypassTrial) -> bool:
-    """Return whether the prediction depends on no cell of the last map that has tokens beside its cells.
-
-    Registers are such tokens too, and no class token: there the scores are read at the cells.
-    """
-    last = next((info for info in reversed(survey.maps) if info.layout is not None and info.layout.others > 0), None)
-    return last is not None and find_faults(classifier, pictures, [last], survey.outputs, trial).get(last.name) == NO_CELL
-
-
-class _Chosen(NamedTuple):
-    """The layers that are explained, the default first; see `Backend`."""
-
-    layers: tuple[str, ...]
-    why: str
-    bypass: Mapping[str, float | None]
-    doubts: Mapping[str, str]
-    class_token: bool
-    earlier: bool
-    cancels: bool
-
-
-def _choose_layers(classifier: Classifier, pictures: Tensor, survey: Survey, asked: tuple[str, ...]) -> _Chosen:
-    """Choose the layer where none is asked for; measure what goes past each.
-
-    Raises:
-        ConfigError: a layer cannot be explained, or none is found.
-    """
-    trial, layers, why = BypassTrial(classifier, pictures), asked, ""
-    search = Members(classifier, pictures, survey, trial)
-    if not asked:
-        layer, why = choose_layer(classifier, pictures, survey, trial)
-        found = search.find(survey.info(layer))
-        why = search.describe(found) if len(found) > 1 else why
-        layers = (JOIN.join(info.name for info in found),)
-    members = {layer: list_members(layer, survey) for layer in layers}
-    doubts = {layer: search.check(names) for layer, names in members.items()}
-    bypass = {layer: search.measure(names) for layer, names in members.items()}
-    token = _reads_class_token(classifier, pictures, survey, trial)
-    earlier = bool(why) and _lies_before_bypassed(layers[0], survey, trial)
-    cancels = (token or earlier) and trial.cancels(survey.info(members[layers[0]][0]))
-    return _Chosen(layers, why, bypass, {layer: doubt for layer, doubt in doubts.items() if doubt}, token, earlier, cancels)
-
-
-def _lies_before_bypassed(layer: str, survey: Survey, trial: BypassTrial) -> bool:
-    """Return whether nothing goes past this layer alone, and something past later ones."""
-    names, passed = [info.name for info in survey.maps], trial.bypassed()
-    return layer in names and layer not in passed and not set(names[names.index(layer) + 1 :]).isdisjoint(passed)
-
-
 def _compile_now(capture: Capture, pictures: Tensor, form: MemoryFormat) -> None:
     """Run the compiled model once: it is compiled when it first runs.
 
@@ -308,11 +291,3 @@ def _compile_now(capture: Capture, pictures: Tensor, form: MemoryFormat) -> None
         capture.forward(pictures.contiguous(memory_format=as_given), ())
     except Exception as error:
         raise ConfigError(f"pt2: the compiled model does not run: {type(error).__name__}: {summarize_error(error)}") from error
-
-
-def precision_context(precision: str, device: torch.device) -> Context:
-    """Return what makes the context in which the model runs: autocast for half precision, nothing for float32."""
-    if precision == "float32":
-        return nullcontext
-    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
-    return lambda: torch.autocast(device.type, dtype)

@@ -174,7 +174,7 @@ class Classifier(Protocol):
         """Run the model; return the scores `[N, K]` and what each call of these layers gave, in order, as the model lays it out.
 
         Args:
-            pictures: `[N, 3, H, W]`, as many as `batch` allows.
+            pictures: `[N, 3, H, W]`, as many as `batch` allows; where they require a gradient, what is returned has a graph.
             replaced: what the model goes on with in place of the output of a layer's call, which counts from 0.
         """
         ...

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,3 +41,11 @@ def find_dtype(weights: Iterable[Tensor]) -> torch.dtype | None:
 def cast_input(model: nn.Module, pictures: Tensor) -> Tensor:
     """Convert pictures `[N, 3, H, W]` to the type of the model's parameters, or of its buffers where it has no parameters."""
     return pictures.to(find_dtype(chain(model.parameters(), model.buffers())) or pictures.dtype)
+
+
+def precision_context(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """Return what makes the context in which the model runs: autocast for half precision, nothing for float32."""
+    if precision == "float32":
+        return nullcontext
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    return lambda: torch.autocast(device.type, dtype)

@@ -17,7 +17,15 @@ from camserve.capture.backend import Backend
 from camserve.core.errors import RequestError
 from camserve.core.labels import Labels
 from camserve.core.messages import Explanation, Score
-from camserve.explain.methods import CONTRAST_CLASSES, METHODS, scale_maps
+from camserve.explain.methods import (
+    CONTRAST_CLASSES,
+    Method,
+    choose_measured,
+    find_method,
+    list_methods,
+    refine,
+    scale_maps,
+)
 from camserve.explain.observer import NullObserver, Observer
 from camserve.explain.ranking import TOP_CLASSES, Ranking, Task
 from camserve.explain.sampling import NOTHING, Plan
@@ -52,7 +60,7 @@ class _MapTask:
     row: int
     turn: int
     target: int
-    layer: str
+    layers: tuple[str, ...]
     method: str
 
 
@@ -82,7 +90,7 @@ class Explainer:
         self.observer = observer or NullObserver()
         self._device = device
         self._labels = labels or Labels(backend.outputs)
-        self._method = "gradcam++" if METHODS[method].contrasts else method
+        self._method = choose_measured(method)
         self._ranking = Ranking(backend.reader, listed, threshold, most)
 
     @property
@@ -109,12 +117,12 @@ class Explainer:
             For each picture its prediction, or a 500 where its scores are not finite, or a 503 where time ran out.
         """
         started = time.perf_counter()
-        layers = [task.layer for task in tasks if task] + [self.backend.layers[0]] * bool(plan.rows)
+        layers = [layer for task in tasks if task for layer in task.layers] + [self.backend.layers[0]] * bool(plan.rows)
         with self.observer.stage("forward"):
             captured = self.backend.capture.forward(self._stack(pictures), list(dict.fromkeys(layers)))
             scores = self._ranking.read(captured.values, tasks)
         asked = [
-            _MapTask(row, turn, target, task.layer, task.method)
+            _MapTask(row, turn, target, task.layers, task.method)
             for row, task in enumerate(tasks)
             if task and scores.finite[row]
             for turn, target in enumerate(task.targets or self._ranking.choose_targets(scores, row, task.top_k))
@@ -126,14 +134,14 @@ class Explainer:
         self.observer.budget.add(len(pictures), between - started, time.perf_counter() - between)
         explanations = self._scale_maps([each for each in asked if each in raw], raw, scores.probabilities.cpu())
         logits = captured.values.cpu()
-        grids = {layer: _grid_of(captured, layer) for layer in {task.layer for task in tasks if task}}
+        grids = {layers: _grid_of(captured, layers) for layers in {task.layers for task in tasks if task}}
         answers: list[Prediction | RequestError] = [
             Prediction(
                 tuple(Score(index, self._labels[index], probability) for index, probability in scores.listed[row]),
                 tuple(explanations.get(row, ())),
                 logits[row],
                 tuple(raw[each].numpy() for each in measured.get(row, ()) if each in raw),
-                grids[task.layer] if task else (0, 0),
+                grids[task.layers] if task else (0, 0),
             )
             if finite
             else RequestError(500, "InternalError", "the model's scores of this picture are not finite")
@@ -158,18 +166,23 @@ class Explainer:
 
     def count_passes(self, task: Task | None) -> int:
         """Count the model's passes for one picture, forward and backward."""
-        if task is None or task.layer in self.backend.closed_form:
+        if task is None:
             return 1
-        each = 1 + CONTRAST_CLASSES if METHODS[task.method].contrasts else 1
+        parts = zip(task.layers, list_methods(task.method, len(task.layers)), strict=True)
+        free = self.backend.closed_form
+        each = sum(1 + CONTRAST_CLASSES * method.contrasts for layer, method in parts if layer not in free)
         return 1 + each * (len(task.targets) or task.top_k or 1)
 
     def _stack(self, pictures: Sequence[Tensor]) -> Tensor:
+        if self.backend.runtime.threads and self._device.type == "cpu":
+            # torch's threads wait for more after each operator, for milliseconds, on cores that the runtime's want now
+            return torch.from_numpy(np.stack([picture.numpy() for picture in pictures]))
         stacked = torch.stack(list(pictures)).to(self._device)
         return stacked.contiguous(memory_format=torch.channels_last) if self.backend.channels_last else stacked
 
     def _measured(self, row: int, targets: Sequence[int]) -> list[_MapTask]:
         """List the maps that are measured of one picture; often they are asked for anyway."""
-        return [_MapTask(row, turn, target, self.backend.layers[0], self._method) for turn, target in enumerate(targets)]
+        return [_MapTask(row, turn, target, self.backend.layers[:1], self._method) for turn, target in enumerate(targets)]
 
     def _make_maps(self, captured: Captured, tasks: Sequence[_MapTask], deadline: Deadline) -> dict[_MapTask, Tensor]:
         """Compute unscaled maps `[h, w]`, on the CPU; those that the deadline left no time for are missing.
@@ -178,23 +191,35 @@ class Explainer:
         all targets of a single picture are computed in one call. First come the rounds of few passes, which are somebody's last.
         """
         alone = len(captured.logits) == 1
-        rounds: dict[tuple[str, str, int], list[_MapTask]] = {}
+        rounds: dict[tuple[tuple[str, ...], str, int], list[_MapTask]] = {}
         for task in dict.fromkeys(tasks):
-            together = alone and captured.has_closed_form(task.layer) and not METHODS[task.method].contrasts
-            rounds.setdefault((task.layer, task.method, 0 if together else task.turn), []).append(task)
+            together = alone and not find_method(task.method).contrasts and captured.has_closed_form(task.layers[0])
+            rounds.setdefault((task.layers, task.method, 0 if together else task.turn), []).append(task)
         raw: dict[_MapTask, Tensor] = {}
         if rounds:
             with self.observer.stage("backward"):
-                for _, part in sorted(rounds.items(), key=lambda each: (METHODS[each[0][1]].contrasts, each[0][2])):
-                    spared = not raw and not METHODS[part[0].method].contrasts  # one round at least: the forward pass has run
+                for _, part in sorted(rounds.items(), key=lambda each: (find_method(each[0][1]).contrasts, each[0][2])):
+                    spared = not raw and not find_method(part[0].method).contrasts  # one round at least: the forward pass has run
                     maps = self._make_round(captured, part, deadline) if spared or not deadline.over else None
                     if maps is not None:
                         raw.update(zip(part, maps.detach().cpu().unbind(), strict=True))
         return raw
 
     def _make_round(self, captured: Captured, tasks: Sequence[_MapTask], deadline: Deadline) -> Tensor | None:
-        """Compute the maps `[M, h, w]` of M pictures, of one layer and method; None where time runs out between two passes."""
-        layer, method = tasks[0].layer, tasks[0].method
+        """Compute the maps `[M, h, w]` of M pictures, of the same layers and method; None where time runs out between passes."""
+        layers = tasks[0].layers
+        maps: list[Tensor] = []
+        for layer, method in zip(layers, list_methods(tasks[0].method, len(layers)), strict=True):
+            made = None if maps and deadline.over else self._make_layer(captured, tasks, layer, method, deadline)
+            if made is None:
+                return None
+            maps.append(made)
+        return maps[0] if len(maps) == 1 else refine(maps)
+
+    def _make_layer(
+        self, captured: Captured, tasks: Sequence[_MapTask], layer: str, method: Method, deadline: Deadline
+    ) -> Tensor | None:
+        """Compute the maps `[M, h, w]` of M pictures at one layer by one method; None where time runs out between two passes."""
         rows, targets = [task.row for task in tasks], [task.target for task in tasks]
         row_index = torch.tensor(rows, device=self._device)
         target_index = torch.tensor([_index(target) for target in targets], device=self._device)
@@ -205,14 +230,14 @@ class Explainer:
         if any(target < 0 for target in targets):  # what lowers a value raises its negative
             signs = torch.tensor([-1.0 if target < 0 else 1.0 for target in targets], device=self._device)
             gradients = gradients * signs[:, None, None, None].to(gradients.dtype)
-        if not METHODS[method].contrasts:
-            return METHODS[method].function(activation, gradients)
+        if not method.contrasts:
+            return method.function(activation, gradients)
         others = _contrast_classes(captured.logits[row_index], target_index)
         contrast = [captured.gradients(layer, row_index, other) for other in others.unbind(1) if not deadline.over]
         if len(contrast) < others.shape[1]:
             return None
         stacked = torch.stack(contrast, 1) if contrast else torch.zeros_like(gradients)[:, None]
-        return METHODS[method].function(activation, gradients, stacked)
+        return method.function(activation, gradients, stacked)
 
     def _scale_maps(
         self, tasks: Sequence[_MapTask], raw: Mapping[_MapTask, Tensor], probabilities: Tensor
@@ -249,9 +274,10 @@ def _index(target: int) -> int:
     return ~target if target < 0 else target
 
 
-def _grid_of(captured: Captured, layer: str) -> tuple[int, int]:
-    height, width = captured.activation(layer).shape[2:]
-    return height, width
+def _grid_of(captured: Captured, layers: Sequence[str]) -> tuple[int, int]:
+    """Return (rows, columns) of the map of a layer, or of several together, which is as fine as the finest."""
+    shapes = [captured.activation(layer).shape for layer in layers]
+    return max(shape[2] for shape in shapes), max(shape[3] for shape in shapes)
 
 
 def _contrast_classes(logits: Tensor, targets: Tensor) -> Tensor:

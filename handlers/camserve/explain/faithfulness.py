@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from camserve.core.errors import RequestError
-from camserve.core.messages import FILLS, SHARES, VERDICTS, Check, Hidden, Item
+from camserve.core.messages import Item
+from camserve.core.messages.checks import FILLS, SHARES, VERDICTS, Check, Hidden
 from camserve.explain.explainer import Explainer, Prediction
 from camserve.pictures.bounds.limits import Deadline
 

@@ -12,7 +12,7 @@ host's settings (TF32 on a GPU, autocast), which cost up to three decimal digits
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -20,8 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from camserve.core.config import Config
+from camserve.core.config import REFINECAM, Config
+from camserve.core.errors import ConfigError
+from camserve.core.text import join_names
 from camserve.explain.degenerate import find_degenerate
 
 ROUNDING = 1e-5
@@ -99,6 +102,29 @@ def finer_cam(activations: Tensor, gradients: Tensor, contrasts: Tensor) -> Tens
     return _weighted(gradients.mean((2, 3)) - shared, activations)
 
 
+def refine(maps: Sequence[Tensor]) -> Tensor:
+    """RefineCAM of Domeniconi et al. 2026 (arXiv 2605.14641): the product of several layers' maps, each over its maximum.
+
+    A cell is bright where it is in all of them: late maps say what speaks for the class, early ones where its edges are. Each is
+    drawn bilinearly (half-pixel centres) on the finest grid before. One that is 0 everywhere makes the product 0, and one that is
+    the same everywhere changes nothing. (The authors' code subtracts each map's least value first, which is mostly 0.)
+
+    Args:
+        maps: one `[M, h, w]` for each layer, each over the same rectangle of the picture.
+
+    Returns:
+        `[M, h, w]`, of as many rows and columns as any has at most, 0 to 1.
+    """
+    size = max(each.shape[1] for each in maps), max(each.shape[2] for each in maps)
+    product = torch.ones_like(maps[0][:, :1, :1], dtype=torch.float32)
+    for each in maps:
+        high = each.float().amax((1, 2), keepdim=True)
+        shares = torch.where(high > 0, each.float() / high, each.float())
+        drawn = shares if shares.shape[1:] == size else functional.interpolate(shares[None], size, mode="bilinear")[0]
+        product = product * drawn
+    return product
+
+
 def _over_positions(values: Tensor, activations: Tensor) -> Tensor:
     """Return the sum `[M, C]` of `values` (`[M, C, h|1, w|1]`) over all positions of `activations`."""
     return values.sum((2, 3)) * (activations[0, 0].numel() / values[0, 0].numel())
@@ -172,7 +198,33 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         )
     }
 )
-"""The methods by name, in the order of `config.METHODS`."""
+"""The methods that take one layer, by name, in the order of `config.METHODS`."""
+
+REFINE = Method(
+    REFINECAM,
+    refine,
+    "Domeniconi, Stramiglio, Lombardi and Salti, 2026, arXiv 2605.14641",
+    "fine maps that tell classes apart: the product of several layers' maps, LayerCAM's and at the last layer those of contrast",
+    contrasts=True,
+)
+"""The method that takes several layers: its function takes their maps, those of `list_methods`."""
+
+EARLIER, LAST = "layercam", "contrast"
+"""The methods whose maps RefineCAM multiplies: at the earlier layers, and at the last one that runs. Of those that
+`benchmarks/fidelity/sharper.py` measured these point best."""
+
+
+def find_method(name: str) -> Method:
+    """Return a method by its name."""
+    return REFINE if name == REFINECAM else METHODS[name]
+
+
+def list_methods(name: str, layers: int) -> tuple[Method, ...]:
+    """Return the methods whose maps a method takes at each of so many layers, in the order in which they run."""
+    if name != REFINECAM:
+        return (METHODS[name],) * layers
+    return (*(METHODS[EARLIER],) * (layers - 1), METHODS[LAST])
+
 
 METHOD_BY_CELL, METHOD_WITHOUT = "hirescam", "gradcam"
 """The defaults where neither layer nor method is given, and a channel's gradient differs from cell to cell at the default layer:
@@ -193,9 +245,30 @@ def choose_method(config: Config, uneven: str, cancels: bool) -> str:
     return METHOD_WITHOUT if cancels else METHOD_BY_CELL
 
 
+def check_method(config: Config, layers: Sequence[str]) -> None:
+    """Check that there are as many layers as the method takes.
+
+    Args:
+        config: has the method.
+        layers: those that are served, and of which a trial tells where their cells lie.
+
+    Raises:
+        ConfigError: it takes several, and there are fewer than two.
+    """
+    if config.method == REFINECAM and len(layers) < 2:
+        way = "give layers of two or three stages, such as the last of each size of map (inspect_model lists them)"
+        got = join_names(layers) or "none whose cells a trial places"
+        raise ConfigError(f"explain: method: {REFINECAM} takes two layers or more together, got {got}; {way}")
+
+
 def draw_with(method: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return what makes maps by a method; of one that contrasts classes, which takes a pass for each, by the default."""
-    return METHODS["gradcam++" if METHODS[method].contrasts else method].function
+    """Return what makes maps by a method, or by the one that is measured in its place."""
+    return METHODS[choose_measured(method)].function
+
+
+def choose_measured(method: str) -> str:
+    """Choose by which method maps are measured and compared: the default in place of one that takes a pass for each rival."""
+    return "gradcam++" if find_method(method).contrasts else method
 
 
 Heatmaps = tuple[NDArray[np.float32], list[tuple[float, float] | None], list[tuple[str, ...]]]

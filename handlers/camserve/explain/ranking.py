@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from camserve.capture.survey.reader import OutputReader
-from camserve.core.messages import Options
+from camserve.core.messages import Layer, Options, list_layers
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +23,13 @@ class Task:
     """What is to be explained of one picture.
 
     Attributes:
-        layer: whose activation is weighted.
-        method: one of `METHODS`.
+        layer: whose activation is weighted; several, in the order in which they run, where the method takes them together.
+        method: its name.
         targets: class indices, `~index` for what lowers a value; empty: the `top_k` most probable classes.
         top_k: no meaning where `targets` are given. None: those that count, see `Ranking.choose_targets`.
     """
 
-    layer: str
+    layer: Layer
     method: str
     targets: tuple[int, ...] = ()
     top_k: int | None = 1
@@ -38,6 +38,11 @@ class Task:
     def of(cls, options: Options) -> Task:
         """Return what a picture's options ask for."""
         return cls(options.layer, options.method, options.targets, options.top_k)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layer, or each of several."""
+        return list_layers(self.layer)
 
 
 @dataclass(frozen=True)

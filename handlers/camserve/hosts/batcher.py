@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import socket
 import time
@@ -15,7 +14,17 @@ from functools import partial
 
 from camserve.hosts.hosted import Hosted
 from camserve.hosts.metrics import Registry
-from camserve.hosts.worker import Answered, Asked, LoadError, Worker, WorkerLostError, describe_worker
+from camserve.hosts.worker import (
+    Answered,
+    Asked,
+    HostError,
+    LoadError,
+    Worker,
+    WorkerLostError,
+    describe_worker,
+    full_queue,
+    late,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,35 +35,6 @@ REQUESTS, LATENCY, WAITED = "ts_inference_requests_total", "ts_inference_latency
 """TorchServe's names: all that came; the times of what was answered, and how much of them it waited."""
 REASONS = ("full", "late", "lost", "no_worker", "gone")
 """Why a request has no answer of its worker: the metric's label."""
-
-
-class HostError(Exception):
-    """What the host itself answers: becomes `{"code": status, "type": kind, "message": message}`."""
-
-    def __init__(self, status: int, kind: str, message: str, allowed: str = "") -> None:
-        super().__init__(message)
-        self.status, self.kind, self.message, self.allowed = status, kind, message, allowed
-
-
-def full_queue(hosted: Hosted) -> HostError:
-    """What is answered where no request can wait any more."""
-    return HostError(503, "QueueFull", f"{hosted.queue_size} requests wait for the model {hosted.name}; try again later")
-
-
-def no_version(name: str, version: str | None) -> HostError:
-    """What is answered where a model has not the version that is asked for."""
-    return HostError(404, "ModelVersionNotFoundException", f"Model version: {version} does not exist for model: {name}")
-
-
-def late(hosted: Hosted) -> HostError:
-    """What is answered in place of an answer that took too long."""
-    return HostError(504, "Timeout", f"no answer within {hosted.response_timeout} s (responseTimeout)")
-
-
-def write_error(error: HostError) -> Answered:
-    """Write an error as an answer, in the contract's shape."""
-    told = {"code": error.status, "type": error.kind, "message": error.message}
-    return error.status, "application/json", {}, json.dumps(told, separators=(",", ":")).encode()
 
 
 @dataclass(eq=False)

@@ -1,7 +1,11 @@
-"""A process that runs an archive's handler, seen from the server: started, asked, and replaced when it ends."""
+"""A process that runs an archive's handler, seen from the server: started, asked, and replaced when it ends.
+
+And what a host answers in its place.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -25,6 +29,35 @@ Asked = tuple[Mapping[str, Any], Mapping[str, Any]]
 """A request's fields and headers."""
 Answered = tuple[int, str, Mapping[str, str], bytes]
 """Status, content type (empty: none), headers, body."""
+
+
+class HostError(Exception):
+    """What the host itself answers: becomes `{"code": status, "type": kind, "message": message}`."""
+
+    def __init__(self, status: int, kind: str, message: str, allowed: str = "") -> None:
+        super().__init__(message)
+        self.status, self.kind, self.message, self.allowed = status, kind, message, allowed
+
+
+def full_queue(hosted: Hosted) -> HostError:
+    """What is answered where no request can wait any more."""
+    return HostError(503, "QueueFull", f"{hosted.queue_size} requests wait for the model {hosted.name}; try again later")
+
+
+def no_version(name: str, version: str | None) -> HostError:
+    """What is answered where a model has not the version that is asked for."""
+    return HostError(404, "ModelVersionNotFoundException", f"Model version: {version} does not exist for model: {name}")
+
+
+def late(hosted: Hosted) -> HostError:
+    """What is answered in place of an answer that took too long."""
+    return HostError(504, "Timeout", f"no answer within {hosted.response_timeout} s (responseTimeout)")
+
+
+def write_error(error: HostError) -> Answered:
+    """Write an error as an answer, in the contract's shape."""
+    told = {"code": error.status, "type": error.kind, "message": error.message}
+    return error.status, "application/json", {}, json.dumps(told, separators=(",", ":")).encode()
 
 
 class WorkerLostError(Exception):

@@ -9,14 +9,14 @@ from typing import Any
 
 from camserve.core.config import COLORMAPS
 from camserve.core.labels import Labels
-from camserve.core.messages import Reply
+from camserve.core.messages import Reply, name_layer
 from camserve.core.served import Served
 from camserve.core.version import __version__
-from camserve.explain.methods import METHODS
+from camserve.explain.methods import find_method
 from camserve.inspector.html import ASSETS, HEADERS, fill, write_policy, write_script_json
 from camserve.pictures.render import write_colormap
 
-SCRIPTS = ("heat.js", "theme.js", "server.js", "pictures.js", "panes.js", "app.js", "controls.js")
+SCRIPTS = ("heat.js", "theme.js", "server.js", "pictures.js", "panes.js", "area.js", "app.js", "controls.js")
 """In the order in which they run."""
 
 LABELS_LIMIT = 100_000
@@ -36,16 +36,18 @@ def write_page(served: Served) -> Reply:
         "scores": served.scores,
         "threshold": config.threshold if served.scores == "sigmoid" else None,
         "labels": _completions(labels),
-        "methods": [{"name": name, "use": METHODS[name].use} for name in served.methods],
+        "methods": [{"name": name, "use": find_method(name).use} for name in served.methods],
         "method": config.method,
         "layers": list(layers),
-        "layer": layers[0],
+        "layer": name_layer(served.default_layer),
+        "together": name_layer(served.together),
         "colormaps": {name: write_colormap(name) for name in COLORMAPS},
         "colormap": config.colormap,
         "opacity": config.opacity,
         "exif": config.exif,
         "max_targets": config.max_targets,
         "checks": config.max_checks > 0,
+        "checked": config.checks,
         "tensors": 0 if config.takes_pictures else config.channels,
         "samples": _samples() if config.takes_pictures else [],
     }

@@ -37,7 +37,7 @@ TAIL = 0.005
 """Share of the pictures in each of the two tails of a statistic."""
 INPUT = ("resize", "crop", "interpolation", "mean", "std", "exif", "precision")
 """The configuration keys that decide the model's input and its precision."""
-LATER_INPUT = ("channels", "fit", "fill", "scale")
+LATER_INPUT = ("channels", "fit", "fill", "scale", "fast_jpeg")
 """Those that came later: written where they are not the default, so that references from before them still hold."""
 
 Counts = NDArray[np.int64]
@@ -62,6 +62,11 @@ def input_of(config: Config) -> str:
     """Formats the keys that decide the input in one line: `resize=256 crop=224 ...`."""
     names = [*INPUT, *(name for name in LATER_INPUT if getattr(config, name) != getattr(Config, name))]
     return " ".join(f"{name}={json.dumps(getattr(config, name), separators=(',', ':'))}" for name in names)
+
+
+def describe_input(config: Config, scores: str) -> str:
+    """Format in one line what decides the input, and how scores are read (`OutputReader.describe`)."""
+    return " ".join(filter(None, (input_of(config), scores)))
 
 
 @dataclass(frozen=True)

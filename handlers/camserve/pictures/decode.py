@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-import struct
-import zlib
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-import numpy as np
 from PIL import Image, JpegImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401 - else Pillow imports every decoder
 
 from camserve.core.config import Config
@@ -17,17 +15,11 @@ from camserve.core.errors import RequestError
 from camserve.core.geometry import resized
 from camserve.core.text import join_names, show
 from camserve.pictures.bounds import bmp, gif, jpeg, png, tiff
-from camserve.pictures.bounds.ifd import check_exif
 from camserve.pictures.bounds.reading import LENIENT, BoundedFile
 from camserve.pictures.bounds.work import Effort, Measure, RefusedError, Weight, price_header, price_pixels
 from camserve.pictures.files import dicom
 from camserve.pictures.files.formats import ALL_NAMES, read_heif_size, read_webp_size, sniff
-
-_FAULTS = (
-    *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
-    *(EOFError, RuntimeError, BufferError, struct.error, zlib.error, Image.DecompressionBombError),
-)
-"""What Pillow's decoders raise on damaged files. MemoryError is not the file's fault, and passes."""
+from camserve.pictures.files.modes import FAULTS, QUARTER_TURNS, Box, convert_picture, find_turn, turn_box
 
 _CHECKS = {"JPEG": jpeg.check, "PNG": png.check, "GIF": gif.check, "TIFF": tiff.check, "BMP": bmp.check}
 _SIZES: Mapping[str, Callable[[bytes | bytearray], tuple[int, int]]] = {
@@ -39,25 +31,28 @@ _SIZES: Mapping[str, Callable[[bytes | bytearray], tuple[int, int]]] = {
 """How the size is read of those that Pillow allocates as soon as it opens them, or does not know."""
 
 _PILLOWS = {"HEIC": "HEIF"}
-_TILE_WIDTH, _TILE_LENGTH, _BITS_PER_SAMPLE, _PHOTOMETRIC = 322, 323, 258, 262
-_ORIENTATION = 0x0112
-_LONGEST_PROFILE = 150_000
-"""Characters of EXIF as text in a PNG: 64 kB in hexadecimal, with line ends."""
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 
-_TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""Those that undo each EXIF orientation; 1 needs none."""
+Enough = Callable[[int, int], tuple[int, int]]
+"""Of a picture's width and height, how much is enough: (width, height)."""
+
+
+class Opened(NamedTuple):
+    """A picture as it was decoded, perhaps smaller.
+
+    Attributes:
+        picture: upright where `config.exif`.
+        size: (width, height) of the whole one, turned alike.
+        part: what the whole one covers of `picture`, in its pixels; None: all of it.
+    """
+
+    picture: Image.Image
+    size: tuple[int, int]
+    part: Box | None = None
 
 
 def open_picture(data: bytes | bytearray, config: Config, origin: str = "", least: int = 0) -> Image.Image:
-    """Decode the first frame of a picture file, in mode RGB; for a model of one channel, grey stays grey, see `_keep_grey`.
+    """Decode the first frame of a picture file, in mode RGB; for a model of one channel, grey stays grey, see `modes.keep_grey`.
 
     Red, green and blue of 8 bits come through as Pillow decodes them. 16-bit grey is scaled by 1/257 and rounded, 12-bit
     grey of TIFF by 255/4095. Everything else is converted by Pillow, which drops alpha: also TIFFs in LAB or YCbCr, of which
@@ -76,38 +71,57 @@ def open_picture(data: bytes | bytearray, config: Config, origin: str = "", leas
             `config.formats`; 413 `ImageTooLarge` for more than `config.max_pixels`, before a pixel is decoded;
             400 `InvalidImage` for a picture that cannot be decoded.
     """
+
+    def enough(width: int, height: int) -> tuple[int, int]:
+        part = least / max(width, height, least)
+        return math.ceil(width * part), math.ceil(height * part)
+
+    return open_enough(data, config, origin, enough if least else None)[0]
+
+
+def open_enough(data: bytes | bytearray, config: Config, origin: str = "", enough: Enough | None = None) -> Opened:
+    """Decode as `open_picture`, a JPEG to a half, a quarter or an eighth where neither side gets below what is enough.
+
+    libjpeg decodes at these sizes by the low frequencies alone, and rounds sides up; what is left over lies on the right and
+    below, before the picture is turned.
+
+    Args:
+        data: the file's bytes.
+        config: as in `open_picture`.
+        origin: as in `open_picture`.
+        enough: of the picture as it will be returned; None: decode all.
+
+    Raises:
+        RequestError: as `open_picture`.
+    """
     if not data:
         raise RequestError(400, "NoImage", "data: expected a picture, got 0 bytes")
     name = _check_format(data, config, origin)
     try:
         with LENIENT:
             if name == "DICOM":
-                return convert_picture(_open_dicom(data, config), config)
+                opened = convert_picture(_open_dicom(data, config), config)
+                return Opened(opened, opened.size)
             picture = _check_header(data, name, config)
-            if least:
-                part = least / max(*picture.size, least)
-                picture.draft(None, (math.ceil(picture.width * part), math.ceil(picture.height * part)))
+            if enough is None or name != "JPEG":
+                picture.load()
+                opened = convert_picture(picture, config)
+                return Opened(opened, opened.size)
+            turn = find_turn(picture) if config.exif else None
+            whole = _exchange(picture.size) if turn in QUARTER_TURNS else picture.size
+            least = enough(*whole)
+            drafted = picture.draft(None, _exchange(least) if turn in QUARTER_TURNS else least)
+            part = turn_box(drafted[1], picture.size, turn) if drafted else None
             picture.load()
-            return convert_picture(picture, config)
-    except _FAULTS:
+            opened = convert_picture(picture, config)
+            return Opened(opened, whole, None if opened.size == whole else part)
+    except FAULTS:
         message = f"data: expected a complete {name} picture, got {len(data)} bytes that cannot be decoded as one"
         raise RequestError(400, "InvalidImage", message) from None
 
 
-def convert_picture(picture: Image.Image, config: Config) -> Image.Image:
-    """Convert a picture that is open to the mode that `open_picture` gives, turned by its EXIF orientation if `config.exif`.
-
-    Raises:
-        RequestError: 400 `InvalidImage`, it is of 32-bit integers or floats.
-    """
-    transposition = _read_transposition(picture) if config.exif else None
-    picture = _keep_grey(picture) if config.channels == 1 else convert_to_rgb(picture)
-    return picture if transposition is None else picture.transpose(transposition)
-
-
-def find_turn(picture: Image.Image) -> Image.Transpose | None:
-    """Say how a picture that was opened without `config.exif` would have to be turned, as its file says; None: it is upright."""
-    return _read_transposition(picture)
+def _exchange(size: tuple[int, int]) -> tuple[int, int]:
+    return size[1], size[0]
 
 
 def check_limits(data: bytes | bytearray, config: Config) -> None:
@@ -122,7 +136,7 @@ def check_limits(data: bytes | bytearray, config: Config) -> None:
         name = _check_format(data, config)
     except RequestError:
         return
-    with contextlib.suppress(*_FAULTS), LENIENT:
+    with contextlib.suppress(*FAULTS), LENIENT:
         _check_header(data, name, config)
 
 
@@ -154,7 +168,7 @@ def measure(data: bytes | bytearray, config: Config, weight: Weight | None = Non
         return Measure()
     try:
         size, tile = _read_sizes(data, weight.name)
-    except (RequestError, *_FAULTS):
+    except (RequestError, *FAULTS):
         return Measure(work=weight.header)
     pixels = max(math.prod(size), math.prod(tile))
     if pixels > config.max_pixels:  # it is refused by itself
@@ -253,63 +267,3 @@ def _tile_size(picture: Image.Image) -> tuple[int, int]:
     tags = getattr(picture, "tag_v2", {})
     width, height = tags.get(_TILE_WIDTH), tags.get(_TILE_LENGTH)
     return (width, height) if isinstance(width, int) and isinstance(height, int) else (0, 0)
-
-
-def _read_transposition(picture: Image.Image) -> Image.Transpose | None:
-    """Return what EXIF orientation asks for. No other tag is read: damage to the others must not matter."""
-    try:
-        block = picture.info.get("exif")
-        if isinstance(block, bytes):
-            check_exif(block.removeprefix(b"Exif\0\0"))
-        if len(picture.info.get("Raw profile type exif", "")) > _LONGEST_PROFILE:
-            return None
-        return _TRANSPOSITIONS.get(picture.getexif().get(_ORIENTATION, 1))
-    except _FAULTS:
-        return None
-
-
-def convert_to_rgb(picture: Image.Image) -> Image.Image:
-    """Convert a picture of any mode to RGB, 8 bits a channel.
-
-    Raises:
-        RequestError: 400 `InvalidImage`, it is of 32-bit integers or floats.
-    """
-    if picture.mode == "RGB":
-        return picture
-    if _is_grey16(picture):
-        return _scale_grey16(picture, 255).convert("RGB")
-    _check_white(picture)
-    return picture.convert("RGB")
-
-
-def _keep_grey(picture: Image.Image) -> Image.Image:
-    """Convert a grey picture to mode L, or I;16 (white is 65535) where it has more than 8 bits; any other one to RGB."""
-    if _is_grey16(picture):
-        return _scale_grey16(picture, 65535)
-    _check_white(picture)
-    return picture.convert("L" if picture.mode in {"1", "L", "LA", "La"} else "RGB")
-
-
-def _is_grey16(picture: Image.Image) -> bool:
-    return picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")
-
-
-def _check_white(picture: Image.Image) -> None:
-    if picture.mode in {"I", "F"}:
-        message = "data: expected 8 or 16 bits a channel, got a picture of 32-bit numbers, whose white is not defined"
-        raise RequestError(400, "InvalidImage", message)
-
-
-def _scale_grey16(picture: Image.Image, high: int) -> Image.Image:
-    """Return grey of up to 16 bits as grey from 0 to `high` (255: mode L, 65535: I;16), rounded, so that white stays white.
-
-    Pillow inverts TIFFs whose 0 is white only up to 8 bits.
-    """
-    tags = getattr(picture, "tag_v2", {})
-    white = 2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
-    table = (np.arange(65536).clip(max=white) * high + white // 2) // white
-    if tags.get(_PHOTOMETRIC) == 0:
-        table = high - table
-    scaled = Image.fromarray(table.astype(np.uint8 if high == 255 else np.uint16)[np.asarray(picture)])
-    scaled.info = picture.info  # EXIF, as Pillow's own conversions keep it
-    return scaled

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from camserve.core.config import Config
 from camserve.core.messages import Encoded
-from camserve.pictures.decode import convert_picture, open_picture
+from camserve.pictures.decode import Enough, Opened, open_enough
+from camserve.pictures.files.modes import convert_picture
 
 Picture = Path | str | bytes | Image.Image | NDArray[Any] | Tensor
 """A file's path, an encoded picture, pixels `[H, W, 3]` or `[H, W]` (uint8; grey may be uint16), or a normalised input
@@ -60,6 +61,15 @@ def open_again(image: Any, config: Config) -> Image.Image:
     Raises:
         RequestError: as `decode.open_picture`; 400 `InvalidImage` for a PIL image of 32-bit integers or floats.
     """
+    return open_sized(image, config).picture
+
+
+def open_sized(image: Any, config: Config, enough: Enough | None = None) -> Opened:
+    """Open a picture as `open_again`, perhaps smaller as `decode.open_enough`, and say how large the whole is.
+
+    One that is open already is taken whole.
+    """
     if isinstance(image, Image.Image):
-        return convert_picture(image, config)
-    return open_picture(image.data, config, image.origin)
+        opened = convert_picture(image, config)
+        return Opened(opened, opened.size)
+    return open_enough(image.data, config, image.origin, enough)

@@ -13,7 +13,7 @@ from camserve.core.geometry import Rect
 from camserve.core.messages import PICTURES, Answer, Explanation, Options
 from camserve.pictures import captions, render
 from camserve.pictures.bounds.limits import Quota
-from camserve.pictures.decode import convert_to_rgb
+from camserve.pictures.files.modes import convert_to_rgb
 
 _LARGE = 1_000_000
 """Pixels from which on a picture is copied in strips: `np.asarray` has all of them in memory twice more meanwhile."""

@@ -13,7 +13,8 @@ from PIL import Image
 from camserve.core.config import Config
 from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect, frame, input_size, resized, view, window
-from camserve.pictures.decode import check_pixels, convert_to_rgb
+from camserve.pictures.decode import check_pixels
+from camserve.pictures.files.modes import Box, convert_to_rgb
 
 _SUPPORT = 3
 """Radius of the widest filter, Lanczos, in pixels of the coarser picture."""
@@ -66,6 +67,14 @@ class Preprocess:
         config = self._config
         return config.channels, *input_size(width, height, config.resize, config.crop, config.fit)
 
+    def enough(self, width: int, height: int) -> tuple[int, int]:
+        """Return how much of a picture of `width` × `height` pixels keeps what resizing makes of it nearly as it is.
+
+        Twice of what is left in each direction; resizing filters what lies above that away by itself.
+        """
+        across, down = resized(width, height, self._config.resize, self._config.fit)
+        return 2 * across, 2 * down
+
     def check_channels(self) -> None:
         """Refuse a picture for a model that takes tensors alone.
 
@@ -77,11 +86,13 @@ class Preprocess:
             message = f"data: this model takes tensors {shape} alone, as JSON, in V2 or as an .npy file; got a picture"
             raise RequestError(400, "UnsupportedFormat", message)
 
-    def __call__(self, picture: Image.Image) -> torch.Tensor:
+    def __call__(self, picture: Image.Image, whole: tuple[int, int] | None = None, part: Box | None = None) -> torch.Tensor:
         """Return the model's input for one picture: float32 `[channels, h, w]`, normalised, contiguous.
 
         Args:
             picture: in mode RGB; for a model of one channel perhaps in L or I;16.
+            whole: (width, height) before it was decoded smaller; None: as it is.
+            part: what the whole covers of the picture that was decoded smaller; None: all of it.
 
         Raises:
             RequestError: 413 `ImageTooLarge` if there is no crop and the resized picture has more than `max_pixels`; 400
@@ -91,25 +102,26 @@ class Preprocess:
         if self._config.channels == 1:
             deep = picture.mode.startswith("I;16")
             picture = Image.fromarray(np.asarray(picture, np.float32)) if deep else picture.convert("L")
-            tensor = torch.from_numpy(np.array(self._cut(picture))[None]).to(torch.float32).div_(65535 if deep else 255)
+            pixels = np.array(self._cut(picture, whole or picture.size, part))[None]
+            tensor = torch.from_numpy(pixels).to(torch.float32).div_(65535 if deep else 255)
         else:
-            pixels = np.asarray(self._cut(picture)).transpose(2, 0, 1).copy()
+            pixels = np.asarray(self._cut(picture, whole or picture.size, part)).transpose(2, 0, 1).copy()
             tensor = torch.from_numpy(pixels).to(torch.float32).div_(255)
         if self._config.scale != 1:
             tensor.mul_(self._config.scale)
         return tensor.sub_(self._mean).div_(self._std)
 
-    def _cut(self, picture: Image.Image) -> Image.Image:
-        """Resize and crop the picture, which has the channels that the model takes."""
+    def _cut(self, picture: Image.Image, whole: tuple[int, int], part: Box | None) -> Image.Image:
+        """Resize and crop the picture, which has the channels that the model takes, as one of the `whole` size would be."""
         config = self._config
-        size = resized(*picture.size, config.resize, config.fit)
+        size = resized(*whole, config.resize, config.fit)
         kept = window(*size, self._frame)
         if isinstance(config.resize, int) and size[0] * size[1] > config.max_pixels and size != picture.size:
             if self._frame is None:
                 check_pixels(size, config, " after resizing")
             return self._cut_part(picture, size, kept)
         if size != picture.size:
-            picture = picture.resize(size, self._filter)
+            picture = picture.resize(size, self._filter, part)
         if kept == (0, 0, *size):
             return picture
         padded = kept[0] < 0 or kept[1] < 0 or kept[2] > size[0] or kept[3] > size[1]
@@ -169,7 +181,16 @@ class _OwnPreprocess(Preprocess):
     def check_channels(self) -> None:
         """Accept: whatever the model takes, the transform makes it of a picture."""
 
-    def __call__(self, picture: Image.Image) -> torch.Tensor:
+    def enough(self, width: int, height: int) -> tuple[int, int]:
+        """Return all of it: what the transform keeps is not known."""
+        return width, height
+
+    def __call__(
+        self,
+        picture: Image.Image,
+        whole: tuple[int, int] | None = None,  # noqa: ARG002 all is open
+        part: Box | None = None,  # noqa: ARG002
+    ) -> torch.Tensor:
         """Return the transform's result `[channels, h, w]` for a picture in RGB; raises TypeError if it is anything else."""
         tensor = self._transform(convert_to_rgb(picture))
         if not isinstance(tensor, torch.Tensor) or tensor.ndim != 3:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from camserve.core.geometry import Contour, Inside, Rect
-from camserve.core.messages import Answer, Check, Media, Options, Score
+from camserve.core.messages import Answer, Media, Options, Score
 from camserve.core.messages import Explanation as Target
+from camserve.core.messages.checks import Check
 from camserve.core.text import join_names
 from camserve.explain.contours import write_svg
 from camserve.pictures.bounds.limits import Quota
@@ -37,13 +39,22 @@ class Explanation:
         options: what was asked.
         max_side: the longest side of an overlay, in pixels.
         reopen: opens the picture (RGB); None where a tensor was explained, which has none.
+        measured: what the archive's report says of the layer and the method.
     """
 
-    def __init__(self, answer: Answer, options: Options, max_side: int, reopen: Callable[[], Image.Image] | None) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        options: Options,
+        max_side: int,
+        reopen: Callable[[], Image.Image] | None,
+        measured: Mapping[str, Any] | None = None,
+    ) -> None:
         self._answer = answer
         self._options = options
         self._max_side = max_side
         self._reopen = reopen
+        self._measured = measured
 
     @property
     def classes(self) -> tuple[Score, ...]:
@@ -69,6 +80,14 @@ class Explanation:
     def layer(self) -> str:
         """Whose activation was weighted."""
         return self._answer.layer
+
+    @property
+    def measured(self) -> Mapping[str, Any] | None:
+        """What was measured of this layer and method on pictures, as answers have it (docs/reference/answers.md).
+
+        None where the archive holds no report that says it of what is served.
+        """
+        return self._measured
 
     @property
     def target(self) -> int:

@@ -1,4 +1,7 @@
-"""Loads the model of an unpacked archive without TorchServe: its own code, weights and labels, as TorchServe's handler would."""
+"""Loads the model of an unpacked archive without TorchServe: its own code, weights and labels, as TorchServe's handler would.
+
+Tries the layers of any loaded model before the first request.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,27 @@ import ast
 import hashlib
 import importlib
 import inspect
+import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
 
 from camserve.capture import is_exported, load_exported
 from camserve.capture.models.programs.exported import COMPILED, is_package
 from camserve.capture.models.programs.graphs.module import load_graph
+from camserve.capture.models.programs.operators import register_operators
 from camserve.capture.runtimes.graph import GRAPH
 from camserve.capture.runtimes.packages import PACKAGE
-from camserve.core.config import Config
 from camserve.core.errors import ArchiveError, ConfigError
 from camserve.core.labels import parse_labels
 from camserve.core.text import in_one_line
-from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.archive import Archive
+
+logger = logging.getLogger(__name__)
 
 LABELS = "index_to_name.json"
 HANDLER = "GradCAMHandler"
@@ -131,6 +133,7 @@ def is_compiled(pt2: object) -> bool:
 
 
 def _load_script(path: Path, device: torch.device) -> Any:
+    register_operators()
     return torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
 
 
@@ -195,38 +198,7 @@ def half_timeout(settings: Mapping[str, Any]) -> float:
     return (float(given) if isinstance(given, (int, float)) and given > 0 else TIMEOUT) / 2
 
 
-def find_device(module: Any) -> torch.device:
-    """Return where a model's parameters are; the CPU where it has none."""
-    first = next(module.parameters(), None) if isinstance(module, nn.Module) else None
-    return torch.device("cpu") if first is None else first.device
-
-
 def find_graph(directory: Path | str | None) -> Path | None:
     """Return where an unpacked archive has its graph for a runtime, or what stands in for that; None: it holds neither."""
     path = Path(directory or "") / GRAPH
     return path if directory and (path.is_file() or path.with_name(PACKAGE).is_file()) else None
-
-
-def index_labels(labels: Sequence[str] | Mapping[str, str] | None) -> Mapping[str, str] | None:
-    """Return labels by their index as text, as `index_to_name.json` has them."""
-    if labels is None or isinstance(labels, Mapping):
-        return labels
-    return {str(index): label for index, label in enumerate(labels)}
-
-
-def take_channels(config: Config, channels: int) -> Config:
-    """Return the configuration with the channels that the preprocessing makes.
-
-    Raises:
-        ConfigError: it says others.
-    """
-    if channels != config.channels and "channels" in config.given:
-        raise ConfigError(f"explain: channels: {config.channels} was given, but the preprocessing makes {channels}")
-    return replace(config, channels=channels)
-
-
-def make_steps(preprocess: Preprocess | Callable[[Image.Image], Tensor] | None, config: Config) -> Preprocess:
-    """Return the steps that were given, or those of the configuration."""
-    if isinstance(preprocess, Preprocess):
-        return preprocess
-    return Preprocess(config) if preprocess is None else Preprocess.from_callable(preprocess)

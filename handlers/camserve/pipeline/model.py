@@ -6,7 +6,6 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,50 +13,47 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from camserve.capture.backend import open_backend
-from camserve.capture.models.programs.graphs.module import load_graph
-from camserve.capture.survey.layout import find_spread
-from camserve.core.config import Config
-from camserve.core.errors import ConfigError, RequestError
+from camserve.core.config import REFINECAM, Config
+from camserve.core.config.switch import tell_why_not
+from camserve.core.errors import RequestError
 from camserve.core.labels import Labels, name_both
 from camserve.core.messages import Answer, Call, Item, ModelInfo, Options, Reply, Score
 from camserve.core.served import Served
-from camserve.explain.explainer import Explainer
-from camserve.explain.methods import choose_method, draw_with
+from camserve.explain.methods import draw_with
 from camserve.explain.observer import NullObserver, Observer
 from camserve.explain.ranking import TOP_CLASSES
 from camserve.monitoring.evidence.records import Source
-from camserve.monitoring.evidence.switch import tell_why_not
 from camserve.monitoring.monitor import Monitor, open_monitor
-from camserve.monitoring.reference import Provenance, input_of
+from camserve.monitoring.reference import Provenance, describe_input
 from camserve.monitoring.statistics import Scale
-from camserve.pictures.files.formats import find_missing
 from camserve.pictures.files.mask import Area, spell_area
 from camserve.pictures.inputs import Picture, open_again, read_pictures
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.archive import unpack
 from camserve.pipeline.explanation import Explanation
-from camserve.pipeline.loading import (
-    digest_file,
-    find_device,
-    find_graph,
+from camserve.pipeline.loading import digest_file, find_graph, load_module, read_labels
+from camserve.pipeline.metadata import describe, describe_watching, read_choice
+from camserve.pipeline.opening import (
+    PROBE,
+    check_formats,
     index_labels,
-    load_module,
+    log_findings,
+    make_explainer,
     make_steps,
-    read_labels,
+    prepare_module,
     take_channels,
+    take_method,
+    tell_unwatched,
+    try_layers,
 )
-from camserve.pipeline.metadata import describe, read_choice
 from camserve.pipeline.pipeline import Pipeline
 from camserve.pipeline.prepare import Hooks
 from camserve.protocol.options import OptionReader
 
 logger = logging.getLogger(__name__)
-
-PROBE = (256, 256)
-"""The picture, (width, height), whose tensor says how large the model's input is where it follows the picture's size."""
 
 
 class Model:
@@ -109,45 +105,29 @@ class Model:
         directory: Path | str | None = None,
         **settings: Any,
     ) -> None:
-        config = config or Config.from_mapping(settings)
-        hooks = hooks or Hooks()
-        missing = find_missing(config.formats)
-        if missing:
-            raise ConfigError(f"explain: formats: {missing}")
-        if isinstance(module, (str, Path)):
-            module = load_graph(Path(module), device or "cpu")
-        place = torch.device(device) if device is not None else find_device(module)
-        if isinstance(module, nn.Module):
-            module.eval()
-        steps = make_steps(preprocess, config)
-        channels, *sides = steps.input_shape(*PROBE)
-        config, size = take_channels(config, channels), (sides[0], sides[1])
-        self.device = place
+        config, hooks = config or Config.from_mapping(settings), hooks or Hooks()
+        check_formats(config)
+        module, self.device = prepare_module(module, device)
         self.weights = weights
-        self._choice = read_choice(directory)
-        self.preprocess = steps
+        self.preprocess = make_steps(preprocess, config)
+        channels, *sides = self.preprocess.input_shape(*PROBE)
+        config, size = take_channels(config, channels), (sides[0], sides[1])
         names = index_labels(labels)
-        count = None if names is None else len(names)
-        draw = draw_with(config.method)
-        self.backend = open_backend(module, config, size, place, tune=tune, classes=count, graph=graph, draw=draw)
-        reader = self.backend.reader
-        self._log_findings()
-        method = choose_method(config, self.backend.uneven, self.backend.cancels)
-        if method != config.method:
-            config = replace(config, method=method)
-            logger.info("camserve: method %s, since %s", config.method, self.backend.uneven)
+        count, draw = None if names is None else len(names), draw_with(config.method)
+        self.backend = open_backend(module, config, size, self.device, tune=tune, classes=count, graph=graph, draw=draw)
+        log_findings(self.backend)
+        config = take_method(config, self.backend)
+        reader, most = self.backend.reader, min(listed, self.backend.outputs)
         classes = Labels(self.backend.outputs, name_both(names) if names and reader.binary else names)
-        info = ModelInfo(name, version, weights[:19])
-        most = min(listed, self.backend.outputs)
+        measured, self._choice = read_choice(directory, weights, describe_input(config, reader.describe()))
+        explainer = make_explainer(self.backend, self.device, classes, config, most)
         shown = None if hooks.predictions_of else most
-        self.served = Served(config, classes, self.backend.layers, info, shown, size, reader.kind, reader.binary)
-        explainer = Explainer(
-            self.backend, place, classes, method=config.method, listed=most, threshold=config.threshold, most=config.max_targets
-        )
-        self.pipeline = Pipeline(self.served, explainer, steps, hooks)
-        self.scale = Scale.of(config) if type(steps) is Preprocess and not hooks.tensor_of else None
+        about = ModelInfo(name, version, weights[:19]), shown, size, reader.kind, reader.binary, measured
+        together = try_layers(explainer, config, size)
+        self.served = Served(config, classes, self.backend.layers, *about, together=together)
+        self.pipeline = Pipeline(self.served, explainer, self.preprocess, hooks)
+        self.scale = Scale.of(config) if type(self.preprocess) is Preprocess and not hooks.tensor_of else None
         self._reader = OptionReader(self.served)
-        self._check_layers(size)
 
     @classmethod
     def from_archive(cls, path: Path | str, *, device: torch.device | str | None = None) -> Model:
@@ -187,8 +167,8 @@ class Model:
         target: int | str | Sequence[int | str] | None = None,
         top_k: int | None = None,
         method: str | None = None,
-        layer: str | None = None,
-        check: bool = False,
+        layer: str | Sequence[str] | None = None,
+        check: bool | None = None,
         inside: Area | None = None,
         contours: float | Sequence[float] | None = None,
         colormap: str | None = None,
@@ -201,9 +181,9 @@ class Model:
             target: a class index, a label, or several; None: the most probable class. Of several labels at once, each that
                 reaches the threshold, which may be none; `"-age"` shows what lowers the value `age`.
             top_k: explain so many of the most probable classes instead.
-            method, layer, colormap, opacity: None: as configured.
+            method, layer, check, colormap, opacity: None: as configured. Of several layers, those that are served by default,
+                the method `refinecam` multiplies the maps.
             check: ask the model how far each heatmap is borne out, see `Explanation.check`: some twenty pictures more for each.
-
             inside: tell what of each map lies inside an area of the picture, see `Area`.
             contours: levels of the heatmap, 0.01 to 0.99, whose contours are told, and drawn.
 
@@ -215,7 +195,7 @@ class Model:
             "target": targets,
             "top_k": top_k,
             "method": method,
-            "layer": layer,
+            "layer": list(layer) if isinstance(layer, (list, tuple)) else layer,
             "colormap": colormap,
             "opacity": opacity,
         }
@@ -260,18 +240,10 @@ class Model:
             ConfigError: evidence is to be kept, and it is not known where, or nothing here can open that.
         """
         config = self.served.config
-        if config.monitoring is None:
-            self._log_no_evidence()
-            return None
-        if self.backend.compiled and self.backend.runtime.name != "compile" and "monitor" not in config.given:
-            logger.info(
-                "camserve: nothing is monitored: that would run the model uncompiled, for its compiler does not take it with its "
-                "layers' outputs; monitor: {rate: 0.05} takes a sample"
-            )
-            self._log_no_evidence()
-            return None
-        if undeclared:
-            logger.info("camserve: nothing is monitored: the server's metrics_config does not declare %s", undeclared[0])
+        why = tell_unwatched(config, self.backend, undeclared) if config.monitoring else ""
+        if why:
+            logger.info("camserve: nothing is monitored: %s", why)
+        if config.monitoring is None or why:
             self._log_no_evidence()
             return None
         model, method = self.served.model, self.pipeline.explainer.method
@@ -284,13 +256,8 @@ class Model:
     @property
     def metadata(self) -> dict[str, Any]:
         """What the management API shows of the model, without what belongs to a server."""
-        monitor = self.observer.describe() if isinstance(self.observer, Monitor) else None
-        described = {**self._description, "weights": self.weights, "device": str(self.device), "monitor": monitor}
-        return {**described, "evidence": self._describe_evidence(), "choice": self._choice}
-
-    def _describe_evidence(self) -> dict[str, Any]:
-        kept = self.observer.describe_evidence() if isinstance(self.observer, Monitor) else None
-        return kept or {"kept": False, "why": tell_why_not(self.served.config)}
+        watching = describe_watching(self.observer, self.served.config)
+        return {**self._description, "weights": self.weights, "device": str(self.device), **watching, "choice": self._choice}
 
     def _log_no_evidence(self) -> None:
         if self.served.config.keeping is not None:
@@ -310,8 +277,9 @@ class Model:
     def provenance(self) -> Provenance:
         """What a reference for drift holds for: layer, method, weights, input, and how the scores are read."""
         config = self.served.config
-        given = " ".join(filter(None, (input_of(config), self.backend.reader.describe())))
-        return Provenance(self.backend.layers[0], config.method, self.served.model.weights, given)
+        given = describe_input(config, self.backend.reader.describe())
+        method = self.pipeline.explainer.method if config.method == REFINECAM else config.method
+        return Provenance(self.backend.layers[0], method, self.served.model.weights, given)
 
     def _answer(self, images: Sequence[Any], options: Options, *, explain: bool) -> list[Answer]:
         answers: list[Answer] = []
@@ -327,25 +295,6 @@ class Model:
     def _explanation(self, answer: Answer, image: Any, options: Options) -> Explanation:
         config = self.served.config
         reopen = None if isinstance(image, np.ndarray) else partial(open_again, image, config)
-        return Explanation(answer, options, config.max_picture_side, reopen)
-
-    def _log_findings(self) -> None:
-        """Say in the log what opening the model has found, and what is doubtful of its layers."""
-        for note in self.backend.notes:
-            logger.log(logging.WARNING if note.startswith("Warning") else logging.INFO, "camserve: %s", note)
-        for layer, doubt in self.backend.doubts.items():
-            logger.warning("camserve: layer %s: %s", layer, doubt)
-
-    def _check_layers(self, size: tuple[int, int]) -> None:
-        """Explain one synthetic picture at every layer.
-
-        Raises:
-            ConfigError: the answer is not a whole explanation.
-        """
-        config = self.served.config
-        noise = np.random.default_rng(0).normal(size=(config.channels, *size)).astype(np.float32)
-        picture = noise * np.float32(find_spread(config))
-        for layer in self.backend.layers:
-            fault = self.pipeline.find_fault(picture, layer)
-            if fault:
-                raise ConfigError(f"explain: the self-test at layer {layer} failed: {fault}")
+        said = self.served.measurement
+        measured = said.describe(answer.layer, answer.method) if said else None
+        return Explanation(answer, options, config.max_picture_side, reopen, measured)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import repeat
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from camserve.capture.survey.layout import find_spread
+from camserve.capture.tuning.glibc import give_back
 from camserve.core.errors import RequestError
-from camserve.core.messages import BEYOND, Answer, Call, ImageInfo, Item, Page, Reply, Request
+from camserve.core.messages import BEYOND, Answer, Call, ImageInfo, Item, Page, Reply, Request, name_layer
 from camserve.core.served import Served
 from camserve.explain.areas import locate
 from camserve.explain.explainer import Explainer, Prediction
@@ -28,7 +28,7 @@ from camserve.inspector.page import write_page
 from camserve.pictures.bounds.limits import Deadline, Quota
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import JobThreads, guard, run_bisecting, split_into_chunks
-from camserve.pipeline.glibc import give_back
+from camserve.pipeline.opening import find_fault
 from camserve.pipeline.prepare import Hooks, Job, Pictures
 from camserve.protocol.body import price_numbers
 from camserve.protocol.parser import Parser
@@ -99,24 +99,13 @@ class Pipeline:
         unanswered = RequestError(500, "InternalError", "the picture has no answer")
         return [job.error or job.answer or unanswered for job in jobs]
 
-    def find_fault(self, picture: NDArray[np.float32], layer: str | None) -> str:
-        """Explain one normalised tensor `[channels, H, W]` at `layer`, or only predict it; return what is wrong, or ""."""
-        task = Task(layer, self._served.config.method) if layer else None
-        try:
-            (prediction,) = self.explainer.explain([torch.from_numpy(picture)], [task])
-        except Exception as error:  # noqa: BLE001  # a layer may fail in any way; the worker says so and does not start
-            return f"{type(error).__name__}: {error}".split("\n", 1)[0]
-        if isinstance(prediction, RequestError):
-            return prediction.message
-        return "the map is not finite" if any("not_finite" in each.warnings for each in prediction.explanations) else ""
-
     def _reply_to(self, calls: Sequence[Call], *, again: bool, first: int = 0) -> tuple[list[Reply], int]:
         """Answer each call, and count their pixels; `again`: what runs out of memory is not observed, for it is tried again.
 
         `first` is the first call's position in its batch.
         """
         requests, jobs = self._read(calls)
-        self._run_jobs(sorted(jobs, key=lambda job: job.rank), Deadline(self._served.config.max_seconds))
+        self._run_jobs(sorted(jobs, key=lambda job: job.rank), Deadline(self._served.config.max_seconds), bounded=True)
         by_call: dict[int, list[Job]] = {}
         for job in jobs:
             by_call.setdefault(job.call, []).append(job)
@@ -147,13 +136,13 @@ class Pipeline:
             jobs += [Job(position, item, request.explain, found, rank, error=found.fault) for item, found in each]
         return requests, jobs
 
-    def _run_jobs(self, jobs: Sequence[Job], deadline: Deadline) -> None:
-        """Take each job to its answer or its error."""
+    def _run_jobs(self, jobs: Sequence[Job], deadline: Deadline, *, bounded: bool = False) -> None:
+        """Take each job to its answer or its error; `bounded`: they share the checks of one batch."""
         canvases = self._pictures.canvas_quota()
         decoding = deadline.until(_DECODED)
         self._threads.take(lambda job: self._prepare(job, canvases, decoding), jobs, lambda job: job.measure.pixels)
         self._predict(jobs, deadline.until(_PREDICTED))
-        self._check(jobs, deadline.until(_CHECKED))
+        self._check(jobs, deadline.until(_CHECKED), bounded=bounded)
         failed = {job.call for job in jobs if job.error}
         limit = self._served.config.max_response_bytes
         quotas = {job.call: Quota(limit) for job in jobs if job.call not in failed}  # nothing is drawn for a request that fails
@@ -179,9 +168,17 @@ class Pipeline:
                 else:
                     job.prediction = outcome
 
-    def _check(self, jobs: Sequence[Job], deadline: Deadline) -> None:
-        """Ask the model how far the heatmaps are borne out, where that is asked for."""
+    def _check(self, jobs: Sequence[Job], deadline: Deadline, *, bounded: bool) -> None:
+        """Ask the model how far the heatmaps are borne out, where that is asked for.
+
+        How many labels reach a threshold, and have a heatmap each, is known only now.
+        """
         asked = [(job, job.prediction) for job in jobs if job.explain and job.item.options.check and job.prediction]
+        counts = Counter(job.call for job, prediction in asked for _ in prediction.explanations)
+        faults = dict(zip(counts, self._pictures.share_checks([*counts.values()]), strict=True)) if bounded else {}
+        for job in jobs:
+            job.error = job.error or faults.get(job.call)
+        asked = [(job, prediction) for job, prediction in asked if job.error is None]
         pairs = [(job.input, prediction) for job, prediction in asked]
         outcomes = guard(lambda several: check_maps(self.explainer, several, self._served.config.max_batch, deadline), pairs)
         for place, (job, _) in enumerate(asked):
@@ -218,9 +215,11 @@ class Pipeline:
         shape, size = tuple(job.input.shape), self._served.size
         spread = np.float32(find_spread(self._served.config))
         noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32) * spread
-        if shape[1:] == size or not self.find_fault(noise, job.item.options.layer if job.explain else None):
+        asked = job.item.options
+        task = Task(asked.layer, asked.method) if job.explain else None
+        if shape[1:] == size or not find_fault(self.explainer, noise, task):
             return None
-        fails = "does not run" if self.find_fault(noise, None) else "cannot be explained at this layer"
+        fails = "does not run" if find_fault(self.explainer, noise, None) else "cannot be explained at this layer"
         own = f"; its own is {size[0]} x {size[1]}" if size else ""
         given = f"an input of {shape[1]} x {shape[2]}"
         if job.size is None:
@@ -235,7 +234,8 @@ class Pipeline:
         image = None if job.size is None else ImageInfo(*job.size, job.view)
         options = job.item.options
         explanations = locate(job.prediction.explanations, image, options, self._served.config, deadline)
-        answer = Answer(job.prediction.classes, explanations, image, options.method, options.layer, grid=job.prediction.grid)
+        layer = name_layer(options.layer)
+        answer = Answer(job.prediction.classes, explanations, image, options.method, layer, grid=job.prediction.grid)
         answer = replace(answer, asked=frozenset(name for name in BEYOND if getattr(options, name)))
         if self._hooks.predictions_of is not None:
             answer = replace(answer, predictions=self._hooks.predictions_of(job.prediction.logits))

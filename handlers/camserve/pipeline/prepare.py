@@ -22,7 +22,7 @@ from camserve.pictures.bounds.limits import SEND_LESS, Quota
 from camserve.pictures.bounds.work import DRAWN, Measure, Weight, share_out
 from camserve.pictures.decode import check_limits, measure, weigh
 from camserve.pictures.files.mask import check_area, measure_mask
-from camserve.pictures.inputs import open_again
+from camserve.pictures.inputs import open_again, open_sized
 from camserve.pictures.overlays import Canvas, check_quota, draw_explanations, prepare_canvas, wants_drawing
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.chunks import guard
@@ -115,7 +115,8 @@ class Pictures:
         """
         weights = [[self._weigh(item.image) for item in request.items] for request in requests]
         faults = self.share([[each.header if isinstance(each, Weight) else 0.0 for each in several] for several in weights])
-        faults = [fault or extra for fault, extra in zip(faults, self._share_checks(requests), strict=True)]
+        checks = [sum(item.options.maps for item in each.items if each.explain and item.options.check) for each in requests]
+        faults = [fault or extra for fault, extra in zip(faults, self.share_checks(checks), strict=True)]
         measures: list[list[Measure]] = []
         for place, request in enumerate(requests):
             measures.append([] if faults[place] else self._measure(request.items, weights[place]))
@@ -154,10 +155,9 @@ class Pictures:
         met = share_out(limit, totals)
         return [None if met[place] else _too_much(limit, totals[place], works[place]) for place in range(len(works))]
 
-    def _share_checks(self, requests: Sequence[Request]) -> list[RequestError | None]:
-        """Say which requests ask for more checks than one may, or than their batch may together."""
+    def share_checks(self, counts: Sequence[int]) -> list[RequestError | None]:
+        """Say which requests have more heatmaps to check than one may, or than their batch may together."""
         limit = self._config.max_checks
-        counts = [sum(item.options.maps for item in each.items if each.explain and item.options.check) for each in requests]
         met = share_out(limit, counts)
         return [None if each else _too_many_checks(limit, count) for each, count in zip(met, counts, strict=True)]
 
@@ -216,18 +216,21 @@ class Pictures:
             return
         if self._tensor_of is None:
             self._preprocess.check_channels()
-            picture = self._open(job.item.image)
-            job.tensor, job.view = self._preprocess(picture), self._preprocess.view(*picture.size)
+            enough = self._preprocess.enough if self._config.fast_jpeg else None
+            picture, job.size, part = open_sized(image, self._config, enough)
+            whole = (job.size, part) if part else ()  # steps of others may take the picture alone
+            job.tensor, job.view = self._preprocess(picture, *whole), self._preprocess.view(*job.size)
         else:
             check_limits(image.data, self._config)
             job.tensor = self._tensor_of(image.data)
             if not job.explain:
                 return
-            picture = self._open(job.item.image)
-        job.size = picture.size
+            picture, job.size, _ = open_sized(image, self._config)
         if job.explain:
             self._check_asked(job, picture)
         if job.needs_drawing and not canvases.exceeded:
+            if picture.size != job.size:  # what is drawn on is the whole picture
+                picture = open_again(image, self._config)
             canvas = prepare_canvas(picture, job.view, self._config.max_picture_side)
             if canvases.take(canvas.pixels.shape[0] * canvas.pixels.shape[1]):
                 job.canvas = canvas
@@ -240,7 +243,7 @@ class Pictures:
                 message = f"{name}: this archive prepares pictures by steps of its own, so which part the model sees is not known"
                 raise RequestError(400, "InvalidOption", message)
         if options.inside is not None:
-            check_area(options.inside, picture, self._config)
+            check_area(options.inside, picture, job.size or picture.size, self._config)
 
     def drawing_pixels(self, job: Job) -> int:
         """How many pixels `draw`, or reading a mask, has in memory."""
@@ -262,13 +265,9 @@ class Pictures:
         canvas = job.canvas
         if canvas is None:
             with observer.stage("decode"):
-                canvas = prepare_canvas(self._open(job.item.image), job.view, self._config.max_picture_side)
+                canvas = prepare_canvas(open_again(job.item.image, self._config), job.view, self._config.max_picture_side)
         with observer.stage("render"):
             return draw_explanations(answer, canvas, job.item.options, quota)
-
-    def _open(self, image: Any) -> Image.Image:
-        """Open an encoded picture, or take one that is open already."""
-        return open_again(image, self._config)
 
 
 def _too_many_checks(limit: int, count: int) -> RequestError:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from camserve.core.errors import RequestError
-from camserve.core.messages import CONTENT_TYPES, Answer, Check, Explanation, Hidden, Reply, Request
+from camserve.core.messages import CONTENT_TYPES, Answer, Explanation, Reply, Request
+from camserve.core.messages.checks import Check, Hidden
 from camserve.core.served import Served
 from camserve.protocol.float32 import shorten
 from camserve.protocol.kserve.outputs import describe_contours, name_direction
@@ -37,6 +38,7 @@ class Responder:
         self._model = served.model
         self._limit = served.config.max_response_bytes
         self._values = served.scores == "none"
+        self._measurement = served.measurement
         self._kind: dict[str, object] = {} if served.scores == "softmax" else {"scores": served.scores}
         if served.scores == "sigmoid":
             self._kind["threshold"] = served.config.threshold
@@ -82,6 +84,8 @@ class Responder:
 
     def _v2_reply(self, request: Request, answers: Sequence[Answer]) -> Reply:
         body, binary = write_v2(request, answers, self._model, self._values)
+        if request.explain and all("check" in answer.asked for answer in answers):
+            body["parameters"] = self._v2_parameters(answers[0])
         reply = _json_reply(body)
         if not any("parameters" in output for output in body["outputs"]):
             return reply
@@ -100,11 +104,23 @@ class Responder:
             "image": image,
             "method": answer.method,
             "layer": answer.layer,
+            **self._measured(answer),
             **self._kind,
             "model": self._model.name,
             "version": self._model.version,
             "weights": self._model.weights,
         }
+
+    def _v2_parameters(self, answer: Answer) -> dict[str, str]:
+        """What stands behind a check, and V2 has no outputs for; all images have the same, for they share the options."""
+        parameters = {"method": answer.method, "layer": answer.layer, "weights": self._model.weights}
+        return parameters | {name: json.dumps(told, separators=(",", ":")) for name, told in self._measured(answer).items()}
+
+    def _measured(self, answer: Answer) -> dict[str, Any]:
+        """What was measured of the answer's layer and method beside its own check, where the archive has a report of that."""
+        if self._measurement is None or "check" not in answer.asked:
+            return {}
+        return {"measured": self._measurement.describe(answer.layer, answer.method)}
 
     def _explanation(self, explanation: Explanation, asked: Collection[str]) -> dict[str, Any]:
         region = explanation.region

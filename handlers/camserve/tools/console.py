@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
+import shutil
 import sys
 import time
 import traceback
@@ -107,9 +110,22 @@ def command_of(name: str) -> str:
     return f"scripts/{name}.py" if script.is_file() else f"camserve {name}"
 
 
+def name_pip(text: str) -> str:
+    """Names this Python's own pip in a message that says `pip install`, where the shell's is another's.
+
+    A clone's scripts go on in its `.venv`, which nobody has activated.
+    """
+    found, own = shutil.which("pip"), Path(sys.executable)
+    if found and Path(found).parent == own.parent:
+        return text
+    here = Path.cwd()
+    python = shlex.quote(str(own.relative_to(here) if own.is_relative_to(here) else own))
+    return re.sub(r"(?<!-m )\bpip install\b", lambda _: f"{python} -m pip install", text)
+
+
 def fail(message: object) -> int:
     """Prints an error to standard error; returns the exit status."""
-    text = make_printable(str(message))
+    text = make_printable(name_pip(str(message)))
     try:
         _console(stderr=True).print(f"error: {text}", style="red", markup=False)
     except ModuleNotFoundError:

@@ -46,13 +46,13 @@ class Headed(nn.Module):
 
 @pytest.mark.parametrize(("size", "side"), [(224, 16), (224, 32), (256, 32), (160, 16)])
 def test_no_attention_matrix_is_the_layer(size: int, side: int) -> None:
-    """A vision transformer as many write it: the layer is the last that nothing bypasses, and attention is refused."""
+    """A vision transformer as many write it: the layer is the last norm that reads the cells, and attention is refused."""
     torch.manual_seed(0)
     model = nets.Attending(side=side)
     made = opened_at(model, (size, size))
     cells = size // side
-    assert made.layers == ("layers.0",)
-    assert f"8 channels, {cells}x{cells} cells; nothing goes past it" in made.why
+    assert made.layers == ("layers.1.norm",)
+    assert f"8 channels, {cells}x{cells} cells" in made.why
     tokens = cells**2 + 1
     message = rf"layers\.1\.attend has no spatial map: .*\[2, 2, {tokens}, {tokens}\] \(it holds the attention between tokens\)"
     with pytest.raises(ConfigError, match=message):

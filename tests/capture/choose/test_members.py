@@ -10,6 +10,7 @@ from tests.support.comparison.alignment import MAX_DISTANCE, measure_alignment
 from tests.support.models import nets
 from tests.support.models.places import Ordered, Plain
 from torch import Tensor, nn
+from torch.nn import functional
 
 from camserve.capture import Backend, open_backend, synthesize_pictures
 from camserve.core.config import Config
@@ -163,3 +164,40 @@ def test_branches_are_taken_together_rather_than_the_stage_before_them() -> None
     assert made.layers == ("left + right",)
     assert made.bypass["left + right"] == pytest.approx(0, abs=1e-5)
     assert "2 members or branches" in made.why
+
+
+class Deep(nn.Module):
+    """A sum that every block adds to, outside of its modules, halved once: each block goes into all behind it."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 2, 2)
+        self.blocks, self.tail = (nn.ModuleList(nn.Conv2d(8, 8, 3, 1, 1) for _ in range(depth)) for _ in range(2))
+        self.fc = nn.Linear(8, nets.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x).relu()
+        x = self.down(x) + functional.avg_pool2d(x, 2)
+        for block in self.tail:
+            x = x + block(x).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+def test_the_search_for_members_ends_where_all_go_into_one_sum() -> None:
+    """Three passes for each of many layers that are no members would be minutes for a large network."""
+    torch.manual_seed(0)
+    model, passes = Deep(12).eval(), []
+    model.register_forward_pre_hook(lambda _module, given: passes.append(len(given[0])))
+    assert opened(model).layers == ("stem",)
+    assert len(passes) <= 110
+
+
+def test_what_earlier_layers_give_is_run_once_for_all_that_are_tried() -> None:
+    """Past each layer of two streams of tokens goes the other, so all are tried: a sixth of a large network's minutes."""
+    model, passes = Ensemble(Ordered(before=1), Ordered(before=2)), []
+    model.register_forward_pre_hook(lambda _module, given: passes.append(len(given[0])))
+    assert opened(model).layers == ("one.norm + other.norm",)
+    assert len(passes) <= 145

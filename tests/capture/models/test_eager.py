@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support.models import nets
+from tests.support.processes.waiting import HANG
 from torch import Tensor, nn
 
 from camserve.capture import open_backend, open_model, synthesize_pictures
@@ -145,7 +146,7 @@ def test_modules_are_followed_in_their_own_thread_only() -> None:
         threads = [threading.Thread(target=model, args=(PICTURES,))]
         for thread in threads:
             thread.start()
-            thread.join(60)
+            thread.join(HANG)
         assert ended == []
         model(PICTURES)
     assert len(ended) == 2  # the stem and the features

@@ -40,10 +40,10 @@ LAYERS = {
     "test_maxvit": "norm",
     "test_nfnet": "final_act",
     "test_resnet": "layer4",
-    "test_vit": "blocks.4",
+    "test_vit": "blocks.5.norm1",
     "test_vit2": "blocks",
 }
-"""What the rule takes: the last map before pooling; where a class token is read, the block before the last."""
+"""What the rule takes: the last map before pooling; where a class token is read, the norm before the last attention."""
 
 
 def built(name: str) -> nn.Module:
@@ -95,10 +95,10 @@ def test_a_layer_by_rule_and_its_map(name: str) -> None:
     ("size", "options", "layer", "cells"),
     [
         ((384, 384), {"patch_size": 14, "class_token": False, "global_pool": "avg"}, "blocks", (27, 27)),
-        ((230, 230), {"patch_size": 16}, "blocks.0", (14, 14)),
-        ((100, 60), {"patch_size": 16}, "blocks.0", (6, 3)),
+        ((230, 230), {"patch_size": 16}, "blocks.1.norm1", (14, 14)),
+        ((100, 60), {"patch_size": 16}, "blocks.1.norm1", (6, 3)),
         ((100, 60), {"patch_size": 16, "class_token": False, "global_pool": "avg"}, "blocks", (6, 3)),
-        ((224, 224), {"patch_size": 16, "reg_tokens": 4, "qk_norm": True}, "blocks.0", (14, 14)),
+        ((224, 224), {"patch_size": 16, "reg_tokens": 4, "qk_norm": True}, "blocks.1.norm1", (14, 14)),
         ((128, 128), {"patch_size": 16, "class_token": False, "global_pool": "avg", "qk_norm": True}, "blocks", (8, 8)),
     ],
 )
@@ -131,7 +131,7 @@ def test_an_archive_carries_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     flags = ["--model-file", "net.py", "--weights", "net.pth", "--resize", "160", "--crop", "160", "--export-path", "."]
     archive = packager.package(package.parse(flags), Progress())
     answer = json.loads(fork_server.result["body"])
-    assert (answer["layer"], answer["method"]) == (LAYERS["test_vit"], "gradcam")  # it has a class token
+    assert (answer["layer"], answer["method"]) == (LAYERS["test_vit"], "hirescam")  # it has a class token
     assert np.array(answer["explanations"][0]["heatmap"]).shape == (10, 10)
     with open_archive(archive) as opened:
         assert (opened.directory / "timm" / "__init__.py").is_file()

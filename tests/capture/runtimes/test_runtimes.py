@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +14,9 @@ from tests.support.models import heads, nets
 from torch import Tensor, nn
 
 from camserve.capture import Backend, open_backend
-from camserve.capture.runtimes.engines import ENGINES, is_installed
+from camserve.capture.runtimes.engines import ENGINES, is_installed, open_engine
+from camserve.capture.runtimes.graph import export_graph
+from camserve.capture.runtimes.outputs import Outputs
 from camserve.core.config import Config
 from camserve.explain import methods
 
@@ -153,3 +156,42 @@ def test_a_layer_may_have_any_name(runtime: str, name: str) -> None:
     assert made[1].runtime.name == runtime
     assert torch.allclose(own.values, other.values, atol=1e-5)
     assert torch.allclose(own.activation(name), other.activation(name), atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+@pytest.mark.parametrize(("width", "cut"), [(512, True), (2, False)])
+def test_a_large_head_is_run_once(runtime: str, width: int, cut: bool) -> None:
+    """By torch, which differentiates it; scores, logits and gradients of a whole batch are the model's own all the same."""
+    torch.manual_seed(0)
+    layers = OrderedDict([("conv", nn.Conv2d(3, 6, 4, 4)), ("act", nn.ReLU()), ("pool", nn.AdaptiveAvgPool2d(2))])
+    behind = [("flat", nn.Flatten()), ("one", nn.Linear(24, width)), ("bend", nn.Tanh()), ("two", nn.Linear(width, nets.CLASSES))]
+    net = nn.Sequential(OrderedDict([*layers.items(), *behind])).eval()
+    made, plain = (opened(net, each, "act") for each in (runtime, "torch"))
+    pictures, rows, targets = nets.pictures(5), torch.arange(5), torch.tensor([3, 0, 2, 1, 4])
+
+    found, wanted = (each.capture.forward(pictures, ["act"]) for each in (made, plain))
+
+    assert (getattr(made.capture, "part", None) is not None) is (cut and runtime == "openvino")
+    assert made.runtime.layers == ("act",)
+    assert close(found.values, wanted.values)
+    assert close(found.logits, wanted.logits)
+    assert not found.values.requires_grad
+    assert close(found.activation("act"), wanted.activation("act"))
+    assert close(found.gradients("act", rows, targets), wanted.gradients("act", rows, targets))
+    assert close(made.capture.forward(pictures, ()).values, wanted.values)
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+def test_no_thread_keeps_a_core_after_a_pass(runtime: str) -> None:
+    """Waiting for the next one, it would take that core from decoding, drawing and the server."""
+    net = nn.Sequential(nn.Conv2d(3, 64, 7, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    pictures = torch.zeros(4, 3, 224, 224)
+    engine = open_engine(runtime, export_graph(Outputs(net, {}, ()), [], pictures[:2]), 2)
+    spent = []
+    for _ in range(3):
+        time.sleep(0.05)  # torch's own threads wait too
+        engine.run(pictures, ())
+        begun = time.process_time()
+        time.sleep(0.1)
+        spent.append(time.process_time() - begun)
+    assert min(spent) < 0.01

@@ -211,7 +211,7 @@ def test_a_tuned_model_explains_as_the_model_does(monkeypatch: pytest.MonkeyPatc
             assert close(one.logits, other.logits)  # type: ignore[union-attr]
             for first, second in zip(one.explanations, other.explanations, strict=True):  # type: ignore[union-attr]
                 map_, wanted = (unscaled(each.heatmap, each.range) for each in (first, second))
-                assert_close(map_, wanted, errors[want.layer])
+                assert_close(map_, wanted, errors[want.layers[0]])
                 assert first.target == second.target
 
 

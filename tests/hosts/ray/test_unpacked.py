@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from tests.support.processes.serving import write_archive
+from tests.support.processes.waiting import HANG
 
 from camserve.core.errors import ArchiveError
 from camserve.hosts.ray import unpacked
@@ -39,7 +42,7 @@ def test_many_replicas_share_one_folder(archive: Path, monkeypatch: pytest.Monke
 
     def hold(_: int) -> tuple[Path, str]:
         with unpack_once(archive, digest) as opened:
-            all_hold.wait(20)
+            all_hold.wait(HANG)
             return opened.directory, opened.name
 
     with ThreadPoolExecutor(8) as pool:
@@ -47,6 +50,32 @@ def test_many_replicas_share_one_folder(archive: Path, monkeypatch: pytest.Monke
     ((directory, name),) = found
     assert (directory.name, name, calls) == (digest, "small", [archive])
     assert sorted(each.name for each in directory.parent.iterdir()) == [digest, f"{digest}.lock"]
+
+
+def test_who_finds_nothing_while_another_unpacks_does_not_wait_for_its_end(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the lock another replica unpacks the archive, and holds it for as long as it serves."""
+    digest, lock, other = find_digest(archive), fcntl.flock, ExitStack()
+
+    def late(held: int, how: int) -> None:
+        if how & fcntl.LOCK_EX:
+            monkeypatch.setattr(fcntl, "flock", lock)
+            other.enter_context(unpack_once(archive, digest))
+        lock(held, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    opened: list[str] = []
+
+    def hold() -> None:
+        with unpack_once(archive, digest) as one:
+            opened.append(one.name)
+
+    thread = threading.Thread(target=hold, daemon=True)
+    with other:
+        thread.start()
+        thread.join(HANG)
+        assert opened == ["small"]
 
 
 def test_another_content_than_was_deployed_is_refused(archive: Path) -> None:

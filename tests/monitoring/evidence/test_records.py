@@ -11,17 +11,8 @@ import pytest
 from tests.support.monitoring.keeping import SOURCE, at, record
 
 from camserve.core.messages import Score
-from camserve.monitoring.evidence.records import (
-    TAGS,
-    Entry,
-    EvidenceError,
-    Picture,
-    Reason,
-    Record,
-    make_id,
-    name_folder,
-    name_record,
-)
+from camserve.monitoring.evidence.names import TAGS, Entry, make_id, name_folder, name_record
+from camserve.monitoring.evidence.records import EvidenceError, Picture, Reason, Record
 from camserve.monitoring.statistics import STATISTICS
 
 RARE = Reason("rare", {"statistic": "centroid_x", "bin": 9, "share": 0.005, "side": "high"})

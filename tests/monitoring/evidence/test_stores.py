@@ -59,7 +59,7 @@ def test_marks_lie_beside_and_go_with_their_record(store: Any) -> None:
 
 def test_a_record_is_found_by_its_id_its_requests_and_its_answers(store: Any) -> None:
     """By the client's id from names alone; by the answer's, which only records tell, by reading."""
-    from camserve.monitoring.evidence.records import make_id
+    from camserve.monitoring.evidence.names import make_id
 
     wanted = write(store, record(at(1, 2), id=make_id("order-1"), request_id="order-1", answer_id="made-1"))
     write(store, record(at(1, 2), id=make_id("order-2"), request_id="order-2", answer_id="made-2"))

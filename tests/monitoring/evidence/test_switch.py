@@ -10,9 +10,9 @@ from tests.support.monitoring.keeping import SOURCE
 from tests.support.monitoring.monitors import METRICS_YAML, Output
 
 from camserve.core.config import Config
+from camserve.core.config.switch import KEEP, KEEP_AT, overrule_evidence, tell_why_not
 from camserve.core.errors import ConfigError
 from camserve.monitoring.evidence.keeper import Keeper
-from camserve.monitoring.evidence.switch import KEEP, KEEP_AT, overrule_evidence, tell_why_not
 from camserve.monitoring.exporter import Exporter
 from camserve.monitoring.metrics import METRICS, undeclared
 from camserve.tools.serving.configuration.addresses import Settings

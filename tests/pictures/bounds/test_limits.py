@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tests.support.processes.waiting import HANG
 
 from camserve.pictures.bounds.limits import Quota, Semaphore
 
@@ -45,7 +46,7 @@ def test_work_without_a_size_never_waits() -> None:
 
     with ThreadPoolExecutor(1) as threads, semaphore.acquire(25):
         threads.submit(work)
-        assert done.wait(10)
+        assert done.wait(HANG)
 
 
 def test_work_that_fails_releases_the_semaphore() -> None:

@@ -7,14 +7,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 import ts
-from tests.support.build import archive, encoded, mar, noise
+from tests.support.build import archive, encoded, noise
+from tests.support.processes.waiting import HANG
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.model_loader import ModelLoaderFactory
 
@@ -27,6 +27,7 @@ from gradcam_handler import read_call
 
 ROOT = Path(__file__).resolve().parents[3]
 KSERVE = ROOT / ".venv-kserve" / "bin" / "python"
+MODEL = "hostile"
 PICTURE = bytes(encoded(noise()))
 ASK = """
 import sys, json, base64, grpc
@@ -40,7 +41,7 @@ message = field(1, model.encode())
 for name, value in inputs.items(): message += field(3, field(1, name.encode()) + field(2, base64.b64decode(value)))
 with grpc.insecure_channel(address) as channel:
     call = channel.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
-    answer = call(message, timeout=60)
+    answer = call(message, timeout=600)
 size, at = 0, 1
 for shift in range(0, 70, 7):
     size, at = size | (answer[at] & 127) << shift, at + 1
@@ -50,22 +51,16 @@ sys.stdout.buffer.write(answer[at : at + size])
 """TorchServe's messages are written and read by hand: its package brings no classes for them."""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real TorchServe."""
-    store = tmp_path_factory.mktemp("store")
-    mar(store, "tiny")
-    with Server(store, ["tiny"], config=ROOT / "config.properties") as running:
-        yield running
-
-
 def ask(server: Server, **inputs: bytes) -> Any:
     """The answer of `Predictions`, by grpcio, as JSON."""
     given = json.dumps({name: base64.b64encode(value).decode() for name, value in inputs.items()})
-    address = f"127.0.0.1:{server._addresses.grpc[0]}"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [str(KSERVE), "-c", ASK, address, "tiny"], input=given.encode(), capture_output=True, check=False, env=environment
+        [str(KSERVE), "-c", ASK, server.grpc_address, MODEL],
+        input=given.encode(),
+        capture_output=True,
+        check=False,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr.decode()
     return json.loads(done.stdout)
@@ -73,18 +68,18 @@ def ask(server: Server, **inputs: bytes) -> Any:
 
 @pytest.mark.live
 @pytest.mark.skipif(not KSERVE.exists(), reason="needs .venv-kserve: scripts/test.sh makes it")
-def test_grpc_explains_where_the_inputs_say_so(server: Server) -> None:
+def test_grpc_explains_where_the_inputs_say_so(live: Server) -> None:
     """The same answer as over HTTP, with options as inputs; without `explain`, or where it is false, the prediction."""
-    plain = requests.post(f"{server.url}/predictions/tiny", data=PICTURE, timeout=60).json()
-    assert ask(server, data=PICTURE) == plain
-    assert ask(server, data=PICTURE, explain=b"false", target=b"1") == plain
+    plain = requests.post(f"{live.url}/predictions/{MODEL}", data=PICTURE, timeout=HANG).json()
+    assert ask(live, data=PICTURE) == plain
+    assert ask(live, data=PICTURE, explain=b"false", target=b"1") == plain
     headers = {"X-Explain-Target": "[2, 1]", "X-Explain-Method": "gradcam"}
-    wanted = requests.post(f"{server.url}/explanations/tiny", data=PICTURE, headers=headers, timeout=60).json()
-    assert ask(server, data=PICTURE, explain=b"true", target=b"[2, 1]", method=b"gradcam") == wanted
+    wanted = requests.post(f"{live.url}/explanations/{MODEL}", data=PICTURE, headers=headers, timeout=HANG).json()
+    assert ask(live, data=PICTURE, explain=b"true", target=b"[2, 1]", method=b"gradcam") == wanted
     body = json.dumps({"instances": [{"data": {"b64": base64.b64encode(PICTURE).decode()}}]}).encode()
-    assert set(ask(server, body=body, explain=b"True")) == {"predictions", "explanations"}
-    assert ask(server, data=PICTURE, explain=b"maybe")["type"] == "UnknownOption"
-    assert ask(server, data=PICTURE, explain=b"true", traget=b"1")["type"] == "UnknownOption"
+    assert set(ask(live, body=body, explain=b"True")) == {"predictions", "explanations"}
+    assert ask(live, data=PICTURE, explain=b"maybe")["type"] == "UnknownOption"
+    assert ask(live, data=PICTURE, explain=b"true", traget=b"1")["type"] == "UnknownOption"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ pytestmark = pytest.mark.numeric
 
 BOUNDED = settings(
     max_examples=40,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],

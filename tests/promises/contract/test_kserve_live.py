@@ -15,6 +15,7 @@ import pytest
 import requests
 from tests.support.build import encoded, noise
 from tests.support.comparison.equality import assert_close
+from tests.support.processes.waiting import HANG
 
 from camserve.tools.commands.serve import Server
 
@@ -26,7 +27,7 @@ CAT, COFFEE, ROCKET = ((ROOT / "examples" / f"{name}.jpg").read_bytes() for name
 PHOTOGRAPHS = (CAT, COFFEE, ROCKET)
 TEXTS = [base64.b64encode(picture).decode() for picture in PHOTOGRAPHS]
 DEMO = "efficientnet_lite0"
-RESNET = "resnet50"
+RESNET = "resnet18"
 MODELS = (DEMO, RESNET)
 TENSORS = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).round(2).astype(np.float32)
 
@@ -35,7 +36,7 @@ def post(server: Server, path: str, body: Any, **headers: str) -> requests.Respo
     """JSON, or bytes as they are."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
-    return requests.post(f"{server.url}/{path}", data=data, headers={"content-type": kind, **headers}, timeout=120)
+    return requests.post(f"{server.url}/{path}", data=data, headers={"content-type": kind, **headers}, timeout=HANG)
 
 
 def good(response: requests.Response) -> Any:
@@ -47,7 +48,7 @@ def good(response: requests.Response) -> Any:
 
 def alone(server: Server, model: str, picture: bytes, **headers: str) -> dict[str, Any]:
     """The answer of an explanation on its plain route."""
-    response = requests.post(f"{server.url}/explanations/{model}", data=picture, headers=headers, timeout=120)
+    response = requests.post(f"{server.url}/explanations/{model}", data=picture, headers=headers, timeout=HANG)
     found: dict[str, Any] = good(response)
     return found
 
@@ -63,7 +64,7 @@ def client(live: Server) -> dict[str, Any]:
     pictures = [base64.b64encode(encoded(noise(70 + seed, 64, seed), "JPEG")).decode() for seed in range(2)]
     given = {"url": live.url, "model": "hostile", "pictures": pictures, "tensors": TENSORS[:, :, :64, :64].tolist()}
     command = [str(PYTHON), str(ROOT / "tests" / "support" / "environments" / "kserve" / "client.py")]
-    found = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=300, check=False)
+    found = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=HANG, check=False)
     assert found.returncode == 0, found.stderr[-2000:]
     answers: dict[str, Any] = json.loads(found.stdout)
     return answers
@@ -165,7 +166,7 @@ def test_v1_predict_ignores_accept(live: Server) -> None:
     answer = good(post(live, f"v1/models/{DEMO}:predict", {"instances": TEXTS[:1]}, Accept="text/csv"))
 
     assert list(answer) == ["predictions"]
-    assert_close(answer["predictions"][0], requests.post(f"{live.url}/predictions/{DEMO}", data=CAT, timeout=120).json())
+    assert_close(answer["predictions"][0], requests.post(f"{live.url}/predictions/{DEMO}", data=CAT, timeout=HANG).json())
 
 
 def test_v1_takes_its_limit_and_no_more(live: Server) -> None:

@@ -1,4 +1,4 @@
-"""A live TorchServe with the demo's ImageNet classifier and a ResNet-50: what a client sees, under load too."""
+"""A live TorchServe with the demo's ImageNet classifier and a ResNet-18: what a client sees, under load too."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import requests
 from PIL import Image
 from tests.support.build import encoded, noise
 from tests.support.comparison.equality import assert_close
+from tests.support.processes.waiting import HANG
 
 from camserve.tools.client.sources import list_models
 from camserve.tools.commands.serve import Server
@@ -27,8 +28,8 @@ pytestmark = pytest.mark.live
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 DEMO = "efficientnet_lite0"
-MODELS = (DEMO, "resnet50")
-VIEWS = {DEMO: [93.96, 18.75, 357.04, 281.25], "resnet50": [80.35, 5.17, 370.65, 294.83]}
+MODELS = (DEMO, "resnet18")
+VIEWS = {DEMO: [93.96, 18.75, 357.04, 281.25], "resnet18": [80.35, 5.17, 370.65, 294.83]}
 """Of the cat, 451 x 300: the middle 224 of a shorter side of 256, and of 232."""
 CAT = (EXAMPLES / "cat.jpg").read_bytes()
 COFFEE = (EXAMPLES / "coffee.jpg").read_bytes()
@@ -37,7 +38,7 @@ CATS = {"tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat", "lyn
 
 def post(server: Server, path: str, body: Any = b"", **options: Any) -> requests.Response:
     """One request on a connection of its own."""
-    return requests.post(f"{server.url}/{path}", data=body, timeout=120, **options)
+    return requests.post(f"{server.url}/{path}", data=body, timeout=HANG, **options)
 
 
 # ------------------------------------------------------------------ what the model looks at
@@ -219,7 +220,7 @@ def test_nothing_acceptable_is_a_406(live: Server) -> None:
 def test_layers_and_targets_are_chosen_for_each_request(live: Server) -> None:
     """A second layer, several targets by index and label, and overlays inside the JSON."""
     body = {"data": base64.b64encode(CAT).decode(), "target": [281, "espresso"], "layer": "layer3", "overlay": True}
-    answer = post(live, "explanations/resnet50", json.dumps(body), headers={"content-type": "application/json"}).json()
+    answer = post(live, "explanations/resnet18", json.dumps(body), headers={"content-type": "application/json"}).json()
 
     assert answer["layer"] == "layer3"
     assert [each["target"] for each in answer["explanations"]] == [281, 967]
@@ -227,6 +228,23 @@ def test_layers_and_targets_are_chosen_for_each_request(live: Server) -> None:
         assert np.array(explanation["heatmap"]).shape == (14, 14)
         overlay = base64.b64decode(explanation["overlay"].removeprefix("data:image/png;base64,"))
         assert Image.open(io.BytesIO(overlay)).size == (451, 300)
+
+
+def test_several_layers_are_taken_together(live: Server) -> None:
+    """A list in JSON, or names with commas between in a header: one map, on the finest grid."""
+    (one, other) = (
+        post(live, "explanations/resnet18", body, headers=headers).json()
+        for body, headers in (
+            (CAT, {"X-Explain-Layer": "layer4,layer3"}),
+            (
+                json.dumps({"data": base64.b64encode(CAT).decode(), "layer": ["layer3", "layer4"], "method": "refinecam"}),
+                {"content-type": "application/json"},
+            ),
+        )
+    )
+    assert (one["layer"], one["method"]) == ("layer3,layer4", "refinecam")
+    assert np.array(one["explanations"][0]["heatmap"]).shape == (14, 14)
+    assert {**one, "classes": 0} == {**other, "classes": 0}
 
 
 def test_a_phone_photograph_comes_back_scaled_down(live: Server) -> None:
@@ -259,13 +277,13 @@ def test_versions_and_put_are_routes_too(live: Server) -> None:
     """`/explanations/{model}/{version}`; PUT like POST; 404 and 405 are TorchServe's own."""
     wanted = post(live, f"explanations/{DEMO}/1.0", CAT).json()
 
-    assert_close(requests.put(f"{live.url}/explanations/{DEMO}", data=CAT, timeout=60).json(), wanted)
+    assert_close(requests.put(f"{live.url}/explanations/{DEMO}", data=CAT, timeout=HANG).json(), wanted)
     assert post(live, "explanations/nobody", CAT).status_code == 404
 
 
 def test_describe_is_on_the_management_port(live: Server) -> None:
     """`customizedMetadata` says what may be asked for."""
-    (found,) = requests.get(f"{live.management_url}/models/resnet50?customized=true", timeout=60).json()
+    (found,) = requests.get(f"{live.management_url}/models/resnet18?customized=true", timeout=HANG).json()
 
     metadata = found["customizedMetadata"]
     assert metadata["layers"] == ["layer4", "layer3"]

@@ -5,30 +5,22 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from tests.support.build import archive, encoded, mar, noise
+from tests.support.build import archive, encoded, noise
+from tests.support.processes.waiting import HANG
 
 from camserve.tools.archive.archive import Row, ask, handler_of, load_service
 from camserve.tools.commands.serve import Server
 from gradcam_handler import REPEATED, keep_repeats, read_call
 
+MODEL = "hostile"
 SIZES = {"tiny": (1, 1), "small": (8, 8), "photo": (400, 300)}
 PICTURES = {name: bytes(encoded(noise(*size, seed=7))) for name, size in SIZES.items()}
 TWICE = "the form gives the field 'data' twice; one request takes one picture"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real TorchServe."""
-    store = tmp_path_factory.mktemp("store")
-    mar(store, "tiny")
-    with Server(store, ["tiny"], config=Path(__file__).resolve().parents[3] / "config.properties") as running:
-        yield running
 
 
 def refused(answer: requests.Response) -> bool:
@@ -40,24 +32,24 @@ def refused(answer: requests.Response) -> bool:
 @pytest.mark.parametrize("route", ["predictions", "explanations"])
 @pytest.mark.parametrize("second", SIZES)
 @pytest.mark.parametrize("first", SIZES)
-def test_two_pictures_in_a_form_are_refused(server: Server, route: str, first: str, second: str) -> None:
+def test_two_pictures_in_a_form_are_refused(live: Server, route: str, first: str, second: str) -> None:
     """Whatever their sizes, the same twice too; one of each is answered. Python's requests, with and without a length."""
     forms = [("data", (f"{name}.png", PICTURES[name], "image/png")) for name in (first, second)]
-    url = f"{server.url}/{route}/tiny"
-    assert refused(requests.post(url, files=forms, timeout=60))
+    url = f"{live.url}/{route}/{MODEL}"
+    assert refused(requests.post(url, files=forms, timeout=HANG))
     made = requests.Request("POST", url, files=forms).prepare()
     body = made.body if isinstance(made.body, bytes) else b""
     kind = str(made.headers["content-type"])
     chunks = (body[at : at + 1000] for at in range(0, len(body), 1000))
-    assert refused(requests.post(url, data=chunks, headers={"content-type": kind}, timeout=60))
+    assert refused(requests.post(url, data=chunks, headers={"content-type": kind}, timeout=HANG))
     for one in forms:
-        assert requests.post(url, files=[one], timeout=60).status_code == 200
+        assert requests.post(url, files=[one], timeout=HANG).status_code == 200
 
 
 @pytest.mark.live
-def test_no_legal_form_is_refused(server: Server) -> None:
+def test_no_legal_form_is_refused(live: Server) -> None:
     """Long boundaries and file names, further headers, text around the parts, no length, options as fields."""
-    url = f"{server.url}/explanations/tiny"
+    url = f"{live.url}/explanations/{MODEL}"
     boundary = "b" * 70
     head = (
         f'--{boundary}\r\nContent-Disposition: form-data; name="data"; filename="{"n" * 3000}.png"\r\nX-Other: {"o" * 3000}\r\n'
@@ -66,11 +58,11 @@ def test_no_legal_form_is_refused(server: Server) -> None:
         head.encode() + b"Content-Type: image/png\r\n\r\n" + PICTURES["tiny"] + f"\r\n--{boundary}--\r\n".encode() + b"e" * 5000
     )
     kind = {"content-type": f"multipart/form-data; boundary={boundary}"}
-    assert requests.post(url, data=body, headers=kind, timeout=60).status_code == 200
+    assert requests.post(url, data=body, headers=kind, timeout=HANG).status_code == 200
     options = {"target": "[1, 2]", "method": "gradcam", "overlay": "true"}
-    answer = requests.post(url, files={"data": PICTURES["small"]}, data=options, timeout=60)
+    answer = requests.post(url, files={"data": PICTURES["small"]}, data=options, timeout=HANG)
     assert [each["target"] for each in answer.json()["explanations"]] == [1, 2]
-    twice = requests.post(url, files={"data": PICTURES["small"]}, data=[("target", "1"), ("target", "2")], timeout=60)
+    twice = requests.post(url, files={"data": PICTURES["small"]}, data=[("target", "1"), ("target", "2")], timeout=HANG)
     assert (twice.status_code, twice.json()["type"]) == (400, "InvalidOption")
     ignored = requests.post(
         url.replace("explanations", "predictions"), files={"data": PICTURES["small"]}, data=[("a", "1"), ("a", "2")]
@@ -80,12 +72,12 @@ def test_no_legal_form_is_refused(server: Server) -> None:
 
 @pytest.mark.live
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
-def test_curl_is_told(server: Server, tmp_path: Path) -> None:
+def test_curl_is_told(live: Server, tmp_path: Path) -> None:
     """As most people send two pictures, the length said or not."""
     for name, content in PICTURES.items():
         (tmp_path / f"{name}.png").write_bytes(content)
     for more in ([], ["-H", "Transfer-Encoding: chunked"]):
-        command = ["curl", "-s", *more, "-F", "data=@tiny.png", "-F", "data=@photo.png", f"{server.url}/explanations/tiny"]
+        command = ["curl", "-s", *more, "-F", "data=@tiny.png", "-F", "data=@photo.png", f"{live.url}/explanations/{MODEL}"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         assert TWICE in done.stdout
 

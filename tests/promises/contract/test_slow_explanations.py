@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 import requests
 from tests.support.build import encoded, mar, noise
 from tests.support.processes.gate import wait_at
+from tests.support.processes.waiting import HANG, wait_until
 
 from camserve.tools.commands.serve import Server
 
@@ -24,16 +23,8 @@ QUEUE = 2
 
 def described(server: Server, name: str) -> dict[str, Any]:
     """What the management address tells of a model."""
-    (model,) = requests.get(f"{server.management_url}/models/{name}", timeout=60).json()
+    (model,) = requests.get(f"{server.management_url}/models/{name}", timeout=HANG).json()
     return model
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    """Returns once it has happened."""
-    end = time.monotonic() + 30
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_explanations_that_are_stuck_leave_predictions_alone(tmp_path: Path, gate: Path) -> None:
@@ -47,10 +38,10 @@ def test_explanations_that_are_stuck_leave_predictions_alone(tmp_path: Path, gat
     with Server(store, names, config=ROOT / "config.properties") as server, ThreadPoolExecutor(8) as threads:
 
         def explain() -> Future[requests.Response]:
-            return threads.submit(requests.post, f"{server.url}/explanations/explain", data=PICTURE, timeout=60)
+            return threads.submit(requests.post, f"{server.url}/explanations/explain", data=PICTURE, timeout=HANG)
 
         def predict() -> requests.Response:
-            return requests.post(f"{server.url}/predictions/predict", data=PICTURE, timeout=60)
+            return requests.post(f"{server.url}/predictions/predict", data=PICTURE, timeout=HANG)
 
         pids = {name: described(server, name)["workers"][0]["pid"] for name in ("predict", "explain")}
         assert pids["predict"] != pids["explain"]

@@ -4,12 +4,14 @@ does not reach."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from benchmarks.fidelity import games
-from benchmarks.fidelity.scenes import LAYER, SHIPPED, Classifier, picture, prepared
+from benchmarks.fidelity import candidates, games
+from benchmarks.fidelity.scenes import LAYER, SHIPPED, Classifier, Pixels, mosaic, picture, prepared
 from tests.support.comparison import oracle
 
 from camserve.capture import open_model
@@ -106,3 +108,60 @@ def test_the_measures_by_hand() -> None:
     assert games.likeness(one, other) == pytest.approx(1)
     assert games.likeness(one, -other) == pytest.approx(-1)
     assert games.likeness(one, torch.ones(1, 4)) == 0
+
+
+@pytest.mark.parametrize(("candidate", "of"), [(candidates.fused, "fused"), (candidates.refined, "refined")])
+def test_several_layers_in_one_by_hand(candidate: Callable[[str], games.Candidate], of: str) -> None:
+    """LayerCAM's maps over their maxima at the finest size: the largest behind a tanh of all but the last, or the product."""
+    pixels, target = picture("coffee"), SHIPPED["coffee"]
+    seen = Classifier(classifier().network, further=candidates.STAGES[:-1]).seen(pixels)
+    drawn = []
+    for layer in candidates.STAGES:
+        activation, gradient = (
+            each[0].double().numpy() for each in (seen.captured.activation(layer), seen.gradient(target, layer))
+        )
+        exact = oracle.MAPS["layercam"](activation, np.broadcast_to(gradient, activation.shape))
+        drawn.append(cv2.resize(exact / exact.max(), (28, 28), interpolation=cv2.INTER_LINEAR))
+    earlier = [np.tanh(2 * each) / np.tanh(2) for each in drawn[:-1]]
+    wanted = np.max([*earlier, drawn[-1]], 0) if of == "fused" else np.prod(drawn, 0)
+
+    found = candidate("layercam")(seen, target).numpy()
+
+    assert np.abs(found - wanted).max() <= 1e-5 * wanted.max()
+
+
+@pytest.mark.parametrize("shapley", [False, True])
+@pytest.mark.parametrize("cells", [1, 4])
+def test_shapley_cam_by_autograd(cells: int, shapley: bool) -> None:
+    """Its weights are the gradient of y + log p, less half the second derivatives times the activation, in float64."""
+    target = SHIPPED["cat"]
+    seen = classifier().seen(picture("cat") if cells == 1 else mosaic([picture(name) for name in list(SHIPPED)[:4]]))
+    activation = seen.activation[0].double().requires_grad_()
+    rows = candidates.all_gradients(seen)
+    for each in (target, 0):
+        assert (rows[each, :, None, None] - seen.gradient(each)[0]).abs().max() <= 1e-5 * rows[each].abs().max()
+    change = rows @ (activation - activation.detach()).sum((1, 2))
+    logits = seen.logits.double() + change
+    (gradient,) = torch.autograd.grad(logits[target] + logits.log_softmax(0)[target], activation, create_graph=True)
+    (curved,) = torch.autograd.grad(gradient, activation, activation.detach())
+    weights = (gradient - curved / 2 if shapley else gradient).mean((1, 2))
+    exact = torch.einsum("c,chw->hw", weights, activation).relu().detach()
+
+    found = candidates.rest(shapley=shapley)(seen, target).double()
+
+    assert (found - exact).abs().max() <= 1e-5 * exact.max()
+
+
+def test_maps_of_moved_pictures_are_put_back() -> None:
+    """What moves with the picture lies where it was, but for the edges that were moved out of it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+
+    def seen(moved: Pixels) -> torch.Tensor:
+        return torch.from_numpy(moved[..., 0].reshape(16, 4, 16, 4).mean((1, 3)))
+
+    for down, across, mirrored in candidates.moves():
+        moved = candidates.shift(pixels[:, ::-1] if mirrored else pixels, 4 * down, 4 * across)
+        found = candidates.put_back(seen(moved), -down, -across)
+        found = found.flip(1) if mirrored else found
+        assert torch.equal(found[2:-2, 2:-2], seen(pixels)[2:-2, 2:-2])
+    assert len(set(candidates.moves())) > 4

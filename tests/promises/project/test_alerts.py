@@ -17,10 +17,10 @@ import pytest
 import requests
 import yaml
 from benchmarks.survival.hardships import workers
-from benchmarks.survival.traffic import wait_until
 from tests.conftest import ROOT
 from tests.support import build
 from tests.support.processes.gate import wait_at
+from tests.support.processes.waiting import HANG, wait_until
 
 from camserve.tools.commands.serve import Server
 from camserve.tools.serving.asgi_server import AsgiServer
@@ -156,7 +156,7 @@ def test_what_no_worker_answers_is_counted(
     with host(tmp_path, config=ROOT / "config.properties", port=0) as server, ThreadPoolExecutor(12) as threads:
 
         def ask(path: str, body: bytes = picture) -> int:
-            return requests.post(f"{server.url}/{path}", data=body, timeout=60).status_code
+            return requests.post(f"{server.url}/{path}", data=body, timeout=HANG).status_code
 
         def held(path: str) -> Future[int]:
             """A request that the worker has in hand until the gate opens."""
@@ -190,7 +190,7 @@ def test_what_no_worker_answers_is_counted(
 
 def settled(server: BaseServer, expected: tuple[float, float]) -> tuple[float, float]:
     """How many requests have come and how many were answered, once two readings are as expected; or the last for a long time."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + HANG
     before, now = None, counted(server)
     while not before == now == expected and time.monotonic() < end:
         time.sleep(0.5)
@@ -200,7 +200,7 @@ def settled(server: BaseServer, expected: tuple[float, float]) -> tuple[float, f
 
 def counted(server: BaseServer) -> tuple[float, float]:
     """How many requests have come, by the server, and how many were answered, by what the workers have told until now."""
-    text = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
+    text = requests.get(f"{server.metrics_url}/metrics", timeout=HANG).text
 
     def total(name: str) -> Any:
         return sum(float(value) for value in re.findall(rf"^{name}{{[^}}]*}} (\S+)$", text, re.MULTILINE))

@@ -19,13 +19,13 @@ from PIL import Image
 from torchvision.models import ResNet18_Weights
 
 import camserve
-from camserve.core.config import KEYS, Config, defaults
+from camserve.core.config import KEYS, REFINECAM, Config, defaults
 from camserve.core.config import METHODS as METHOD_NAMES
 from camserve.core.config.watching import Monitoring
 from camserve.core.errors import KINDS
 from camserve.core.labels import Labels
 from camserve.core.messages import ModelInfo
-from camserve.core.served import Served
+from camserve.core.served import Measurement, Served
 from camserve.explain.methods import METHODS
 from camserve.monitoring.metrics import METRICS
 from camserve.monitoring.reference import CLASS
@@ -38,7 +38,8 @@ from camserve.tools.commands import package
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text("utf-8")
-DOCUMENT = describe_api(Served(Config(), Labels(2), ("features",), ModelInfo("m", "1.0", "sha256:0"), 2))
+MEASURED = Measurement("sha256:0", "2026-11-30", 20, ("features", "gradcam"), {})
+DOCUMENT = describe_api(Served(Config(), Labels(2), ("features",), ModelInfo("m", "1.0", "sha256:0"), 2, measurement=MEASURED))
 SCHEMAS = DOCUMENT["components"]["schemas"]
 CODE = re.compile(r"`([^`]+)`")
 sys.path.insert(0, str(DOCS / "tools"))
@@ -166,8 +167,9 @@ def test_every_key_and_option_has_a_section() -> None:
 
 
 def test_every_method_has_a_row() -> None:
-    """All six, in the order of the metadata; and a figure of its own where they are compared."""
-    assert names([row[0] for row in table("understand/methods")]) == list(METHOD_NAMES) == list(METHODS)
+    """All six and the one of several layers, in the order of the metadata; the six have figures where they are compared."""
+    assert tuple(METHOD_NAMES) == tuple(METHODS)
+    assert names([row[0] for row in table("understand/methods")]) == [*METHOD_NAMES, REFINECAM]
     measured = section("understand/methods", "Measured")
     assert set(METHOD_NAMES) <= set(CODE.findall(measured))
 
@@ -204,6 +206,21 @@ def test_every_error_has_a_row() -> None:
     told = {(int(row[0].strip("`")), kind) for row in table("reference/errors") for kind in names(row[1:2])}
 
     assert told == {(status, kind) for status, kinds in KINDS.items() for kind in kinds}
+
+
+def test_every_key_of_the_metadata_is_named() -> None:
+    """Those of any model, of several labels and of one output of several."""
+    layers = [
+        torch.nn.Conv2d(3, 4, 8, 8),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4, 3),
+    ]
+    model = camserve.Model(torch.nn.Sequential(*layers), layers=["1"], resize=32, crop=32, scores="sigmoid")
+    told = set(CODE.findall(section("reference/requests", "Metadata").split("```")[2]))
+    assert {*model.metadata, "output"} <= told
+    assert "threshold" in model.metadata
 
 
 def test_every_route_has_a_row() -> None:

@@ -7,6 +7,7 @@ import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ ROOMS_OF_CAPTURE = ("precision", "survey", "base", "models", "alignment", "choos
 WITHOUT_TORCH = ("core", "protocol", "monitoring", "tools.client")
 """What clients and parsers need stays quick to load."""
 
+MOST_LINES = 300
+"""Of a module of the product."""
+
 MOST_ENTRIES = 9
 """How many folders and modules of a level can be seen at a glance; `__init__` is not counted."""
 
@@ -41,6 +45,7 @@ def python_files(place: Path) -> Iterator[Path]:
 MODULES = sorted(python_files(PACKAGE))
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Every module that a file imports, wherever in it the import stands, but not those for type checkers only."""
     found: set[str] = set()
@@ -106,6 +111,12 @@ def test_a_level_can_be_seen_at_a_glance(folder: Path) -> None:
     if ROOT / "tests" not in (folder, *folder.parents):
         purpose = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
         assert purpose.endswith(".")
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if PACKAGE in path.parents], ids=name_of)
+def test_a_module_can_be_read_at_one_sitting(path: Path) -> None:
+    """TorchServe's handler has to be one file, and is longer."""
+    assert len(path.read_text().splitlines()) <= MOST_LINES
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

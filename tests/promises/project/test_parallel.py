@@ -1,11 +1,12 @@
-"""The whole suite runs in three workers: each file in one of them, and those that use the shared server in the same."""
+"""The whole suite runs in four workers: each file in one of them, and those that use the shared server in the same; while three
+wait for servers, one computes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from tests.support.processes.parallel import FIRST, SHARED, SHARING, group_of, strays
+from tests.support.processes.parallel import FIRST, SHARED, SHARING, WAITING, choose_group, group_of, strays
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -24,3 +25,12 @@ def test_a_group_is_a_file_or_all_that_share_the_server() -> None:
     """Parameters may hold anything."""
     assert group_of("tests/core/test_labels.py::test_a[b::c@d]") == "tests/core/test_labels.py"
     assert {group_of(f"{file}::test_a") for file in SHARING} == {SHARED}
+
+
+def test_a_worker_takes_what_is_of_its_kind_first() -> None:
+    """In their order; and then what is left."""
+    queue = ["tests/core/test_labels.py", *WAITING[:2], "tests/core/test_text.py"]
+    others = [queue[0], queue[3]]
+    for computes, wanted in ((True, [*others, *WAITING[:2]]), (False, [*WAITING[:2], *others])):
+        left = list(queue)
+        assert [left.pop(left.index(choose_group(left, computes))) for _ in queue] == wanted

@@ -45,6 +45,18 @@ def test_pythons_are_the_same_everywhere() -> None:
         assert jobs[job]["strategy"]["matrix"]["python"] == promised
 
 
+def test_the_slow_tests_run_each_week() -> None:
+    """And when somebody asks for them; a push in the meantime does not end them."""
+    workflow = yaml.safe_load(WORKFLOWS[0].read_text("utf-8"))
+    job = workflow["jobs"]["slow"]
+    assert {"schedule", "workflow_dispatch"} <= set(workflow[True])  # what YAML 1.1 takes "on" for
+    assert job["if"] == "github.event_name == 'schedule' || github.event_name == 'workflow_dispatch'"
+    assert "github.event_name" in workflow["concurrency"]["group"]
+    (step,) = [each for each in job["steps"] if "scripts/test.sh" in each.get("run", "")]
+    assert step["env"]["CAMSERVE_SLOW"] == "1"
+    assert "-m slow" in step["run"]
+
+
 def test_the_workflows_call_what_exists() -> None:
     """Scripts of the repository, and targets of its image."""
     for workflow in WORKFLOWS:

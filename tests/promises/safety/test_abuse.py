@@ -17,6 +17,7 @@ from benchmarks.abuse.case import Case
 from benchmarks.abuse.check import complain
 from benchmarks.abuse.live import Live, message
 from tests.support.build import archive, encoded, noise
+from tests.support.processes.waiting import HANG
 
 from camserve.tools.archive.archive import Response, Row, load_service
 from camserve.tools.commands.serve import Server
@@ -156,7 +157,7 @@ def test_the_benchmark_sends_a_row_as_a_client_would(row: Row, kind: str, gist: 
 
 def explained(server: Server, picture: bytes) -> Any:
     """The answer of an explanation that must be there."""
-    answer = requests.post(f"{server.url}/explanations/hostile", data=picture, timeout=60)
+    answer = requests.post(f"{server.url}/explanations/hostile", data=picture, timeout=HANG)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -199,7 +200,7 @@ def raw(server: Server, route: str, header: bytes) -> bytes:
     """The status of a POST with this line among its headers; empty where the connection was closed."""
     place, body = urlsplit(server.url), good_picture()
     lines = [f"POST /{route}/hostile HTTP/1.1".encode(), f"Host: {place.netloc}".encode(), header, b"Connection: close"]
-    with socket.create_connection((place.hostname or "", place.port or 80), timeout=10) as connection:
+    with socket.create_connection((place.hostname or "", place.port or 80), timeout=HANG) as connection:
         connection.sendall(b"\r\n".join([*lines, b"Content-Length: %d" % len(body), b"", body]))
         found = b""
         try:

@@ -31,10 +31,12 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[survival.Trial]:
 
 ELSEWHERE = ("stopped", "node")
 """Tried in test_serve.py, and with Ray."""
-IN_PROCESS = ("evidence_full", "evidence_bounds")
+IN_PROCESS = ("evidence_killed", "evidence_full", "evidence_unreachable", "evidence_bounds")
 """Tried without a server too, in tests/monitoring/evidence."""
+LONG = ("soak",)
+"""Seconds of it say little; that its checks find what grows, and only that, is shown by `control` and below."""
 FAULTS = [
-    pytest.param(each, marks=[pytest.mark.slow] if each in IN_PROCESS else [])
+    pytest.param(each, marks=[pytest.mark.slow] if each in (*IN_PROCESS, *LONG) else [])
     for each in survival.FAULTS
     if each not in ELSEWHERE
 ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from camserve.tools.archive.archive import Response
@@ -49,7 +49,8 @@ def assert_close(one: Any, other: Any, tolerance: float = 1e-4) -> None:
         for left, right in zip(one, other, strict=True):
             assert_close(left, right, tolerance)
     elif isinstance(one, float):
-        assert one == pytest.approx(other, abs=tolerance, rel=0, nan_ok=True)
+        assert isinstance(other, float | int), (one, other)
+        assert math.isclose(one, other, rel_tol=0, abs_tol=tolerance) or (math.isnan(one) and math.isnan(other)), (one, other)
     elif isinstance(one, str) and one.startswith(OVERLAY):
         _alike(*(base64.b64decode(each.removeprefix(OVERLAY)) for each in (one, other)))
     else:

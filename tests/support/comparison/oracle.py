@@ -96,6 +96,19 @@ MAPS: dict[str, Callable[..., Floats]] = {
 """By the method's name; `contrast` takes the contrast classes' gradients too."""
 
 
+def refinecam(maps: Sequence[ArrayLike]) -> Floats:
+    """Domeniconi et al. 2026 (arXiv 2605.14641): the maps `[h, w]`, each over its maximum, drawn on the finest grid, multiplied."""
+    found = [np.asarray(each, np.float64) for each in maps]
+    height, width = max(each.shape[0] for each in found), max(each.shape[1] for each in found)
+    whole = (0.0, 0.0, float(width), float(height))
+    shares = [each / each.max() if each.max() > 0 else each for each in found]
+    drawn = np.ones((height, width))
+    for i, j in product(range(height), range(width)):
+        for each in shares:
+            drawn[i, j] *= bilinear(each, j + 0.5, i + 0.5, whole)
+    return drawn
+
+
 def heatmap(found: ArrayLike) -> Floats:
     """`(map - min) / (max - min)`, for a map that is neither constant nor zero."""
     values = np.asarray(found, np.float64)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import convnext, maxvit, mobilenetv3, regnet, resnet, shufflenetv2, swin_transformer
 
 from camserve.capture import synthesize_pictures
 from camserve.core.config import Config
@@ -27,18 +29,58 @@ def parameters(name: str) -> int:
 
 
 def family(name: str) -> str:
-    """`vgg` of `vgg11_bn`."""
-    return re.split(r"[\d_]", name)[0]
+    """`vgg` of `vgg11_bn`; that of a shallow one is the family whose blocks it has."""
+    return re.split(r"[\d_]", name.removeprefix("shallow_"))[0]
 
 
 SMALLEST = {min((name for name in NAMES if family(name) == each), key=parameters) for each in map(family, NAMES)}
 """One of each family."""
 
 
+def shallow_mobilenet() -> nn.Module:
+    """A MobileNet v3 of four blocks: with a gate and without, with a ReLU and with a Hardswish, with a shortcut and without."""
+    blocks = [(16, 3, 16, 16, True, "RE", 2), (16, 3, 48, 24, False, "RE", 2), (24, 5, 72, 24, True, "HS", 1)]
+    blocks += [(24, 5, 96, 48, True, "HS", 2)]
+    settings = [mobilenetv3.InvertedResidualConfig(*each, dilation=1, width_mult=1.0) for each in blocks]
+    return mobilenetv3.MobileNetV3(settings, last_channel=64, num_classes=CLASSES)
+
+
+SHALLOW: dict[str, Callable[[], nn.Module]] = {
+    "shallow_convnext": lambda: convnext.ConvNeXt(
+        [convnext.CNBlockConfig(width, wider, 1) for width, wider in ((24, 48), (48, 96), (96, 192), (192, None))],
+        num_classes=CLASSES,
+    ),
+    "shallow_maxvit": lambda: maxvit.MaxVit(
+        (128, 128),
+        stem_channels=16,
+        partition_size=4,
+        block_channels=[16, 32, 48, 64],
+        block_layers=[1, 1, 1, 1],
+        head_dim=16,
+        stochastic_depth_prob=0.0,
+        num_classes=CLASSES,
+    ),
+    "shallow_mobilenet_v3": shallow_mobilenet,
+    "shallow_regnet_y": lambda: regnet.RegNet(
+        regnet.BlockParams([1, 1, 2, 1], [16, 32, 48, 64], [8] * 4, [1.0] * 4, [2] * 4, se_ratio=0.25), num_classes=CLASSES
+    ),
+    "shallow_resnet": lambda: resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=CLASSES),
+    "shallow_shufflenet_v2": lambda: shufflenetv2.ShuffleNetV2([2, 2, 2], [24, 48, 96, 192, 256], num_classes=CLASSES),
+    "shallow_swin": lambda: swin_transformer.SwinTransformer(
+        [4, 4], embed_dim=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8], window_size=[7, 7], num_classes=CLASSES
+    ),
+}
+"""torchvision's own blocks of a family, each kind of them once or twice: deeper ones run the same code more often."""
+
+
 def side_of(name: str) -> int:
     """A picture's side: small, with a map of more than one cell at the end."""
+    if name in SHALLOW:
+        return 128 if name == "shallow_maxvit" else 64
     if name.startswith("vit"):
         return 4 * int(name.rsplit("_", 1)[1])
+    if name == "efficientnet_v2_l":  # of 64 pixels, half of the patches change its last map by no more than rounding
+        return 96
     return {"maxvit": 224, "inception": 128, "alexnet": 96, "vgg": 96}.get(family(name), 64)
 
 
@@ -48,7 +90,8 @@ def built(name: str) -> nn.Module:
     options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     if name.startswith("vit"):
         options = {"image_size": side_of(name)}
-    module: nn.Module = torchvision.models.get_model(name, num_classes=CLASSES, **options)
+    made = SHALLOW.get(name, functools.partial(torchvision.models.get_model, name, num_classes=CLASSES, **options))
+    module: nn.Module = made()
     for part in module.modules():
         if isinstance(part, nn.Linear) and not part.weight.any():
             nn.init.normal_(part.weight, std=0.02)

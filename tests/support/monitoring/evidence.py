@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 
 from camserve.core.messages import Score
 from camserve.explain.observer import Observation
-from camserve.monitoring.evidence.records import Picture, Reason, Record, Source, make_id, name_reference
+from camserve.monitoring.evidence.names import make_id, name_reference
+from camserve.monitoring.evidence.records import Picture, Reason, Record, Source
 from camserve.monitoring.evidence.stores import open_store
 from camserve.monitoring.measure import Measurements, measure
 from camserve.monitoring.reference import Provenance, Reference
@@ -27,9 +28,13 @@ CELLS = 7
 SIZE = (96, 64)
 
 
+STOPPED: datetime | None = None
+"""The time for as long as it is stopped."""
+
+
 def now() -> datetime:
-    """The time, to the millisecond, as records have it."""
-    return datetime.now(timezone.utc).replace(microsecond=0)
+    """The time, in whole seconds."""
+    return STOPPED or datetime.now(timezone.utc).replace(microsecond=0)
 
 
 def draw_map(x: float, y: float) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cache
@@ -14,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from tests.support.monitoring.monitors import Output, look
+from tests.support.processes.waiting import HANG
 
 from camserve.core.config import Config
 from camserve.core.config.watching import Evidence
 from camserve.core.geometry import Rect
 from camserve.core.messages import Encoded, ImageInfo, Score
 from camserve.explain.observer import Observation, Origin
+from camserve.monitoring.evidence import writing
 from camserve.monitoring.evidence.keeper import Keeper
+from camserve.monitoring.evidence.names import Entry
 from camserve.monitoring.evidence.reading import list_entries
-from camserve.monitoring.evidence.records import Entry, Picture, Reason, Record, Source
+from camserve.monitoring.evidence.records import Picture, Reason, Record, Source
 from camserve.monitoring.evidence.stores import Folder
 from camserve.monitoring.exporter import Exporter
 from camserve.monitoring.monitor import Monitor
@@ -86,7 +90,9 @@ def write(store: Any, kept: Record) -> Entry:
 
 
 class Kept:
-    """A monitor that keeps evidence, its output, and its store."""
+    """A monitor that keeps evidence, its output, and its store. Its end waits for `patience` seconds for what is still to be written."""
+
+    patience = HANG
 
     def __init__(self, place: Path | str, found: Reference | None = None, share: float = 1.0, **settings: Any) -> None:
         self.output = Output()
@@ -104,14 +110,20 @@ class Kept:
             self.monitor.observe(each)
         self.monitor._digest()
 
+    def close(self) -> None:
+        """Ends the worker."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(writing, "PATIENCE", self.patience)
+            self.monitor.close()
+
     def entries(self) -> list[Entry]:
         """What is kept, once the worker has ended."""
-        self.monitor.close()
+        self.close()
         return list_entries(self.store)
 
     def told(self, name: str, reason: str) -> float:
         """A counter's value, once the worker has ended."""
-        self.monitor.close()
+        self.close()
         return self.output.totals().get((f"camserve_evidence_{name}_total", reason), 0.0)
 
 
@@ -128,15 +140,7 @@ def keeping(place: Path, found: Reference | None = None, **settings: Any) -> Ite
     try:
         yield kept
     finally:
-        kept.monitor.close()
-
-
-def wait_for(done: Callable[[], bool], seconds: float = 10) -> None:
-    """Waits until something is so."""
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+        kept.close()
 
 
 class Broken(Folder):
@@ -147,15 +151,16 @@ class Broken(Folder):
         self.fault: OSError | None = None
         self.free = threading.Event()
         self.free.set()
-        self.tried = 0
+        self.tried = self.done = 0
 
     def write(self, path: str, data: bytes) -> None:
         """Hangs, fails, or writes."""
         self.tried += 1
-        self.free.wait(20)
+        self.free.wait(HANG)
         if self.fault is not None:
             raise self.fault
         super().write(path, data)
+        self.done += 1
 
 
 def at(*parts: int) -> datetime:

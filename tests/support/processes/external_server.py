@@ -8,6 +8,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 import requests
+from tests.support.processes.waiting import HANG
 
 from camserve.tools.commands.serve import Server
 
@@ -25,9 +26,9 @@ class ExternalServer:
     def pids(self) -> list[int]:
         """The workers', as the server itself counts them."""
         names = [
-            each["modelName"] for each in requests.get(f"{self.management_url}/models?limit=100", timeout=60).json()["models"]
+            each["modelName"] for each in requests.get(f"{self.management_url}/models?limit=100", timeout=HANG).json()["models"]
         ]
-        described = [requests.get(f"{self.management_url}/models/{name}", timeout=60).json()[0] for name in names]
+        described = [requests.get(f"{self.management_url}/models/{name}", timeout=HANG).json()[0] for name in names]
         return sorted(worker["pid"] for each in described for worker in each["workers"])
 
     @property

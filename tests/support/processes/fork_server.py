@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import pytest
+from tests.support.processes.waiting import HANG
 
 from camserve.tools.archive import fresh_process
 
@@ -63,7 +64,7 @@ class ForkServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(60)
+        self._process.wait(HANG)
         for each in (self._process.stdout, self._words):
             if each:
                 each.close()

@@ -17,10 +17,13 @@ SharedFolder = Callable[[str], AbstractContextManager[Path]]
 SHARED = "the shared server"
 SHARING = (
     "tests/inspector/test_inspector.py",
+    "tests/inspector/test_inspector_area.py",
     "tests/inspector/test_inspector_pictures.py",
     "tests/promises/contract/test_contract_live.py",
+    "tests/promises/contract/test_grpc_and_envelopes.py",
     "tests/promises/contract/test_kserve_live.py",
     "tests/promises/contract/test_live.py",
+    "tests/promises/contract/test_repeated_fields.py",
     "tests/promises/safety/test_abuse.py",
     "tests/promises/safety/test_security.py",
     "tests/protocol/test_openapi.py",
@@ -33,19 +36,38 @@ SHARING = (
 )
 """The files whose tests use the fixture `live`: one worker runs them all, so that one server is started."""
 
-FIRST = (
+WAITING = (
     SHARED,
     "tests/hosts/ray/test_on_ray.py",
-    "tests/promises/numbers/test_drift_live.py",
     "tests/promises/safety/test_survival.py",
+    "tests/promises/numbers/test_drift_live.py",
+    "tests/tools/reports/dataset/test_ray.py",
     "tests/tools/commands/test_serve.py",
-    "tests/capture/test_architectures.py",
+    "tests/hosts/test_contract_on_asgi.py",
     "tests/promises/project/test_alerts.py",
-    "tests/promises/numbers/test_processors.py",
-    "tests/tools/packaging/adoption/test_old_archive.py",
-    "tests/tools/commands/test_package.py",
+    "tests/tools/reports/dataset/test_job.py",
+    "tests/hosts/test_asgi_server.py",
+    "tests/hosts/test_standin.py",
+    "tests/hosts/test_limits.py",
+    "tests/tools/serving/health/test_drain.py",
+    "tests/tools/serving/test_server.py",
+    "tests/hosts/test_monitoring_on_asgi.py",
+    "tests/hosts/test_evidence_on_hosts.py",
+    "tests/promises/contract/test_slow_explanations.py",
+    "tests/tools/serving/process/test_log.py",
 )
-"""The groups that take longest; one that began last would end last."""
+"""The groups that wait for servers and other processes, and leave a core to others meanwhile; the longest first."""
+
+COMPUTING = (
+    "tests/promises/contract/test_packaged_architectures.py",
+    "tests/promises/numbers/test_processors.py",
+    "tests/tools/commands/test_package.py",
+    "tests/capture/test_architectures.py",
+    "tests/tools/packaging/adoption/test_old_archive.py",
+)
+"""The groups of the others that take longest; one that began last would end last."""
+
+FIRST = (*WAITING, *COMPUTING)
 
 
 def group_of(nodeid: str) -> str:
@@ -55,9 +77,11 @@ def group_of(nodeid: str) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives each worker one of torch's threads: there are as many workers as cores."""
+    """Gives each worker one of torch's threads: there are more workers than cores. The Java of servers that live for seconds
+    spends none on optimizing itself for hours."""
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)
+        os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -73,14 +97,26 @@ def strays(items: Iterable[pytest.Item]) -> set[str]:
     return {file for file in using.difference(SHARING) if not file.startswith("tests/hosts/")}  # whose `live` is another server
 
 
+def choose_group(queue: Iterable[str], computes: bool) -> str:
+    """Chooses a worker's next group: the first of its own kind, or where there is none left, the first."""
+    groups = list(queue)
+    return next((each for each in groups if (each not in WAITING) == computes), groups[0])
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hands out whole groups, in the order of the tests."""
+    """Hands out whole groups, in the order of the tests; every fourth worker computes while the others wait for
+    servers."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             return group_of(nodeid)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            computes = int(node.gateway.id.removeprefix("gw")) % 4 == 0
+            self.workqueue.move_to_end(choose_group(self.workqueue, computes), last=False)
+            super()._assign_work_unit(node)
 
     config.option.loadscopereorder = False
     return Groups(config, log)

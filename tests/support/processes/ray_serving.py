@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.support.processes.external_server import ExternalServer
+from tests.support.processes.waiting import HANG
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = ROOT / ".venv-ray" / "bin" / "python"
-HANG = 300
 
 
 class RayProcess(ExternalServer):
@@ -89,7 +89,7 @@ def ray_serving(folder: Path, *arguments: str) -> Iterator[RayProcess]:
             known += psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGTERM)
         try:
-            process.wait(60)
+            process.wait(HANG)
         except subprocess.TimeoutExpired:
             process.kill()
         process.stdout.close()
@@ -98,8 +98,8 @@ def ray_serving(folder: Path, *arguments: str) -> Iterator[RayProcess]:
 
 
 def end_all(processes: Sequence[psutil.Process]) -> list[str]:
-    """Returns what still runs some seconds later, having ended it."""
-    _, left = psutil.wait_procs(list(set(processes)), timeout=15)
+    """Returns what still runs a long time later, having ended it."""
+    _, left = psutil.wait_procs(list(set(processes)), timeout=HANG)
     names = [" ".join(_cmdline(each)) for each in left]
     for each in left:
         each.kill()

@@ -20,6 +20,7 @@ import requests
 from model_archiver.model_archiver_config import ModelArchiverConfig
 from model_archiver.model_packaging import package_model
 from model_archiver.model_packaging_utils import ModelExportUtils
+from tests.support.processes.waiting import HANG, Gate, wait_until
 
 from camserve.tools.serving.health import sockets
 from camserve.tools.serving.process.process import is_running
@@ -28,9 +29,6 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 CONFIG = ROOT / "config.properties"
-
-
-HANG = 180
 
 
 LINUX = pytest.mark.skipif(
@@ -52,6 +50,10 @@ class Handler:
             time.sleep(2 if child else 0.7)
             os.waitpid(child, 0) if child else os._exit(0)
     def handle(self, data, context):
+        gate = context.model_yaml_config.get("gate", "")
+        while os.path.exists(gate):
+            open(gate + ".held", "w").close()
+            time.sleep(0.01)
         time.sleep(self.seconds)
         seen = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TMPDIR", "STRANGER")}
         seen |= {"path": os.environ.get("PYTHONPATH", ""), "version": context.manifest["model"]["modelVersion"]}
@@ -62,7 +64,8 @@ class Handler:
 def write_archive(
     store: Path, name: str, *, version: str = "1.0", seconds: float = 0, batch: int = 1, delay: int = 100, **more: object
 ) -> None:
-    """Packs the handler above, asleep for `seconds` in each batch, with the archiver that users have."""
+    """Packs the handler above, asleep for `seconds` in each batch and for as long as there is a file `gate`, with the archiver that
+    users have."""
     source = store.parent / "source"
     source.mkdir(exist_ok=True)
     (source / "sleeper.py").write_text(HANDLER)
@@ -76,6 +79,12 @@ def write_archive(
         export_path=str(store),
     )
     package_model(config, ModelExportUtils.generate_manifest_json(config))
+
+
+def write_held(store: Path, gate: Gate) -> None:
+    """Packs two models that a gate holds, with all the time that they need: `eight` takes so many at once, `one` has a short queue."""
+    write_archive(store, "eight", batch=8, gate=str(gate.path), responseTimeout=round(HANG))
+    write_archive(store, "one", jobQueueSize=2, gate=str(gate.path), responseTimeout=round(HANG))
 
 
 def estrange(patch: pytest.MonkeyPatch) -> None:
@@ -122,11 +131,14 @@ class Command:
 
     def wait_for(self, path: Path, text: str) -> str:
         """What `path` holds once `text` is in it."""
-        deadline = time.monotonic() + HANG
-        while text not in path.read_text():
-            assert self.process.poll() is None, self.errors.read_text()
-            assert time.monotonic() < deadline, self.errors.read_text()
-            time.sleep(0.05)
+
+        def there() -> bool:
+            ended = self.process.poll() is not None
+            found = text in path.read_text()
+            assert found or not ended, self.errors.read_text()
+            return found
+
+        wait_until(there, f"{text!r} in {path.name}")
         self.tree = psutil.Process(self.process.pid).children(recursive=True)
         return path.read_text()
 
@@ -138,8 +150,8 @@ class Command:
 
     def left(self) -> list[psutil.Process]:
         """What still runs, a while later, of all that ran when `wait_for` returned."""
-        deadline = time.monotonic() + 30
-        while any(is_running(process) for process in self.tree) and time.monotonic() < deadline:
+        end = time.monotonic() + HANG
+        while any(is_running(process) for process in self.tree) and time.monotonic() < end:
             time.sleep(0.05)
         return [process for process in self.tree if is_running(process)]
 
@@ -160,15 +172,14 @@ def ask(pool: ThreadPoolExecutor, url: str, model: str, times: int = 1) -> list[
 
     sent = [pool.submit(send) for _ in range(times)]
     metrics = url.rpartition(":")
-    deadline = time.monotonic() + HANG
     wanted = f'ts_inference_requests_total{{model_name="{model}"'
-    while time.monotonic() < deadline:
-        text = requests.get(f"{metrics[0]}:{int(metrics[2]) + 2}/metrics", timeout=10).text
-        counts = [float(line.split()[-1]) for line in text.splitlines() if line.startswith(wanted)]
-        if sum(counts) >= times:
-            return sent
-        time.sleep(0.02)
-    raise AssertionError("the requests did not arrive")
+
+    def arrived() -> bool:
+        text = requests.get(f"{metrics[0]}:{int(metrics[2]) + 2}/metrics", timeout=HANG).text
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(wanted)) >= times
+
+    wait_until(arrived, "the requests arrived")
+    return sent
 
 
 def connections_can_be_refused() -> bool:
@@ -179,7 +190,7 @@ def connections_can_be_refused() -> bool:
 
 def read_batch_sizes(metrics_url: str, model: str) -> dict[int, float]:
     """How many batches of each size one of our own hosts has handed to a model."""
-    text = requests.get(f"{metrics_url}/metrics", timeout=30).text
+    text = requests.get(f"{metrics_url}/metrics", timeout=HANG).text
     return {
         int(line.split('size="')[1].split('"')[0]): float(line.split()[-1])
         for line in text.splitlines()

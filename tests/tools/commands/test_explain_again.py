@@ -244,7 +244,7 @@ def test_an_answer_without_a_map_is_one(tmp_path: Path, out: Path) -> None:
     assert Run(source, out, ASKED).explain(pictures, jobs=1)["done"] == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     answer=st.one_of(
         st.builds(lambda name, value: {**GOOD, name: value}, st.sampled_from([*GOOD, "scores", "threshold"]), JSON),

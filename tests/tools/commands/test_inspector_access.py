@@ -15,6 +15,7 @@ import requests
 from playwright.sync_api import Page, expect
 from tests.support.browser import DEMO, NARROW, ROOT, Visit, Visitor, axe, data_file, tab_to
 from tests.support.build import HOSTILE, encoded, mar, noise
+from tests.support.processes.waiting import HANG
 from tests.tools.client.test_client import Scripted, scripted  # noqa: F401 a fixture
 
 from camserve.tools.commands import inspector
@@ -121,7 +122,7 @@ def test_the_policy_allows_the_page_itself_and_nothing_else(visit: Visitor, live
             try { await fetch("http://127.0.0.1:9/"); } catch { tries.push("fetch"); }
             return [window.ran === undefined, tries]; }"""
     ) == [True, ["script", "html", "fetch"]]
-    policy = requests.get(f"{live.url}/explanations/{DEMO}", headers={"Accept": "text/html"}, timeout=60).headers
+    policy = requests.get(f"{live.url}/explanations/{DEMO}", headers={"Accept": "text/html"}, timeout=HANG).headers
     assert "frame-ancestors 'none'" in policy["content-security-policy"]
     assert "unsafe" not in policy["content-security-policy"]
 
@@ -157,7 +158,7 @@ def test_a_server_that_wants_a_token_is_inspected_through_the_proxy(visit: Visit
     """It refuses the page itself; the script adds the token, answers no other site's page, and tells nobody the token."""
     server, keys = guarded
     url = f"{server.url}/explanations/hostile"
-    assert requests.get(url, headers={"Accept": "text/html"}, timeout=60).status_code == 400
+    assert requests.get(url, headers={"Accept": "text/html"}, timeout=HANG).status_code == 400
     with proxied(url, keys) as address:
         page = visit(address.removesuffix("/explanations/hostile")).explain(data_file(encoded(noise())), "hostile")
         expect(page.locator("#classes .class")).to_have_count(3)
@@ -205,8 +206,8 @@ def test_an_answer_that_is_no_page_ends_the_tool(scripted: Callable[..., Scripte
 def _check_strangers(page: str) -> None:
     for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
         for method in ("GET", "POST"):
-            answer = requests.request(method, page, headers=headers, data=b"x", timeout=60)
+            answer = requests.request(method, page, headers=headers, data=b"x", timeout=HANG)
             assert (answer.status_code, answer.json()["type"]) == (403, "Forbidden")
     for path in ("/models", "/explanations/other", "/explanations/hostile/../../models"):
-        answer = requests.get(page.replace("/explanations/hostile", path), timeout=60)
+        answer = requests.get(page.replace("/explanations/hostile", path), timeout=HANG)
         assert (answer.status_code, answer.json()["type"]) == (404, "NotFound")

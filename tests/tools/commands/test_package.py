@@ -39,6 +39,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> t
         return package_model([*arguments, *extra])
 
 
+def names_in(folder: Path) -> set[str]:
+    """The names in a folder, but for what Python itself keeps beside a module that it imports."""
+    return {path.name for path in folder.iterdir()} - {"__pycache__"}
+
+
 def members(archive: Path) -> set[str]:
     """The names in an archive."""
     with zipfile.ZipFile(archive) as opened:
@@ -157,11 +162,11 @@ def test_a_failed_check_leaves_an_earlier_archive_alone(tmp_path: Path) -> None:
     arguments = write_model(tmp_path, imports="import pathlib", start="pathlib.Path(__file__).with_name('data').read_text()")
     (tmp_path / "data").write_text("x")
     (tmp_path / "tiny.mar").write_bytes(b"earlier")
-    before = {path.name for path in tmp_path.iterdir()}
+    before = names_in(tmp_path)
     with pytest.raises(ToolError, match="does not work in a fresh process: FileNotFoundError"):
         package_model([*arguments, "--force"])
     assert (tmp_path / "tiny.mar").read_bytes() == b"earlier"
-    assert {path.name for path in tmp_path.iterdir()} == before
+    assert names_in(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -194,7 +199,7 @@ def test_the_archive_that_was_tried_is_put_into_its_place_whole(tmp_path: Path, 
     """By a rename: it is the same file, and what stood there is whole until then."""
     arguments = write_model(tmp_path)
     (tmp_path / "tiny.mar").write_bytes(b"earlier")
-    before = {path.name for path in tmp_path.iterdir()}
+    before = names_in(tmp_path)
     tried = []
 
     def recording(archive: Path, config: Config) -> dict[str, Any]:
@@ -205,7 +210,7 @@ def test_the_archive_that_was_tried_is_put_into_its_place_whole(tmp_path: Path, 
     monkeypatch.setattr(packager, "try_archive", recording)
     path, _ = package_model([*arguments, "--force"])
     assert [(each.st_ino, each.st_size) for each in tried] == [(path.stat().st_ino, path.stat().st_size)]
-    assert {each.name for each in tmp_path.iterdir()} == before
+    assert names_in(tmp_path) == before
 
 
 def test_a_folder_that_nothing_can_be_written_in_is_found_before_anything_is_loaded(tmp_path: Path) -> None:

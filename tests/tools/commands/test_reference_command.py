@@ -19,6 +19,7 @@ from tests.support.processes.worker import load_monitored
 from camserve.core.labels import Labels
 from camserve.monitoring.reference import (
     BINS,
+    EXAMPLES,
     FILE,
     UNSEEN,
     Reference,
@@ -34,6 +35,7 @@ from camserve.tools.commands import reference
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.reports.pictures import list_pictures
 from camserve.tools.watching import measuring
+from camserve.tools.watching.evidence.normal.examples import read_examples
 from camserve.tools.watching.measuring import print_reference
 
 
@@ -156,6 +158,25 @@ def test_every_picture_is_measured_where_maps_take_backward_passes(tmp_path: Pat
 
     assert handler_of(load_monitored(path)).face.backend.closed_form == ()
     assert {name: table.sum() for name, table in found.counts.items()} == dict.fromkeys(STATISTICS, 130)
+
+
+def test_an_archive_of_several_layers_has_the_reference_of_the_watched_one(tmp_path: Path, folder: Path) -> None:
+    """Its answers multiply the maps of two layers; what is watched, and kept as examples, is the first layer's Grad-CAM++."""
+    explain = {**small.PLAIN, "layers": ["features", "features.0"], "method": "refinecam"}
+    path = small.archive(tmp_path / "several", explain=explain)
+    assert reference.main(["--trust", "--archive", str(path), "--examples", "1", str(folder)]) == 0
+    found = Reference.from_json((path / FILE).read_text())
+    assert (found.provenance.layer, found.provenance.method) == ("features", "gradcam++")
+
+    face = handler_of(load_monitored(path)).face
+    assert load(path, face.provenance) is not None
+    examples = read_examples((path / EXAMPLES).read_text(), found.digest)
+    assert examples
+    for each in examples[:3]:
+        (picture,) = folder.rglob(each.request_id)
+        (explained,) = face.explain(picture, method="gradcam++", layer="features")
+        low, high = explained.range
+        assert np.allclose(each.raw_map, low + explained.heatmap * (high - low), rtol=1e-4, atol=1e-6)
 
 
 def test_a_server_that_does_not_declare_the_metrics_is_told_nothing(made: tuple[Path, str]) -> None:

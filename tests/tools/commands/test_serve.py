@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from tests.support.processes.serving import HANG, LINUX, Command, ask, connections_can_be_refused, log
+from tests.support.processes.serving import LINUX, Command, ask, connections_can_be_refused, log
+from tests.support.processes.waiting import HANG
 
 
 @pytest.mark.live

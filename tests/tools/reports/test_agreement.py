@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from tests.support.comparison.results import GOOD, SILENT, result
 
 from camserve.core.geometry import Rect
@@ -36,6 +35,8 @@ def test_heatmaps_of_different_views_are_compared_where_both_looked() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_rank_correlation_is_scipys(seed: int) -> None:
     """With ties, which maps with zeros are full of."""
+    from scipy import stats
+
     random = np.random.default_rng(seed)
     one = random.integers(0, 5, (6, 6)) / 5
     other = one + random.integers(0, 3, (6, 6)) / 4

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from camserve.capture.backend import Backend, open_backend
 from camserve.core.config import Config
+from camserve.explain.methods import METHODS
 from camserve.pictures.preprocess import Preprocess
 from camserve.tools.console import ToolError
 from camserve.tools.reports.inspection import fidelity
 from camserve.tools.reports.inspection.choice import choose
 from camserve.tools.reports.inspection.fidelity import Measured, compose, draw_anew, measure
-from camserve.tools.reports.inspection.measuring import measure_model
+from camserve.tools.reports.inspection.measuring import Opened, measure_model
 from camserve.tools.reports.inspection.page import write_report
 
 CONFIG = Config(resize=None, crop=None, mean=(0.0,) * 3, std=(1.0,) * 3, channels_last=False)
@@ -168,38 +169,106 @@ def test_the_best_is_chosen_by_the_rule(measured: dict[Any, Measured], best: tup
     assert row["score"]["mean"] == pytest.approx((np.mean(measured[best].gain) + pointing) / 2, abs=1e-4)
 
 
+def test_figures_are_the_same_whatever_else_is_measured() -> None:
+    """So a report can be made anew in parts; and where there is nothing else, nothing is said of others."""
+    both = choose({THIRD: values(0.1, 0.3, seed=9), OWN: values(0.3, 0.4)}, OWN)
+    alone = choose({OWN: values(0.3, 0.4)}, OWN)
+
+    assert {**alone["rows"][0], "tied": None} == {**both["rows"][1], "tied": None}
+    assert alone["why"] == "gradcam++ of a: nothing else was measured"
+
+
+def test_where_all_maps_are_alike_under_any_weights_the_choice_says_so() -> None:
+    """There is no better one, and nobody may take it for a good one."""
+    report = choose({OWN: values(0.5, 0.8, alike=0.9), OTHER: values(0.4, 0.7, alike=0.8)}, OWN)
+
+    assert report["best"] == {"layer": "a", "method": "gradcam++"}
+    assert "may show the picture alone" in report["why"]
+
+
+def test_the_quarters_of_a_mosaic_are_no_pictures_of_their_own() -> None:
+    """They are drawn together: mosaics that agree have no spread, however far their quarters lie apart."""
+    report = choose({OWN: Measured([0.1, 0.9, 0.3, 0.7] * 10, [0.4] * 20, [0.1] * 20)}, OWN)
+
+    assert report["rows"][0]["figures"]["pointing"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+
+
 def test_without_mosaics_the_score_is_of_insertion_and_deletion_alone(tmp_path: Path) -> None:
     """And the report says so; what was not measured is a dash."""
     report = choose({OWN: Measured([], [0.1] * 5, [0.1] * 5), OTHER: Measured([], [0.4] * 5, [0.4] * 5)}, OWN)
 
     assert report["best"] == {"layer": "a", "method": "gradcam"}
     assert report["rows"][0]["figures"]["pointing"] is None
+    report |= {"made": "2026-11-30", "weights": "sha256:9f", "input": "resize=64", "versions": {"torch": "2"}}
+    report |= {"pictures_digest": "sha256:d1", "measured_on": [{"name": "<a>.png", "sha256": "f0"}], "left_out": []}
     told, page = write_report(report, "<b>a model</b>", tmp_path / "report")
     assert json.loads(told.read_text()) == report
     assert "fewer than four classes" in page.read_text()
     assert "<b>" not in page.read_text()
     assert "<td>-</td>" in page.read_text()
+    assert all(each in page.read_text() for each in ("sha256:9f", "resize=64", "sha256:d1", "f0  &lt;a&gt;.png"))
+    assert "Left out" not in page.read_text()
+    assert "<td>a</td><td>gradcam++</td><td>default so far</td>" in page.read_text()
+    assert "<td>a</td><td>gradcam</td><td>chosen</td>" in page.read_text()
 
 
 def test_a_model_is_measured_from_files(tmp_path: Path) -> None:
     """Layers are found, pictures that cannot be used are told, and too few are refused."""
-    paths = []
-    for place, each in enumerate(spots()):
-        paths.append(tmp_path / f"{place}.png")
-        paths[-1].write_bytes(encoded((each.numpy().transpose(1, 2, 0) * 255).astype(np.uint8)))
+    paths = files_of(spots(), tmp_path)
     (tmp_path / "broken.png").write_bytes(b"none")
     (tmp_path / "large.png").write_bytes(encoded(noise(80, 64)))
     said: list[str] = []
     config = Config.from_mapping({"resize": None, "crop": None, "mean": [0, 0, 0], "std": [1, 1, 1], "method": "gradcam"})
-    given = (seeing_colours(), config, Preprocess(config), (SIDE, SIDE))
+    given = Opened(seeing_colours(), config, Preprocess(config), 4, "sha256:00", {"method"})
 
-    further = [tmp_path / "broken.png", tmp_path / "large.png"]
-    report = measure_model(*given, [*paths, *further], say=said.append, tell=lambda _part: None)
+    twice = tmp_path / "twice.png"
+    twice.write_bytes(paths[0].read_bytes())
+    further = [tmp_path / "broken.png", tmp_path / "large.png", twice]
+    report = measure_model(given, [*paths, *further], say=said.append, tell=lambda _part: None)
 
     assert {row["method"] for row in report["rows"]} == {"gradcam"}
     assert [row["layer"] for row in report["rows"]] == ["1"]
     assert report["pictures"] == 8
     assert "broken.png is left out" in said[0]
-    assert "1 pictures are left out" in said[1]
+    assert said[1] == "twice.png is left out: it is the same file as 0.png"
+    assert said[2] == "large.png is left out: its input is 64 x 80, and most are 64 x 64"
+    assert [each["name"] for each in report["left_out"]] == ["broken.png", "twice.png", "large.png"]
+    assert [each["name"] for each in report["measured_on"]] == [path.name for path in paths]
+    assert (report["weights"], report["seed"]) == ("sha256:00", 0)
+    assert report["input"].startswith("resize=null crop=null")
     with pytest.raises(ToolError, match="at least 4 pictures"):
-        measure_model(*given, paths[:3], say=said.append, tell=lambda _part: None)
+        measure_model(given, paths[:3], say=said.append, tell=lambda _part: None)
+
+
+def files_of(inputs: list[Tensor], folder: Path) -> list[Path]:
+    """Inputs as pictures."""
+    paths = [folder / f"{place}.png" for place in range(len(inputs))]
+    for path, each in zip(paths, inputs, strict=True):
+        path.write_bytes(encoded((each.numpy().transpose(1, 2, 0) * 255).astype(np.uint8)))
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("asked", "scores", "layers", "methods"),
+    [
+        ((), "softmax", ["2", "1", "1,2"], {*METHODS, "refinecam"}),
+        (("layers",), "softmax", ["2"], set(METHODS)),
+        (("method",), "softmax", ["2", "1"], {"hirescam"}),
+        ((), "none", ["2", "1"], set(METHODS) - {"contrast"}),
+    ],
+)
+def test_what_an_archive_serves_is_compared_with_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...], scores: str, layers: list[str], methods: set[str]
+) -> None:
+    """Its own layer and method limit nothing; what the user asks for does, and values have no method that contrasts."""
+    monkeypatch.setattr(fidelity, "MOSAICS", 1)
+    monkeypatch.setattr(fidelity, "ROUNDS", 1)
+    keys = {"resize": None, "crop": None, "mean": [0, 0, 0], "std": [1, 1, 1], "layers": ["2"], "method": "hirescam"}
+    config = Config.from_mapping({**keys, "scores": scores})
+    given = Opened(seeing_colours(), config, Preprocess(config), 4, "sha256:00", asked)
+
+    report = measure_model(given, files_of(spots(4), tmp_path), say=lambda _line: None, tell=lambda _part: None)
+
+    assert list(dict.fromkeys(row["layer"] for row in report["rows"])) == layers
+    assert {row["method"] for row in report["rows"]} == methods
+    assert report["own"] == {"layer": "2", "method": "hirescam"}

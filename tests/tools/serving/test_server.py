@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from tests.support.processes.serving import CONFIG, HANG, estrange
+from tests.support.processes.serving import CONFIG, estrange
+from tests.support.processes.waiting import HANG
 from tests.tools.serving.doubles import ScriptedManagement, server_hearing, versions
 
 from camserve.tools.commands.serve import Server
@@ -96,8 +97,8 @@ def test_an_outage_ends_the_wait(store: Path) -> None:
     server = server_hearing(store, ScriptedManagement(versions("READY"), versions("UNLOADING")), max_outage=0.5)
     server.wait_ready()
     with (
-        asked(server, 30),
-        pytest.raises(ServeError, match=r'^the model "quick" has had no ready worker for 1 s, .*\n  its only words$'),
+        asked(server, HANG),
+        pytest.raises(ServeError, match=r'^the model "quick" has had no ready worker for \d+ s, .*\n  its only words$'),
     ):
         server.wait_stop()
     for answers in ([versions("READY")], [versions("READY"), None], [versions("UNLOADING")]):

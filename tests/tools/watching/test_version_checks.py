@@ -87,6 +87,9 @@ def test_the_measurement_behind_layer_and_method_is_told(metadata: dict[str, Any
     choice = {"layer": metadata["layer"], "method": method, "pictures": 12, "why": "surely above all others"}
     assert one(told({**metadata, "choice": choice}), "measurement").level == level
     assert not [each for each in told(metadata) if "measurement" in each.message]
+    stale = one(told({**metadata, "choice": {**choice, "mismatch": "the weights a were measured"}}), "measurement")
+    assert stale.level == "advice"
+    assert "the weights a were measured" in stale.message
 
 
 def test_random_weights_are_found(metadata: dict[str, Any]) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from camserve.capture.alignment.probes import find_changes, make_probes
-from camserve.capture.alignment.sight import WHOLE
+from camserve.capture.alignment.probes import Probes, find_changes, make_probes
+from camserve.capture.alignment.sight import WHOLE, Sight, find_part, find_unseen, is_local, is_off
+from camserve.capture.alignment.slopes import find_slopes
 from camserve.capture.alignment.trial import FINER, MIDDLES, Placed, Seen, Trial
+from camserve.capture.alignment.words import DIFFUSE, SHUFFLED, UNSEEN, describe_part
 from camserve.capture.base import Classifier
 from camserve.capture.precision import disable_tf32
 from camserve.capture.survey.layers import LayerInfo, Site, Survey, View
 from camserve.capture.survey.layout import TOKENS, Layout
+from camserve.core.errors import ConfigError
 
 COUNTS = (6, 16, 48)
 """Number of probes, of those that are taken where the first settle nothing, and where a layer sees a part of the picture only."""
@@ -21,6 +24,11 @@ COUNTS = (6, 16, 48)
 MUCH_FINER = 16
 """An early map of a layer's own part has so many times its cells, at least: with four times as many, as the first convolution of
 a ResNet's last stage, what each probe changes reaches over most of the picture already."""
+
+OFF = 0.9
+"""Where probes change most what is so many cells away, the median, cells that seem to lie over all of the picture may not."""
+
+BY_SLOPES = "as what each depends on shows: the model cuts its features, or its convolutions leave a border out"
 
 EARLIER = 8
 """How many earlier layers with as many tokens are looked at, where a layer's own peaks settle nothing."""
@@ -34,27 +42,32 @@ class Aligned:
         site: where a capture takes its map from.
         distance: median distance between a probe and the cell that it changes most, in cells; None where it is not known.
         note: what was found, in words; "" where there is nothing to say.
+        told: whether a trial, or the configuration, tells where they lie; else they are taken as they come.
     """
 
     site: Site
     distance: float | None
     note: str = ""
+    told: bool = True
 
     @classmethod
     def of(cls, info: LayerInfo, placed: Sequence[Placed]) -> Aligned:
         """Take together what was found of each of a layer's calls that count."""
         last = placed[-1]
         if not info.views and last.rows == last.columns == WHOLE:
-            return cls(Site(info.name, info.calls, last.layout), last.distance, last.note)
+            return cls(Site(info.name, info.calls, last.layout), last.distance, last.note, last.told)
         if not info.views:
             view = View(info.calls, last.layout, last.rows, last.columns)
+            if BY_SLOPES in last.note:
+                return cls(Site(info.name, info.calls, last.layout, (view,)), None, f"its cells lie over {last.note}", last.told)
             note = f"it sees a part of the picture, and its map lies {last.note}; --resize and --crop would spare it the rest"
-            return cls(Site(info.name, info.calls, last.layout, (view,)), last.distance, note)
+            return cls(Site(info.name, info.calls, last.layout, (view,)), last.distance, note, last.told)
         views = tuple(View(call, each.layout, each.rows, each.columns) for call, each in zip(info.views, placed, strict=True))
         distances = [each.distance for each in placed if each.distance is not None]
         words = (f"call {call}: {each.note or 'as the picture lies'}" for call, each in zip(info.views, placed, strict=True))
         note = f"its {len(views)} calls see the picture each for itself and are added up, each at its place ({'; '.join(words)})"
-        return cls(Site(info.name, info.calls, last.layout, views), max(distances, default=None), note)
+        told = all(each.told for each in placed)
+        return cls(Site(info.name, info.calls, last.layout, views), max(distances, default=None), note, told)
 
     @classmethod
     def join(cls, name: str, members: Sequence[Aligned]) -> Aligned:
@@ -65,7 +78,7 @@ class Aligned:
         layout = Layout("nchw", *finest.grid, sum(each.site.layout.channels for each in members))
         distances = [each.distance for each in members if each.distance is not None]
         notes = "; ".join(f"of {each.site.layer}, {each.note}" for each in members if each.note)
-        return cls(Site(name, 1, layout), max(distances, default=None), notes)
+        return cls(Site(name, 1, layout), max(distances, default=None), notes, all(each.told for each in members))
 
     def describe(self) -> dict[str, object]:
         """Describe it in values that JSON can hold."""
@@ -78,6 +91,8 @@ class Aligned:
             told |= {"tokens_before": layout.extra, "tokens_behind": layout.behind}
         if self.distance is not None:
             told["distance"] = round(self.distance, 2)
+        if not self.told:
+            told["told"] = False
         return {**told, "note": self.note} if self.note else told
 
 
@@ -104,19 +119,78 @@ def align_layers(
             if not left:
                 break
             tokens = {info.name: _list_alike(survey, info) for info in left}
-            first = {info.name: _find_first(survey, info) for info in left}
-            others = [*left, *(each for alike in tokens.values() for each in alike), *(each for each in first.values() if each)]
+            first = {info.name: _list_first(survey, info) for info in left}
+            others = [*left, *(each for several in (*tokens.values(), *first.values()) for each in several)]
             with disable_tf32():
                 probes = make_probes(pictures, _halve(grid), count)
-                changes = find_changes(model, {each.name: each.site.layout for each in others}, probes)
+                shown = find_changes(model, {each.name: each.site.layout for each in others}, probes)
             for info in left:
-                known = tokens[info.name], first[info.name], Seen(changes, probes.places)
+                known = tokens[info.name], _pick_first(first[info.name], shown.changes), Seen(*shown, probes.places)
                 trials = [Trial(info, call, *known) for call in info.views or (info.calls,)]
                 placed = [trial.decide(given=given, last=count >= COUNTS[1], most=count == COUNTS[-1]) for trial in trials]
                 whole = [each for each in placed if each]
                 if len(whole) == len(placed):
-                    found[info.name] = Aligned.of(info, whole)
+                    calls = zip(info.views or (info.calls,), whole, strict=True)
+                    confirmed = [_confirm(model, info, *each, pictures) for each in calls]
+                    if not info.views:
+                        confirmed = [_look_inside(model, info, confirmed[0], shown.changes[info.name], probes)]
+                    found[info.name] = Aligned.of(info, confirmed)
     return found
+
+
+def _confirm(model: Classifier, info: LayerInfo, call: int, placed: Placed, pictures: Tensor) -> Placed:
+    """Ask the slopes of a call's cells where probes do not show clearly where these lie.
+
+    Args:
+        placed: where probes, or an early map, place them.
+        pictures: `[N, C, H, W]`.
+
+    Raises:
+        ConfigError: they lie elsewhere.
+    """
+    whole = placed.rows == placed.columns == WHOLE and not info.views and placed.layout.order not in TOKENS
+    off = whole and (placed.misses or (placed.distance or 0) > OFF)
+    if placed.clear and not off:
+        return placed
+    slopes = find_slopes(model, info.name, View(call, placed.layout, placed.rows, placed.columns), pictures)
+    parts = slopes.find_parts(placed.layout.grid) if slopes and off else None
+    if parts:
+        words = f"{describe_part(Sight(*parts))}, {BY_SLOPES}", "" if placed.note in (DIFFUSE, UNSEEN) else placed.note
+        return replace(placed, rows=parts[0], columns=parts[1], distance=None, told=True, note="; ".join(filter(None, words)))
+    if placed.clear:
+        return placed
+    verdict = slopes.verdict if slopes else "unknown"
+    if verdict == "elsewhere":
+        raise ConfigError(f"layer {info.name} cannot be explained: {SHUFFLED}")
+    if slopes and verdict == "there":
+        note = "" if placed.note in (DIFFUSE, UNSEEN) else placed.note
+        return replace(placed, note=note, told=True, distance=slopes.distance if placed.distance is None else placed.distance)
+    if placed.told and (placed.distance is not None or not slopes):  # an early map tells it, and nothing speaks against it
+        return placed
+    note = placed.note if placed.note in (DIFFUSE, UNSEEN) else "; ".join(filter(None, (placed.note, DIFFUSE)))
+    return replace(placed, note=note, told=False)
+
+
+def _look_inside(model: Classifier, info: LayerInfo, placed: Placed, calls: Sequence[Tensor | None], probes: Probes) -> Placed:
+    """Lay a map, taken to lie over all of the picture, over the part that probes show which change the inside of it alone.
+
+    Args:
+        placed: where it is taken to lie.
+        calls: what `probes` change of each of its calls, `[K, h, w]` as it lies in memory.
+    """
+    layout = placed.layout
+    changes = calls[info.calls - 1] if info.calls <= len(calls) else None
+    whole = placed.rows == placed.columns == WHOLE and placed.told and layout.order not in TOKENS
+    if not whole or changes is None or not is_off(layout.turn.apply(changes[:, None])[:, 0], probes.places):
+        return placed
+    with disable_tf32():
+        more = make_probes(probes.pictures[: probes.plain], _halve(layout.grid), COUNTS[-1])
+        changes = find_changes(model, {info.name: layout}, more).changes[info.name][info.calls - 1]
+    part = None if changes is None else find_part(layout.turn.apply(changes[:, None])[:, 0], more.places)
+    if part is None:
+        return placed
+    note = "; ".join(filter(None, (f"{describe_part(part)}, {BY_SLOPES}", placed.note)))
+    return replace(placed, rows=part.rows, columns=part.columns, distance=None, note=note)
 
 
 def _halve(grid: tuple[int, int]) -> tuple[int, int]:
@@ -133,20 +207,33 @@ def _list_alike(survey: Survey, info: LayerInfo) -> list[LayerInfo]:
     return alike[:: max(1, -(-len(alike) // EARLIER))][::-1]
 
 
-def _find_first(survey: Survey, info: LayerInfo) -> LayerInfo | None:
-    """Return the first map, of many more cells, that runs as often as this layer, of the smallest part that holds both.
+def _list_first(survey: Survey, info: LayerInfo) -> list[LayerInfo]:
+    """List early maps that may tell what part of the picture a layer sees, that run as often, the best first.
 
-    That part may be the layer itself. Where no map has so many, it is the first of all: that tells whether a probe is seen.
+    It is the first map, of many more cells, of the smallest part that holds both; that part may be the layer itself. Where no
+    map of a part of the model has so many, one of a few more may be as near. Where none has many more in all of the model, it is
+    the first of all: that tells whether a probe is seen.
     """
     maps = [each for each in _before(survey, info) if each.site.layout.order not in TOKENS]
     finer = [each for each in maps if each.cells >= MUCH_FINER * info.cells]
+    few = [each for each in maps if each.cells >= FINER * info.cells]
     path = info.name.split(".")
-    for depth in range(len(path), -1, -1):
-        prefix = "".join(f"{part}." for part in path[:depth])
+    prefixes = ["".join(f"{part}." for part in path[:depth]) for depth in range(len(path), 0, -1)]
+    for prefix in prefixes:
         inside = next((each for each in finer if each.name.startswith(prefix)), None)
         if inside:
-            return inside
-    return next((each for each in maps if each.cells >= FINER * info.cells), next(iter(maps), None))
+            return [inside]
+    near = next((each for prefix in prefixes for each in few if each.name.startswith(prefix)), None)
+    return [each for each in (near, next(iter(finer or few or maps), None)) if each]
+
+
+def _pick_first(several: Sequence[LayerInfo], changes: Mapping[str, Sequence[Tensor | None]]) -> LayerInfo | None:
+    """Return the first of several maps that probes change in one place each, or that misses some of them; else the last."""
+    for each in several[:-1]:
+        calls = [call for call in changes[each.name] if call is not None and bool(call.any())]
+        if calls and all(is_local(call) or any(find_unseen(call)) for call in calls):
+            return each
+    return several[-1] if several else None
 
 
 def _before(survey: Survey, info: LayerInfo) -> list[LayerInfo]:

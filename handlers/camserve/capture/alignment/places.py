@@ -27,6 +27,9 @@ HITTING = (0.5, 0.75)
 LEAD = 3
 """How many times as many hits as any other reading the one must have that is settled."""
 
+CHANCE = 1e-3
+"""Largest probability that some reading has so many hits by chance: half of six are no evidence on 4 x 4 cells."""
+
 MANY = 8
 """Least number of probes of which the mean distance counts."""
 
@@ -38,6 +41,13 @@ APART = 0.4
 
 NEAR = 1.0
 """Median distance, in cells, up to which a layer lies as it is read, where hits do not settle it."""
+
+REACH = (1.5, 0.25, 0.6)
+"""Along an axis, a peak up to so many cells away is about where the probe is; of few cells, this share of them, or so many."""
+
+CLEAR = (0.8, 1e-2)
+"""Where at least this share of the peaks is about where the probes are, by chance with no larger probability than this, it is
+clear where cells lie."""
 
 SHARP = 0.5
 """Where one cell has so much of a probe's whole change, its place is evident, wherever it is."""
@@ -88,6 +98,13 @@ class Evidence:
         """Count the peaks that lie where the probes are, if the layer lay as `layout` says."""
         return sum(max(each) <= HIT for each in self.distances(layout))
 
+    def is_clear(self, layout: Layout) -> bool:
+        """Return whether nearly all peaks are about where the probes are, if the layer lay as `layout` says."""
+        down, across = map(find_reach, layout.grid)
+        near = sum(rows <= down and columns <= across for rows, columns in self.distances(layout))
+        share, chance = CLEAR
+        return near >= share * max(1, self.seen) and find_chance(near, self.seen, chance_to_reach(layout.grid)) <= chance
+
     def median(self, layout: Layout) -> float:
         """Return the median distance, in cells; infinite where no probe changes a cell."""
         return statistics.median([math.hypot(*each) for each in self.distances(layout)] or [math.inf])
@@ -99,12 +116,30 @@ class Evidence:
         """
         counts = [self.hits(each) for each in candidates]
         best, second = _best_two(counts)
-        if counts[best] >= max(FEWEST, HITTING[self.sharp] * self.seen) and LEAD * second <= counts[best]:
+        enough = counts[best] >= max(FEWEST, HITTING[self.sharp] * self.seen) and LEAD * second <= counts[best]
+        rows, columns = candidates[best].grid
+        if enough and len(candidates) * find_chance(counts[best], self.seen, 1 / (rows * columns)) <= CHANCE:
             return candidates[best]
         means = [-sum(min(max(each), FAR) for each in self.distances(layout)) / max(1, self.seen) for layout in candidates]
         best, second = _best_two(means)
         settled = self.seen >= MANY and -means[best] <= HIT and means[best] - second >= APART
         return candidates[best] if settled else None
+
+
+def find_reach(count: int) -> float:
+    """Return up to how far, in cells, a peak is about where a probe is, along an axis of so many cells."""
+    most, share, least = REACH
+    return min(most, max(least, share * count))
+
+
+def chance_to_reach(grid: tuple[int, int]) -> float:
+    """Return how probable it is that a peak is about where a probe is by chance, on a grid of (rows, columns)."""
+    return math.prod(min(1.0, 2 * find_reach(count) / count) for count in grid)
+
+
+def find_chance(hits: int, probes: int, share: float) -> float:
+    """Return how probable it is that so many of the probes, or more, hit by chance; each does with the probability `share`."""
+    return sum(math.comb(probes, each) * share**each * (1 - share) ** (probes - each) for each in range(hits, probes + 1))
 
 
 def _best_two(values: Sequence[float]) -> tuple[int, float]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +14,6 @@ from torch import Tensor
 from camserve.capture.base import Classifier
 from camserve.capture.models.passes import pad_batch
 from camserve.capture.survey.layout import Layout
-
-SPREAD = (0.7548776662466927, 0.5698402909980532)
-"""Steps, as shares of the height and the width, that spread places evenly, and off every diagonal (the R2 sequence)."""
 
 STRENGTH = 2.0
 """Standard deviation of the noise in the patch, as a share of the picture's."""
@@ -50,12 +49,7 @@ def make_probes(plain: Tensor, grid: tuple[int, int], count: int) -> Probes:
     Args:
         plain: pictures as the model takes them, `[P, C, H, W]`.
     """
-    cells: dict[tuple[int, int], None] = {}
-    for turn in range(8 * count):
-        shares = [(0.5 + (turn + 1) * step) % 1 for step in SPREAD]
-        cells[int(shares[0] * grid[0]), int(shares[1] * grid[1])] = None
-        if len(cells) == min(count, grid[0] * grid[1]):
-            break
+    cells = list(dict.fromkeys(spread_cells(grid, 8 * count)))[:count]
     generator, size = torch.Generator().manual_seed(3), (plain.shape[2], plain.shape[3])
     strength = STRENGTH * float(plain.std())
     pictures, places = [plain], []
@@ -69,6 +63,22 @@ def make_probes(plain: Tensor, grid: tuple[int, int], count: int) -> Probes:
     return Probes(torch.cat(pictures), len(plain), tuple(places))
 
 
+def spread_cells(grid: tuple[int, int], count: int) -> list[tuple[int, int]]:
+    """Return `count` cells of a grid of (rows, columns), drawn by chance, always the same ones.
+
+    No row, and no column, comes again before all have come. Even steps would miss every second row of some grids, and with them
+    what a model turns in these only.
+    """
+    generator = torch.Generator().manual_seed(4)
+
+    def orders(length: int) -> Iterator[int]:
+        while True:
+            yield from torch.randperm(length, generator=generator).tolist()
+
+    rows, columns = (list(islice(orders(length), count)) for length in grid)
+    return list(zip(rows, columns, strict=True))
+
+
 def _span(cell: int, cells: int, side: int) -> tuple[int, int]:
     """Return the pixels of a cell, without those that it shares with its neighbours; at least `SMALLEST`, around its middle."""
     first, last = math.ceil(cell * side / cells), (cell + 1) * side // cells
@@ -78,13 +88,22 @@ def _span(cell: int, cells: int, side: int) -> tuple[int, int]:
     return first, last
 
 
-def find_changes(model: Classifier, layouts: Mapping[str, Layout], probes: Probes) -> dict[str, list[Tensor | None]]:
-    """Measure how much each probe changes each cell of these layers.
+class Found(NamedTuple):
+    """What probes show of some layers, by name, for each call in order.
 
-    Returns:
-        For each call of each layer, in order, the norms over channels of the changes, `[K, h, w]` of a map and `[K, T]` of
-        tokens, as these lie in memory; None where the call's output is of another kind than the layout.
+    Attributes:
+        changes: the norms over channels of what each probe changes, `[K, h, w]` of a map and `[K, T]` of tokens, as these lie in
+            memory; None where the call's output is of another kind than the layout.
+        silent: which share of the cells, on the plain pictures, has all its channels at the layer's least value or its largest,
+            as a ReLU and a gate have them: a probe may change nothing of these, and be seen all the same.
     """
+
+    changes: dict[str, list[Tensor | None]]
+    silent: dict[str, list[float]]
+
+
+def find_changes(model: Classifier, layouts: Mapping[str, Layout], probes: Probes) -> Found:
+    """Measure how much each probe changes each cell of these layers."""
     low, high = model.batch
     parts = torch.split(probes.pictures, high or len(probes.pictures))
     plain: dict[tuple[str, int], list[Tensor]] = {}
@@ -104,10 +123,16 @@ def find_changes(model: Classifier, layouts: Mapping[str, Layout], probes: Probe
                     base = first[(start + place - probes.plain) % probes.plain]
                     changed.append((values[place] - base).norm(dim=-1).nan_to_num(0, 0, 0).cpu())
         start += len(part)
-    found: dict[str, list[Tensor | None]] = {layer: [] for layer in layouts}
-    for (layer, _), norms in changes.items():
-        found[layer].append(torch.stack(norms) if norms else None)
+    found = Found({layer: [] for layer in layouts}, {layer: [] for layer in layouts})
+    for (layer, call), norms in changes.items():
+        found.changes[layer].append(torch.stack(norms) if norms else None)
+        found.silent[layer].append(_share_silent(torch.stack(plain[layer, call])) if norms else 0.0)
     return found
+
+
+def _share_silent(values: Tensor) -> float:
+    """Return the share of the cells of `[P, ..., C]` of which every channel is at the least value of all, or at the largest."""
+    return float(((values == values.amin()) | (values == values.amax())).all(-1).float().mean())
 
 
 def _channels_last(output: Tensor, layout: Layout, count: int) -> Tensor | None:

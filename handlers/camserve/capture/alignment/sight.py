@@ -37,9 +37,37 @@ CUT = 0.6
 LOCAL = 0.15
 """Largest spread, as a share of the layer, of what a probe changes, where its place is evident."""
 
+NOTHING = 1e-8
+"""A probe that changes a layer by less than this share of what the strongest does changes nothing of it: rounding is more."""
+
 MOVING = 0.1
 """Least standard deviation, as a share of the layer, between the middles of what probes change, where that moves with them; if it
 lay as the picture does, it would be 0.29."""
+
+FOLLOWING = 0.8
+"""Least correlation, along an axis, between the places of probes and the middles of what they change, where that lies close
+together; it is above 0.9 for maps that lie as the picture does, and below 0.6 for shuffled ones."""
+
+AWAY = 1.5
+"""Largest median distance, along an axis, between these, in cells; for maps that lie as the picture does it is below 1."""
+
+COARSE = 4
+"""Least number of cells along an axis on which changes lie elsewhere: on fewer, each sees most of the picture, and which one
+changes most, of those that a ReLU leaves, is chance."""
+
+EDGES = 0.005
+"""A probe changes the inside of a layer alone where no more than this share of what it changes lies in the cells at both edges:
+then no border pulls the middle of that inwards."""
+
+STRAIGHT = 0.2
+"""How far from the line through the middles of what such probes change these lie, the median in cells, at most."""
+
+ODD = 0.7
+"""A middle so many cells from its probe is looked at more closely. Strides put it up to about 0.6 away where nothing is cut."""
+
+PART = 1.1
+"""Cells lie over a part of the picture where that is less than all of an axis, and an edge of it lies so many cells from the
+picture's, at least. Where nothing is cut, and what strides do not reach is less than a cell, it is 0.8 at most."""
 
 QUIET = 1e-3
 """A probe that changes a layer by less than this share of what the strongest does is not seen by it."""
@@ -93,10 +121,48 @@ def is_moving(changes: Tensor) -> bool:
     return len(middles[0]) > 1 and max(map(statistics.pstdev, middles)) >= MOVING
 
 
-def count_seen(changes: Tensor) -> int:
-    """Count the probes that change a call of a layer, of which `changes` `[K, h, w]` are given."""
+def is_elsewhere(changes: Tensor, places: Sequence[Place]) -> bool:
+    """Return whether what probes change lies close together along an axis, and not where the probes are.
+
+    Args:
+        changes: of one call of a layer, `[K, h, w]`, as it would lie in the picture.
+        places: of the K probes.
+    """
+    weights = changes.double().square()
+    total = weights.sum((1, 2))
+    kept = (total > QUIET**2 * total.max()).nonzero().flatten().tolist()
+    if len(kept) < FEWEST:
+        return False
+    for axis, cells in enumerate(changes.shape[1:]):
+        middles, spreads = _middles(weights[kept].sum(2 - axis), total[kept])
+        shares = [places[each][axis] for each in kept]
+        if cells < COARSE or statistics.median(spreads) > LOCAL or statistics.pstdev(shares) < MOVING:
+            continue
+        away = statistics.median(abs(middle - share) * cells for middle, share in zip(middles, shares, strict=True))
+        if away > AWAY or statistics.pstdev(middles) == 0 or statistics.correlation(middles, shares) < FOLLOWING:
+            return True
+    return False
+
+
+def find_unseen(changes: Tensor, share: float = QUIET) -> list[bool]:
+    """Tell which probes change less of a call of a layer, `changes` `[K, h, w]`, than this share of what the strongest does."""
     total = changes.double().square().sum((1, 2))
-    return int((total > QUIET**2 * total.max()).sum())
+    unseen: list[bool] = (total <= share**2 * total.max()).tolist()
+    return unseen
+
+
+def count_lost(changes: Tensor, places: Sequence[Place]) -> int:
+    """Count the probes that a call of a layer does not see, of which `changes` `[K, h, w]` are given.
+
+    Where a part of the picture is cut off, all of them lie outside of the smallest upright rectangle around those that are seen;
+    or they change nothing at all. A deep network may answer some that lie among the others by very little.
+    """
+    unseen = find_unseen(changes)
+    seen = [place for place, missed in zip(places, unseen, strict=True) if not missed]
+    spans = [(min(shares), max(shares)) for shares in zip(*seen, strict=True)]
+    missing = (place for place, missed in zip(places, unseen, strict=True) if missed)
+    outside = sum(any(not low <= share <= high for share, (low, high) in zip(place, spans, strict=True)) for place in missing)
+    return max(outside, sum(find_unseen(changes, NOTHING)))
 
 
 def find_sight(changes: Tensor, places: Sequence[Place], *, middles: bool = False) -> Sight | None:
@@ -127,6 +193,50 @@ def find_sight(changes: Tensor, places: Sequence[Place], *, middles: bool = Fals
     return None
 
 
+def is_off(changes: Tensor, places: Sequence[Place]) -> bool:
+    """Return whether what some probe changes inside of a map lies elsewhere than it does.
+
+    Args:
+        changes: of one call of a layer, `[K, h, w]`, as they would lie over all of the picture.
+        places: of the K probes.
+    """
+    sides = zip(_middles_inside(changes, places), changes.shape[1:], strict=True)
+    return any(abs(middle - place) * count > ODD for inside, count in sides for place, middle in inside)
+
+
+def find_part(changes: Tensor, places: Sequence[Place]) -> Sight | None:
+    """Find over which part of the picture a map lies; None where it may well lie over all, or nothing tells it.
+
+    Args:
+        changes, places: as `is_off` takes them.
+    """
+    spans, less = [], False
+    for inside, count in zip(_middles_inside(changes, places), changes.shape[1:], strict=True):
+        if len({round(place, 3) for place, _ in inside}) < FEWEST:
+            return None
+        start, slope, rest = fit_line(*zip(*inside, strict=True))
+        if rest * count > STRAIGHT or not SLOPES[0] <= slope <= SLOPES[1]:
+            return None
+        low, high = -start / slope, (1 - start) / slope
+        less |= slope > 1 and max(-low, low, 1 - high, high - 1) * count > PART
+        spans.append((low, high))
+    return Sight(spans[0], spans[1]) if less else None
+
+
+def _middles_inside(changes: Tensor, places: Sequence[Place]) -> list[list[tuple[float, float]]]:
+    """Return, down and across, where probes lie that change the inside of a layer alone, and the middle of what each changes."""
+    weights = changes.double().square()
+    total = weights.sum((1, 2))
+    kept = (total > QUIET**2 * total.max()).nonzero().flatten().tolist()
+    found = []
+    for axis in (0, 1):
+        sums = weights[kept].sum(2 - axis)
+        ends = ((sums[:, 0] + sums[:, -1]) / total[kept]).tolist()
+        middles, _ = _middles(sums, total[kept])
+        found.append([(places[k][axis], middle) for k, end, middle in zip(kept, ends, middles, strict=True) if end <= EDGES])
+    return found
+
+
 def _middles_seen(changes: Tensor) -> list[tuple[list[float], list[float]]]:
     """Return `_middles` down and across of what each probe changes, of those that the layer sees."""
     weights = changes.double().square()
@@ -145,16 +255,23 @@ def _middles(weights: Tensor, total: Tensor) -> tuple[list[float], list[float]]:
     return means.tolist(), spreads.tolist()
 
 
+def fit_line(places: Sequence[float], values: Sequence[float]) -> tuple[float, float, float]:
+    """Fit `value = start + slope * place` by Theil and Sen's medians; return start, slope and the median distance from it."""
+    pairs = [(a, b) for a, b in combinations(range(len(places)), 2) if abs(places[a] - places[b]) > OFF_LINE]
+    slope = statistics.median((values[a] - values[b]) / (places[a] - places[b]) for a, b in pairs) if pairs else 0.0
+    start = statistics.median(value - slope * place for place, value in zip(places, values, strict=True))
+    rest = statistics.median(abs(value - slope * place - start) for place, value in zip(places, values, strict=True))
+    return start, slope, rest
+
+
 def _fit(places: Sequence[float], cells: Sequence[float], exact: float) -> tuple[tuple[float, float], bool] | None:
     """Fit `cell = slope * place + start` to those that lie near Theil and Sen's line; return the span and whether it is reversed.
 
     `exact`: median distance up to which cells lie as if all were seen.
     """
-    pairs = [(a, b) for a, b in combinations(range(len(places)), 2) if abs(places[a] - places[b]) > OFF_LINE]
-    if not pairs:
+    if max(places) - min(places) <= OFF_LINE:
         return None
-    slope = statistics.median((cells[a] - cells[b]) / (places[a] - places[b]) for a, b in pairs)
-    start = statistics.median(cell - slope * place for place, cell in zip(places, cells, strict=True))
+    start, slope, _ = fit_line(places, cells)
     near = [(place, cell) for place, cell in zip(places, cells, strict=True) if abs(cell - slope * place - start) <= OFF_LINE]
     straight = len(near) >= 0.75 * len(places) and SLOPES[0] <= abs(slope) <= SLOPES[1]
     line = statistics.linear_regression(*zip(*near, strict=True)) if straight else None

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from camserve.capture.alignment.places import NEAR, Evidence, list_readings
 from camserve.capture.alignment.probes import find_peaks
-from camserve.capture.alignment.sight import WHOLE, Sight, count_seen, find_sight, is_local, is_moving
+from camserve.capture.alignment.sight import (
+    WHOLE,
+    Sight,
+    count_lost,
+    find_sight,
+    find_unseen,
+    is_elsewhere,
+    is_local,
+    is_moving,
+)
+from camserve.capture.alignment.words import DIFFUSE, HIDES, SHUFFLED, UNSEEN, UNTOLD, ask_for_grid, describe_order, describe_part
 from camserve.capture.survey.layers import LayerInfo
 from camserve.capture.survey.layout import TOKENS, UPRIGHT, Layout
 from camserve.core.errors import ConfigError
@@ -24,33 +34,25 @@ ALL = 0.2
 HIDDEN = 0.4
 """Share of the probes that an early map may miss: the layer sees a part of the picture only where it misses more."""
 
+NARROW = 2
+"""Least height and width of what is seen, in probes: of narrower parts most probes lie across an edge."""
+
+LOST = 0.25
+"""Share of the probes that an early map may see and the layer may not, beside its silent cells: one that misses more sees a
+part of the picture."""
+
 MIDDLES = 32
 """Probes lie in the middle of a layer's cells, or, of one with fewer cells, in those of halved ones."""
 
 FINER = 4
 """An early map that tells what part of the picture a layer sees has so many times its cells, at least."""
 
-DIFFUSE = "every part of the picture changes all of its cells, so no trial shows where they lie; they are taken as they come"
-UNSEEN = "no patch of the picture changes it by itself, so no trial shows where its cells lie; they are taken as they come"
-SHUFFLED = (
-    "its cells lie in another order than any that is known (in windows, or shuffled), or elsewhere in each picture (where the "
-    "model warps it); take a layer before or behind, whose order is the picture's"
-)
-HIDES = (
-    "{} of {} patches of the picture, changed, change nothing of it, and nothing tells which part it sees: a map over all of the "
-    "picture would be out of place; take the cropping out of the model's forward, and give --resize and --crop instead"
-)
-UNTOLD = (
-    "it runs {} times, each time on another view of the picture, and no trial tells what call {} sees; take the views out of the "
-    "model's forward"
-)
-TRIED = "as a trial with a changed patch shows"
-
 
 class Seen(NamedTuple):
-    """What probes change: of each call of some layers, as `find_changes` gives it; and the places of the probes."""
+    """What probes show of each call of some layers, as `find_changes` gives it; and the places of the probes."""
 
     changes: Mapping[str, Sequence[Tensor | None]]
+    silent: Mapping[str, Sequence[float]]
     places: Sequence[tuple[float, float]]
 
 
@@ -63,6 +65,9 @@ class Placed:
         distance: median distance between a probe and the cell that it changes most, in cells; None where it is not known.
         note: what was found, in words; "" where there is nothing to say.
         rows, columns: what part of the picture they cover, in shares of the height and the width.
+        told: whether a trial, or the configuration, tells it.
+        clear: whether nearly every probe changes most what lies about where it is, or the configuration tells it.
+        misses: whether it misses probes that an early map sees.
     """
 
     layout: Layout
@@ -70,6 +75,9 @@ class Placed:
     note: str = ""
     rows: tuple[float, float] = WHOLE
     columns: tuple[float, float] = WHOLE
+    told: bool = True
+    clear: bool = False
+    misses: bool = False
 
 
 class Trial:
@@ -96,10 +104,10 @@ class Trial:
         self._layout = info.layouts[call - 1] or info.site.layout if info.layouts else info.site.layout
         self._alike = alike
         self._first = first
-        self._changes, self._places = seen
+        self._changes, self._silent, self._places = seen
 
     def decide(self, *, given: bool, last: bool, most: bool) -> Placed | None:
-        """Decide where the call's cells lie; None: more probes may tell.
+        """Decide where the call's cells lie, unless its own changes lie elsewhere; None: more probes may tell.
 
         Args:
             given: whether the configuration says how tokens lie.
@@ -111,11 +119,27 @@ class Trial:
         """
         evidence = self._evidence(self._info)
         if given and self._layout.order in TOKENS:
-            return Placed(self._layout, evidence.median(self._layout) if evidence else None)
-        sight, hidden = self._find_sight(), self._count_hidden() > len(self._places) * HIDDEN
-        if hidden and not sight:
+            return Placed(self._layout, evidence.median(self._layout) if evidence else None, clear=True)
+        placed = self._decide(evidence, last=last, most=most)
+        if placed is None:
+            return None
+        early, own = self._count_missed()
+        placed = replace(placed, misses=own > early)
+        grids = self._lay_out(placed.layout)
+        if grids is None or not is_elsewhere(grids, Sight(placed.rows, placed.columns).inside(self._places)):
+            return self._mark_clear(placed, evidence, local=grids is not None and is_local(grids))
+        if last:
+            raise self._error(SHUFFLED)
+        return None
+
+    def _decide(self, evidence: Evidence | None, *, last: bool, most: bool) -> Placed | None:
+        early, own = self._count_missed()
+        sight, hidden = self._find_sight(), early > len(self._places) * HIDDEN
+        sight = None if sight and self._is_narrow(sight) else sight
+        lost = own - early > len(self._places) * (LOST + self._silent[self._info.name][self._call - 1])
+        if (hidden and not sight) or lost:  # what sees more tells nothing of what this one sees
             if most:
-                raise self._error(HIDES.format(self._count_hidden(), len(self._places)))
+                raise self._error(HIDES.format(max(early, own), len(self._places)))
             return None
         parted = sight if sight and (hidden or sight.offset(self._layout.grid) > self._tolerance) else None
         if parted and not most:
@@ -123,6 +147,33 @@ class Trial:
         if self._layout.order in TOKENS:
             return self._decide_tokens(evidence, parted, last)
         return self._decide_map(evidence, sight, parted, last)
+
+    def _count_missed(self) -> tuple[int, int]:
+        """Return how many probes the early map misses, and how many the layer."""
+        first, mine = (self._of(info) if info else None for info in (self._first, self._info))
+        early = 0 if first is None else sum(find_unseen(_as_maps(first)))
+        return early, 0 if mine is None else count_lost(_as_maps(mine), self._places)
+
+    def _mark_clear(self, placed: Placed, evidence: Evidence | None, *, local: bool) -> Placed:
+        """Return what was decided, and whether it is clear; `local`: the changes lie close together, and not elsewhere."""
+        if not evidence or not placed.told:
+            return placed
+        if placed.rows != WHOLE or placed.columns != WHOLE:
+            return replace(placed, clear=local)
+        layout = placed.layout if placed.layout.order in TOKENS else replace(evidence.layout, turn=placed.layout.turn)
+        if not local and not evidence.is_clear(layout):
+            return placed
+        return replace(placed, clear=True, distance=evidence.median(layout) if placed.distance is None else placed.distance)
+
+    def _lay_out(self, layout: Layout) -> Tensor | None:
+        """Return the call's own changes `[K, h, w]` as they lie in the picture; None: there are none, or of another size."""
+        changes = self._of(self._info)
+        if changes is not None and changes.ndim == 2:
+            changes = changes[:, layout.extra : changes.shape[1] - layout.behind]
+        size = (layout.height, layout.width)
+        if changes is None or (changes.shape[1:] != size if changes.ndim == 3 else changes.shape[1] != size[0] * size[1]):
+            return None
+        return layout.turn.apply(changes.reshape(len(changes), 1, layout.height, layout.width))[:, 0]
 
     def _evidence(self, info: LayerInfo) -> Evidence | None:
         """Return what the probes show of a layer; None where they change nothing."""
@@ -147,6 +198,11 @@ class Trial:
         early = early.reshape(len(early), layout.height, layout.width)
         return find_sight(early, self._places, middles=True) if is_local(early) else None
 
+    def _is_narrow(self, sight: Sight) -> bool:
+        """Return whether so little is seen that probes, which are as large as a cell, cannot tell from where to where."""
+        counts = (len(set(shares)) for shares in zip(*self._places, strict=True))
+        return any((high - low) * count < NARROW for (low, high), count in zip((sight.rows, sight.columns), counts, strict=True))
+
     def _decide_tokens(self, evidence: Evidence | None, parted: Sight | None, last: bool) -> Placed | None:
         known = [each for each in (evidence, *map(self._evidence, self._alike)) if each]
         for each in known:
@@ -157,16 +213,18 @@ class Trial:
                 if parted:
                     return self._place(found, parted)
                 own = evidence.median(found) if evidence is each else None
-                return Placed(found, own, _describe(self._layout, found))
+                return Placed(found, own, describe_order(self._layout, found))
             if each.sharp and last:
                 raise self._error(SHUFFLED)
         if not last:
             return None
         if self._layout.others:
-            raise ConfigError(f"layer {self._info.name} cannot be read: {_ask(self._layout)}")
+            raise ConfigError(f"layer {self._info.name} cannot be read: {ask_for_grid(self._layout)}")
         if parted:
             return self._place(replace(self._layout, turn=parted.turn), parted)
-        return Placed(self._layout, evidence.median(self._layout) if evidence else None, DIFFUSE if evidence else UNSEEN)
+        return Placed(
+            self._layout, evidence.median(self._layout) if evidence else None, DIFFUSE if evidence else UNSEEN, told=False
+        )
 
     def _decide_map(self, evidence: Evidence | None, sight: Sight | None, parted: Sight | None, last: bool) -> Placed | None:
         settled = evidence.settle(list(list_readings(evidence.layout))) if evidence else None
@@ -178,14 +236,14 @@ class Trial:
         early = self._of(self._first) if self._first and self._first.cells >= FINER * self._info.cells else None
         evident = early is not None and (is_local(early) or is_moving(early))
         if sight or (not evident and (settled or (near and not self._info.views))):
-            return Placed(layout, distance if near else None, _describe(self._layout, layout))
+            return Placed(layout, distance if near else None, describe_order(self._layout, layout))
         if not last:
             return None
         if self._info.views:
             raise self._error(UNTOLD.format(len(self._info.views), self._call))
         if (evidence and evidence.sharp) or early is not None:  # where not even an early map's changes lie on lines
             raise self._error(SHUFFLED)
-        return Placed(layout, distance, DIFFUSE if evidence else UNSEEN)
+        return Placed(layout, distance, DIFFUSE if evidence else UNSEEN, told=False)
 
     @property
     def _tolerance(self) -> float:
@@ -194,7 +252,7 @@ class Trial:
 
     def _place(self, layout: Layout, sight: Sight) -> Placed:
         """Put the cells where they lie in the part of the picture that is seen."""
-        words = [f"over {_describe_part(sight)}", _describe(self._layout, layout)]
+        words = [f"over {describe_part(sight)}", describe_order(self._layout, layout)]
         return Placed(layout, None, ", ".join(filter(None, words)), sight.rows, sight.columns)
 
     def _of(self, info: LayerInfo) -> Tensor | None:
@@ -203,36 +261,10 @@ class Trial:
         changes = calls[self._call - 1] if self._call <= len(calls) else None
         return changes if changes is not None and bool(changes.any()) else None
 
-    def _count_hidden(self) -> int:
-        """Count the probes that change nothing of an early map."""
-        early = self._of(self._first) if self._first else None
-        return 0 if early is None else len(early) - count_seen(early)
-
     def _error(self, why: str) -> ConfigError:
         return ConfigError(f"layer {self._info.name} cannot be explained: {why}")
 
 
-def _ask(layout: Layout) -> str:
-    return (
-        f"its output has {layout.height * layout.width + layout.others} tokens, of which {layout.height}x{layout.width} could be "
-        "cells of a map, and no trial tells which; --token-grid ROWS COLUMNS BEFORE says it"
-    )
-
-
-def _describe_part(sight: Sight) -> str:
-    spans = [
-        f"{max(0, low):.0%} to {min(1, high):.0%} of its {word}"
-        for (low, high), word in ((sight.rows, "height"), (sight.columns, "width"))
-    ]
-    return " and ".join(spans)
-
-
-def _describe(read: Layout, found: Layout) -> str:
-    """Say where cells lie, where that is not as a picture's rows behind the other tokens."""
-    parts = []
-    if found.behind:
-        cells = found.height * found.width
-        parts.append(f"its cells are tokens {found.extra} to {found.extra + cells - 1} of {cells + found.others}")
-    if found.turn != read.turn:
-        parts.append(f"its grid is {found.turn}, and is turned back")
-    return f"{', '.join(parts)}, {TRIED}" if parts else ""
+def _as_maps(changes: Tensor) -> Tensor:
+    """Return changes `[K, h, w]` or `[K, T]` as `[K, h, w]`."""
+    return changes if changes.ndim == 3 else changes[:, None]

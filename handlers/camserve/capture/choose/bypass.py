@@ -1,12 +1,16 @@
 """How much of the scores goes past a layer, by trial: its output is held fixed while the picture changes.
 
 A map can show only what passes through its layer. Behind a ResNet's last block nothing else reaches the scores; past one of four
-concatenated branches, a gate, or the norm before a transformer's last attention most of them goes.
+concatenated branches, a gate, or a transformer's last value projection most of them goes.
+
+A map shows cells. Tokens beside them (a class token, registers) carry on what they have gathered before, at every layer alike,
+and no map of cells shows that. So it counts against no layer, and is measured by itself (`BypassTrial.measure_beside`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -43,33 +47,60 @@ class BypassTrial:
     Args:
         model: the model.
         pictures: `[N, C, H, W]`, of which each, and the first upside down, is changed into the next.
+        maps: the layers of the model that have a map, in the order in which they ran.
 
     Attributes:
         faults: what speaks against explaining a layer, as far as that was tried; "" where nothing does.
     """
 
-    def __init__(self, model: Classifier, pictures: Tensor) -> None:
+    def __init__(self, model: Classifier, pictures: Tensor, maps: Sequence[LayerInfo]) -> None:
         self._model = model
+        self._maps = maps
         pictures = torch.cat([pictures, pictures[:1].flip(2, 3)])
         self._held = fit_batch(pictures, model.batch)
         self._changed = fit_batch(pictures.roll(1, 0), model.batch)
         self._scores: Tensor | None = None
         self._shares: dict[str, float | None] = {}
+        self._passed: dict[str, tuple[Tensor, list[Tensor], list[Tensor]]] = {}
         self._depending: dict[str, bool] = {}
         self._captured: Captured | None = None
         self._names: tuple[str, ...] = ()
         self.faults: dict[str, str] = {}
 
     def measure(self, info: LayerInfo) -> float | None:
-        """Return the bypass of a layer: 0 where all passes through it, about 1 where nothing does; None: it cannot be measured.
+        """Return the bypass of a layer: 0 where all passes through it, about 1 where nothing does; None: not known.
 
         Its output is held at what one picture gives, while the model sees another. The root mean square of what then still
-        changes in the scores, over that of what changes without holding anything, is the layer's bypass.
+        changes in the scores, over that of what changes without holding anything, is the layer's bypass. Where something goes
+        past, and the layer has tokens beside its cells, these are held in all layers before it too, for both: where then nothing
+        goes past, all that the cells change passes through them, and that is the layer's bypass.
         """
         if info.name not in self._shares:
             with disable_tf32():
-                self._shares[info.name] = self._share(info)
+                share = self._share(info)
+                past_cells = self._share_past_cells(info) if (share or 0) > MAX_BYPASS else None
+            self._shares[info.name] = share if past_cells is None or past_cells > MAX_BYPASS else past_cells
         return self._shares[info.name]
+
+    def measure_beside(self, site: Site) -> float | None:
+        """Return how much of the scores the tokens beside a layer's cells carry past it, which no map shows; None: not known.
+
+        Its cells are held at what one picture gives, while the model, and these tokens with it, sees another.
+
+        Args:
+            site: where the layer's cells lie, as a trial has found.
+        """
+        if site.views or not site.layout.others:
+            return None
+        with disable_tf32():
+            try:
+                if site.layer not in self._passed:
+                    self._run_both([site.layer])
+                fixed, held, changed = self._passed[site.layer]
+                mixed = site.layout.mix(held[-1], changed[-1])
+                return self._compare(fixed, self._model.run_with(site, self._changed, mixed))
+            except MODEL_ERRORS:
+                return None
 
     def measure_together(self, infos: Sequence[LayerInfo]) -> float | None:
         """Return what goes past several layers, of which none goes into another; None: it cannot be measured."""
@@ -139,6 +170,48 @@ class BypassTrial:
     def _capture(self, info: LayerInfo) -> Captured | None:
         return self._captured if info.name in self._names else self.capture([info])
 
+    def _share_past_cells(self, info: LayerInfo) -> float | None:
+        """Return how much of what a layer's cells, and no tokens beside them, change goes past it; None: that is not known."""
+        before, captured = self._list_before(info), self._capture(info)
+        output = captured and captured.output(info.name)
+        if not before or captured is None or not isinstance(output, Tensor):
+            return None
+        given: dict[tuple[str, int], Tensor] = {}
+        try:
+            fresh = [each.name for each in before if each.name not in self._passed]
+            if fresh:
+                self._run_both([info.name, *fresh])
+            for each in before:
+                _, held, changed = self._passed[each.name]
+                pairs = zip(changed, held, strict=True)
+                given |= {(each.name, call): each.site.layout.mix(*pair) for call, pair in enumerate(pairs)}
+            moved, _ = self._model.run_calls((), self._changed, given)
+            given[info.name, info.calls - 1] = output
+            remaining, _ = self._model.run_calls((), self._changed, given)
+        except MODEL_ERRORS:
+            return None
+        return _relate(captured.logits, remaining, moved)
+
+    def _run_both(self, names: Sequence[str]) -> None:
+        """Keep what each call of these layers gives of the held and of the changed pictures.
+
+        Layers are tried from the last on, so that those before an earlier one are mostly kept already.
+        """
+        fixed, held = self._model.run_calls(names, self._held)
+        _, changed = self._model.run_calls(names, self._changed)
+        self._passed |= {name: (fixed, held[name], changed[name]) for name in names}
+
+    def _list_before(self, info: LayerInfo) -> list[LayerInfo]:
+        """List the layers before this one that pass on tokens beside cells as it has, those inside another of them left out.
+
+        All that these tokens have gathered went through one of them, also where a network adds it up outside of its modules.
+        """
+        if info.views or not info.site.layout.others or info not in self._maps:
+            return []
+        alike = [each for each in self._maps[: self._maps.index(info)] if _lie_alike(each, info)]
+        outside = [each for each in alike if not each.name.startswith(f"{info.name}.")]
+        return [each for each in outside if not any(each.name.startswith(f"{other.name}.") for other in outside)]
+
     def _share(self, info: LayerInfo) -> float | None:
         captured = self._capture(info)
         if captured is None:
@@ -147,7 +220,7 @@ class BypassTrial:
             held = self._model.run_with(info.site, self._changed, captured.output(info.name))
         except MODEL_ERRORS:
             return None
-        return self._compare(captured, held)
+        return self._compare(captured.logits, held)
 
     def _share_together(self, sites: Mapping[str, Site]) -> float | None:
         try:
@@ -160,17 +233,27 @@ class BypassTrial:
             held, _ = self._model.run_calls((), self._changed, given)
         except MODEL_ERRORS:
             return None
-        return self._compare(captured, held)
+        return self._compare(captured.logits, held)
 
-    def _compare(self, captured: Captured, held: Tensor) -> float | None:
-        """Return how far the scores `held` are from those of the held picture, as a share of how far the changed one's are."""
+    def _compare(self, fixed: Tensor, held: Tensor) -> float | None:
+        """Return how far the scores `held` are from the held picture's, `fixed`, as a share of how far the changed one's are."""
         try:
             if self._scores is None:
-                self._scores = self._model.capture({}).forward(self._changed, ()).logits.double()
+                self._scores = self._model.capture({}).forward(self._changed, ()).logits
         except MODEL_ERRORS:
             return None
-        fixed = captured.logits.double()
-        change, remains = (self._scores - fixed).norm(), (held.double() - fixed).norm()
-        if not torch.isfinite(change + remains) or change <= UNCHANGED * fixed.norm():
-            return None
-        return float(remains / change)
+        return _relate(fixed, held, self._scores)
+
+
+def _relate(fixed: Tensor, held: Tensor, changed: Tensor) -> float | None:
+    """Return how far `held` is from `fixed` as a share of how far `changed` is; None where that is nothing."""
+    fixed = fixed.double()
+    change, remains = (changed.double() - fixed).norm(), (held.double() - fixed).norm()
+    if not torch.isfinite(change + remains) or change <= UNCHANGED * fixed.norm():
+        return None
+    return float(remains / change)
+
+
+def _lie_alike(one: LayerInfo, other: LayerInfo) -> bool:
+    """Return whether two layers have as many cells and tokens beside them, in the same places."""
+    return replace(one.site.layout, channels=0) == replace(other.site.layout, channels=0)

@@ -61,7 +61,7 @@ def choose_layer(model: Classifier, pictures: Tensor, survey: Survey, trial: Byp
     named = [info for info in survey.maps if not info.passes_through and info.name != POOL_INPUT]
     candidates = [info for info in survey.maps if info.name == POOL_INPUT] + named  # the first one is the last resort
     independent: list[LayerInfo] = []
-    trial = trial or BypassTrial(model, pictures)
+    trial = trial or BypassTrial(model, pictures, survey.maps)
     found = _Found(trial)
     for start in range(len(candidates), 0, -AT_ONCE):
         part = candidates[max(0, start - AT_ONCE) : start]

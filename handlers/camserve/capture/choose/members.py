@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -37,7 +37,12 @@ FEW = 32
 
 def list_members(name: str, survey: Survey) -> tuple[str, ...]:
     """Return the layers that a name stands for: `a.layer4 + b.layer4` for two, any other for itself."""
-    if any(info.name == name for info in survey.layers):
+    return split_name(name, [info.name for info in survey.layers])
+
+
+def split_name(name: str, known: Collection[str]) -> tuple[str, ...]:
+    """Return a name of `known` layers as it is, and any other as those of the layers that it stands for."""
+    if name in known:
         return (name,)
     return tuple(dict.fromkeys(part.strip() for part in name.split(JOIN.strip())))
 

@@ -15,7 +15,7 @@ from camserve.capture.models.passes import fit_batch
 from camserve.capture.survey.endings import Ending
 from camserve.capture.survey.layers import MODEL_ERRORS
 from camserve.capture.survey.reader import Kind, OutputReader
-from camserve.core.config import Config
+from camserve.core.config import REFINECAM, Config
 from camserve.core.errors import ConfigError
 
 LOG_SOFTMAX = (
@@ -51,8 +51,10 @@ def read_kind_of_scores(model: Classifier, pictures: Tensor, config: Config, cla
     model.reader = OutputReader(path=chosen.path, width=chosen.width)
     notes = [chosen.note] if chosen.note else []
     if asked == "none":
-        if config.method == "contrast":
-            raise ConfigError("method: contrast: it contrasts classes, and with scores: none there are none; choose another")
+        if config.method in ("contrast", REFINECAM):
+            raise ConfigError(
+                f"method: {config.method}: it contrasts classes, and with scores: none there are none; choose another"
+            )
         model.reader = replace(model.reader, kind="none")
         _check_threshold(config, model.reader)
         return tuple(notes)

@@ -19,8 +19,9 @@ from camserve.capture.models import quantized
 from camserve.capture.models.hooks import hook_calls, hook_every_call, hook_parents
 from camserve.capture.models.passes import Pass, SplitCapture, copy_saved_tensors, values_of
 from camserve.capture.precision import cast_input, find_dtype
+from camserve.capture.survey.builder import SurveyBuilder, resolve_orders
 from camserve.capture.survey.endings import Ending, EndingWatch
-from camserve.capture.survey.layers import Site, Survey, SurveyBuilder, resolve_orders
+from camserve.capture.survey.layers import Site, Survey
 from camserve.capture.survey.layout import extract_tensor, replace_tensor
 from camserve.capture.survey.reader import FIRST, Scores
 
@@ -252,10 +253,11 @@ class EagerClassifier:
             if layer not in outputs or tensor is None:
                 return None
             values = given.get((layer, len(outputs[layer])))
-            outputs[layer].append(quantized.dequantize(tensor.detach().clone()))
+            outputs[layer].append(quantized.dequantize((tensor if traced else tensor.detach()).clone()))
             return None if values is None else replace_tensor(output, quantized.quantize_like(values, tensor))
 
-        with torch.no_grad(), hook_every_call(self.module, record):
+        traced = pictures.requires_grad
+        with torch.set_grad_enabled(traced), hook_every_call(self.module, record):
             scores = self.read_logits(pictures)
         return scores, outputs
 
@@ -280,21 +282,3 @@ class EagerClassifier:
         with torch.no_grad(), hook_calls(self.module, {site.layer: site}, keep, self._modules):
             self.module(self.cast_input(pictures))
         return found[0] if found else None
-
-
-def freeze(model: nn.Module) -> None:
-    """Put the model into eval mode, and let no parameter require a gradient."""
-    model.eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-
-
-def run_eagerly(model: nn.Module) -> None:
-    """Let compiled parts of a model run as they were before they were compiled: a compiler would compile every hook anew.
-
-    Names and the keys of the state dict stay.
-    """
-    for module in model.modules():
-        inner = module._modules.get("_orig_mod")
-        if inner is not None:
-            module.forward = inner.__call__

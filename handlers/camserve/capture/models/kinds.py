@@ -20,7 +20,8 @@ from torch.export import ExportedProgram, UnflattenedModule
 
 from camserve.capture.base import Classifier
 from camserve.capture.models.calls import find_views
-from camserve.capture.models.eager import EagerClassifier, freeze, run_eagerly
+from camserve.capture.models.eager import EagerClassifier
+from camserve.capture.models.frozen import freeze, run_eagerly
 from camserve.capture.models.programs.exported import ExportedClassifier, restore_program
 from camserve.capture.models.programs.graphs.classifier import GraphClassifier
 from camserve.capture.models.programs.graphs.module import GraphModule

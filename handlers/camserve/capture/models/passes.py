@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,12 @@ from camserve.capture.base import Capture, Captured, Values
 from camserve.capture.models.views import join_views
 from camserve.capture.survey.layers import Site
 from camserve.capture.survey.layout import Scale
+
+STRAIGHT = "camserve: straightened"
+"""Key under which a norm's node of a graph knows that `straighten_norms` has been there."""
+
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""The format in which channels lie last, by the number of axes."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,10 @@ class Pass:
         keys = list(self.sites[layer].keys.values())
         if not self.scores.requires_grad or any(key not in self.leaves for key in keys):
             raise RuntimeError(f"the scores have no gradient with respect to layer {layer}")
-        gradients = torch.autograd.grad(self.scores, [self.leaves[key] for key in keys], seeds, retain_graph=True)
+        if len(self.scores) == 1:
+            straighten_norms(self.scores)
+        asked = (self.scores * seeds).sum()  # with the seeds as `grad_outputs` torch would import SymPy, 75 MB and a second
+        gradients = torch.autograd.grad(asked, [self.leaves[key] for key in keys], retain_graph=True)
         return self._to_grid(layer, dict(zip(keys, gradients, strict=True)), sums=True)[rows]
 
 
@@ -87,6 +98,41 @@ def values_of(site: Site, values: Values) -> dict[str, Tensor]:
     keys = site.keys.values()
     several = [values] * len(keys) if isinstance(values, Tensor) else values
     return dict(zip(keys, several, strict=True))
+
+
+def straighten_norms(output: Tensor) -> None:
+    """Let each gradient that reaches a batch norm lie in memory as the norm's input does, in all passes back from `output`.
+
+    Of one picture, a contiguous tensor and one whose channels lie last have strides that torch's batch norm takes for each other
+    on the CPU (up to 2.12 at least): where its output goes on as tokens, `flatten(2).transpose(1, 2)`, or comes from such, its
+    gradient lies in another way than its input, and what it gives back is shuffled.
+    """
+    left, seen = [output.grad_fn], set()
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        left += [before for before, _ in node.next_functions]
+        marks: Any = node.metadata  # a dict, which torch's types call a method
+        if "BatchNorm" in node.name() and STRAIGHT not in marks:
+            # a hook that held its node would be a cycle, which keeps the pass's graph until Python next looks for such
+            marks[STRAIGHT] = node.register_prehook(partial(_straighten, _find_form(node)))
+
+
+def _find_form(node: Any) -> torch.memory_format:
+    """Return the format in which a norm's input lies."""
+    try:
+        given = getattr(node, "_saved_input", None)
+    except RuntimeError:  # the model has written over it: whoever differentiates this norm is told
+        given = None
+    if given is None or given.is_contiguous():
+        return torch.contiguous_format
+    return LAST.get(given.ndim, torch.contiguous_format)
+
+
+def _straighten(form: torch.memory_format, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(None if each is None else each.contiguous(memory_format=form) for each in gradients)
 
 
 def copy_saved_tensors() -> AbstractContextManager[object]:

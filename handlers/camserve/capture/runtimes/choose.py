@@ -18,8 +18,10 @@ from camserve.capture.runtimes.agreement import EQUAL, Draw, Tolerance, draw_pla
 from camserve.capture.runtimes.capture import RuntimeCapture
 from camserve.capture.runtimes.engines import (
     ENGINES,
+    PACKAGES,
     CompiledEngine,
     Engine,
+    OpenVinoEngine,
     is_installed,
     open_engine,
     version_of,
@@ -64,6 +66,11 @@ class Runtime:
     version: str = torch.__version__
     seconds: Mapping[str, float] = field(default_factory=dict)
     within: Tolerance = EQUAL
+
+    @property
+    def threads(self) -> bool:
+        """Whether it computes in threads of its own, beside torch's."""
+        return self.name in PACKAGES
 
 
 @dataclass(frozen=True)
@@ -175,20 +182,27 @@ class Trunk:
             return CompiledEngine(self.outputs, list(self.places), self.compiler)
         if runtime == "aot":
             return PackagedEngine(self.package, list(self.places))
-        return open_engine(runtime, self.written, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        if runtime == "openvino":
+            return OpenVinoEngine(self.written, threads, {name for layer in self.heads for name in self._names(layer)})
+        return open_engine(runtime, self.written, threads)
 
     def _capture(self, engine: Engine) -> RuntimeCapture:
-        given = {layer: site for layer, site in self.sites.items() if self._is_given(layer, site, engine)}
+        given = {layer: site for layer, site in self.sites.items() if self._is_given(layer, engine)}
         for layer in self.sites.keys() - given.keys():
             logger.info("camserve: layer %s is explained in torch: the runtime's graph does not give what it takes", layer)
-        return RuntimeCapture(self.capture, engine, given, self.heads, self.settings, tuple(self.pictures.shape[1:]))
+        part = engine.part if isinstance(engine, OpenVinoEngine) else None
+        return RuntimeCapture(self.capture, engine, given, self.heads, self.settings, tuple(self.pictures.shape[1:]), part)
 
-    def _is_given(self, layer: str, site: Site, engine: Engine) -> bool:
-        closed = layer in self.settings.cam_weights
-        names = set(site.keys.values()) | {
-            side.name for side in (() if closed or layer not in self.heads else self.heads[layer].sides)
+    def _names(self, layer: str) -> set[str]:
+        """Return the names of a layer's outputs, and of those that its head takes beside them."""
+        return {
+            *self.sites[layer].keys.values(),
+            *(side.name for side in (self.heads[layer].sides if layer in self.heads else ())),
         }
-        return (closed or layer in self.heads) and names <= engine.names
+
+    def _is_given(self, layer: str, engine: Engine) -> bool:
+        return (layer in self.settings.cam_weights or layer in self.heads) and self._names(layer) <= engine.names
 
 
 def open_runtime(asked: str, trunk: Trunk) -> tuple[Capture, Runtime]:

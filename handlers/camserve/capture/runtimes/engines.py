@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -20,6 +22,10 @@ ENGINES = ("onnxruntime", "openvino")
 
 PACKAGES = MappingProxyType({"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "onnxruntime"})
 """The package of each runtime; TensorRT is a part of some builds of ONNX Runtime."""
+
+CUT = 0.6
+"""A model whose layers are explained by autograd is compiled a second time without what is behind them, where the part before
+them holds at most this share of the weights: then torch alone computes what is behind, and not the runtime too."""
 
 Given = tuple[Tensor, dict[str, Tensor]]
 """A model's own values, and the outputs that were asked for by their names, as the model lays them out."""
@@ -36,6 +42,10 @@ class Engine(Protocol):
     def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
         """Run over pictures `[N, C, H, W]`, float32; what is not asked for is not copied."""
         ...
+
+
+Part = Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
+"""Runs over pictures `[N, C, H, W]`, float32, only what the outputs of these names need; gives no scores."""
 
 
 def is_installed(runtime: str) -> bool:
@@ -77,6 +87,7 @@ class OnnxRuntimeEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # else its threads keep a core after each run
         options.log_severity_level = 3  # errors; they are raised too
         given: Any = str(graph) if isinstance(graph, Path) else graph
         self._session = onnxruntime.InferenceSession(given, options, providers=list(providers))
@@ -90,36 +101,67 @@ class OnnxRuntimeEngine:
         return torch.from_numpy(scores), {name: torch.from_numpy(each) for name, each in zip(names, outputs, strict=True)}
 
 
-class OpenVinoEngine:
-    """A graph in OpenVINO, on the CPU, in float32: by itself it would choose bfloat16 where the processor has it."""
+class _OpenVinoModel:
+    """A compiled model of OpenVINO's, on the CPU, in float32: by itself it would choose bfloat16 where the processor has it."""
 
-    def __init__(self, graph: bytes | Path, threads: int) -> None:
-        import openvino  # noqa: PLC0415 an extra, and it takes time
-
-        core = openvino.Core()
-        model = core.read_model(str(graph) if isinstance(graph, Path) else graph)
-        settings: Any = {
+    def __init__(self, core: Any, model: Any, threads: int) -> None:
+        settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # the workers of one machine would all take its first cores
         }
         self._compiled = core.compile_model(model, "CPU", settings)
-        self._places = {name: place for place, each in enumerate(self._compiled.outputs) for name in each.names}
-        self.names = find_names(self._places)
+        self.places = {name: place for place, each in enumerate(self._compiled.outputs) for name in each.names}
         self._local = threading.local()
 
-    def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
+    def run(self, pictures: Tensor, outputs: Iterable[str]) -> list[Tensor]:
         """Run over pictures; each thread has a request of its own, which holds its last results."""
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
         request.infer({0: pictures.contiguous().numpy()}, share_inputs=True, share_outputs=True)
-        scores, *outputs = (self._copy(request, name) for name in (SCORES, *(AT + each for each in names)))
+        return [torch.from_numpy(request.get_output_tensor(self.places[name]).data.copy()) for name in outputs]
+
+
+class OpenVinoEngine:
+    """A graph in OpenVINO.
+
+    Args:
+        behind: the outputs that are differentiated with respect to.
+
+    Attributes:
+        part: runs what is before those, where that is worth the memory.
+    """
+
+    def __init__(self, graph: bytes | Path, threads: int, behind: Collection[str] = ()) -> None:
+        import openvino  # noqa: PLC0415 an extra, and it takes time
+
+        core = openvino.Core()
+        model = core.read_model(str(graph) if isinstance(graph, Path) else graph)
+        self._whole = _OpenVinoModel(core, model, threads)
+        self.names = find_names(self._whole.places)
+        wanted = {AT + name for name in behind}
+        found = [result for result, output in zip(model.get_results(), model.outputs, strict=True) if wanted & output.names]
+        self.part: Part | None = None
+        if found and len(found) == len(wanted):
+            before = openvino.Model(found, model.get_parameters(), "before")
+            if _count_weights(before) <= CUT * _count_weights(model):
+                self.part = partial(_run_part, _OpenVinoModel(core, before, threads))
+
+    def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
+        """Run over pictures."""
+        scores, *outputs = self._whole.run(pictures, [SCORES, *(AT + each for each in names)])
         return scores, dict(zip(names, outputs, strict=True))
 
-    def _copy(self, request: Any, name: str) -> Tensor:
-        return torch.from_numpy(request.get_output_tensor(self._places[name]).data.copy())
+
+def _run_part(model: _OpenVinoModel, pictures: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    return dict(zip(names, model.run(pictures, [AT + name for name in names]), strict=True))
+
+
+def _count_weights(model: Any) -> int:
+    """Count the numbers in a model's constants."""
+    return sum(math.prod(each.shape) for each in model.get_ordered_ops() if each.get_type_name() == "Constant")
 
 
 class CompiledEngine:

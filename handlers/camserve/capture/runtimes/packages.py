@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from camserve.capture.models.programs.operators import register_operators
 from camserve.capture.runtimes.engines import Given
 from camserve.capture.runtimes.outputs import Outputs
 
@@ -64,6 +65,7 @@ class PackagedEngine:
         made_for, here = _read_machine(package.with_name(MADE_FOR)), _describe_machine()
         if made_for != here:
             raise RuntimeError(f"the archive's package was compiled for {_say(made_for)}, and this is {_say(here)}")
+        register_operators()
         self._run: Any = torch._inductor.aoti_load_package(str(package))
         self._names = tuple(names)
         self._lock = threading.Lock()

@@ -128,6 +128,15 @@ class Layout:
             "sequence": (tokens, batch, self.channels),
         }[self.order]
 
+    def mix(self, cells: Tensor, others: Tensor) -> Tensor:
+        """Return a layer's output with the cells of one and the tokens beside them of another; both of the shape of `shape`."""
+        if self.order not in TOKENS:
+            return cells
+        axis = 0 if self.order == "sequence" else 1
+        mixed, count = others.clone(), others.shape[axis] - self.others
+        mixed.narrow(axis, self.extra, count).copy_(cells.narrow(axis, self.extra, count))
+        return mixed
+
     def _cells(self, count: int, scale: Scale | None) -> tuple[int, int]:
         """Return rows and columns of `count` tokens of pictures of another size.
 

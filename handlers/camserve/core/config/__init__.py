@@ -27,8 +27,10 @@ from camserve.core.values import (
 )
 
 METHODS = ("gradcam++", "gradcam", "hirescam", "layercam", "xgradcam", "contrast")
+REFINECAM = "refinecam"
+"""The method that takes several layers together; each of `METHODS` takes one."""
 METHOD_ALIASES = MappingProxyType({"finercam": "contrast"})
-"""Other names that settings and requests may use; answers and metadata keep to `METHODS`."""
+"""Other names of methods, which settings and requests may use, and answers and metadata do not."""
 
 FORMATS = ("jpeg", "png", "webp", "gif", "tiff", "bmp")
 MORE_FORMATS = ("avif", "heic", "dicom")
@@ -39,7 +41,6 @@ MEMORY_FORMATS = ("contiguous", "channels_last", "prepacked")
 SCORES = ("softmax", "sigmoid", "none")
 RUNTIMES = ("torch", "auto", "compile", "onnxruntime", "openvino", "tensorrt", "aot")
 PRECISIONS = ("float32", "bfloat16", "float16")
-
 FITS = ("crop", "squash", "pad")
 
 Size = int | tuple[int, int] | None
@@ -68,7 +69,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "rows and columns of a transformer's tokens, and how many others stand before them, where no trial tells",
             Values("[rows, columns], [rows, columns, before] or null", read_grid),
         ),
-        "method": Key("default method", choice(METHODS, METHOD_ALIASES)),
+        "method": Key("default method", choice((*METHODS, REFINECAM), METHOD_ALIASES)),
         "channels": Key("what the model takes: 1 grey, 3 RGB; of any other number tensors only", integer(1, 1024)),
         "resize": Key("resize the shorter side to this, or to [height, width]; see fit", _SIZE),
         "crop": Key("then crop this square, or [height, width], from the centre; what lies beyond is filled", _SIZE),
@@ -95,6 +96,9 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "threshold": Key("probability from which on a label counts, with scores: sigmoid or one logit", number(0, 1)),
         "random_weights": Key("the weights were never trained, so answers mean nothing; as packaging with them says", FLAG),
         "exif": Key("apply the EXIF orientation", FLAG),
+        "fast_jpeg": Key(
+            "decode a JPEG at a half, a quarter or an eighth where that leaves twice the pixels that the model gets", FLAG
+        ),
         "formats": Key("picture formats that are opened", choices((*FORMATS, *MORE_FORMATS))),
         "colormap": Key("colour map of overlays", choice(COLORMAPS)),
         "opacity": Key("opacity of overlays", number(0, 1)),
@@ -136,6 +140,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             MONITOR,
         ),
         "evidence": Key("keep a sample of the watched predictions, and unusual ones, with picture and map", EVIDENCE),
+        "checks": Key("how far each heatmap is borne out is checked, unless a request says `check: false`", FLAG),
     }
 )
 
@@ -161,6 +166,7 @@ class Config:
     threshold: float = 0.5
     random_weights: bool = False
     exif: bool = False
+    fast_jpeg: bool = False
     formats: tuple[str, ...] = FORMATS
     colormap: str = "viridis"
     opacity: float = 0.5
@@ -181,6 +187,7 @@ class Config:
     allowed_hosts: tuple[str, ...] | None = None
     monitor: bool | Mapping[str, float] = field(default=True, hash=False)
     evidence: bool | Mapping[str, Any] = field(default=False, hash=False)
+    checks: bool = False
     given: frozenset[str] = field(default=frozenset(), compare=False)
     overruled: frozenset[str] = field(default=frozenset(), compare=False)
 
@@ -262,6 +269,8 @@ def _complete(values: dict[str, Any], section: Mapping[Any, Any]) -> list[str]:
     faults = []
     if values.get("monitor") is False and values.get("evidence", False) is not False:
         faults.append("explain: evidence: what is not watched cannot be kept; monitor must not be false")
+    if values.get("checks") and values.get("max_checks") == 0:
+        faults.append("explain: checks: expected false with max_checks: 0, which allows none, got true")
     if None not in (values.get("channels_last"), values.get("memory_format")):
         faults.append("explain: channels_last and memory_format: expected one of the two, got both")
     if channels != 3:

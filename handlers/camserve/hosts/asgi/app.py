@@ -11,7 +11,7 @@ from camserve.hosts.asgi.client import Base, Client, Model, Room, find
 from camserve.hosts.asgi.fields import read_fields
 from camserve.hosts.asgi.health import Health
 from camserve.hosts.asgi.query import add_query
-from camserve.hosts.batcher import HostError
+from camserve.hosts.worker import HostError
 
 NAME, VERSION = r"(?P<name>[^/:]+)", r"(?:/{}(?P<version>[^/:]+))?"
 ASKED = (

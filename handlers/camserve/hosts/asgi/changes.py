@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from camserve.core.errors import ConfigError
-from camserve.hosts.batcher import Batcher, HostError
+from camserve.hosts.batcher import Batcher
 from camserve.hosts.hosted import Hosted
-from camserve.hosts.worker import LoadError
+from camserve.hosts.worker import HostError, LoadError
 
 Open = Callable[[str, str], AbstractContextManager[Hosted]]
 """Opens an archive of the model store, given its file's name and, if another than its own, the model's name."""

@@ -14,9 +14,8 @@ from typing import Any, Protocol, cast
 
 from camserve.core.errors import RequestError
 from camserve.core.messages import REQUEST_ID
-from camserve.hosts.batcher import HostError, no_version
 from camserve.hosts.hosted import Hosted
-from camserve.hosts.worker import Answered, Asked
+from camserve.hosts.worker import Answered, Asked, HostError, no_version
 from camserve.protocol.accept import check_host
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from camserve.core.version import __version__
 from camserve.hosts.asgi.client import Client, Model, find, not_found
-from camserve.hosts.batcher import HostError
+from camserve.hosts.worker import HostError
 from camserve.protocol.accept import wants_page
 
 V1 = re.compile(r"/v1/models/(?P<name>[^/:]+)")

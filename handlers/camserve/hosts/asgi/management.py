@@ -11,8 +11,8 @@ from urllib.parse import parse_qs
 from camserve.core.text import show
 from camserve.hosts.asgi.changes import Changes
 from camserve.hosts.asgi.client import Base, Client, Model, not_found
-from camserve.hosts.batcher import HostError
 from camserve.hosts.metrics import Registry
+from camserve.hosts.worker import HostError
 
 HOST = "camserve"
 """By which tools tell this server from TorchServe."""

@@ -16,13 +16,13 @@ from ray.serve.handle import DeploymentHandle
 from camserve.core.errors import ConfigError
 from camserve.hosts.asgi.app import ASKED, MAX_HELD, App
 from camserve.hosts.asgi.client import Client
-from camserve.hosts.batcher import HostError
 from camserve.hosts.hosted import Hosted
 from camserve.hosts.ray.lines import Lines
 from camserve.hosts.ray.metrics import Counted, ReplicaRegistry
 from camserve.hosts.ray.model import VERSION, Remote, Watch
 from camserve.hosts.ray.replica import Deployed, Replica
 from camserve.hosts.ray.unpacked import find_digest, unpack_once
+from camserve.hosts.worker import HostError
 
 FRONT = "@front"
 """The name of the deployment that speaks HTTP; no model can have it."""

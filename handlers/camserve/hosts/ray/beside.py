@@ -24,7 +24,7 @@ from camserve.hosts.ray.replica import Deployed, State
 
 logger = logging.getLogger(__name__)
 
-EVERY = 1.0
+EVERY = 5.0
 """Seconds between two looks at the replicas."""
 
 

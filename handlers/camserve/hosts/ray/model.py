@@ -7,7 +7,9 @@ import logging
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,10 +18,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from camserve.hosts.batcher import REQUESTS, HostError, full_queue, late
+from camserve.hosts.batcher import REQUESTS
 from camserve.hosts.metrics import Registry
 from camserve.hosts.ray.replica import Deployed, State
-from camserve.hosts.worker import Answered, Asked
+from camserve.hosts.worker import Answered, Asked, HostError, full_queue, late
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class Remote:
         self._deployment = deployed.deployment
         self._handle = handle
         self._watch = watch
+        self._told: dict[str, State] = {}
 
     async def answer(self, asked: Asked) -> Answered:
         """Return the answer to one request.
@@ -130,14 +133,20 @@ class Remote:
         return [{**worker, "id": str(9000 + number)} for number, worker in enumerate(workers)]
 
     async def states(self, positions: Mapping[str, int] = MappingProxyType({})) -> Sequence[State]:
-        """Ask every replica how it is; those that do not say so in time are left out.
+        """Ask every replica how it is.
+
+        A replica that runs and does not say so in time is as it was when it last said so: while all of its places are taken, a
+        question waits like a request, and Serve's controller, which asks apart from them, knows better whether it runs.
 
         Args:
             positions: by replica, up to where its worker's lines are known.
         """
         asked = self._handle.broadcast("state", dict(positions))
-        try:
+        found: Sequence[object] = ()
+        with suppress(TimeoutError, RayError, RayServeException):
             found = await asked.results_async(timeout_s=PATIENCE, return_exceptions=True)
-        except (TimeoutError, RayError, RayServeException):
-            return []
-        return [each for each in found if isinstance(each, State)]
+        told = {each.replica: each for each in found if isinstance(each, State)}
+        silent = max(0, await self._watch.count(self._deployment) - len(told))
+        before = [replace(each, lines=()) for name, each in self._told.items() if name not in told]
+        self._told = {each.replica: each for each in before[max(0, len(before) - silent) :]} | told
+        return list(self._told.values())

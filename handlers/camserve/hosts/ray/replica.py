@@ -13,12 +13,12 @@ from pathlib import Path
 import ray
 from ray import serve
 
-from camserve.hosts.batcher import Batcher, HostError, no_version, write_error
+from camserve.hosts.batcher import Batcher
 from camserve.hosts.hosted import Hosted
 from camserve.hosts.ray.lines import Lines
 from camserve.hosts.ray.metrics import Counted, ReplicaRegistry
 from camserve.hosts.ray.unpacked import unpack_once
-from camserve.hosts.worker import Answered, Asked, LoadError, Worker, make_environment
+from camserve.hosts.worker import Answered, Asked, HostError, LoadError, Worker, make_environment, no_version, write_error
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ VARIABLE = "CAMSERVE_UNPACKED"
 """Names the folder that holds unpacked archives; otherwise it is the user's own below the system's folder for temporary files."""
 
 BLOCK = 2**20
+PAUSE = 0.05
+"""Seconds after which a process looks again whether another has unpacked an archive."""
 UNUSED = 3600.0
 """Seconds after which an archive that no process holds is removed: a replica of it may be about to start."""
 
@@ -64,7 +66,11 @@ def unpack_once(path: Path, digest: str) -> Iterator[Archive]:
             if target.exists():
                 break
             fcntl.flock(held, fcntl.LOCK_UN)
-            fcntl.flock(held, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # another unpacks it, or has, and then holds it for as long as it serves
+                time.sleep(PAUSE)
+                continue
             if not target.exists():
                 _unpack(path, digest, target)
         os.utime(held)

@@ -3,8 +3,9 @@
 
 const $ = (id) => document.getElementById(id);
 const APART = facts.methods.find(({ name }) => name === "contrast")?.name; // the method that tells similar classes apart
+const SEVERAL = facts.together && "refinecam"; // the method that takes all layers together
 const FIRST = Math.min(5, facts.max_targets, facts.classes); // classes explained with the first request
-const state = { answer: null, explanations: new Map(), classes: [], wants: [], active: 0, compare: "", beside: false, jobs: new Map() };
+const state = { answer: null, explanations: new Map(), classes: [], wants: [], active: 0, compare: "", beside: false, jobs: new Map(), coming: new Map() };
 const callbacks = { changed: (pane, change) => want(pane.index, change), checked: (pane) => check(pane.index), pointed: point, touched: (pane) => choose(pane.index) };
 const [original, ...explained] = [null, 0, 1].map((index) => new Pane(index, callbacks));
 
@@ -20,11 +21,15 @@ async function open(blob, name) {
     Object.assign(state, { answer, explanations: new Map(), classes: rowsOf(answer), compare: "", active: 0 });
     keep(answer, defaults, seconds);
     Object.assign(look, { picture, first: state.classes[0].index, at: null });
+    stopDrawing();
+    showBox(null);
     state.wants = [{ ...defaults, target: idOf(answer.explanations[0]) }];
     document.querySelector('input[name="compare"][value=""]').checked = true;
     reveal();
+    return answer;
   };
-  await runJob(job, `Explaining ${name}`, () => open(blob, name));
+  if (!(await runJob(job, `Explaining ${name}`, () => open(blob, name)))) return;
+  if (look.contours && look.picture === picture) await askAgain();
 }
 
 /** What is asked for first: the most probable classes, or of values what raises and what lowers each. */
@@ -60,6 +65,7 @@ function reveal() {
   $("work").hidden = false;
   $("another").hidden = false;
   $("cut").hidden = !isCut(look.picture);
+  $("area").hidden = $("lines").hidden = !look.picture.info.view;
   arrange();
   const { label, probability } = state.classes[0];
   if (facts.scores === "none") say(`${label}: ${amount(probability)}.`);
@@ -83,20 +89,33 @@ const keyOf = ({ target, method, layer }) => JSON.stringify([target, method, lay
 
 function keep(answer, { method, layer }, seconds) {
   for (const explanation of answer.explanations) {
-    state.explanations.set(keyOf({ target: idOf(explanation), method, layer }), { explanation, method, layer, seconds });
+    const key = keyOf({ target: idOf(explanation), method, layer });
+    const before = state.explanations.get(key); // it may have been checked, and is drawn already
+    state.explanations.set(key, { ...before, explanation: { ...before?.explanation, ...explanation }, measured: answer.measured ?? before?.measured, method, layer, seconds });
   }
   $("took").textContent = `in ${seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`}`;
   $("took").title = "From sending the picture to the whole answer";
 }
 
+/** What is wanted after a change: all layers together go with the method that takes them, and it with them. */
+function fit(wanted, change) {
+  const next = { ...wanted, ...change };
+  if (!SEVERAL || (next.method === SEVERAL) === (next.layer === facts.together)) return next;
+  if (change.layer === facts.together) return { ...next, method: SEVERAL };
+  if (change.layer) return { ...next, method: facts.methods[0].name };
+  return { ...next, layer: next.method === SEVERAL ? facts.together : facts.layers[0] };
+}
+
 /** Changes what a pane shows, asking the server where it has not been asked yet. */
 async function want(index, change) {
-  const next = { ...state.wants[index], ...change };
-  if (!state.explanations.has(keyOf(next))) {
+  const next = fit(state.wants[index], change);
+  if (!isWhole(state.explanations.get(keyOf(next)))) {
     const others = state.classes.map((row) => row.index).filter((target) => target !== next.target);
     const targets = [next.target, ...others].slice(0, facts.max_targets);
     const again = () => want(index, change);
+    state.coming.set(index, next);
     const answer = await request(JSON.stringify(targets), next, again, explained[index]);
+    if (state.coming.get(index) === next) state.coming.delete(index);
     if (index >= state.wants.length) return; // the comparison ended meanwhile
     if (!answer) {
       arrange();
@@ -110,6 +129,11 @@ async function want(index, change) {
 
 /** Has the model asked how far what a pane shows is borne out. */
 async function check(index) {
+  const coming = state.coming.get(index);
+  if (coming) { // it was asked for before, and its answer would be aborted
+    await want(index, coming);
+    if (keyOf(state.wants[index]) !== keyOf(coming)) return;
+  }
   const { target, method, layer } = state.wants[index];
   const answer = await request(JSON.stringify([target]), { method, layer, check: "true" }, () => check(index), explained[index]);
   if (!answer) return;
@@ -120,8 +144,13 @@ async function check(index) {
 
 /** Asks for targets with one method and layer, and keeps the answer; undefined when it failed. */
 function request(target, { method, layer, ...more }, again, pane) {
+  const options = asked();
   const job = async (signal) => {
-    const { answer, seconds } = await explain(look.picture, { ...more, target, method, layer }, signal);
+    const { answer, seconds } = await explain(look.picture, { ...more, ...options, target, method, layer }, signal).catch((failure) => {
+      giveUp(failure);
+      throw failure;
+    });
+    removeOutdated(answer, options);
     keep(answer, { method, layer }, seconds);
     return answer;
   };
@@ -248,7 +277,7 @@ function groups() {
     requests.set(key, { method, layer, targets: [...new Set([...(requests.get(key)?.targets || []), target])] });
   }
   return [...requests.values()].map(({ method, layer, targets }) => {
-    const options = { target: targets.length > 1 ? JSON.stringify(targets) : String(targets[0]) };
+    const options = { target: targets.length > 1 ? JSON.stringify(targets) : String(targets[0]), ...asked() };
     if (method !== facts.method) options.method = method;
     if (layer !== facts.layer) options.layer = layer;
     return [options, { method, layer, targets }];
@@ -271,12 +300,13 @@ function say(text) {
 
 function announce(index) {
   const result = state.explanations.get(keyOf(state.wants[index]));
-  say(`${result.explanation.label}, ${amount(result.explanation.probability)}. ${sentence(result)}`);
+  say(`${result.explanation.label}, ${amount(result.explanation.probability)}. ${sentence(result)} ${describeInside(result.explanation)}`.trim());
 }
 
 /** Shows the value under a point in every pane; `aloud` for a keyboard's user. */
 function point(at, aloud = false) {
   look.at = at;
+  stretch(at);
   const values = explained.slice(0, state.wants.length).map((pane) => pane.point(at));
   if (state.beside) original.point(at);
   if (!at) {
@@ -301,7 +331,7 @@ function fail(failure, again) {
 
 /** A message as a sentence of its own, without what is for programs: the option's name, and how several are sent. */
 function toSentence(message) {
-  const text = message.replace(/^(target|data): /, "").replace(/; give several as a list: .*? \(in headers .*?\)/, "");
+  const text = message.replace(/^(target|data|inside|contours): /, "").replace(/; give several as a list: .*? \(in headers .*?\)/, "");
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 

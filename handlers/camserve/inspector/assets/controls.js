@@ -14,7 +14,7 @@ function compare(kind) {
   else b.method = [APART, ...facts.methods.map(({ name }) => name)].find((name) => name && name !== a.method) ?? a.method;
   state.wants.push(a);
   explained[1].show(state.explanations.get(keyOf(a)), "B");
-  return want(1, b);
+  return want(1, { target: b.target, method: b.method });
 }
 
 /** The panes as one PNG at the picture's own size, with captions where there are several. */
@@ -31,6 +31,7 @@ async function picture() {
     const tile = new OffscreenCanvas(size.width, size.height);
     const heat = result && paintHeat(toLevels(result.explanation.heatmap, viewOf(look.picture), size, scale), look.colours, size);
     paint(tile.getContext("2d"), size, scale, look.picture, result && look.picture.info.view, heat, look.opacity);
+    if (result) paintContours(tile.getContext("2d"), result.explanation, size, scale);
     context.drawImage(tile, index * size.width, strip);
     if (strip) caption(context, result, index * size.width, strip, size.width);
   });
@@ -59,6 +60,7 @@ function setColours(name) {
   $("ramp").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
 }
 
+const drawAllBoxes = () => [original, ...explained].filter((pane) => pane.root.isConnected).forEach((pane) => pane.drawBoxes());
 const redraw = () => explained.slice(0, state.wants.length).forEach((pane) => pane.draw());
 
 function showFacts() {
@@ -125,7 +127,7 @@ function listen() {
   for (const name of ["view", "region"]) {
     $(name).addEventListener("change", () => {
       look[name] = $(name).checked;
-      [original, ...explained].filter((pane) => pane.root.isConnected).forEach((pane) => pane.drawBoxes());
+      drawAllBoxes();
     });
   }
   $("png").addEventListener("click", async () => download(await picture(), fileName(look.picture.name, "-heatmap.png")));
@@ -191,5 +193,6 @@ showFacts();
 setOpacity(Math.round(100 * facts.opacity));
 setColours(facts.colormap);
 listen();
+listenForArea();
 listenForPictures();
 openKept();

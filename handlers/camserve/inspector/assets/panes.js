@@ -3,7 +3,8 @@
 
 const FINE = 1600; // longest side drawn on screen, in pixels
 const COARSE = 960; // smaller pictures are enlarged to this, so that heatmaps stay smooth
-const look = { picture: null, first: null, view: true, region: true, opacity: 0.5, colours: null, at: null };
+// `box`: whose share is told, `draft`: while it is drawn; `contours`: levels, as the option has them
+const look = { picture: null, first: null, view: true, region: true, opacity: 0.5, colours: null, at: null, box: null, draft: null, contours: "" };
 
 const percent = (share) => {
   const value = 100 * share;
@@ -34,11 +35,12 @@ class Pane {
     this.index = index;
     this.root = document.getElementById("pane").content.firstElementChild.cloneNode(true);
     this.canvas = this.root.querySelector("canvas");
-    this.parts = Object.fromEntries(["badge", "label", "share", "how", "boxes", "cursor", "busy", "says", "proof", "proven", "verdict", "curves", "use", "made"].map((name) => [name, this.root.querySelector(`.${name}`)]));
+    this.parts = Object.fromEntries(["badge", "label", "share", "how", "boxes", "cursor", "busy", "says", "inside", "proof", "proven", "verdict", "measured", "curves", "use", "made"].map((name) => [name, this.root.querySelector(`.${name}`)]));
     this.method = this.root.querySelector("select.method");
     this.layer = this.root.querySelector("select.layer");
     fill(this.method, facts.methods.map((method) => [method.name, method.name, method.use]));
     fill(this.layer, facts.layers.map((layer) => [layer, layer, layer]));
+    if (facts.together) this.layer.append(new Option("all, multiplied", facts.together));
     this.method.addEventListener("change", () => changed(this, { method: this.method.value }));
     this.layer.addEventListener("change", () => changed(this, { layer: this.layer.value }));
     this.parts.proof.addEventListener("click", () => checked(this));
@@ -51,12 +53,12 @@ class Pane {
   }
 
   listen(pointed) {
-    const place = (event) => {
+    /** The point of the picture under a pointer. */
+    this.place = (event) => {
       const box = this.canvas.getBoundingClientRect();
-      pointed({ x: ((event.clientX - box.left) / box.width) * look.picture.width, y: ((event.clientY - box.top) / box.height) * look.picture.height });
+      return { x: ((event.clientX - box.left) / box.width) * look.picture.width, y: ((event.clientY - box.top) / box.height) * look.picture.height };
     };
-    this.canvas.addEventListener("pointermove", place);
-    this.canvas.addEventListener("pointerdown", place);
+    for (const kind of ["pointermove", "pointerdown"]) this.canvas.addEventListener(kind, (event) => pointed(this.place(event)));
     this.canvas.addEventListener("pointerleave", () => pointed(null));
     this.canvas.addEventListener("blur", () => pointed(null));
     this.canvas.addEventListener("keydown", (event) => {
@@ -88,6 +90,8 @@ class Pane {
     const name = result ? `Heatmap of ${result.explanation.label}, ${result.method}` : "The picture without a heatmap";
     this.canvas.setAttribute("aria-label", `${name}. Arrow keys move a cursor that reads its values.`);
     this.parts.says.textContent = result ? sentence(result) : `${look.picture.width} × ${look.picture.height} pixels`;
+    this.parts.inside.textContent = result ? describeInside(result.explanation) : "";
+    this.parts.inside.hidden = !this.parts.inside.textContent;
     this.root.classList.toggle("flat", Boolean(result && result.explanation.warnings.length));
     const method = result && facts.methods.find(({ name }) => name === result.method);
     const check = result && result.explanation.check;
@@ -95,6 +99,7 @@ class Pane {
     this.parts.proven.hidden = !check;
     if (check) {
       this.parts.verdict.textContent = describeCheck(result.explanation);
+      this.parts.measured.textContent = describeMeasured(result);
       drawCurves(this.parts.curves, result.explanation);
     }
     this.parts.use.textContent = method ? `${method.name}, ${method.use}` : "";
@@ -127,6 +132,8 @@ class Pane {
     for (const [kind, box] of boxesOf(this.result)) {
       for (const style of ["halo", kind]) this.parts.boxes.append(rectangle(box, style));
     }
+    const lines = this.result && outline(this.result.explanation);
+    if (lines) for (const style of ["halo", "contour"]) this.parts.boxes.append(makeSvg("path", { d: lines, class: style }));
   }
 
   /** Moves the cursor to a point of the picture (null: hides it). Returns the value there, null outside of what the model saw. */
@@ -153,20 +160,22 @@ function viewOf(picture) {
 function boxesOf(result) {
   const { view } = look.picture.info;
   const region = result && result.explanation.region;
-  return [...(look.view && view ? [["view", view]] : []), ...(look.region && region ? [["region", region]] : [])];
+  const drawn = look.draft || look.box;
+  return [...(look.view && view ? [["view", view]] : []), ...(look.region && region ? [["region", region]] : []), ...(drawn ? [["drawn", drawn]] : [])];
+}
+
+function makeSvg(name, attributes, text = "") {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.textContent = text;
+  return element;
 }
 
 function rectangle([left, top, right, bottom], style) {
-  const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
   const { width, height } = look.picture;
   const inset = Math.max(width, height) / 500; // so that a box on the picture's edge is seen whole
   const [x, y] = [Math.max(left, inset), Math.max(top, inset)];
-  rect.setAttribute("x", x);
-  rect.setAttribute("y", y);
-  rect.setAttribute("width", Math.max(0, Math.min(right, width - inset) - x));
-  rect.setAttribute("height", Math.max(0, Math.min(bottom, height - inset) - y));
-  rect.classList.add(style);
-  return rect;
+  return makeSvg("rect", { x, y, width: Math.max(0, Math.min(right, width - inset) - x), height: Math.max(0, Math.min(bottom, height - inset) - y), class: style });
 }
 
 /** Where an arrow key moves the cursor: 2 % of the picture, 10 % with Shift; null on Escape, undefined for other keys. */
@@ -199,7 +208,7 @@ function sentence(result) {
   const share = ((region[2] - region[0]) * (region[3] - region[1])) / (picture.width * picture.height);
   const size = share < 0.005 ? "less than 1\u00a0%" : `${Math.round(100 * share)}\u00a0%`;
   const box = `the brightest region takes ${size} of the picture.`;
-  if (result.method === "contrast") return `What speaks for ${label} and not for the classes most like it lies mostly ${where}: ${box}`;
+  if (["contrast", "refinecam"].includes(result.method)) return `What speaks for ${label} and not for the classes most like it lies mostly ${where}: ${box}`;
   if (target === look.first && isUndecided(probability)) return `The model does not decide, ${label} comes first. What speaks for it lies mostly ${where}: ${box}`;
   if (target === look.first) return `The model says ${label}. It looked mostly ${where}: ${box}`;
   return `What speaks for ${label} lies mostly ${where}: ${box}`;
@@ -216,12 +225,20 @@ const average = (byFill, place) => Object.values(byFill).reduce((sum, row) => su
 
 /** What a check found, in one sentence. */
 function describeCheck({ label, probability, check }) {
-  const { brightest, random, moved, verdict } = check;
+  const { brightest, random, moved, verdict, support } = check;
   const said = (what) => `${amount(average(what.hidden, FIFTH))} and ${amount(average(what.shown, FIFTH))}`;
   return (
-    `${VERDICTS[verdict]}: ${label} has ${amount(probability)}; with the brightest fifth hidden, and with only it shown, ${said(brightest)}. ` +
+    `${VERDICTS[verdict]}${Number.isFinite(support) ? ` (support ${support.toFixed(2)})` : ""}: ${label} has ${amount(probability)}; with the brightest fifth hidden, and with only it shown, ${said(brightest)}. ` +
     `As many other cells: ${said(random)} at random, ${said(moved)} with the heatmap moved elsewhere.`
   );
+}
+
+/** What was measured of the layer and the method on pictures before, in one sentence; "" where the archive has no report of that. */
+function describeMeasured({ method, layer, measured }) {
+  if (!measured) return "";
+  const { chosen, out, pictures, support, made } = measured;
+  const interval = `${support.mean.toFixed(2)} (${support.low.toFixed(2)} to ${support.high.toFixed(2)})`;
+  return `${method} of ${layer} was ${chosen ? "chosen by measuring" : "measured"} on ${pictures} pictures${made ? `, ${made.slice(0, 10)}` : ""}: support ${interval} on average${out ? "; its maps stay alike when the weights are drawn anew, so they may show the picture alone" : ""}.`;
 }
 
 /** Draws the score by the share of the cells that are hidden (solid) and shown (dashed), brightest first. */
@@ -234,15 +251,9 @@ function drawCurves(svg, { label, probability, check }) {
   };
   const all = [...ways.hidden, ...ways.shown];
   const [low, high] = facts.scores === "none" ? [Math.min(...all), Math.max(...all)] : [0, 1];
-  const make = (name, attributes, text = "") => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    element.textContent = text;
-    return element;
-  };
   const y = (score) => 36 - (34 * (score - low)) / (high - low || 1);
-  const lines = Object.entries(ways).map(([way, row]) => make("polyline", { class: way, points: row.map((score, place) => `${100 * shares[place]},${y(score)}`).join(" ") }));
-  const words = [make("text", { x: 0, y: 43 }, "brightest cells hidden: solid; shown alone: dashed")];
+  const lines = Object.entries(ways).map(([way, row]) => makeSvg("polyline", { class: way, points: row.map((score, place) => `${100 * shares[place]},${y(score)}`).join(" ") }));
+  const words = [makeSvg("text", { x: 0, y: 43 }, "brightest cells hidden: solid; shown alone: dashed")];
   svg.setAttribute("aria-label", `How the score of ${label} changes as its brightest cells are hidden, or shown alone`);
   svg.replaceChildren(...lines, ...words);
 }
@@ -250,7 +261,8 @@ function drawCurves(svg, { label, probability, check }) {
 function details({ explanation, layer }) {
   const cells = `${explanation.heatmap[0].length} × ${explanation.heatmap.length} cells`;
   const range = explanation.range ? `, map from ${short(explanation.range[0])} to ${short(explanation.range[1])}` : "";
-  return `class ${explanation.target}, ${cells} at ${layer}${range}`;
+  const where = layer === facts.together ? facts.together.replaceAll(",", ", ") : layer;
+  return `class ${explanation.target}, ${cells} at ${where}${range}`;
 }
 
 /** Fills a select with [value, text, title] rows. */

@@ -32,7 +32,8 @@ const HEADINGS = {
 async function send(picture, options, accept, signal) {
   const form = new FormData();
   form.append("data", new Blob([picture.blob], { type: "application/octet-stream" }), "picture");
-  for (const [name, value] of Object.entries(options)) form.append(name, value);
+  // one button asks for a check; an archive that checks everything would check each class of the list
+  for (const [name, value] of Object.entries(facts.checked ? { check: "false", ...options } : options)) form.append(name, value);
   for (let turn = 0; ; turn += 1) {
     const response = await post(form, accept, signal);
     if (response.ok) return response;

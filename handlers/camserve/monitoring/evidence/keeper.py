@@ -11,16 +11,17 @@ from functools import cached_property, partial
 from typing import Any
 
 from camserve.core.config import Config
+from camserve.core.config.switch import KEEP_AT
 from camserve.core.config.watching import Evidence
 from camserve.core.errors import ConfigError
 from camserve.core.messages import Encoded
 from camserve.explain.observer import Observation, Origin
 from camserve.monitoring import metrics
 from camserve.monitoring.evidence.judging import Judge
+from camserve.monitoring.evidence.names import KINDS, make_id
 from camserve.monitoring.evidence.pictures import keep_picture
-from camserve.monitoring.evidence.records import KINDS, Reason, Record, Source, make_id
+from camserve.monitoring.evidence.records import Reason, Record, Source
 from camserve.monitoring.evidence.stores import StoreError, hide_secrets, open_store
-from camserve.monitoring.evidence.switch import KEEP_AT
 from camserve.monitoring.evidence.writing import DROPPED, SHARE, Candidate, Writer
 from camserve.monitoring.exporter import Exporter
 from camserve.monitoring.measure import Measurements

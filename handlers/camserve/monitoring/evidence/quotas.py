@@ -10,8 +10,8 @@ from datetime import datetime, timedelta, timezone
 from typing import Generic, TypeVar
 
 from camserve.core.config.watching import Evidence
+from camserve.monitoring.evidence.names import Entry
 from camserve.monitoring.evidence.reading import delete_entries, list_day
-from camserve.monitoring.evidence.records import Entry
 from camserve.monitoring.evidence.stores import Folder, Store
 
 HOUR = 3600.0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 
-from camserve.monitoring.evidence.records import ENDING, Entry, EvidenceError, Record, digest_request, name_folder
+from camserve.monitoring.evidence.names import ENDING, Entry, digest_request, name_folder
+from camserve.monitoring.evidence.records import EvidenceError, Record
 from camserve.monitoring.evidence.stores import Store
 
 __all__ = ["EvidenceError", "delete_entries", "find_entries", "list_entries", "list_models", "read_record", "read_records"]

@@ -14,9 +14,10 @@ from camserve.core.config.watching import Evidence
 from camserve.core.text import in_one_line
 from camserve.explain.sampling import MAX_SAVINGS, Budget
 from camserve.monitoring import metrics
+from camserve.monitoring.evidence.names import ENDING, Entry, name_folder, name_reference
 from camserve.monitoring.evidence.quotas import HOUR, SAMPLE, Bounds, Quotas, Reservoir, plan_sample
 from camserve.monitoring.evidence.reading import list_day
-from camserve.monitoring.evidence.records import ENDING, Entry, Reason, Record, name_folder, name_reference
+from camserve.monitoring.evidence.records import Reason, Record
 from camserve.monitoring.evidence.stores import Store, hide_secrets
 from camserve.monitoring.exporter import Exporter
 

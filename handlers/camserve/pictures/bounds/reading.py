@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import sys
 import threading
 import warnings
 from io import BytesIO
@@ -33,7 +34,9 @@ def silence_decoders() -> None:
 class Lenient:
     """Context manager: Pillow neither warns about a picture's size nor limits it, because `max_pixels` does that.
 
-    Both are state of the process. It is restored when the last of the threads that are inside leaves.
+    Both are state of the process. It is restored when the last of the threads that are inside leaves. A limit stays a
+    number, and none stays None: Pillow reads it twice to check one picture, and a thread that is not inside would calculate with
+    None between.
     """
 
     def __init__(self) -> None:
@@ -48,7 +51,9 @@ class Lenient:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()
                 warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\b")
-                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+                self._limit = Image.MAX_IMAGE_PIXELS
+                if self._limit is not None:
+                    Image.MAX_IMAGE_PIXELS = sys.maxsize
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:

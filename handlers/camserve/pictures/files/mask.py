@@ -20,7 +20,8 @@ from camserve.core.errors import RequestError
 from camserve.core.geometry import Rect
 from camserve.core.messages import Encoded
 from camserve.pictures.bounds.work import Measure, price_pixels
-from camserve.pictures.decode import find_turn, open_picture, weigh
+from camserve.pictures.decode import open_picture, weigh
+from camserve.pictures.files.modes import find_turn
 
 _HEADER = struct.Struct(">8s4x4sIIBB")
 """Of a PNG: its mark, its first chunk's name, width, height, bits, and kind of colour."""
@@ -75,22 +76,23 @@ def measure_mask(mask: Encoded, config: Config) -> Measure:
     return Measure(size, pixels, weight.header + price_pixels(weight.name, weight.effort, pixels, 0))
 
 
-def check_area(area: Rect | Encoded, picture: Image.Image, config: Config) -> None:
+def check_area(area: Rect | Encoded, picture: Image.Image, size: tuple[int, int], config: Config) -> None:
     """Refuse an area that does not fit its picture, or that may be read in two ways; of a mask, by its header alone.
 
     Args:
-        picture: as it was opened; its size is that of the answer's `image`.
+        picture: as it was opened, perhaps smaller.
+        size: (width, height) of the whole picture, as in the answer's `image`.
         config: `exif`.
 
     Raises:
         RequestError: 400 `InvalidOption`.
     """
     if isinstance(area, Encoded):
-        _check_mask(area.data, picture.size)
+        _check_mask(area.data, size)
     else:
-        _check_box(area, picture.size)
+        _check_box(area, size)
     turn = None if config.exif else find_turn(picture)
-    settled = isinstance(area, Encoded) and turn in _SIDEWAYS and picture.width != picture.height
+    settled = isinstance(area, Encoded) and turn in _SIDEWAYS and size[0] != size[1]
     if turn is not None and not settled:
         message = (
             "the picture's file says that it is stored turned (EXIF orientation), and this archive takes pictures as they are "

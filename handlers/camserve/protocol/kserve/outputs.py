@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camserve.core.errors import RequestError
-from camserve.core.messages import VERDICTS, Answer, Check, Explanation
+from camserve.core.messages import Answer, Explanation
+from camserve.core.messages.checks import VERDICTS, Check
 
 
 @dataclass(frozen=True)

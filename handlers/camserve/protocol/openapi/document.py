@@ -12,10 +12,12 @@ from PIL import Image
 
 from camserve.core.config import Config
 from camserve.core.errors import KINDS
-from camserve.core.messages import CONTENT_TYPES, VERDICTS, ModelInfo
+from camserve.core.messages import CONTENT_TYPES, ModelInfo
+from camserve.core.messages.checks import VERDICTS
 from camserve.core.served import Served
 from camserve.core.version import __version__
-from camserve.protocol.openapi.schemas import INSIDE, Schema, ref, refer_to_options, write_schemas
+from camserve.protocol.openapi.schemas import INSIDE, refer_to_options, write_schemas
+from camserve.protocol.openapi.shapes import Schema, ref
 from camserve.protocol.options import HEADER_PREFIX
 
 JSON = "application/json"

@@ -39,6 +39,8 @@ def find_fault(answer: Mapping[str, Any]) -> str | None:
             return name
     if not _is_text(answer.get("scores", "")) or not (answer.get("threshold") is None or _is_number(answer["threshold"])):
         return "scores or threshold"
+    if not _is_measured(answer.get("measured")):
+        return "measured"
     for place, explanation in enumerate(answer["explanations"]):
         for name, check in _EXPLANATION.items():
             if name not in explanation or not check(explanation[name]):
@@ -108,6 +110,16 @@ def _is_check(value: Any) -> bool:
     if not isinstance(value.get("empty"), dict) or not all(isinstance(each, dict) for each in hidden):
         return False
     return all(set(each) == {"hidden", "shown"} and all(map(_is_scores, each.values())) for each in hidden if each is not None)
+
+
+def _is_measured(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), bool) for name in ("chosen", "out")):
+        return False
+    figures = [value.get(name) for name in ("score", "support")]
+    sound = all(isinstance(each, dict) and all(_is_number(each.get(end)) for end in ("mean", "low", "high")) for each in figures)
+    return sound and _is_integer(value.get("pictures")) and all(_is_text(value.get(name)) for name in ("made", "report"))
 
 
 def _is_scores(value: Any) -> bool:

@@ -129,8 +129,8 @@ class Client:
         target: int | str | Sequence[int | str] | None = None,
         top_k: int | None = None,
         method: str | None = None,
-        layer: str | None = None,
-        check: bool = False,
+        layer: str | Sequence[str] | None = None,
+        check: bool | None = None,
         inside: Area | None = None,
         contours: float | Sequence[float] | None = None,
         overlay: bool = True,
@@ -142,7 +142,8 @@ class Client:
         Args:
             target: class index, label, or several of them; None: the most probable class.
             top_k: in place of targets, the k most probable classes.
-            method, layer, colormap, opacity: None: the archive's defaults.
+            method, layer, check, colormap, opacity: None: the archive's defaults. Of several layers the method `refinecam`
+                multiplies the maps.
             check: have the model asked how far each heatmap is borne out: some twenty pictures more for each.
             inside: tell what of each map lies inside a box `[left, top, right, bottom]` in the picture's pixels, or in a mask,
                 see `Area`.
@@ -155,7 +156,7 @@ class Client:
         """
         options = {
             "target": target, "top_k": top_k, "method": method, "layer": layer, "colormap": colormap, "opacity": opacity,
-            "check": check or None, "inside": None if inside is None else spell_area(inside), "contours": contours,
+            "check": check, "inside": None if inside is None else spell_area(inside), "contours": contours,
             "overlay": (overlay and not is_tensor(image)) or None,
         }  # fmt: skip
         return read_result(self.ask(image, model, {name: value for name, value in options.items() if value is not None}))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from camserve.core import messages
 from camserve.core.geometry import Contour, Inside, Rect
+from camserve.core.messages import checks
 from camserve.core.text import join_names, show
 from camserve.explain.contours import write_svg
 
@@ -60,6 +61,7 @@ class Result:
         weights: the start of the weights' digest.
         scores: `softmax`, `sigmoid` or `none`: what the probabilities are.
         threshold: from which on a label counts, where there are several at once.
+        measured: what was measured of the layer and the method on pictures, where a check was asked for and the archive says it.
     """
 
     predictions: tuple[Prediction, ...]
@@ -73,6 +75,7 @@ class Result:
     weights: str
     scores: str = "softmax"
     threshold: float | None = None
+    measured: Mapping[str, Any] | None = None
 
     @property
     def heatmap(self) -> NDArray[np.float32]:
@@ -135,6 +138,7 @@ def read_result(answer: Mapping[str, Any]) -> Result:
         weights=answer["weights"],
         scores=answer.get("scores", "softmax"),
         threshold=answer.get("threshold"),
+        measured=answer.get("measured"),
     )
 
 
@@ -181,10 +185,10 @@ def _point(pair: Sequence[float]) -> tuple[float, float]:
     return pair[0], pair[1]
 
 
-def _check(member: Mapping[str, Any] | None) -> messages.Check | None:
+def _check(member: Mapping[str, Any] | None) -> checks.Check | None:
     if member is None:
         return None
-    return messages.Check(
+    return checks.Check(
         verdict=member["verdict"],
         support=member["support"],
         shares=tuple(member["shares"]),
@@ -197,8 +201,8 @@ def _check(member: Mapping[str, Any] | None) -> messages.Check | None:
     )
 
 
-def _hidden(member: Mapping[str, Mapping[str, Sequence[float]]]) -> messages.Hidden:
-    return messages.Hidden(_scores(member["hidden"]), _scores(member["shown"]))
+def _hidden(member: Mapping[str, Mapping[str, Sequence[float]]]) -> checks.Hidden:
+    return checks.Hidden(_scores(member["hidden"]), _scores(member["shown"]))
 
 
 def _scores(rows: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, ...]]:

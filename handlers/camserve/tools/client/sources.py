@@ -97,19 +97,27 @@ def _only_model(root: str, token: Callable[[], str] | None) -> str:
 
 
 class ArchiveSource:
-    """Asks an archive that is loaded here, on the CPU, one picture at a time; `labels` are its classes."""
+    """Asks an archive that is loaded here, on the CPU, one picture at a time; `labels` are its classes.
 
-    def __init__(self, name: str, labels: Labels, service: Any, identity: Mapping[str, str]) -> None:
+    Args:
+        always: options that hold where a request says nothing else.
+    """
+
+    def __init__(
+        self, name: str, labels: Labels, service: Any, identity: Mapping[str, str], always: Mapping[str, Any] | None = None
+    ) -> None:
         self.name = name
         self.identity: Mapping[str, str] | None = identity
         self.labels = labels
         self._service = service
+        self._always = always or {}
         self._turn = threading.Lock()
 
     def ask(self, picture: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
         """Asks as `AnswerSource` says."""
         with self._turn:
-            (response,) = ask(self._service, [Row({"body": bytearray(picture)}, write_headers(options), explain=True)])
+            headers = write_headers({**self._always, **options})
+            (response,) = ask(self._service, [Row({"body": bytearray(picture)}, headers, explain=True)])
         if response.status != 200:
             raise read_error(response.status, response.body)
         answer: dict[str, Any] = json.loads(response.body)
@@ -139,12 +147,13 @@ def unpack(archive: Path) -> Iterator[Archive]:
         yield opened
 
 
-def load(archive: Path, opened: Archive, trusted: bool, say: Callable[[str], None]) -> ArchiveSource:
+def load(archive: Path, opened: Archive, trusted: bool, say: Callable[[str], None], *, checks: bool = True) -> ArchiveSource:
     """Loads an unpacked archive.
 
     Args:
         trusted: code of the archive's own may run.
         say: is told what the archive holds, and what of it runs, before it does.
+        checks: False: heatmaps are not checked, also where the archive asks for that.
 
     Raises:
         ToolError: it has code of its own and is not trusted, it does not load, or its handler is not camserve's.
@@ -163,4 +172,5 @@ def load(archive: Path, opened: Archive, trusted: bool, say: Callable[[str], Non
         mend = f"{command_of('package')} --from-archive {shlex.quote(str(archive))}"
         raise ToolError(f"{archive}: its handler is not camserve's; {mend} makes an archive of it that explains")
     identity = {"archive": digest, "weights": face.served.model.weights}
-    return ArchiveSource(f"{opened.name} {opened.version}", face.served.labels, service, identity)
+    always = {} if checks or not getattr(face.served.config, "checks", False) else {"check": False}  # older ones know none
+    return ArchiveSource(f"{opened.name} {opened.version}", face.served.labels, service, identity, always)

@@ -107,7 +107,7 @@ def _compare(options: argparse.Namespace, progress: Progress) -> tuple[dict[str,
         marked = Path(stack.enter_context(TemporaryDirectory())) if options.marked else Path()
         images = [] if folders else _list_images(options, marked, progress)
         archives = [stack.enter_context(unpack(path)) for path in paths]  # what is no archive is told before one loads
-        first, second = (load(*each, options.trust, progress.note) for each in zip(paths, archives, strict=True))
+        first, second = (load(*each, options.trust, progress.note, checks=False) for each in zip(paths, archives, strict=True))
         classes = Classes(first.labels, second.labels)
         if folders:
             from camserve.tools.reports.comparison.rows import RowPairs  # noqa: PLC0415 only this needs pyarrow

@@ -186,7 +186,7 @@ def _serve(server: BaseServer, options: argparse.Namespace, signals: list[int], 
     if options.log_format == "json":
         log.info("ready", extra={"fields": {"url": server.url}})
     else:
-        log.info(f"pictures in a browser: {server.url}/explanations/NAME of a model, the inspector")
+        log.info(f"the inspector, for a browser: {server.pages}")
         write_line(f"ready {server.url}")
     return _stop_when_asked(server, options.drain, signals, log)
 

@@ -34,7 +34,7 @@ def build_archive(source: ModelSource, parts: Parts, store: Path, *, name: str, 
     Raises:
         ToolError: two files of one name; or, in the archiver's own words, why it failed.
     """
-    weights = _place_weights(source, parts.settings.parent)
+    weights = place_weights(source, parts.settings.parent)
     named = [weights, parts.settings, parts.handler, *([source.model_file] if source.model_file else [])]
     _check_names(named, parts.folder)
     command = [sys.executable, "-m", "model_archiver.model_packaging"]
@@ -51,9 +51,11 @@ def build_archive(source: ModelSource, parts: Parts, store: Path, *, name: str, 
     return store / f"{name}.mar"
 
 
-def _place_weights(source: ModelSource, folder: Path) -> Path:
-    """Puts the weights into `folder` under their name in the archive. A file is linked: it may be gigabytes large."""
+def place_weights(source: ModelSource, folder: Path) -> Path:
+    """Puts the weights into `folder`, once, under their name in the archive. A file is linked: it may be gigabytes large."""
     path = folder / (source.stored_as or (WEIGHTS if source.model_file else PROGRAM))
+    if path.exists():
+        return path
     if source.weights is None:
         torch.save(source.model.state_dict(), path)
     else:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,29 @@ from camserve.core.text import in_one_line
 from camserve.pictures.preprocess import Preprocess
 from camserve.pipeline.loading import check_handler, isolate_modules, load_module
 from camserve.pipeline.loading import read_labels as read_archive_labels
-from camserve.pipeline.model import PROBE
+from camserve.pipeline.opening import PROBE
 from camserve.tools.archive.archive import Archive, face_of, handler_of, load_service, open_archive
 from camserve.tools.archive.trust import review
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.packaging.adoption.old_archive import read_old_archive
+from camserve.tools.packaging.archiver import place_weights
 from camserve.tools.packaging.contents.labels import read_labels
 from camserve.tools.packaging.flags.model import ModelFlags
 
 
 @dataclass(frozen=True)
 class InspectedModel:
-    """A model, how pictures are prepared for it, and names of its classes, if known."""
+    """A model, how pictures are prepared for it, and names of its classes, if known.
+
+    Attributes:
+        weights: returns the file of its weights as an archive has it, which it writes where there is none yet.
+    """
 
     model: Any
     config: Config
     preprocess: Preprocess
     labels: Mapping[str, str] | None
+    weights: Callable[[], Path | None]
 
     def __post_init__(self) -> None:
         """Give the configuration the channels that the preprocessing makes."""
@@ -77,7 +84,8 @@ def open_inspected(
         for note in source.notes:
             progress.note(note)
         config = Config.from_mapping(source.choose_keys(keys))
-        yield InspectedModel(source.model, config, Preprocess(config), labels or source.label_mapping)
+        weights = partial(place_weights, source, workdir)
+        yield InspectedModel(source.model, config, Preprocess(config), labels or source.label_mapping, weights)
 
 
 def _load_archive(opened: Archive, keys: Mapping[str, Any], workdir: Path) -> InspectedModel:
@@ -90,7 +98,7 @@ def _load_archive(opened: Archive, keys: Mapping[str, Any], workdir: Path) -> In
     config = Config.from_mapping(explain)
     as_it_is = replace(opened, config={key: value for key, value in opened.config.items() if key != "pt2"})
     model = load_module(as_it_is, torch.device("cpu"))
-    return InspectedModel(model, config, Preprocess(config), read_archive_labels(opened.directory))
+    return InspectedModel(model, config, Preprocess(config), read_archive_labels(opened.directory), _weights_of(opened))
 
 
 def _load_handler(opened: Archive, explain: Mapping[str, Any], workdir: Path) -> InspectedModel:
@@ -105,7 +113,7 @@ def _load_handler(opened: Archive, explain: Mapping[str, Any], workdir: Path) ->
     config = Config.from_mapping(explain)
     preprocess = handler.preprocess_of(config)
     handler.model = handler.face = handler.ig = None  # tuned, and as large as the one that is to come
-    return InspectedModel(_load_untuned(handler, service.context), config, preprocess, handler.mapping)
+    return InspectedModel(_load_untuned(handler, service.context), config, preprocess, handler.mapping, _weights_of(opened))
 
 
 def _load_untuned(handler: Any, context: Any) -> Any:
@@ -122,4 +130,10 @@ def _load_other(opened: Archive, explain: Mapping[str, Any], workdir: Path) -> I
     old = read_old_archive(opened, workdir, stage)
     config = Config.from_mapping(explain)
     own = old.handler.processing
-    return InspectedModel(old.source.model, config, Preprocess.from_callable(own) if own else Preprocess(config), old.labels)
+    return InspectedModel(
+        old.source.model, config, Preprocess.from_callable(own) if own else Preprocess(config), old.labels, _weights_of(opened)
+    )
+
+
+def _weights_of(opened: Archive) -> Callable[[], Path | None]:
+    return lambda: opened.file("serializedFile")

@@ -17,10 +17,12 @@ from camserve.tools.archive.archive import Archive, open_archive
 from camserve.tools.archive.trust import review
 from camserve.tools.console import Progress, ToolError
 from camserve.tools.packaging.adoption.old_archive import OldArchive, read_old_archive
+from camserve.tools.packaging.adoption.own_handler import check_handler_file, take_handler
+from camserve.tools.packaging.adoption.their_handler import AdoptedHandler
 from camserve.tools.packaging.archiver import Parts, build_archive
 from camserve.tools.packaging.contents.files import copy_extra_files, copy_package
 from camserve.tools.packaging.contents.labels import read_labels, write_labels
-from camserve.tools.packaging.contents.measured import choose_by_measuring
+from camserve.tools.packaging.contents.measured import Measurable, choose_by_measuring
 from camserve.tools.packaging.contents.modules import UncarriedError, copy_licences, copy_modules, find_needed_modules
 from camserve.tools.packaging.contents.requirements import add_requirements, check_requirements, copy_requirements
 from camserve.tools.packaging.contents.settings import ModelConfig, merge_settings, read_settings, write_settings
@@ -41,11 +43,12 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model, the archive that it comes from, if any, and the file of requirements in the stage."""
+    """The model, the archive that it comes from, if any, the file of requirements in the stage, and the handler."""
 
     source: ModelSource
     old: OldArchive | None
     requirements: Path | None
+    handler: AdoptedHandler
 
 
 def package(options: Options, progress: Progress) -> Path:
@@ -60,6 +63,8 @@ def package(options: Options, progress: Progress) -> Path:
         archive = stack.enter_context(open_archive(options.model.archive)) if options.model.archive else None
         target = _choose_target(options, archive)
         options.model.check_files()
+        if options.handler:
+            check_handler_file(options.handler)
         if archive and options.model.archive:
             review(options.model.archive, archive, options.trust, progress.note)
         space = _open_workspace(target, stack)
@@ -70,16 +75,16 @@ def package(options: Options, progress: Progress) -> Path:
             classes = None if labels is None else len(labels)
             asked = {**config.explain, **options.keys}
             if options.choose_by:
-                source = loaded.source, loaded.old
-                asked |= choose_by_measuring(options.choose_by, source, asked, space.stage, say=progress.note, tell=tell)
-            probed = probe_model(loaded.source, loaded.old, asked, classes, tell, stage=space.stage)
+                given = Measurable(loaded.source, loaded.old, loaded.handler, classes, target.stem)
+                asked |= choose_by_measuring(options.choose_by, given, asked, space, say=progress.note, tell=tell)
+            probed = probe_model(loaded.source, loaded.old, asked, classes, tell, handler=loaded.handler, stage=space.stage)
         if options.model.random_weights:
             progress.note("Weights: random, for trials: its answers mean nothing; --weights FILE brings trained ones")
         _say_all(probed.notes, progress)
         labels = _fit_labels(labels, options, loaded, probed.reader, probed.outputs)
         _put_labels(labels, probed.outputs, space.stage, progress)
         requirements = _put_modules(loaded, probed, space.stage, progress)
-        handler = _put_handler(loaded.old, space.stage, progress)
+        handler = _put_handler(loaded.handler, space.stage, progress)
         written = write_settings(space.workdir, settings, {**probed.explain, "layers": probed.layers})
         with progress.step("Build the archive with torch-model-archiver"):
             parts = Parts(space.stage, handler, written, requirements)
@@ -133,11 +138,14 @@ def _load(options: Options, archive: Archive | None, space: Workspace, progress:
     with progress.step("Load the model and its weights"):
         if archive:
             old = read_old_archive(archive, space.workdir, space.stage, requirements)
-            loaded = Loaded(old.source, old, old.requirements)
+            loaded = Loaded(old.source, old, old.requirements, old.handler)
             notes = (*notes, *old.notes)
         else:
-            source = options.model.load(space.workdir, space.stage, progress.console.is_terminal)
-            loaded = Loaded(source, None, requirements)
+            source, handler = options.model.load(space.workdir, space.stage, progress.console.is_terminal), AdoptedHandler()
+            if options.handler:
+                source, handler = take_handler(options.handler, source, space.stage, space.workdir)
+            loaded = Loaded(source, None, requirements, handler)
+            notes = (*notes, *handler.notes)
     _say_all([*loaded.source.notes, *notes], progress)
     return loaded
 
@@ -210,14 +218,14 @@ def _put_modules(loaded: Loaded, probed: Probed, stage: Path, progress: Progress
     return requirements
 
 
-def _put_handler(old: OldArchive | None, stage: Path, progress: Progress) -> Path:
-    """The handler's file, beside the package and, where it is the old archive's, camserve's own handler in `stage`."""
+def _put_handler(handler: AdoptedHandler, stage: Path, progress: Progress) -> Path:
+    """The handler's file, beside the package and, where it is not camserve's, camserve's own handler in `stage`."""
     ours = copy_package(stage)
-    if old is None or old.handler.file is None:
+    if handler.file is None:
         return ours
     shutil.copyfile(ours, stage / ours.name)
-    progress.note(f"Handler: {old.handler.title}, over camserve's")
-    return old.handler.file
+    progress.note(f"Handler: {handler.title}, over camserve's")
+    return handler.file
 
 
 def _try(archive: Path, probed: Probed, progress: Progress) -> None:

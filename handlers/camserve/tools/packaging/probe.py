@@ -20,7 +20,7 @@ from camserve.capture.tuning.fold import fold_norms
 from camserve.capture.tuning.memory_format import choose_memory_format
 from camserve.core.config import Config
 from camserve.core.geometry import input_size
-from camserve.explain.methods import choose_method
+from camserve.explain.methods import check_method, choose_method
 from camserve.tools.packaging.adoption.old_archive import OldArchive
 from camserve.tools.packaging.adoption.their_handler import AdoptedHandler
 from camserve.tools.packaging.contents.runtime import choose_runtime, record_graph
@@ -67,6 +67,7 @@ def probe_model(
     classes: int | None = None,
     tell: Tell = lambda _part: None,
     *,
+    handler: AdoptedHandler,
     stage: Path | None = None,
 ) -> Probed:
     """Runs the model as a worker will; keys that are `asked` for beat the old archive's, and these the model's own.
@@ -74,6 +75,7 @@ def probe_model(
     Args:
         classes: how many labels there are, which may tell where the model's scores are; None: it is not known.
         tell: is told which part of the work begins.
+        handler: may prepare pictures in its own way.
         stage: a folder of files that the archive will hold; None: no archive is made, so no runtime is chosen.
 
     Raises:
@@ -83,10 +85,10 @@ def probe_model(
     origins = {"the model's own": source.preprocessing, "the archive's": old.explain if old else {}, "as asked": asked}
     explain = source.choose_keys({**origins["the archive's"], **asked})
     config = Config.from_mapping(explain)
-    handler = old.handler if old else AdoptedHandler()
     config = replace(config, channels=handler.channels) if handler.processing else config
     size = handler.size or input_size(256, 256, config.resize, config.crop, config.fit)
     backend = _run(source, config, (size, handler.size is not None), classes, tell)
+    check_method(config, backend.placed)
     tell("measuring which memory format is fastest")
     recorded, remarks = _measure_format(source, config, backend, size)
     recorded |= _record_scores(config, backend)

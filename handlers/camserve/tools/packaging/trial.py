@@ -15,7 +15,7 @@ from PIL import Image
 from camserve.capture import synthesize_pictures
 from camserve.core.config import FORMATS, Config
 from camserve.core.geometry import input_size
-from camserve.pipeline.model import PROBE
+from camserve.pipeline.opening import PROBE
 from camserve.tools.archive import fresh_process
 from camserve.tools.archive.archive import open_archive
 from camserve.tools.console import ToolError

@@ -85,6 +85,12 @@ class BaseServer(abc.ABC):
         """The models, in words."""
         return join_names(describe(self._archives)).replace(" or ", " and ")
 
+    @property
+    def pages(self) -> str:
+        """The addresses of the models' inspectors, in words."""
+        names = dict.fromkeys(archive.name for archive in self._archives)
+        return join_names((f"{self.url}/explanations/{name}" for name in names), 3).replace(" or ", " and ")
+
     def request_stop(self, at_once: bool = False) -> None:
         """Ends `wait_ready` and `wait_stop`, and with `at_once` also a drain; may be called by a signal handler."""
         self._stop.set()

@@ -23,7 +23,7 @@ from camserve.tools.serving.configuration.own_host import HostSettings, read_num
 from camserve.tools.serving.configuration.store import StoredArchive, read_archive, select
 from camserve.tools.serving.own_server import OwnServer, bind, logged
 from camserve.tools.serving.process.errors import Interrupted, ServeError
-from camserve.tools.serving.process.ray_cluster import compose_variables, has_haproxy, start_ray
+from camserve.tools.serving.process.ray_cluster import compose_variables, has_haproxy, lacks_files, start_ray
 
 if TYPE_CHECKING:
     from camserve.hosts.ray.beside import Beside
@@ -87,7 +87,7 @@ class RayServer(OwnServer):
             ports = [each.getsockname()[1] for each in free]
             for each in free:
                 each.close()
-            proxied = has_haproxy() and certificate is None  # Ray gives HAProxy no certificate
+            proxied = has_haproxy() and certificate is None and not lacks_files()  # Ray gives HAProxy no certificate
             evidence = compose_evidence(self._settings)
 
             def compose(folder: Path) -> dict[str, str]:
@@ -160,6 +160,7 @@ class RayServer(OwnServer):
         return [
             *super().exposure_warnings(),
             "replicas and HAProxy listen on every address of this machine: keep their ports from others (SECURITY.md)",
+            *filter(None, [lacks_files()]),
         ]
 
     def notes(self) -> list[str]:

@@ -94,8 +94,16 @@ def _choice(name: str, metadata: Mapping[str, Any]) -> Iterator[Finding]:
     choice = metadata.get("choice")
     if not choice:
         return
+    made = f", {choice['made'][:10]}" if choice.get("made") else ""
+    if choice.get("mismatch"):
+        yield Finding(
+            "advice",
+            f"{name}: the measurement in its archive says nothing of what is served: {choice['mismatch']}",
+            f"{command_of('package')} --choose-by PICTURES measures anew",
+        )
+        return
     if (choice["layer"], choice["method"]) == (metadata["layer"], metadata["method"]):
-        yield Finding("ok", f"{name}: layer and method by measurement on {choice['pictures']} pictures: {choice['why']}")
+        yield Finding("ok", f"{name}: layer and method by measurement on {choice['pictures']} pictures{made}: {choice['why']}")
         return
     served = f"{metadata['method']} of {metadata['layer']}"
     yield Finding(

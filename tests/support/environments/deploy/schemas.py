@@ -1,6 +1,7 @@
 """Checks what people deploy against its schemas, in an environment of its own: `schemas.py < JSON`, complaints as JSON.
 
-Input: `{"kubernetes": [manifest, ...], "operator": [manifest, ...], "compose": [text, ...]}`. Output: a list of texts.
+Input: a list of `{"kubernetes": [manifest, ...], "operator": [manifest, ...], "compose": [text, ...]}`. Output: for each a list of
+texts.
 """
 
 from __future__ import annotations
@@ -61,9 +62,14 @@ def compose(text: str) -> Iterator[str]:
 
 def main() -> None:
     """Everything of standard input."""
-    given = json.load(sys.stdin)
     checks = {"kubernetes": kubernetes, "operator": operator, "compose": compose}
-    json.dump([text for name, check in checks.items() for each in given.get(name, ()) for text in check(each)], sys.stdout)
+    json.dump(
+        [
+            [text for name, check in checks.items() for each in given.get(name, ()) for text in check(each)]
+            for given in json.load(sys.stdin)
+        ],
+        sys.stdout,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Checks an InferenceService against KServe's own models, in KServe's environment: `schema.py < JSON`, complaints as JSON."""
+"""Checks InferenceServices against KServe's own models, in KServe's environment: `schema.py < JSON`, a list of them; what is wrong
+with each, as JSON."""
 
 from __future__ import annotations
 
@@ -45,4 +46,5 @@ def members(value: Any, model: Any, place: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    json.dump(list(complaints(json.load(sys.stdin), "V1beta1InferenceService", "InferenceService")), sys.stdout)
+    services = json.load(sys.stdin)
+    json.dump([list(complaints(each, "V1beta1InferenceService", "InferenceService")) for each in services], sys.stdout)

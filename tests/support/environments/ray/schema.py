@@ -1,4 +1,4 @@
-"""Checks a Serve configuration file in .venv-ray: `schema.py < YAML`, complaints as JSON."""
+"""Checks Serve configuration files in .venv-ray: `schema.py < JSON`, a list of texts; what is wrong with each, as JSON."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ def complain(given: Any) -> list[str]:
 
 
 if __name__ == "__main__":
-    json.dump(complain(yaml.safe_load(sys.stdin)), sys.stdout)
+    json.dump([complain(yaml.safe_load(each)) for each in json.load(sys.stdin)], sys.stdout)

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any
 
 import boto3
 from botocore.exceptions import BotoCoreError
-from tests.support.monitoring.keeping import Kept, at, record, silent, wait_for, write
+from tests.support.monitoring.keeping import Kept, at, record, silent, write
+from tests.support.processes.waiting import HANG, wait_until
 
 from camserve.monitoring.evidence.reading import delete_entries, list_beside, list_entries, list_models, read_record
 from camserve.monitoring.evidence.stores import open_store
@@ -36,7 +38,7 @@ def serving() -> Iterator[None]:
     os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            wait_for(_make_bucket, 60)
+            wait_until(_make_bucket)
             yield
         finally:
             process.kill()
@@ -66,18 +68,19 @@ def keep() -> dict[str, Any]:
     """What a worker keeps."""
     kept = Kept(PLACE)
     kept.take(silent(1), silent(2))
-    wait_for(lambda: len(list_entries(open_store(PLACE))) == 2, 30)
+    wait_until(lambda: len(list_entries(open_store(PLACE))) == 2)
     return {"targets": sorted(entry.target for entry in kept.entries()), "failed": kept.told("dropped", "failed")}
 
 
 def lose() -> dict[str, Any]:
     """What a worker says of a store that is gone."""
-    began = time.monotonic()
-    kept = Kept(PLACE)
-    kept.take(silent(1))
-    took = time.monotonic() - began
-    wait_for(lambda: kept.keeper._writer._pause > 0, 60)
-    return {"failed": kept.told("dropped", "failed"), "waited": took > 1}
+    kept, taken = Kept(PLACE), threading.Event()
+    write = kept.store.write
+    kept.store.write = lambda path, data: taken.wait(HANG) and write(path, data)
+    kept.take(silent(1))  # comes back, though the store does not
+    taken.set()
+    wait_until(lambda: kept.keeper._writer._pause > 0)
+    return {"failed": kept.told("dropped", "failed")}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from PIL import Image
 from tests.support.build import noise
 from tests.support.models import graphs, nets
 from tests.support.models.tiny import package_model
+from tests.support.processes.waiting import HANG
 
 from camserve import Model
 from camserve.core.errors import ConfigError
@@ -190,13 +191,13 @@ def test_a_graph_behind_torchserve(graph: Path, tmp_path: Path) -> None:
     Image.fromarray(noise(80, 64, 3)).save(tmp_path / "picture.png")
     body = (tmp_path / "picture.png").read_bytes()
     with Server(tmp_path, ["graph"], config=ROOT / "config.properties") as server:
-        explained = requests.post(f"{server.url}/explanations/graph", data=body, timeout=60)
+        explained = requests.post(f"{server.url}/explanations/graph", data=body, timeout=HANG)
         same(explained.json(), model)
-        assert requests.post(f"{server.url}/predictions/graph", data=body, timeout=60).json() == explained.json()["predictions"]
-        overlay = requests.post(f"{server.url}/explanations/graph", data=body, headers={"accept": "image/png"}, timeout=60)
+        assert requests.post(f"{server.url}/predictions/graph", data=body, timeout=HANG).json() == explained.json()["predictions"]
+        overlay = requests.post(f"{server.url}/explanations/graph", data=body, headers={"accept": "image/png"}, timeout=HANG)
         assert overlay.headers["content-type"] == "image/png"
         with ThreadPoolExecutor(8) as threads:
-            bodies = threads.map(lambda _: requests.post(f"{server.url}/explanations/graph", data=body, timeout=60), range(24))
+            bodies = threads.map(lambda _: requests.post(f"{server.url}/explanations/graph", data=body, timeout=HANG), range(24))
         for each in bodies:
             same(each.json(), model)
 

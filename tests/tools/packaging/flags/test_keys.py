@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from camserve.core.config import COLORMAPS, FORMATS, INTERPOLATIONS, KEYS, METHOD_ALIASES, METHODS, MORE_FORMATS, defaults
+from camserve.core.config import (
+    COLORMAPS,
+    FORMATS,
+    INTERPOLATIONS,
+    KEYS,
+    METHOD_ALIASES,
+    METHODS,
+    MORE_FORMATS,
+    REFINECAM,
+    defaults,
+)
 from camserve.core.errors import ConfigError
 from camserve.tools.commands import inspect_model, package
 from camserve.tools.packaging.flags.keys import GROUPS, LIMITS, RECORDED
@@ -67,7 +77,7 @@ def test_help_shows_choices_and_how_many_words(tool: Any) -> None:
     """Of every key, in one group, the limits last."""
     text = tool.parser().format_help()
     for words in (
-        f"--method {{{','.join([*METHODS, *METHOD_ALIASES])}}}",
+        f"--method {{{','.join([*METHODS, REFINECAM, *METHOD_ALIASES])}}}",
         f"--colormap {{{','.join(COLORMAPS)}}}",
         f"--interpolation {{{','.join(INTERPOLATIONS)}}}",
         f"--formats {{{','.join([*FORMATS, *MORE_FORMATS])}}} [...]",

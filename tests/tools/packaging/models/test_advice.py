@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import torchvision
 from rich.console import Console
 from safetensors.torch import save_file
+from tests.support.processes.waiting import HANG
 from torch import Tensor, nn
 
 from camserve.capture import synthesize_pictures
@@ -31,6 +33,7 @@ from camserve.tools.packaging.models.files import load_program
 
 CPU = torch.device("cpu")
 SIZE = (32, 32)
+
 NET = """
 import torch
 from torch import Tensor, nn
@@ -47,11 +50,20 @@ class Net(nn.Module):
 """
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried is tried to its end, however slow the machine is."""
+    monkeypatch.setattr(advice, "PATIENCE", HANG)
+
+
 def written(folder: Path, *, channels: int = 3, classes: int = 5, step: str = "", flat: bool = False) -> list[str]:
     """`net.py` and `net.pth`; the flags that package them. A `flat` one takes pictures of 32 x 32 alone."""
     text = NET.replace("CHANNELS", str(channels)).replace("CLASSES", str(classes)).replace("STEP", step)
     text = text.replace("WIDTH", "512" if flat else "8").replace("POOLED", "flatten(1)" if flat else "mean((2, 3))")
     (folder / "net.py").write_text(text)
+    shutil.rmtree(
+        folder / "__pycache__", ignore_errors=True
+    )  # a file of the same second and length would pass for the one before
     torch.save(net(folder).state_dict(), folder / "net.pth")
     return ["--model-file", str(folder / "net.py"), "--weights", str(folder / "net.pth"), "--export-path", str(folder)]
 

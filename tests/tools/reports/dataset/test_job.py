@@ -209,6 +209,16 @@ def test_an_archive_of_another_release_needs_trust(mar: Path, tmp_path: Path) ->
         assert len(find_code(opened, read_weights(opened))) == 1
 
 
+@pytest.mark.parametrize(("explain", "headers"), [({"checks": True}, {"x-explain-check": "false"}), ({}, {})])
+def test_an_archive_that_checks_everything_checks_no_data_set(
+    tmp_path: Path, explain: dict[str, Any], headers: dict[str, str]
+) -> None:
+    """Rows have no column for that, and each picture would take twenty-six more."""
+    from camserve.tools.reports.dataset.explaining import leave_checks
+
+    assert leave_checks(small.archive(tmp_path / "one", {**small.PLAIN, **explain})) == headers
+
+
 def test_a_terminal_shows_how_far_a_job_is() -> None:
     """And after it the next step; without a terminal, a line now and then."""
     from rich.console import Console

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -15,21 +16,30 @@ from tests.support import build as small
 from tests.tools.reports.dataset.conftest import LABELS, ROOT, rows_of
 
 PYTHON = ROOT / ".venv-ray" / "bin" / "python"
+PATIENCE = 900
+"""Seconds until something is taken for broken; Ray alone may take minutes to start where others keep the cores busy."""
 
 
-def start(mar: Path, pictures: Path, output: Path) -> subprocess.Popen[str]:
-    """The tool, as a user starts it from a clone."""
+@contextlib.contextmanager
+def started(mar: Path, pictures: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
+    """The tool, as a user starts it from a clone; it is ended on leaving."""
     command = [str(PYTHON), "-W", "ignore", str(ROOT / "scripts" / "explain_dataset.py"), "--archive", str(mar), "--trust"]
     command += ["--input", str(pictures), "--output", str(output), "--chunk", "8", "--workers", "1"]
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with (output.parent / "printed").open("a") as printed:
+        process = subprocess.Popen(command, env=environment, stdout=printed, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        process.terminate()  # it has ended long since, but where the test has failed
+        process.wait(PATIENCE)
 
 
-def wait(seconds: float, done: Callable[[], bool]) -> None:
-    """Waits until something is so."""
-    end = time.monotonic() + seconds
+def wait(done: Callable[[], bool], printed: Path) -> None:
+    """Waits until something is so; else tells what was printed."""
+    end = time.monotonic() + PATIENCE
     while not done():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, printed.read_text()
         time.sleep(0.02)
 
 
@@ -49,26 +59,27 @@ def test_a_job_on_ray_goes_on_after_its_driver_was_killed(pictures: Path, explai
     mar = small.mar(tmp_path / "store", "small", settings={"batchSize": 8}, labels=LABELS, fault=slow)
     output = tmp_path / "output"
     chunks = output / "_chunks"
-    job = start(mar, pictures, output)
-    wait(240, lambda: len(list(chunks.glob("*.parquet"))) >= 2 or job.poll() is not None)
-    assert job.poll() is None, job.communicate()
-    started = psutil.Process(job.pid).children(recursive=True)
-    listening = {
-        each.laddr.ip for process in started for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN
-    }
-    job.send_signal(signal.SIGKILL)
-    job.communicate()
-    wait(240, lambda: not any(map(runs, started)))
+    printed = tmp_path / "printed"
+    with started(mar, pictures, output) as job:
+        wait(lambda: len(list(chunks.glob("*.parquet"))) >= 2 or job.poll() is not None, printed)
+        assert job.poll() is None, printed.read_text()
+        children = psutil.Process(job.pid).children(recursive=True)
+        listening = {
+            each.laddr.ip for process in children for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN
+        }
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+        wait(lambda: not any(map(runs, children)), printed)
     done = len(list(chunks.glob("*.parquet")))
     assert 2 <= done < 17
-    assert len(started) > 2
+    assert len(children) > 2
     assert not list(output.glob("part-*"))
 
-    job = start(mar, pictures, output)
-    printed, _ = job.communicate(timeout=300)
+    with started(mar, pictures, output) as job:
+        job.wait(PATIENCE)
 
-    assert job.returncode == 0, printed
-    assert f"{8 * done} done before" in printed, printed
+    assert job.returncode == 0, printed.read_text()
+    assert f"{8 * done} done before" in printed.read_text()
     assert [(row["path"], row["status"], row["target"]) for row in rows_of(output)] == [
         (row["path"], row["status"], row["target"]) for row in rows_of(explained)
     ]

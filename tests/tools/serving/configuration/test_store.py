@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 from tests.support.processes.serving import CONFIG, write_archive
+from tests.support.processes.waiting import HANG
 
 from camserve.tools.commands.serve import Server, main
 from camserve.tools.serving.configuration.store import StoredArchive, describe, read_archive, select
@@ -59,9 +60,9 @@ def test_a_newer_file_in_the_store_waits_to_be_named(tmp_path: Path) -> None:
     write_archive(store, "cats", version="1.0")
 
     with Server(store, config=CONFIG) as server:
-        (default,) = requests.get(f"{server.management_url}/models/cats", timeout=60).json()
-        every = requests.get(f"{server.management_url}/models/cats/all", timeout=60).json()
-        answers = [requests.post(f"{server.url}/predictions/cats{version}", data=b"x", timeout=60) for version in ("", "/2.0")]
+        (default,) = requests.get(f"{server.management_url}/models/cats", timeout=HANG).json()
+        every = requests.get(f"{server.management_url}/models/cats/all", timeout=HANG).json()
+        answers = [requests.post(f"{server.url}/predictions/cats{version}", data=b"x", timeout=HANG) for version in ("", "/2.0")]
 
     assert (default["modelVersion"], {each["modelVersion"] for each in every}) == ("1.0", {"1.0", "2.0"})
     assert [answer.json()["version"] for answer in answers] == ["1.0", "2.0"]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import requests
 from tests.support.processes.serving import LINUX, ROOT, Command
+from tests.support.processes.waiting import HANG
 
 from camserve.tools.commands.serve import main
 from camserve.tools.serving.process.log import as_json, open_log
@@ -41,9 +42,9 @@ def test_a_run_from_start_to_stop(store: Path, tmp_path: Path) -> None:
         text = command.wait_for(command.output, '"message": "ready"')
         (url,) = (record["url"] for record in records(text) if "url" in record)
         for path in ("/predictions/quick", "/explanations/quick?token=SECRET", "/ping?token=SECRET"):
-            assert requests.post(f"{url}{path}", data=b"x", timeout=60).status_code == 200
+            assert requests.post(f"{url}{path}", data=b"x", timeout=HANG).status_code == 200
         command.process.send_signal(signal.SIGTERM)
-        assert command.process.wait(20) == 0
+        assert command.process.wait(HANG) == 0
         found = records(command.output.read_text())
         assert command.errors.read_text() == ""
 
@@ -104,7 +105,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(place: str, tmp_path: Path) 
         from camserve.tools.serving.process.log import open_log_file, write_line
         lines = "for number in range(20_000): print(number)"
         process = OwnProcess([sys.executable, "-c", lines], {{}}, [write_line, open_log_file(Path({str(file)!r}))])
-        process._process.wait(60)
+        process._process.wait()
         process.end()
         assert process.lines[-1] == "19999"
         write_line("said")
@@ -117,7 +118,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(place: str, tmp_path: Path) 
     command = [sys.executable, "-c", textwrap.dedent(program)]
     environment = {"PYTHONPATH": str(ROOT / "handlers")}
     try:
-        ran = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.PIPE, timeout=120, check=False)
+        ran = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.PIPE, timeout=HANG, check=False)
     finally:
         os.close(output)
     assert (ran.returncode, ran.stderr) == (0, b"")

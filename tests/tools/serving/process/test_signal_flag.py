@@ -6,7 +6,7 @@ import sys
 import threading
 from typing import Any
 
-from tests.support.processes.serving import HANG
+from tests.support.processes.waiting import HANG
 
 from camserve.tools.serving.process.signal_flag import SignalFlag
 
@@ -32,7 +32,7 @@ def test_a_signal_may_come_at_any_moment_of_a_wait() -> None:
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    thread.join(5)
+    thread.join(HANG)
     assert ends == [True]
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
 from tests.support.browser import PATIENCE, WIDE, Visit
+from tests.support.monitoring import evidence
 from tests.support.monitoring.evidence import keep, look_at, make_reference, now
 
 from camserve.monitoring.evidence.records import Reason
 from camserve.monitoring.reference import Reference
 from camserve.tools.commands.inspector import Proxy, proxy
+from camserve.tools.watching.evidence import periods
 from camserve.tools.watching.evidence.pages.server import Pages
 from camserve.tools.watching.evidence.sources import open_evidence
 
@@ -29,11 +31,27 @@ def reference() -> Reference:
     return make_reference()
 
 
-@pytest.fixture(scope="session")
-def moved(tmp_path_factory: pytest.TempPathFactory, reference: Reference) -> Path:
+@pytest.fixture(scope="module", autouse=True)
+def moment() -> Iterator[datetime]:
+    """When all of a module's tests are run, for those who look an hour back, however long they take."""
+    stopped = now()
+
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Any:
+            return stopped.astimezone(tz)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evidence, "STOPPED", stopped)
+        patch.setattr(periods, "datetime", Stopped)
+        yield stopped
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory, reference: Reference, moment: datetime) -> Path:
     """An hour in which a third of the pictures of one class were looked at further to the right; and some that are unusual."""
     to = tmp_path_factory.mktemp("evidence")
-    begin = now() - timedelta(minutes=50)
+    begin = moment - timedelta(minutes=50)
     keep(to, look_at([place % 3 for place in range(300)], seed=2), reference, begin=begin)
     keep(to, look_at([0] * 60, seed=3, shift=0.25), reference, begin=begin + timedelta(minutes=10))
     keep(to, look_at([0, 3, 1, 2], seed=4, shift=0.4), reference, begin=begin + timedelta(minutes=30), reasons=[RARE])

@@ -75,7 +75,7 @@ def test_evidence_is_deleted_by_id_by_request_by_time_and_all(
     assert delete(entries[0].id) == 1
     assert not list(kept.rglob(f"*{entries[0].id}*"))
     assert delete(request) == 1
-    assert delete("--since", "30m") == sum(each.time > now() - timedelta(minutes=30) for each in entries)
+    assert delete("--since", "30m") == sum(each.time >= now() - timedelta(minutes=30) for each in entries)
     assert delete("--since", "ever") == len(list_entries(open_store(str(moved)))) - 2 - 4
     assert list_entries(store) == []
 
@@ -191,3 +191,19 @@ def test_a_reference_keeps_examples_that_the_page_shows_as_normal(tmp_path: Path
     assert evidence.references.examples("00000000") == []
     assert json.loads((archive / EXAMPLES).read_text())["reference"] == found.digest
     assert isinstance(first.picture, Picture)
+
+
+def test_nothing_drifted_is_said_only_of_pictures_enough(
+    moved: Path, tmp_path: Path, reference: Reference, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a few pictures nothing can be told, whichever way they look; the line says what would count all."""
+    few = tmp_path / "few"
+    keep(few, look_at([0] * 20, seed=9), reference, begin=now() - timedelta(minutes=5))
+    said = {}
+    for kept in (moved, few):
+        assert command.main([str(kept), "--since", "1h", "--out", str(tmp_path / "page.html")]) == 0
+        said[kept] = capsys.readouterr().out.splitlines()[1].strip()
+    assert said[moved].startswith("drifted: ")
+    assert said[few] == "too few pictures were sampled to tell whether anything drifted; --prometheus URL counts all predictions"
+    whole = {"statistics": [{"name": "area", "drifted": False, "enough": True}], "why": "", "counted": 0}
+    assert command.say_what_drifted(whole) == "nothing drifted"

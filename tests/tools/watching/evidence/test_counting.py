@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from benchmarks.drift.psi import drift
 from tests.support.monitoring.traffic import reference_of, traffic
 
-from camserve.monitoring.evidence.records import Entry
+from camserve.monitoring.evidence.names import Entry
 from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import CLASS, UNSEEN, Reference
 from camserve.monitoring.statistics import MAP_STATISTICS, STATISTICS
 from camserve.tools.watching.evidence.kept import Seen
 from camserve.tools.watching.evidence.numbers.counting import (
     count_sample,
-    find_parts,
+    find_ratios,
     judge_sample,
-    part_of,
+    rate,
     take_as_reference,
 )
+from camserve.tools.watching.evidence.numbers.drift import judge
 from camserve.tools.watching.evidence.pages.findings import choose_entries
 
 FOUND = reference_of(np.random.default_rng(1).integers(0, 3, 1200))
@@ -41,6 +44,17 @@ def seen_of(found: Measurements, reference: Reference, weights: Sequence[float])
         entry = Entry(f"m/{place}", "m", str(place), datetime.now(timezone.utc), str(place), target, (), 0)
         seen.append(Seen(entry, reference.digest, "1.0", weight, group, {**bins, CLASS: group}, {}))
     return seen
+
+
+def camera_moved(target: int, **by: float) -> tuple[Measurements, Any]:
+    """1,500 predictions of three classes, of which three fifths of one class have other values; and which these are."""
+    random = np.random.default_rng(6)
+    targets = random.integers(0, 3, 1500)
+    found = traffic(targets, random)
+    moved = (targets == target) & (np.arange(1500) < 900)
+    for name, change in by.items():
+        found.values[name][moved] += change
+    return found, moved
 
 
 def test_a_sample_of_equal_weights_is_judged_as_the_rules_judge() -> None:
@@ -88,35 +102,75 @@ def test_weights_make_a_sample_of_unequal_hours_as_the_traffic_is() -> None:
 
 def test_what_moved_a_statistic_is_told_from_what_is_always_there() -> None:
     """A fifth, all of one class, are looked at elsewhere, where another class always is: of the first fifty nine in ten are such."""
-    random = np.random.default_rng(6)
-    targets = random.integers(0, 3, 1500)
-    found = traffic(targets, random)
-    moved = (targets == 0) & (np.arange(1500) < 900)
-    found.values["centroid_x"][moved] += 0.9
+    found, moved = camera_moved(0, centroid_x=0.9)
     seen = seen_of(found, FOUND, [1.0] * 1500)
     sample = count_sample(seen)
-    drifts, parts = judge_sample(sample, FOUND), find_parts(sample, FOUND)
+    drifts = judge_sample(sample, FOUND)
+    ratios = find_ratios(drifts, FOUND)
 
     assert drifts["centroid_x"].drifted
     assert not drifts["centroid_y"].drifted
     upward = drifts["centroid_x"].moved
     there = [place for place, each in enumerate(seen) if upward[each.bins["centroid_x"]] > 0]
-    there.sort(key=lambda place: part_of(seen[place], "centroid_x", parts) or 0.0, reverse=True)
+    there.sort(key=lambda place: rate(seen[place], "centroid_x", drifts, ratios), reverse=True)
     assert np.mean(moved[there[:50]]) >= 0.9
     assert np.mean(moved[there]) < 0.9
     assert drifts["centroid_x"].moved.sum() != pytest.approx(drifts["centroid_x"].psi)
     assert np.abs(upward).sum() == pytest.approx(drifts["centroid_x"].psi)
 
 
-def test_a_few_pictures_where_none_were_do_not_come_first() -> None:
-    """One picture in an empty cell says less than forty in one where ten were expected."""
-    table = count_sample(seen_of(traffic([0] * 40, np.random.default_rng(7)), FOUND, [1.0] * 40))
-    parts = find_parts(table, FOUND)
-    for name, share in parts.items():
-        assert share.min() >= 0, name
-        assert share.max() < 1, name
-    lone = table.tables["entropy"][FOUND.group(0)] == 1
-    assert (parts["entropy"][FOUND.group(0)][lone] <= 0.5).all()
+def test_a_small_sample_beside_what_is_counted_of_all_tells_what_moved() -> None:
+    """Of the sample are 20 pictures, too few to tell the classes' bins; the counts of all say which bins are new."""
+    found, moved = camera_moved(0, centroid_x=0.9, peak=1.5)
+    seen = seen_of(found, FOUND, np.where(np.arange(1500) % 75 == 0, 75.0, 0.0).tolist())
+    drifts = judge(FOUND.count(found), FOUND)
+    ratios = find_ratios(drifts, FOUND)
+
+    assert [name for name, each in drifts.items() if each.drifted] == ["centroid_x", "peak"]
+    for name in ("centroid_x", "peak"):
+        most = int(np.argmax(drifts[name].moved))
+        there = [place for place, each in enumerate(seen) if each.bins[name] == most]
+        there.sort(key=lambda place: rate(seen[place], name, drifts, ratios), reverse=True)
+        assert np.mean(moved[there[:50]]) == 1
+        assert np.mean(moved[there]) < 0.9
+
+
+@pytest.mark.numeric
+def test_how_much_likelier_a_bin_is_among_what_was_added() -> None:
+    """The excess over the expectation, with its standard error, over the class group's share before."""
+    found = traffic([0] * 400, np.random.default_rng(7))
+    drifts = judge(FOUND.count(found), FOUND)
+    ratios = find_ratios(drifts, FOUND)
+    entropy, group, place = drifts["entropy"], FOUND.group(1), 4
+    added = [
+        max(now - old, 0) + math.sqrt(max(old, 1 / 400) / 400) for now, old in zip(entropy.now, entropy.expected, strict=True)
+    ]
+    before = (FOUND.counts["entropy"][group, place] + 0.5) / (FOUND.group_images[group] + 5)
+
+    assert ratios["entropy"][group, place] == pytest.approx(math.log(added[place] / sum(added) / before), rel=1e-9)
+    mix = FOUND.group_images / FOUND.images
+    added = [max((place == FOUND.group(0)) - old, 0) + math.sqrt(max(old, 1 / 400) / 400) for place, old in enumerate(mix)]
+    before = (FOUND.group_images[group] + 0.5) / (FOUND.images + 5)
+    assert ratios["class"][0, group] == pytest.approx(math.log(added[group] / sum(added) / before), rel=1e-9)
+    assert not ratios["entropy"][UNSEEN].any()  # the map of a class that the reference never had is compared with nothing
+    assert ratios["confidence"][UNSEEN].any()
+
+
+@pytest.mark.parametrize("lonely", [True, False])
+def test_what_is_rare_in_another_way_does_not_come_first(lonely: bool) -> None:
+    """A few of a class that was always there fall where it never did: in the statistic alone, or in much but not as the moved ones."""
+    found, moved = camera_moved(1, centroid_x=-1, peak=1.5)
+    odd = np.flatnonzero(np.array(found.targets) == 2)[:8]
+    for name in ("centroid_x",) if lonely else ("centroid_x", "entropy", "area", "centroid_y"):
+        found.values[name][odd] = -1
+    seen = seen_of(found, FOUND, [0.0] * 1500)
+    drifts = judge(FOUND.count(found), FOUND)
+    ratios = find_ratios(drifts, FOUND)
+    there = [place for place, each in enumerate(seen) if each.bins["centroid_x"] == np.argmax(drifts["centroid_x"].moved)]
+    there.sort(key=lambda place: rate(seen[place], "centroid_x", drifts, ratios), reverse=True)
+
+    assert set(odd) < set(there)
+    assert np.mean(moved[there[:25]]) > 0.8
 
 
 def test_an_earlier_time_can_take_the_references_place() -> None:

@@ -12,9 +12,10 @@ import pytest
 import requests
 from playwright.sync_api import Page, expect
 from tests.support.browser import NARROW, Visit, axe, tab_to
+from tests.support.processes.waiting import HANG
 
+from camserve.monitoring.evidence.names import Entry
 from camserve.monitoring.evidence.reading import list_entries
-from camserve.monitoring.evidence.records import Entry
 from camserve.tools.commands.inspector import Proxy
 from camserve.tools.watching.evidence import command
 from camserve.tools.watching.evidence.marks import read_marks
@@ -208,19 +209,19 @@ def test_marks_lie_beside_their_records(kept: Path, serve_pages: Callable[..., P
     """With who made them, as the proxy says; the last one counts, none is lost, and they are counted for Prometheus."""
     server = serve_pages(kept, user_header="x-forwarded-user")
     home = f"{server.origin}/evidence"
-    card = requests.get(f"{home}/report.json", timeout=60).json()["cards"][0]
+    card = requests.get(f"{home}/report.json", timeout=HANG).json()["cards"][0]
     for who, verdict in (("ann", "wrong"), ("bob", "bad_input")):
         sent = {"model": "cats", "name": card["name"], "verdict": verdict, "note": "<b>"}
-        answer = requests.post(f"{home}/marks", json=sent, headers={"X-Forwarded-User": who}, timeout=60)
+        answer = requests.post(f"{home}/marks", json=sent, headers={"X-Forwarded-User": who}, timeout=HANG)
         assert (answer.status_code, answer.json()["who"]) == (200, who)
 
-    report = requests.get(f"{home}/report.json", timeout=60).json()
+    report = requests.get(f"{home}/report.json", timeout=HANG).json()
     assert next(each for each in report["cards"] if each["id"] == card["id"])["mark"]["verdict"] == "bad_input"
     evidence = open_evidence(str(kept))
     entry = next(each.entry for each in evidence.shelf.read(_all(kept)) if each.card["id"] == card["id"])
     told = read_marks(evidence.store, [entry])[entry.name]
     assert [(mark.who, mark.verdict, mark.note) for mark in told] == [("ann", "wrong", "<b>"), ("bob", "bad_input", "<b>")]
-    metrics = requests.get(f"{home}/metrics", timeout=60).text
+    metrics = requests.get(f"{home}/metrics", timeout=HANG).text
     assert 'camserve_evidence_marks_total{model_name="cats",verdict="wrong"} 1\n' in metrics
     assert 'camserve_evidence_marks_total{model_name="cats",verdict="right"} 0\n' in metrics
     assert command.main([str(kept), "--delete", card["id"]]) == 0

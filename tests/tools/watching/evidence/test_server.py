@@ -15,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import expect
 from tests.support.browser import CAT, DEMO, Visit
 from tests.support.monitoring.evidence import keep, look_at, now
+from tests.support.processes.waiting import HANG
 
 from camserve.monitoring.evidence.reading import list_entries, read_record
 from camserve.monitoring.evidence.records import Picture
@@ -31,9 +32,9 @@ def test_pictures_and_files_are_given_by_their_records_names(tmp_path: Path, ref
     """To be shown as JPEG; the client's file byte for byte, as a download that no browser runs."""
     record = keep(tmp_path, look_at([0]), reference, begin=now() - timedelta(minutes=5), kind="whole")[0]
     home = f"{serve_pages(tmp_path).origin}/evidence"
-    shown = requests.get(f"{home}/pictures/cats/{record.name}", timeout=60)
+    shown = requests.get(f"{home}/pictures/cats/{record.name}", timeout=HANG)
     assert (shown.headers["content-type"], shown.content) == ("image/jpeg", record.picture.jpeg)
-    file = requests.get(f"{home}/files/cats/{record.name}", timeout=60)
+    file = requests.get(f"{home}/files/cats/{record.name}", timeout=HANG)
     assert (file.headers["content-type"], file.content) == ("application/octet-stream", record.picture.file)
     assert file.headers["content-disposition"] == "attachment"
     assert file.headers["x-content-type-options"] == "nosniff"
@@ -57,7 +58,7 @@ def test_pictures_and_files_are_given_by_their_records_names(tmp_path: Path, ref
 )
 def test_what_is_not_there_is_told(moved: Path, serve_pages: Serve, path: str, status: int, said: str) -> None:
     """As JSON, and nothing outside of the store is read."""
-    answer = requests.get(f"{serve_pages(moved).origin}/evidence/{path}", timeout=60)
+    answer = requests.get(f"{serve_pages(moved).origin}/evidence/{path}", timeout=HANG)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
     assert said in answer.text
 
@@ -67,7 +68,7 @@ def test_other_sites_may_link_here_and_nothing_more(moved: Path, serve_pages: Se
     server = serve_pages(moved)
     home = f"{server.origin}/evidence"
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
-    answer = requests.get(home, headers=link, timeout=60)
+    answer = requests.get(home, headers=link, timeout=HANG)
     assert answer.status_code == 200
     assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
     assert "unsafe" not in answer.headers["content-security-policy"]
@@ -77,7 +78,7 @@ def test_other_sites_may_link_here_and_nothing_more(moved: Path, serve_pages: Se
         {"Origin": "http://evil.example"},
         {"Host": "evil.example"},
     ):
-        assert requests.get(home, headers=headers, timeout=60).status_code == 403
+        assert requests.get(home, headers=headers, timeout=HANG).status_code == 403
     sheet = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
     assert server.pages is not None
     server.pages.dashboards = ("https://grafana.example.com",)
@@ -88,17 +89,17 @@ def test_other_sites_may_link_here_and_nothing_more(moved: Path, serve_pages: Se
         ("", "latest.jpg?model=cats", 403),
         ("http://localhost:3000/", "latest.json?model=cats", 403),
     ):
-        assert requests.get(f"{home}/{path}", headers={**sheet, "Referer": referer}, timeout=60).status_code == status, (
+        assert requests.get(f"{home}/{path}", headers={**sheet, "Referer": referer}, timeout=HANG).status_code == status, (
             referer,
             path,
         )
     mark = {"model": "cats", "name": "x", "verdict": "right", "note": ""}
     for headers in (link, {"Origin": "http://evil.example"}):
-        assert requests.post(f"{home}/marks", json=mark, headers=headers, timeout=60).status_code == 403
-    assert requests.post(f"{home}/marks", data="{}", headers={"content-type": "text/plain"}, timeout=60).status_code == 415
+        assert requests.post(f"{home}/marks", json=mark, headers=headers, timeout=HANG).status_code == 403
+    assert requests.post(f"{home}/marks", data="{}", headers={"content-type": "text/plain"}, timeout=HANG).status_code == 415
     server.origins = ("https://evidence.example.com",)
     named = {"Host": "evidence.example.com", "Origin": "https://evidence.example.com"}
-    assert requests.get(home, headers=named, timeout=60).status_code == 200
+    assert requests.get(home, headers=named, timeout=HANG).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_what_is_no_mark_is_refused(moved: Path, serve_pages: Serve, sent: objec
     name = list_entries(open_store(str(moved)))[0].name
     body = {**sent, "name": name} if isinstance(sent, dict) and sent.get("name") == "NAME" else sent
     before = sorted(moved.rglob("*"))
-    answer = requests.post(f"{serve_pages(moved).origin}/evidence/marks", json=body, timeout=60)
+    answer = requests.post(f"{serve_pages(moved).origin}/evidence/marks", json=body, timeout=HANG)
     assert answer.status_code in (400, 404)
     assert answer.json()["message"]
     assert sorted(moved.rglob("*")) == before
@@ -128,11 +129,11 @@ def test_what_is_no_mark_is_refused(moved: Path, serve_pages: Serve, sent: objec
 def test_a_dashboard_gets_the_latest_unusual_pictures(moved: Path, serve_pages: Serve) -> None:
     """As rows, newest first, and as one sheet with the heatmaps drawn; the sample is not among them."""
     home = f"{serve_pages(moved).origin}/evidence"
-    rows = requests.get(f"{home}/latest.json?model=cats", timeout=60).json()
-    assert requests.get(f"{home}/latest.json?model=cats&since=1764441600000&until=1h", timeout=60).json() == []
+    rows = requests.get(f"{home}/latest.json?model=cats", timeout=HANG).json()
+    assert requests.get(f"{home}/latest.json?model=cats&since=1764441600000&until=1h", timeout=HANG).json() == []
     assert [row["label"] for row in rows] == ["espresso", "tiger cat", "<img src=x onerror=alert(7)>", "tabby"]
     assert all(row["unusual"] == ["centroid_x higher than usual"] for row in rows)
-    with Image.open(io.BytesIO(requests.get(f"{home}/latest.jpg?model=cats", timeout=60).content)) as sheet:
+    with Image.open(io.BytesIO(requests.get(f"{home}/latest.jpg?model=cats", timeout=HANG).content)) as sheet:
         assert sheet.size == (6 * 208 + 8, 208 + 8)
         first = sheet.convert("RGB").crop((8, 8, 208, 208))
     assert len(np.unique(np.asarray(first).reshape(-1, 3), axis=0)) > 100

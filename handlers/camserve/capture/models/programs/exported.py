@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram, unflatten
 
 from camserve.capture.base import Capture, Captured, CaptureSettings
-from camserve.capture.models.eager import EagerCapture, EagerClassifier, freeze
+from camserve.capture.models.eager import EagerCapture, EagerClassifier
+from camserve.capture.models.frozen import freeze
 from camserve.capture.models.hooks import hook_every_call
 from camserve.capture.models.passes import SplitCapture, fit_batch
-from camserve.capture.survey.layers import Site, Survey, SurveyBuilder
+from camserve.capture.models.programs.operators import register_operators
+from camserve.capture.survey.builder import SurveyBuilder
+from camserve.capture.survey.layers import Site, Survey
 from camserve.capture.survey.layout import extract_tensor
 from camserve.core.errors import ConfigError
 
@@ -72,6 +75,7 @@ def load_exported(path: str | Path, device: torch.device | str = "cpu") -> nn.Mo
     """
     if is_package(path):
         raise ConfigError(f"{Path(path).name} {COMPILED}")
+    register_operators()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of buffers that it made read-only itself

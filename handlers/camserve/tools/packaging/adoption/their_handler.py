@@ -105,18 +105,18 @@ def adopt_handler(name: str, stage: Path, workdir: Path, graph: GraphModule | No
     if module == OURS or (module == STOCK and not path.is_file()):
         return AdoptedHandler()
     if not path.is_file():
-        raise ToolError(f"the archive's handler {name} is none of image classification, nor a file of the archive; {ACCEPTED}")
+        raise ToolError(f"the handler {name} is none of image classification, nor a file of the archive; {ACCEPTED}")
     with Beside([stage, workdir], server_modules()):
         try:
             loaded = import_module(module)
         except Exception as error:
-            raise ToolError(f"the archive's handler {name} does not load: {in_one_line(error)}") from error
+            raise ToolError(f"the handler {name} does not load: {in_one_line(error)}") from error
         theirs = _find_class(loaded, name)
         entry = hasattr(loaded, function or "handle")  # where there is a function of that name, TorchServe calls it
         explains = issubclass(theirs, GradCAMHandler)
         if entry and (function or not explains):
             raise ToolError(
-                f"the archive's handler {name} is the function {function or 'handle'}() of {path.name}, which takes the batch "
+                f"the handler {name} is the function {function or 'handle'}() of {path.name}, which takes the batch "
                 f"before camserve can; let its class {theirs.__name__} answer: {ACCEPTED}"
             )
         runs = graph is not None and not entry and _runs_alone(theirs, graph)
@@ -138,12 +138,11 @@ def _find_class(loaded: ModuleType, name: str) -> type:
     last = [each for each in handlers if not any(other is not each and issubclass(other, each) for other in handlers)]
     if not last:
         raise ToolError(
-            f"the archive's handler {name} defines no image classifier (a subclass of ImageClassifier in that file itself); "
-            f"{ACCEPTED}"
+            f"the handler {name} defines no image classifier (a subclass of ImageClassifier in that file itself); {ACCEPTED}"
         )
     if len(last) > 1:
         names = join_names(each.__name__ for each in last)
-        raise ToolError(f"the archive's handler {name} defines {len(last)} image classifiers, {names}; {ACCEPTED}")
+        raise ToolError(f"the handler {name} defines {len(last)} image classifiers, {names}; {ACCEPTED}")
     theirs: type = last[0]
     return theirs
 

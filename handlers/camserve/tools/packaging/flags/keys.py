@@ -15,10 +15,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "how pictures are prepared": (
             *("channels", "resize", "crop", "fit", "fill", "interpolation"),
-            *("scale", "mean", "std", "exif"),
+            *("scale", "mean", "std", "exif", "fast_jpeg"),
         ),
         "what the model's scores are": ("output", "scores", "threshold"),
-        "how they are explained": ("layers", "method", "colormap", "opacity"),
+        "how they are explained": ("layers", "method", "checks", "colormap", "opacity"),
         "how the model runs": ("precision", "channels_last", "memory_format", "runtime", "token_grid", "monitor", "evidence"),
     }
 )
@@ -46,6 +46,8 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "allowed_hosts": "NAME [NAME ...]",
         "formats": f"{{{','.join((*FORMATS, *MORE_FORMATS))}}} [...]",
         "exif": "{true,false}",
+        "fast_jpeg": "{true,false}",
+        "checks": "{true,false}",
         "channels_last": "{true,false,null}",
         "memory_format": f"{{{','.join(MEMORY_FORMATS)},null}}",
         "opacity": "SHARE",

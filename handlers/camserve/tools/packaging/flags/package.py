@@ -41,6 +41,7 @@ class Options:
         name: the model's name; None: its own.
         version: None: the old archive's, or 1.0.
         extra_files: names of files and folders, and wildcards.
+        handler: a file with a handler of the user's; None: camserve's own, or the old archive's.
         requirements: a file for pip.
         config: a model-config.yaml.
         choose_by: pictures and folders by which layer and method are measured and chosen.
@@ -56,6 +57,7 @@ class Options:
     name: str | None
     version: str | None
     extra_files: Sequence[str]
+    handler: Path | None
     requirements: Path | None
     config: Path | None
     choose_by: Sequence[str]
@@ -93,6 +95,8 @@ def _add_archive_flags(archive: Any) -> None:
     archive.add_argument("--export-path", metavar="DIR", type=Path, default=STORE, help="where it is written (%(default)s)")
     archive.add_argument("--force", action="store_true", help="replace an archive that exists")
     archive.add_argument("--extra-files", metavar="FILES", action="append", default=[], help="comma-separated, repeatable")
+    own = "a handler of yours: a subclass of TorchServe's ImageClassifier, or of camserve's GradCAMHandler (docs/how-to/adopt.md)"
+    archive.add_argument("--handler", metavar="FILE", type=Path, help=own)
     measured = "measure layers by methods on these pictures (files and folders), take the best by them, and keep the report"
     archive.add_argument("--choose-by", nargs="+", metavar="PICTURES", default=[], help=measured)
     wanted = "what TorchServe is to install for the archive (pip's format); what it names is not bundled"
@@ -140,6 +144,7 @@ def parse(argv: Sequence[str]) -> Options:
         name=given.name,
         version=given.version,
         extra_files=[name for text in given.extra_files for name in text.split(",")],
+        handler=given.handler,
         requirements=given.requirements,
         config=given.config,
         choose_by=given.choose_by,
@@ -147,6 +152,8 @@ def parse(argv: Sequence[str]) -> Options:
         force=given.force,
     )
     options.model.check()
+    if options.handler and options.model.archive:
+        raise ToolError("--handler goes with a model that comes without one; the archive of --from-archive brings its own")
     if options.positive is not None and (options.model.labels or not options.positive.strip()):
         raise ToolError("--positive: expected one name, and no --labels beside it, which name both classes")
     if options.version is not None and not re.fullmatch(NAME, options.version):

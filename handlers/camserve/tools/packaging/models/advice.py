@@ -12,6 +12,7 @@ import torch
 from torch.export import UnflattenedModule
 
 from camserve.capture.backend import Backend
+from camserve.capture.choose.bypass import MAX_BYPASS
 from camserve.capture.models.kinds import DOES_NOT_RUN
 from camserve.capture.models.programs.graphs.module import GraphModule
 from camserve.capture.survey.layout import synthesize_pictures
@@ -37,9 +38,15 @@ PATIENCE = 10.0
 
 def describe_layers(backend: Backend) -> list[str]:
     """Says which layer is explained, why, where its cells lie, where that is worth a word, and what its maps cannot show."""
-    cells = "".join(f"; of {layer}, {each.note}" for layer, each in backend.aligned.items() if each.note)
+    cells = "".join(f"; of {layer}, {each.note}" for layer, each in backend.aligned.items() if each.note and each.told)
+    cells += "".join(
+        f"; the tokens beside the cells of {layer} carry {min(share, 1):.0%} of what changes the scores past it, shown by no map"
+        for layer, share in backend.beside.items()
+        if share > MAX_BYPASS
+    )
     if backend.why:
-        return [f"Layer {backend.layers[0]}: {backend.why}; --layer chooses another{cells}"]
+        untold = [f"Warning: layer {layer}: {each.note}" for layer, each in backend.aligned.items() if not each.told]
+        return [f"Layer {backend.layers[0]}: {backend.why}; --layer chooses another{cells}", *untold]
     warnings = [f"Warning: layer {layer}: {doubt}; without --layer the rule chooses" for layer, doubt in backend.doubts.items()]
     return [f"Layer {', '.join(backend.layers)}, as asked{cells}", *warnings]
 

@@ -31,7 +31,7 @@ READERS = 16
 PATIENCE = 600
 """Seconds in which a worker may load the model, where the archive gives fewer: a machine's workers all load at once."""
 
-TARGET, INSIDE = "x-explain-target", "x-explain-inside"
+TARGET, INSIDE, CHECK = "x-explain-target", "x-explain-inside", "x-explain-check"
 REFUSED = ("UnknownOption", "InvalidOption", "UnknownLabel", "NotAcceptable")
 """Errors that are of what is asked, not of the picture."""
 
@@ -116,7 +116,7 @@ class Explaining:
     """
 
     def __init__(self, job: Job, directory: Path, worker: Worker | None = None) -> None:
-        self._job = job
+        self._job = replace(job, headers={**leave_checks(directory), **job.headers})
         self._hosted = open_hosted(directory)
         self._results = Results(open_place(job.output), job.chunks)
         try:
@@ -228,6 +228,12 @@ def open_hosted(directory: Path) -> Hosted:
     """Read an unpacked archive's settings."""
     hosted = Hosted.from_archive(read_archive(directory), "", "model", 1, {})
     return replace(hosted, startup_timeout=max(hosted.startup_timeout, PATIENCE))
+
+
+def leave_checks(directory: Path) -> dict[str, str]:
+    """Return the header that no heatmap is checked, of which rows have no column, where the archive would check all."""
+    explain = read_archive(directory).config.get("explain") or {}
+    return {CHECK: "false"} if explain.get("checks") else {}
 
 
 def make_request(job: Job, picture: bytes, target: str | None = None, inside: str | None = None) -> Asked:

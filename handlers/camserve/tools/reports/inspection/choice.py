@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from camserve.core.messages import name_layer
 from camserve.core.version import __version__
-from camserve.tools.reports.inspection.fidelity import Candidate, Measured
+from camserve.tools.reports.inspection.fidelity import SEED, Candidate, Measured
 
 Floats = NDArray[np.float64]
 
@@ -31,6 +32,13 @@ RULE = (
     "the cheapest is taken."
 )
 """How the best is found, for the report."""
+
+
+ALONE = "nothing else was measured"
+"""What is said of a layer and method that no other was compared with."""
+
+ALL_OUT = "; its maps stay alike when the weights are drawn anew, as all that were measured, so they may show the picture alone"
+"""What is said where nothing that was measured stands."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ FIGURES = (
 )
 
 
-def choose(measured: Mapping[Candidate, Measured], own: Candidate, seed: int = 0) -> dict[str, Any]:
+def choose(measured: Mapping[Candidate, Measured], own: Candidate, seed: int = SEED) -> dict[str, Any]:
     """Choose, and write down everything that a report says, as JSON.
 
     Args:
@@ -81,8 +89,8 @@ def choose(measured: Mapping[Candidate, Measured], own: Candidate, seed: int = 0
         own: the layer and method that are the default so far; it need not be among them.
 
     Returns:
-        `rule`, `pictures`, `quarters`, `rows` (each its `layer`, `method`, `figures`, `cost`, `score`, and whether it is `out` or
-        `tied` with the best), `best` and `own` (`layer` and `method`), and `why`.
+        `rule`, `seed`, `pictures`, `quarters`, `rows` (each its `layer`, `method`, `figures`, `cost`, `score`, and whether it is
+        `out` or `tied` with the best), `best` and `own` (`layer` and `method`), and `why`.
     """
     random = np.random.default_rng(seed)
     candidates = list(measured)
@@ -102,7 +110,7 @@ def choose(measured: Mapping[Candidate, Measured], own: Candidate, seed: int = 0
     rows = [
         {
             **_name(each),
-            "figures": {figure.name: _interval(getattr(measured[each], figure.name), random) for figure in FIGURES},
+            "figures": {figure.name: _interval(measured[each], figure.name, seed) for figure in FIGURES},
             "cost": round(measured[each].cost, 3),
             "score": {"mean": _round(middle[each]), **_ends(scores[each])},
             "out": each in out,
@@ -113,22 +121,24 @@ def choose(measured: Mapping[Candidate, Measured], own: Candidate, seed: int = 0
     return {
         "camserve": __version__,
         "rule": RULE,
+        "seed": seed,
         "pictures": len(first.gain),
         "quarters": len(first.pointing),
         "best": _name(best),
         "own": _name(own),
-        "why": _explain(best, own, top, tied, beaten),
+        "why": (_explain(best, own, top, tied, beaten) if len(candidates) > 1 else f"{best[1]} of {name_layer(best[0])}: {ALONE}")
+        + (ALL_OUT if best in out else ""),
         "rows": rows,
     }
 
 
 def _name(candidate: Candidate) -> dict[str, str]:
-    return {"layer": candidate[0], "method": candidate[1]}
+    return {"layer": name_layer(candidate[0]), "method": candidate[1]}
 
 
 def _explain(best: Candidate, own: Candidate, top: Candidate, tied: Sequence[Candidate], beaten: Mapping[Candidate, str]) -> str:
     """Say why in one sentence."""
-    said, rest = f"{best[1]} of {best[0]}: ", len(tied) - 1
+    said, rest = f"{best[1]} of {name_layer(best[0])}: ", len(tied) - 1
     if not rest:
         return said + "its score is surely above all others'"
     others = f"{rest} other{'s' if rest > 1 else ''} may be as good"
@@ -153,11 +163,15 @@ def _scores(measured: Measured, picks: NDArray[np.int64], pointed: NDArray[np.in
     return (gains + (shares - CHANCE) / (1 - CHANCE)) / 2
 
 
-def _interval(values: Sequence[float], random: np.random.Generator) -> dict[str, float] | None:
-    """Compute the mean and its 95 % interval, by resampling; None where there are no values."""
-    if not values:
+def _interval(measured: Measured, name: str, seed: int) -> dict[str, float] | None:
+    """Compute a figure's mean and its 95 % interval, by resampling, whatever else is measured; None where there are no values."""
+    values = np.array(getattr(measured, name))
+    if not len(values):
         return None
-    means = np.array(values)[random.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
+    if name == "pointing":
+        values = values.reshape(-1, 4).mean(1)
+    picks = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    means = values[picks].mean(1)
     return {"mean": _round(float(np.mean(values))), **_ends(means)}
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,23 +21,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from camserve.capture.backend import Backend
-from camserve.core.config import Config
+from camserve.core.config import REFINECAM
 from camserve.core.errors import ConfigError, RequestError
 from camserve.core.geometry import Rect
-from camserve.core.messages import Check, Explanation
+from camserve.core.messages import Explanation, Layer, name_layer
+from camserve.core.messages.checks import Check
 from camserve.explain.areas import weigh_cells
 from camserve.explain.explainer import Explainer, Prediction
 from camserve.explain.faithfulness import LEAST as NOTHING
 from camserve.explain.faithfulness import check_maps
 from camserve.explain.ranking import Task
 from camserve.pictures.bounds.limits import FOREVER
-from camserve.pictures.decode import open_picture
-from camserve.pictures.preprocess import Preprocess
 from camserve.tools.console import ToolError
 from camserve.tools.reports.comparison.agreement import spearman
 
-LEAST = 4
-"""Pictures without which nothing is measured."""
+SEED = 0
+"""Of all that is drawn at random."""
 
 MOSAICS = 24
 """Of four pictures of different classes each."""
@@ -53,8 +51,8 @@ SAME = 1e-4
 """By how much two heatmaps may differ, and be checked as one."""
 
 Open = Callable[[], Backend]
-Candidate = tuple[str, str]
-"""A layer and a method."""
+Candidate = tuple[Layer, str]
+"""A layer and a method; of a method that takes several together, these."""
 
 CPU = torch.device("cpu")
 
@@ -99,29 +97,7 @@ class Pictures:
     quarters: Sequence[tuple[int, ...]]
 
 
-def read_inputs(paths: Sequence[Path], config: Config, preprocess: Preprocess, say: Callable[[str], None]) -> list[Tensor]:
-    """Read pictures as the model's inputs; those of another size than most are left out, with a word.
-
-    Raises:
-        ToolError: fewer than `LEAST` are left, or one cannot be opened.
-    """
-    inputs = []
-    for path in paths:
-        try:
-            inputs.append(preprocess(open_picture(path.read_bytes(), config)))
-        except RequestError as error:
-            say(f"{path} is left out: {error.message}")
-    shapes = [tuple(each.shape) for each in inputs]
-    usual = max(set(shapes), key=shapes.count, default=())
-    kept = [each for each, shape in zip(inputs, shapes, strict=True) if shape == usual]
-    if len(kept) < len(inputs):
-        say(f"{len(inputs) - len(kept)} pictures are left out, for their inputs are not {usual[1]} x {usual[2]} as most are")
-    if len(kept) < LEAST:
-        raise ToolError(f"expected at least {LEAST} pictures to measure on, got {len(kept)}")
-    return kept
-
-
-def arrange(explainer: Explainer, inputs: Sequence[Tensor], seed: int = 0) -> Pictures:
+def arrange(explainer: Explainer, inputs: Sequence[Tensor], seed: int = SEED) -> Pictures:
     """Ask the model for each picture's class, draw others, and make mosaics of pictures of different classes."""
     random = np.random.default_rng(seed)
     layer = explainer.backend.layers[0]
@@ -163,18 +139,18 @@ def measure(
     Args:
         open_backend: opens the model at the layers that are measured; it is opened once more with weights drawn anew.
         module: the model, whose parameters are drawn anew meanwhile.
-        inputs: as of `read_inputs`.
-        methods: names of `METHODS`.
+        inputs: `[C, H, W]`, all of one size.
+        methods: their names; one that takes several layers gets all of them.
         tell: is told which part of the work begins.
     """
     explainer = Explainer(open_backend(), CPU)
     pictures = arrange(explainer, inputs)
-    candidates = [(layer, method) for layer in explainer.backend.layers for method in methods]
+    candidates = list_candidates(explainer.backend, methods)
     found: dict[Candidate, Measured] = {}
     heatmaps: dict[Candidate, list[NDArray[np.float32]]] = {}
     checked: list[tuple[list[Explanation], list[Check | None]]] = []
     for place, candidate in enumerate(candidates, 1):
-        tell(f"{place} of {len(candidates)}: {candidate[1]} of {candidate[0]}")
+        tell(f"{place} of {len(candidates)}: {candidate[1]} of {name_layer(candidate[0])}")
         found[candidate] = Measured(cost=_cost(explainer, pictures.inputs[0], candidate))
         predictions = list(_explain(explainer, pictures.inputs, _tasks(candidate, pictures.targets)))
         heatmaps[candidate] = [each.explanations[0].heatmap for each in predictions]
@@ -195,8 +171,16 @@ def measure(
     return found
 
 
+def list_candidates(backend: Backend, methods: Sequence[str]) -> list[Candidate]:
+    """List each layer with each method that takes one; all layers, where there are several, with the method that takes these."""
+    single = [method for method in methods if method != REFINECAM]
+    found: list[Candidate] = [(layer, method) for layer in backend.layers for method in single]
+    several = REFINECAM in methods and len(backend.placed) > 1
+    return found + ([(backend.placed, REFINECAM)] if several else [])
+
+
 @contextmanager
-def draw_anew(module: Any, seed: int = 0) -> Iterator[bool]:
+def draw_anew(module: Any, seed: int = SEED) -> Iterator[bool]:
     """Shuffle each of a model's weights in itself, so that their sizes stay, and put them back; True where there are any."""
     generator = torch.Generator().manual_seed(seed)
     parameters = getattr(module, "parameters", None)

@@ -30,8 +30,9 @@ from camserve.explain.explainer import Explainer
 from camserve.explain.ranking import Task
 from camserve.pictures import render
 from camserve.pictures.bounds.reading import silence_decoders
-from camserve.pictures.decode import convert_to_rgb, open_picture
-from camserve.pipeline.model import PROBE
+from camserve.pictures.decode import open_picture
+from camserve.pictures.files.modes import convert_to_rgb
+from camserve.pipeline.opening import PROBE
 from camserve.tools.console import Progress
 from camserve.tools.packaging.flags.inspect_model import Options
 from camserve.tools.packaging.inspected import InspectedModel
@@ -49,7 +50,8 @@ ABOUT_COSTS = (
 
 ABOUT_BYPASS = (
     "bypass: the share of what changes the scores that goes past the layer, by trial (its output is held while the picture "
-    f"changes); its maps cannot show that. Above {MAX_BYPASS:g} the rule takes a layer only where no other is below"
+    "changes, and where all that its cells change passes through it, what tokens beside them carry counts as held too); its maps "
+    f"cannot show that. Above {MAX_BYPASS:g} the rule takes a layer only where no other is below"
 )
 
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from camserve.core.config.switch import KEEP, KEEP_AT, read_switch
 from camserve.core.config.watching import PLACE
 from camserve.core.text import show
 from camserve.core.values import read_hosts
-from camserve.monitoring.evidence.switch import KEEP, KEEP_AT, read_switch
 from camserve.tools.serving.configuration.addresses import OURS, Addresses, Settings, is_loopback
 from camserve.tools.serving.configuration.cores import count_cores
 from camserve.tools.serving.configuration.store import StoredArchive

@@ -7,9 +7,9 @@ that fell into it. Also exports what was kept, and deletes it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from camserve.core.errors import MissingPackageError, require
 from camserve.core.text import find_nearest, join_names, show
@@ -100,10 +100,22 @@ def _write_page(evidence: Evidence, folder: str, options: argparse.Namespace, pr
         report = evidence.report(folder, asked, max(1, options.pictures))
     file = options.out or Path("out/evidence.html")
     write_file(report, file)
-    drifted = [each["name"] for each in report["statistics"] if each["drifted"]]
     progress.note(f"{report['model']}, {asked.period}: {report['kept']} kept, {len(report['cards'])} of them in the page")
-    progress.note(f"  drifted: {', '.join(drifted)}" if drifted else f"  {report['why'] or 'nothing drifted'}")
+    progress.note(f"  {say_what_drifted(report)}")
     progress.note(f"  {file}: open it in a browser")
+
+
+def say_what_drifted(report: Mapping[str, Any]) -> str:
+    """Says which statistics drifted, and that nothing did only where there were pictures enough to tell."""
+    if drifted := [each["name"] for each in report["statistics"] if each["drifted"]]:
+        return f"drifted: {', '.join(drifted)}"
+    if report["why"]:
+        return str(report["why"])
+    if any(each["enough"] for each in report["statistics"]):
+        return "nothing drifted"
+    if report["counted"]:
+        return "too few predictions to tell whether anything drifted"
+    return "too few pictures were sampled to tell whether anything drifted; --prometheus URL counts all predictions"
 
 
 def choose_model(evidence: Evidence, wanted: str | None) -> str:
@@ -112,7 +124,7 @@ def choose_model(evidence: Evidence, wanted: str | None) -> str:
     Raises:
         ToolError: there is none of that name, there are several and none is named, or nothing is kept here.
     """
-    from camserve.monitoring.evidence.records import name_folder  # noqa: PLC0415 as above
+    from camserve.monitoring.evidence.names import name_folder  # noqa: PLC0415 as above
 
     models = evidence.models()
     if not models:

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from camserve.monitoring.evidence.names import Entry
 from camserve.monitoring.evidence.reading import list_entries, read_records
-from camserve.monitoring.evidence.records import Entry, Record
+from camserve.monitoring.evidence.records import Record
 from camserve.monitoring.evidence.stores import Store
 from camserve.monitoring.statistics import STATISTICS
 from camserve.tools.watching.evidence.marks import Mark, read_marks

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camserve.explain.degenerate import find_degenerate
+from camserve.monitoring.evidence.names import Entry
 from camserve.monitoring.evidence.reading import read_record
-from camserve.monitoring.evidence.records import Entry, EvidenceError, Reason, Record
+from camserve.monitoring.evidence.records import EvidenceError, Reason, Record
 from camserve.monitoring.evidence.stores import Store
 from camserve.monitoring.reference import CLASS
 from camserve.monitoring.statistics import STATISTICS

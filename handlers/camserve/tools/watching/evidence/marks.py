@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from camserve.core.text import show
-from camserve.monitoring.evidence.records import ENDING, Entry
+from camserve.monitoring.evidence.names import ENDING, Entry
 from camserve.monitoring.evidence.stores import Store
 from camserve.tools.console import ToolError
 from camserve.tools.watching.evidence import VERDICTS

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from camserve.monitoring.evidence.names import Entry
 from camserve.monitoring.evidence.reading import list_entries, list_models, read_record, read_records
-from camserve.monitoring.evidence.records import Entry, EvidenceError, Record
+from camserve.monitoring.evidence.records import EvidenceError, Record
 from camserve.monitoring.evidence.stores import Store, StoreError, open_store
 from camserve.monitoring.reference import Reference
 from camserve.tools.console import ToolError, command_of
@@ -66,7 +67,7 @@ class Evidence:
         """Returns the cards of the reference's examples, those of the classes that are seen now first."""
         labels = {each.card["label"] for each in found.seen}
         examples = sorted(self.references.examples(found.digest or ""), key=lambda record: record.classes[0].label not in labels)
-        about = {"normal": True, "parts": [], "mark": None}
+        about = {"normal": True, "rates": [], "mark": None}
         return [{**describe_record(record, 0.0), **about, "picture": _embed(record)} for record in examples[:NORMAL]]
 
     def embed(self, seen: Seen) -> str | None:

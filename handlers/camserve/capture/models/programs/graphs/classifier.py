@@ -14,7 +14,8 @@ from camserve.capture.models.eager import EagerCapture, EagerClassifier
 from camserve.capture.models.hooks import hook_every_call
 from camserve.capture.models.passes import SplitCapture, fit_batch
 from camserve.capture.models.programs.graphs.module import GraphModule, PassOn, Step
-from camserve.capture.survey.layers import Site, Survey, SurveyBuilder
+from camserve.capture.survey.builder import SurveyBuilder
+from camserve.capture.survey.layers import Site, Survey
 from camserve.capture.survey.layout import extract_tensor
 from camserve.core.errors import ConfigError
 

@@ -85,24 +85,21 @@ def add_leaves(
     inserts = {place: insert_value if place in quantized else insert_leaf for place in places}
     graph, outputs = _insert(program, inserts)
     aliases = graph.alias_db()
+    nodes = list(graph.nodes())
+    made = {value.unique(): number for number, node in enumerate(nodes) for value in node.outputs()}
+    written = [(number, value) for number, node in enumerate(nodes) for value in _written(node)]
     overwritten = {
         place
         for place, (kept, _) in zip(places, outputs, strict=True)
-        if place not in quantized and any(aliases.may_contain_alias(value, kept) for value in _written_after(graph, kept))
+        if place not in quantized
+        and any(number > made[kept.unique()] and aliases.may_contain_alias(value, kept) for number, value in written)
     }
     inserts |= dict.fromkeys(overwritten, insert_leaf_in_place)
     return add_outputs(program, inserts, endings), bool(overwritten)
 
 
-def _written_after(graph: Graph, value: Value) -> Iterator[Value]:
-    """Yield the values that operations behind `value` write into."""
-    nodes = list(graph.nodes())
-    start = next(place for place, node in enumerate(nodes) if value.unique() in [each.unique() for each in node.outputs()])
-    for node in nodes[start + 1 :]:
-        yield from _written(node)
-
-
 def _written(node: Node) -> Iterator[Value]:
+    """Yield the values that an operation writes into."""
     if node.kind().endswith("_") and not node.kind().endswith("__"):
         yield next(node.inputs())
     for block in node.blocks():
@@ -170,8 +167,8 @@ def insert_input(graph: Graph, _value: Value) -> tuple[Value, list[Value]]:
 
 
 def insert_copy(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
-    """Keep the value as it is now. Outputs: a copy."""
-    return value, [graph.insert("aten::clone", [graph.insert("aten::detach", [value])])]
+    """Keep the value as it is now. Outputs: a copy, with the value's graph where there is one."""
+    return value, [graph.insert("aten::clone", [value])]
 
 
 def insert_value(graph: Graph, value: Value) -> tuple[Value, list[Value]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -16,8 +16,9 @@ from camserve.capture.models.passes import Pass, SplitCapture, copy_saved_tensor
 from camserve.capture.models.programs.torchscript import outputs, rewriting
 from camserve.capture.models.quantized import list_quantized_weights
 from camserve.capture.precision import find_dtype
+from camserve.capture.survey.builder import SurveyBuilder, resolve_orders
 from camserve.capture.survey.endings import Ending
-from camserve.capture.survey.layers import MODEL_ERRORS, POOL_INPUT, Site, Survey, SurveyBuilder, resolve_orders
+from camserve.capture.survey.layers import MODEL_ERRORS, POOL_INPUT, Site, Survey
 from camserve.capture.survey.reader import FIRST, Scores
 from camserve.capture.survey.readings import Moments
 from camserve.core.errors import ConfigError
@@ -37,14 +38,15 @@ LARGEST = 64
 class ScriptCapture:
     """Captures a TorchScript module (`Capture`).
 
-    There is a function for each layer, and one for all layers, which runs whenever more than one is asked for.
+    There is a function for each layer, and one for all layers, which runs whenever more than one is asked for; each twice, see
+    `_function`.
     """
 
     def __init__(self, model: ScriptClassifier, sites: Mapping[str, Site], settings: CaptureSettings | None = None) -> None:
         self._model = model
         self._sites = dict(sites)
         self._settings = settings or CaptureSettings({})
-        self._functions: dict[tuple[str, ...], tuple[Any, bool]] = {}
+        self._functions: dict[tuple[tuple[str, ...], bool], tuple[Any, bool]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -64,10 +66,11 @@ class ScriptCapture:
                     answer = self._settings.predict_only(self._model.module, pictures)
                     return Pass({}, {}, {}, {}, *self._model.reader.read(answer, len(pictures)))
             names = tuple(asked) if len(asked) == 1 else tuple(self._sites)
-            function, overwrites = self._function(names)
+            function, overwrites = self._function(names, single=len(pictures) == 1)
             with (
                 torch.set_grad_enabled(not all(layer in cam_weights for layer in asked)),
                 copy_saved_tensors() if overwrites else nullcontext(),
+                _show_norms(pictures),
             ):
                 answer, *further = function(self._model.module._c, pictures, *self._model.program.defaults)
             keys = [key for name in names for key in self._sites[name].keys.values()]
@@ -77,13 +80,21 @@ class ScriptCapture:
             scores = self._model.read(answer, len(pictures), behind)
             return Pass(asked, cam_weights, activations, leaves, *scores, self._settings.scale_of(pictures))
 
-    def _function(self, names: tuple[str, ...]) -> tuple[Any, bool]:
+    def _function(self, names: tuple[str, ...], *, single: bool) -> tuple[Any, bool]:
+        """Return the function of some layers; single pictures have one of their own, as what is optimized once stays so."""
         with self._lock:
-            if names not in self._functions:
+            if (names, single) not in self._functions:
                 places = [place for name in names for place in self._model.places_of(self._sites[name])]
                 quantized = self._model.quantized_places
-                self._functions[names] = outputs.add_leaves(self._model.program, places, self._model.endings, quantized)
-            return self._functions[names]
+                added = outputs.add_leaves(self._model.program, places, self._model.endings, quantized)
+                self._functions[names, single] = added
+            return self._functions[names, single]
+
+
+def _show_norms(pictures: Tensor) -> AbstractContextManager[object]:
+    """Context manager in which autograd sees each operation, of a single picture: `straighten_norms` looks for batch norms, and a
+    program that is optimized hides them."""
+    return torch.jit.optimized_execution(False) if len(pictures) == 1 else nullcontext()  # type: ignore[attr-defined]
 
 
 class ScriptClassifier:
@@ -235,7 +246,7 @@ class ScriptClassifier:
         inserts |= {place: outputs.insert_quantized_copy if place in quantized else outputs.insert_copy for place in kept}
         function = outputs.add_outputs(self.program, inserts, self.endings)
         values = [self.cast_input(each).clone() for each in inputs.values()]
-        with torch.no_grad():
+        with torch.set_grad_enabled(pictures.requires_grad), _show_norms(pictures):
             answer = function(*self._given(pictures), *values)
         answer, *further = answer if kept or self.endings else (answer,)
         found = {**inputs, **dict(zip(kept, further, strict=False))}

@@ -85,6 +85,8 @@ class BaseHandler(abc.ABC):
         return onnxruntime.InferenceSession(model_pt_path, providers=[*providers, "CPUExecutionProvider"])
 
     def _load_torchscript_model(self, model_pt_path: str) -> Any:
+        import torchvision  # noqa: F401, PLC0415 registers the operators that a program may call
+
         return torch.jit.load(model_pt_path, map_location=self.device)  # type: ignore[no-untyped-call]
 
     def _load_pickled_model(self, model_dir: str, model_file: str, model_pt_path: str | None) -> Any:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from camserve.core.messages import Call, Encoded, Score
+from camserve.monitoring.evidence.names import make_id
 from camserve.monitoring.evidence.pictures import keep_picture
-from camserve.monitoring.evidence.records import EvidenceError, Picture, Record, Source, make_id
+from camserve.monitoring.evidence.records import EvidenceError, Picture, Record, Source
 from camserve.monitoring.measure import Measurements
 from camserve.monitoring.reference import UNSEEN, Reference
 from camserve.monitoring.statistics import STATISTICS
@@ -69,12 +70,15 @@ def make_examples(
         chosen: places of them.
     """
     records = []
+    made = reference.provenance
+    headers = {"x-explain-method": made.method, "x-explain-layer": made.layer}
+    headers |= {"x-explain-check": "false"} if model.served.config.checks else {}  # records hold none
     for place in chosen:
         try:
             body = paths[place].read_bytes()
         except OSError:
             continue  # it was read a moment ago
-        reply = model.run([Call(True, {}, {"body": body})])[0]
+        reply = model.run([Call(True, headers, {"body": body})])[0]
         answer = json.loads(reply.body) if reply.status == 200 else {"explanations": []}
         if answer["explanations"]:
             record = _make(model, answer, _draw(model, body), (measurements, place), reference)

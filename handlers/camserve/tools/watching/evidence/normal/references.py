@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from camserve.monitoring.evidence.records import Record, name_reference
+from camserve.monitoring.evidence.names import name_reference
+from camserve.monitoring.evidence.records import Record
 from camserve.monitoring.evidence.stores import Store
 from camserve.monitoring.reference import EXAMPLES, FILE, Reference, StaleReference
 from camserve.tools.console import ToolError

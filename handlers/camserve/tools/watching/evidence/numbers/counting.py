@@ -5,7 +5,7 @@ What was kept because it is unusual never enters an estimate: there is more of i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,31 +72,41 @@ def judge_sample(sample: Sample, reference: Reference) -> dict[str, Drift]:
     return judge(sample.counts, reference)
 
 
-def find_parts(sample: Sample, reference: Reference) -> dict[str, Floats]:
-    """Estimates which part of the pictures of each class group in each bin is more than was to be expected, 0 to 1.
+def find_ratios(drifts: Mapping[str, Drift], reference: Reference) -> dict[str, Floats]:
+    """Finds how much likelier each bin is among the pictures that came in addition than it was in a class group, as a logarithm.
 
-    With n pictures now and e expected (the group's pictures times the reference's share of the bin), it is `(n - e) / (n + 1)`:
-    the attributable fraction, drawn towards 0 where few pictures say so. A picture with a large part is likely one of those that
-    moved the statistic; one that merely fell into the same bin, as its class always did, has a small one.
+    What came in addition is, for all groups together, the part of now that is more than was to be expected, `max(now - expected,
+    0)`, made to add up to 1; each bin gets its standard error as well, so that chance alone looks like nothing. Before is the
+    bin's share in the reference among the pictures of the group, with half a picture added. Only the first is estimated of now:
+    a sample of twenty pictures tells nothing of each group.
 
     Returns:
-        By statistic `[group, bin]`.
+        By statistic `[group, bin]`; 0 where the reference has nothing of the group to compare with.
     """
-    parts = {}
-    sizes = sample.counts[CLASS]
-    for name in reference.statistics:
-        now = sample.tables[name]
-        expected = sizes[:, None] * reference.shares(name)
-        parts[name] = np.clip((now - expected) / (now + 1), 0, None)
-    now = sample.counts[CLASS]
-    expected = now.sum() * reference.group_images / reference.images
-    parts[CLASS] = np.tile(np.clip((now - expected) / (now + 1), 0, None), (BINS, 1))
-    return parts
+    ratios = {}
+    for name, drift in drifts.items():
+        images = max(1, drift.images)
+        added = np.maximum(drift.now - drift.expected, 0) + np.sqrt(np.maximum(drift.expected, 1 / images) / images)
+        if name == CLASS:
+            shares, known = np.tile(reference.group_images / reference.images, (BINS, 1)), np.full((BINS, 1), reference.images)
+        else:
+            shares, known = reference.shares(name), reference.known_images[:, None]
+        before = (shares * known + 0.5) / (shares.sum(1, keepdims=True) * known + 0.5 * BINS)
+        ratios[name] = np.where(shares.any(1, keepdims=True), np.log(added / added.sum() / before), 0.0)
+    return ratios
 
 
-def part_of(seen: Seen, name: str, parts: dict[str, Floats]) -> float | None:
-    """Returns a picture's part of what moved a statistic; None where it does not have it."""
-    place = seen.bins.get(name)
-    if place is None or name not in parts:
-        return None
-    return round(float(parts[name][UNSEEN if seen.group is None else seen.group, place]), 3)
+def rate(seen: Seen, name: str, drifts: Mapping[str, Drift], ratios: Mapping[str, Floats]) -> float:
+    """Rates how likely a picture is one of those that moved the statistic `name`: larger is likelier, and that is all it says.
+
+    It is the sum of `find_ratios` over all statistics, as if they were independent given the class (naive Bayes); `name` counts
+    fully, the others by the square of PSI over its threshold, at most 1, so that those that have not drifted say nothing. What
+    moved one statistic mostly moved others as well; a picture of the same bin that was always there moved none.
+    """
+    group = UNSEEN if seen.group is None else seen.group
+    total = 0.0
+    for each, drift in drifts.items():
+        if each in seen.bins:
+            weight = 1.0 if each == name else min(1.0, drift.psi / drift.threshold) ** 2
+            total += weight * float(ratios[each][group, seen.bins[each]])
+    return round(total, 3)

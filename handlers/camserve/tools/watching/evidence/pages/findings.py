@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from camserve.core.text import find_nearest, join_names, show
+from camserve.monitoring.evidence.names import Entry
 from camserve.monitoring.evidence.reading import list_entries
-from camserve.monitoring.evidence.records import Entry
 from camserve.monitoring.reference import BINS, CLASS, Reference
 from camserve.monitoring.statistics import INPUT_STATISTICS, MAP_STATISTICS, SCORE_STATISTICS
 from camserve.tools.console import ToolError
@@ -15,9 +15,9 @@ from camserve.tools.watching.evidence.kept import NAMES, Seen, Shelf
 from camserve.tools.watching.evidence.numbers.counting import (
     Sample,
     count_sample,
-    find_parts,
+    find_ratios,
     judge_sample,
-    part_of,
+    rate,
     take_as_reference,
 )
 from camserve.tools.watching.evidence.numbers.drift import Drift, Floats, judge
@@ -88,7 +88,7 @@ class Findings:
         counted: how many predictions Prometheus counted, on which `drifts` then rest; 0: it was not asked, or knows of none.
         images: how many pictures the comparison rests on.
         drifts: by statistic.
-        parts: by statistic, which part of what moved it each of `seen` has.
+        rates: by statistic, how likely each of `seen` is one of those that moved it; see `counting.rate`.
         first: the statistic that is shown first; "": none.
     """
 
@@ -103,7 +103,7 @@ class Findings:
     counted: int
     images: int
     drifts: Mapping[str, Drift]
-    parts: Mapping[str, Sequence[float | None]]
+    rates: Mapping[str, Sequence[float]]
     first: str
 
 
@@ -135,13 +135,13 @@ def find(
         base = take_as_reference(before, reference) if before.images else None
     counts = count(seen[-1].card["model"], digest, asked.period) if count and seen and digest else {}
     drifts = {} if base is None else judge(counts, base) if CLASS in counts else judge_sample(sample, base)
-    cells = {} if base is None else find_parts(sample, base)
-    parts = {name: [part_of(each, name, cells) for each in seen] for name in NAMES}
+    ratios = {} if base is None else find_ratios(drifts, base)
+    rates = {name: [rate(each, name, drifts, ratios) for each in seen] for name in NAMES}
     unseen = (len(everything) - len(seen), len(entries) - len(everything))
     counted = round(float(counts[CLASS].sum())) if CLASS in counts else 0
     images = base.images if base is not None else 0
     first = choose_statistic(asked, drifts)
-    return Findings(asked, seen, *unseen, digest, reference, sample, before, counted, images, drifts, parts, first)
+    return Findings(asked, seen, *unseen, digest, reference, sample, before, counted, images, drifts, rates, first)
 
 
 def _read(shelf: Shelf, entries: Sequence[Entry], statistic: str) -> tuple[list[Seen], float]:
@@ -176,24 +176,24 @@ def choose_statistic(asked: Asked, drifts: Mapping[str, Drift]) -> str:
     return max(about, key=lambda name: drifts[name].psi / drifts[name].threshold, default="")
 
 
-def choose_seen(found: Findings, most: int) -> list[tuple[Seen, list[float | None]]]:
-    """Chooses the pictures that a page is given, each with its parts in the order of `NAMES`.
+def choose_seen(found: Findings, most: int) -> list[tuple[Seen, list[float]]]:
+    """Chooses the pictures that a page is given, each with its rates in the order of `NAMES`.
 
     Half of them are those that moved the first statistic most, and of the class asked for; the rest is taken from all bins in
     turn, the newest first, so that each bin has some.
     """
-    seen, first, parts = found.seen, found.first, found.parts
+    seen, first, rates = found.seen, found.first, found.rates
     taken = dict.fromkeys(range(len(seen)))
     if len(seen) > most:
         of_class = [place for place in taken if seen[place].card["label"] == found.asked.label]
         bins = [each.bins.get(first) for each in seen]
         moved = found.drifts[first].moved if first else ()
         upward = [place for place, bin_ in enumerate(bins) if bin_ is not None and moved[bin_] > 0]
-        upward.sort(key=lambda place: (parts[first][place] or 0.0, seen[place].entry.time), reverse=True)
+        upward.sort(key=lambda place: (rates[first][place], seen[place].entry.time), reverse=True)
         queues = [[place for place in taken if bins[place] == wanted] for wanted in _BINS]
         taken = dict.fromkeys([*of_class[-most // 2 :], *upward[: most // 2]][:most])
         while len(taken) < most and any(queues):
             for queue in queues:
                 if queue and len(taken) < most:
                     taken.setdefault(queue.pop())
-    return [(seen[place], [parts[name][place] for name in NAMES]) for place in sorted(taken)]
+    return [(seen[place], [rates[name][place] for name in NAMES]) for place in sorted(taken)]

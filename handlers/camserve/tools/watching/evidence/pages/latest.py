@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from camserve.core.geometry import Rect
+from camserve.monitoring.evidence.names import Entry
 from camserve.monitoring.evidence.reading import list_entries, read_records
-from camserve.monitoring.evidence.records import Entry, Record
+from camserve.monitoring.evidence.records import Record
 from camserve.monitoring.evidence.stores import Store
 from camserve.pictures.render import draw_overlay
 from camserve.tools.watching.evidence.kept import scale_view

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from camserve.core.version import __version__
-from camserve.monitoring.evidence.records import Entry
+from camserve.monitoring.evidence.names import Entry
 from camserve.monitoring.reference import BINS, CLASS, UNSEEN, Reference
 from camserve.monitoring.statistics import STATISTICS
 from camserve.pictures.render import write_colormap
@@ -59,8 +59,8 @@ def write_report(
         "colours": write_colormap("viridis"),
         "statistics": [_tell(name, drift, found) for name, drift in ordered],
         "cards": [
-            {**each.card, "parts": parts, "picture": picture(each), "mark": _told(marked.get(each.entry.name))}
-            for each, parts in shown
+            {**each.card, "rates": rates, "picture": picture(each), "mark": _told(marked.get(each.entry.name))}
+            for each, rates in shown
         ],
         "normal": list(normal),
         "no_examples": "The reference holds no examples, or its archive was not given.",
@@ -135,7 +135,10 @@ def explain_nothing(found: Findings) -> str:
     if found.reference is None:
         return f"The reference {found.digest} is not here; give the archive that holds it (--archive)."
     if not found.sample.images:
-        return "No picture of this time belongs to the random sample: nothing can be counted."
+        return (
+            "No picture of this time belongs to the random sample, which is written once a minute or less often: nothing can be "
+            "counted. Ask again later, or have Prometheus count (--prometheus)."
+        )
     return "Nothing of the earlier time was sampled." if found.before is not None else "Nothing can be compared."
 
 

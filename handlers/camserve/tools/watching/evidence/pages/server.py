@@ -13,8 +13,9 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from camserve.core.messages import Reply
 from camserve.core.text import find_nearest, join_names, show
+from camserve.monitoring.evidence.names import ENDING, Entry, name_folder
 from camserve.monitoring.evidence.reading import read_record
-from camserve.monitoring.evidence.records import ENDING, Entry, EvidenceError, Record, name_folder
+from camserve.monitoring.evidence.records import EvidenceError, Record
 from camserve.tools.console import ToolError
 from camserve.tools.watching.evidence import VERDICTS
 from camserve.tools.watching.evidence.kept import Seen

@@ -15,14 +15,14 @@ const drawn = new IntersectionObserver((entries) => {
 const place = () => state.report.names.indexOf(state.statistic);
 const binOf = (card) => card.bins[place()] ?? null;
 const valueOf = (card) => (state.statistic === "class" ? card.target : card.values[place()] ?? null);
-const partOf = (card) => card.parts[place()] ?? 0;
+const rateOf = (card) => card.rates[place()] ?? 0;
 
 /** Orders by a number; cards without one come last either way. */
 const by = (number, sign) => (a, b) => (number(a) === null) - (number(b) === null) || sign * (number(a) - number(b));
-/** Those first that are least to be expected, by class group and bin; of these the ones that are counted. */
-const byPart = (a, b) => partOf(b) - partOf(a) || b.sample - a.sample || b.time - a.time;
+/** Those first that likeliest moved the statistic; of these the ones that are counted. */
+const byRate = (a, b) => rateOf(b) - rateOf(a) || b.sample - a.sample || b.time - a.time;
 const orders = {
-  moved: byPart,
+  moved: byRate,
   down: by(valueOf, -1),
   up: by(valueOf, 1),
   new: by((card) => card.time, -1),
@@ -46,7 +46,7 @@ function matches(card) {
   return kinds[$("kind").value](card) && (!$("label").value || card.label === $("label").value) && (!find || SEARCHED.some((name) => (texts[name] ?? "").toLocaleLowerCase().includes(find)));
 }
 
-const cardsIn = (bin) => state.report.cards.filter((card) => binOf(card) === bin && matches(card)).sort(byPart);
+const cardsIn = (bin) => state.report.cards.filter((card) => binOf(card) === bin && matches(card)).sort(byRate);
 
 /** The groups to show, as [bin or null, cards]: bin by bin, those first that moved PSI most upwards; or all in one order. */
 function grouped() {
@@ -55,7 +55,7 @@ function grouped() {
   const order = $("sort").value;
   if (!each || order !== "moved") return [[state.bin, cards.sort(orders[order])]];
   const bins = each.labels.map((_, bin) => bin).sort((a, b) => each.moved[b] - each.moved[a]);
-  const groups = [...bins, null].map((bin) => [bin, cards.filter((card) => binOf(card) === bin).sort(byPart)]);
+  const groups = [...bins, null].map((bin) => [bin, cards.filter((card) => binOf(card) === bin).sort(byRate)]);
   return groups.filter(([, found]) => found.length);
 }
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camserve.core.geometry import Contour, Inside, Rect
+from camserve.core.messages.checks import Check
 
 Protocol = Literal["plain", "v1", "v2"]
 Media = Literal["json", "png", "jpeg", "webp", "npy"]
@@ -73,6 +74,20 @@ class Call:
         return given if isinstance(given, str) and REQUEST_ID.fullmatch(given) else ""
 
 
+Layer = str | tuple[str, ...]
+"""A layer, or several that are taken together, in the order in which they run."""
+
+
+def list_layers(layer: Layer) -> tuple[str, ...]:
+    """Return the names of one layer, or of several."""
+    return (layer,) if isinstance(layer, str) else layer
+
+
+def name_layer(layer: Layer) -> str:
+    """Return a layer's name; those of several with commas between, as answers have them and requests may."""
+    return ",".join(list_layers(layer))
+
+
 @dataclass(frozen=True)
 class Options:
     """What is asked about one picture, every value checked.
@@ -91,7 +106,7 @@ class Options:
 
     targets: tuple[int, ...]
     method: str
-    layer: str
+    layer: Layer
     colormap: str
     opacity: float
     top_k: int | None = 1
@@ -167,51 +182,6 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """A target's score by how its picture was filled, `blur` or `mean`: with cells hidden, and with only these shown."""
-
-    hidden: Mapping[str, tuple[float, ...]]
-    shown: Mapping[str, tuple[float, ...]]
-
-
-VERDICTS = ("supported", "weak", "unsupported")
-"""Of a check, the best first."""
-
-SHARES = (0.1, 0.2, 0.4)
-"""Shares of a heatmap's cells that a check hides, and shows alone, the brightest first."""
-
-FILLS = ("blur", "mean")
-"""What hides them."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """How far a heatmap is borne out when the model is asked again; `explain/faithfulness` has the rule.
-
-    Attributes:
-        verdict: `supported`, `weak` or `unsupported`.
-        support: what the brightest cells do to the score more than others do, as a share of what the whole picture does.
-        shares: of the cells that are hidden and shown.
-        brightest: what the heatmap's brightest cells do, by share.
-        random: what as many random cells do, with the blur.
-        moved: what the heatmap's brightest cells do where the heatmap is moved elsewhere, with the mean colour.
-        empty: the score with everything hidden, by fill.
-        deletion: area under the score by the share of cells that are hidden, brightest first; small speaks for the map.
-        insertion: area under the score by the share that is shown; large speaks for it.
-    """
-
-    verdict: str
-    support: float
-    shares: tuple[float, ...]
-    brightest: Hidden
-    random: Hidden
-    moved: Hidden
-    empty: Mapping[str, float]
-    deletion: float
-    insertion: float
-
-
-@dataclass(frozen=True)
 class Explanation:
     """One target's heatmap.
 
@@ -265,6 +235,7 @@ class Answer:
         image: None for a tensor.
         picture: the rendered picture where the media is `png`, `jpeg` or `webp`.
         scale: that picture's size relative to the original.
+        layer: its name, see `name_layer`.
         predictions: what a handler's own `postprocess` made of the scores, JSON; None: made of `classes`.
         grid: (height, width) of the heatmaps, where there are none to tell it.
         asked: of `BEYOND` those that were asked for.

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from camserve.pipeline import glibc
+from camserve.capture.tuning import glibc
 
 
 def test_freed_memory_is_kept() -> None:
     """A tensor's pages are there again for the next; without the setting each pass faults them all."""
     script = (
         "import resource, sys, torch\n"
-        "from camserve.pipeline.glibc import keep_freed_memory\n"
+        "from camserve.capture.tuning.glibc import keep_freed_memory\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "kept = keep_freed_memory() if sys.argv[1] == 'keep' else True\n"
         "for _ in range(30): torch.ones(10 << 20)\n"

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from camserve.core.config import KEYS, METHOD_ALIASES
+from camserve.core.config import KEYS, REFINECAM
 from camserve.core.errors import RequestError
-from camserve.core.messages import CONTENT_TYPES, PICTURES, Options
+from camserve.core.messages import CONTENT_TYPES, PICTURES, Options, list_layers
 from camserve.core.served import Served
 from camserve.core.text import find_nearest, join_names, show
-from camserve.core.values import FLAG, LEVELS, Values, choice, integer, parse_integer
+from camserve.core.values import FLAG, LEVELS, Values, choice
 from camserve.pictures.files.formats import sniff
 from camserve.protocol.accept import negotiate, no_picture
 from camserve.protocol.body import AREA
+from camserve.protocol.options.narrow import (
+    default_top_k,
+    is_list,
+    narrow_layers,
+    narrow_methods,
+    narrow_targets,
+    narrow_top_k,
+    parse_target,
+)
 
 HEADER_PREFIX = "x-explain-"
 
@@ -60,81 +67,8 @@ class Option:
         return replace(self, values=self.narrow(served)) if self.narrow else self
 
 
-def _targets(served: Served) -> Values:
-    """Of scores that are values, what lowers one is asked for behind a `-`, and read as `~index`.
-
-    JSON's number -0 is 0, so what lowers the first value is the text `-0` there; a header's or a field's `-0` is text too.
-    """
-    labels, most, values = served.labels, served.config.max_targets, served.scores == "none"
-
-    def read_one(value: object) -> int:
-        if isinstance(value, str):
-            return labels.index_or_lowered(value) if values else labels.index(value)
-        index = _read_integer(value)
-        if values and math.copysign(1, value) < 0:  # type: ignore[arg-type]
-            message = f'target: for what lowers a value send the text "{value}" or "-{labels[0]}", got the number {value}'
-            raise RequestError(400, "InvalidOption", message)
-        return labels.index(index)
-
-    def read(value: object) -> tuple[int, ...]:
-        several = value if isinstance(value, list) else [value]
-        if not 1 <= len(several) <= most:
-            raise ValueError
-        return tuple(dict.fromkeys(read_one(each) for each in several))
-
-    index = {"type": "integer", "minimum": 0, "maximum": len(labels) - 1}
-    label = {"type": "string", "format": "label", "examples": [labels[0], *([f"-{labels[0]}"] if values else [])]}
-    several = {"type": "array", "items": {"anyOf": [index, label]}, "minItems": 1, "maxItems": most}
-    lowered = ", behind a - and as text for what lowers its value" if values else ""
-    accepts = f"a class index from 0 to {len(labels) - 1}, a label{lowered}, or a list of 1 to {most} of them"
-    return Values(accepts, read, {"anyOf": [index, label, several]}, _parse_value_target if values else _parse_target)
-
-
-def _parse_value_target(text: str) -> object:
-    if _is_list(text):
-        return json.loads(text, parse_int=_keep_minus)
-    return text.strip() if text.strip().startswith("-") else parse_integer(text)
-
-
-def _keep_minus(text: str) -> int | str:
-    return text if text.startswith("-") else int(text)
-
-
-def _methods(served: Served) -> Values:
-    aliases = {alias: name for alias, name in METHOD_ALIASES.items() if name in served.methods}
-    return choice(served.methods, aliases)
-
-
-def _default_top_k(served: Served) -> int | None:
-    return None if served.by_threshold else 1
-
-
-def _top_k(served: Served) -> Values:
-    """Up to `max_targets`; more than the model has classes are all of them."""
-    counts = integer(1, served.config.max_targets)
-    return replace(counts, read=lambda value: min(counts.read(_read_integer(value)), len(served.labels)))
-
-
-def _read_integer(value: object) -> int:
-    """Reads a whole number: 3 and 3.0 are the same in JSON, true is none."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError
-    return value
-
-
-def _parse_target(text: str) -> object:
-    return json.loads(text) if _is_list(text) else parse_integer(text)
-
-
-def _is_list(text: str) -> bool:
-    stripped = text.strip()
-    return stripped.startswith("[") and stripped.endswith("]")
-
-
-_CLASS = Values("a class index, a label, or a list of them", lambda value: value, parse=_parse_target)
-_NAME = Values("a name", str, {"type": "string"}, parse=str)
+_CLASS = Values("a class index, a label, or a list of them", lambda value: value, parse=parse_target)
+_NAMES = Values(f"a name, or for {REFINECAM} several with commas between", str, {"type": "string"}, parse=str)
 
 OPTIONS = (
     Option(
@@ -142,7 +76,7 @@ OPTIONS = (
         "a class index, a label, or a list of them; by default the most probable class, or each label that reaches the "
         "threshold; of a value, -index or -label is what lowers it",
         _CLASS,
-        narrow=_targets,
+        narrow=narrow_targets,
         field="targets",
         in_text="a decimal integer is a class index, a JSON list holds indices and labels, the rest is a label",
         labels=True,
@@ -151,22 +85,24 @@ OPTIONS = (
         "top_k",
         "explain the k most probable classes; not together with target",
         KEYS["max_targets"].values,
-        narrow=_top_k,
-        default=_default_top_k,
+        narrow=narrow_top_k,
+        default=default_top_k,
     ),
     Option(
         "method",
         "how the heatmap is computed; by default the archive's",
         KEYS["method"].values,
-        narrow=_methods,
+        narrow=narrow_methods,
         default=lambda served: served.config.method,
     ),
     Option(
         "layer",
-        "layer whose activations make the heatmap; by default the archive's first",
-        _NAME,
-        narrow=lambda served: choice(served.layers),
-        default=lambda served: served.layers[0],
+        "layer whose activations make the heatmap; by default the archive's first; with method refinecam two or more, by default "
+        "all of the archive's",
+        _NAMES,
+        narrow=narrow_layers,
+        default=lambda served: served.default_layer,
+        in_text="a name, or several: a JSON list, or with commas between",
     ),
     Option("format", "of the answer; beats Accept", choice(tuple(CONTENT_TYPES)), field="media"),
     Option(
@@ -174,7 +110,7 @@ OPTIONS = (
         "the model is asked again with the brightest parts hidden, and with only these shown: the answer says how far each "
         "heatmap is borne out",
         FLAG,
-        default=lambda _: False,
+        default=lambda served: served.config.checks,
     ),
     Option(
         "inside",
@@ -218,6 +154,7 @@ class OptionReader:
         defaults = {option.field or option.name: option.default(served) for option in OPTIONS if option.default}
         self.defaults = Options(targets=(), **defaults)
         self.scores = served.scores
+        self._first, self._together = served.layers[0], served.together
 
     def from_headers(self, headers: Mapping[str, str]) -> dict[str, Given]:
         """Collects the `X-Explain-*` headers. A label may be sent in UTF-8 or in Latin-1.
@@ -270,6 +207,7 @@ class OptionReader:
             RequestError: 400 `InvalidOption`, `UnknownLabel`, `NoPicture`; 406 `NotAcceptable`.
         """
         values = {self.table[name].field or name: self._read_value(name, option) for name, option in given.items()}
+        self._match_layer(values)
         if "target" in given and "top_k" in given:
             raise RequestError(400, "InvalidOption", "target, top_k: expected one of the two, got both")
         media = values["media"] = values["media"] if "media" in values else negotiate(accept, tensor)
@@ -284,6 +222,18 @@ class OptionReader:
         if media == "npy" and values.get("contours"):
             raise RequestError(400, "InvalidOption", "contours: an array holds none; expected format json or a picture, got npy")
         return replace(self.defaults, overlay=overlay and media == "json", **values)
+
+    def _match_layer(self, values: dict[str, Any]) -> None:
+        """Give a method its layers, and several layers the method that takes them together, where only one of both is given."""
+        several = isinstance(values.get("layer"), tuple)
+        method = values.setdefault("method", REFINECAM if several else self.defaults.method)
+        layers = list_layers(values.setdefault("layer", self._together if method == REFINECAM else self._first))
+        if method == REFINECAM and len(layers) < 2:
+            way = f"leave layer out for all of them, name several of {join_names(self._together)}, or give another method"
+            raise RequestError(400, "InvalidOption", f"layer: {method} takes two layers or more, got {show(layers[0])}; {way}")
+        if method != REFINECAM and len(layers) > 1:
+            message = f"layer: {method} takes one layer, got {len(layers)}; only {REFINECAM} takes several together"
+            raise RequestError(400, "InvalidOption", message)
 
     def _read_value(self, name: str, given: Given) -> Any:
         option = self.table[name]
@@ -300,7 +250,7 @@ def _as_json(option: Option, given: Given) -> object:
         return value
     if given.spelling == "text" and isinstance(value, (bytes, bytearray, str)):
         return option.values.parse(value if isinstance(value, str) else bytes(value).decode())
-    if given.spelling == "parameter" and option.in_text and isinstance(value, str) and _is_list(value):
+    if given.spelling == "parameter" and option.in_text and isinstance(value, str) and is_list(value):
         return option.values.parse(value)
     return value
 

@@ -1,0 +1,250 @@
+"""Networks that move, sort or gather what they see: a map of theirs would lie out of place, so it is refused, or an earlier is taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.support.models import nets
+from torch import Tensor, nn
+from torch.nn import functional
+
+from camserve.capture import open_backend
+from camserve.capture.alignment.align import OFF
+from camserve.capture.backend import Backend
+from camserve.core.config import Config
+from camserve.core.errors import ConfigError
+
+SIDE = 64
+
+
+def conv(inside: int, outside: int, stride: int) -> nn.Sequential:
+    """A convolution of 3 x 3, a norm and a ReLU."""
+    return nn.Sequential(nn.Conv2d(inside, outside, 3, stride, 1), nn.BatchNorm2d(outside), nn.ReLU())
+
+
+class Moved(nn.Module):
+    """Two convolutions; what is between them, or before, is moved by `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = conv(3, 16, 4), conv(16, 16, 2), conv(16, 16, 1)
+        self.fc = nn.Linear(16, nets.CLASSES)
+
+    def score(self, x: Tensor) -> Tensor:
+        """`[N, 16, h, w]` to `[N, CLASSES]`."""
+        return self.fc(x.mean((2, 3)))
+
+
+class Rolled(Moved):
+    """Rows and columns are shifted, around the edge, and never shifted back, as a window's might be."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        return self.score(self.second(self.first(x).roll((4, 4), (2, 3))))
+
+
+class Tiled(Moved):
+    """The quarters of the picture run as one batch, and are put together with two of them exchanged."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        half = x.shape[2] // 2
+        quarters = [part for rows in x.split(half, 2) for part in rows.split(half, 3)]
+        one, two, three, four = self.second(self.first(torch.cat(quarters))).chunk(4)
+        return self.score(self.third(torch.cat([torch.cat([one, three], 3), torch.cat([two, four], 3)], 2)))
+
+
+class Glancing(Moved):
+    """A coarse map tells which quarter is looked at: another one in each picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse = conv(3, 8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        cells = self.coarse(x).sum(1).flatten(1).argmax(1).tolist()
+        parts = [
+            each[:, 4 * (cell // 8) : 4 * (cell // 8) + 32, 4 * (cell % 8) : 4 * (cell % 8) + 32]
+            for each, cell in zip(x, cells, strict=True)
+        ]
+        return self.score(self.second(self.first(torch.stack(parts))))
+
+
+class Mix(nn.Module):
+    """What each vector becomes by itself, added to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, T, 16]`, twice."""
+        return x + self.inner(x)
+
+
+class Latents(nn.Module):
+    """Sixteen learnt vectors that gather from all of the picture, three times, as many as a grid of 4 x 4 has cells (Perceiver)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.latents = conv(3, 16, 8), nn.Parameter(torch.randn(1, 16, 16))
+        self.query, self.both, self.norm = nn.Linear(16, 16), nn.Linear(16, 32), nn.LayerNorm(16)
+        self.mix, self.fc = Mix(), nn.Linear(16, nets.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        seen = self.trunk(x).flatten(2).transpose(1, 2)
+        latents = self.latents.expand(len(x), -1, -1)
+        for _ in range(3):
+            key, value = self.both(self.norm(seen)).chunk(2, -1)
+            latents = latents + functional.softmax(self.query(latents) @ key.transpose(1, 2), -1) @ value
+            latents = self.mix(latents)
+        return self.fc(latents.mean(1))
+
+
+def opened(model: nn.Module, *layers: str) -> Backend:
+    """A backend of the net with random weights and statistics; nothing is timed."""
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean, part.running_var = 0.3 * torch.randn(part.num_features), 0.5 + torch.rand(part.num_features)
+    return open_backend(model.eval(), Config(layers=layers, channels_last=None), (SIDE, SIDE), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("net", "why"),
+    [
+        (Rolled, "its cells lie in another order than any that is known"),
+        (Tiled, "its cells lie in another order than any that is known"),
+        (Glancing, "(patches of the picture, changed, change nothing of it|or elsewhere in each picture)"),
+    ],
+)
+def test_what_lies_elsewhere_is_refused(net: type[nn.Module], why: str, seed: int) -> None:
+    """By the layer's own changes, whatever an early map shows."""
+    torch.manual_seed(seed)
+    with pytest.raises(ConfigError, match=why):
+        opened(net())
+
+
+def test_before_it_is_moved_a_layer_is_explained() -> None:
+    """By name."""
+    torch.manual_seed(1)
+    assert opened(Rolled(), "first").layers == ("first",)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_latents_are_no_cells(seed: int) -> None:
+    """The last layer whose cells a trial finds is taken, if nothing goes past it; the other is explained by name, and doubted."""
+    torch.manual_seed(seed)
+    model = Latents()
+    backend = opened(model)
+    assert backend.layers == ("trunk",)
+    assert (backend.bypass["trunk"] or 0) < 1e-5
+    told = backend.aligned["trunk"]
+    assert told.told
+    assert told.distance is not None
+    assert told.distance <= 1
+    assert "are no cells" in backend.why
+    named = opened(model, "mix")
+    assert not named.aligned["mix"].told
+    assert "no trial shows where" in named.aligned["mix"].note
+
+
+class Cut(Moved):
+    """A region of features goes on: a part of what the trunk sees, most of the rest of which it sees a little."""
+
+    def __init__(self, rows: slice, columns: slice) -> None:
+        super().__init__()
+        self.more = nn.Sequential(*(conv(16, 16, 1) for _ in range(3)))
+        self.part = rows, columns
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        rows, columns = self.part
+        return self.score(self.third(self.more(self.first(x))[:, :, rows, columns]))
+
+
+class Bare(nn.Module):
+    """Convolutions without a border: each leaves half a kernel out at every side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts = [(nn.Conv2d(inside, 32, side), nn.ReLU(), nn.MaxPool2d(2)) for inside, side in ((3, 5), (32, 5))]
+        self.body = nn.Sequential(*(each for part in parts for each in part), nn.Conv2d(32, 32, 3), nn.ReLU())
+        self.fc = nn.Linear(32, nets.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        return self.fc(self.body(x).mean((2, 3)))
+
+
+PARTS = {
+    "features": (lambda: Cut(slice(3, 13), slice(2, 12)), ((3 / 16, 13 / 16), (2 / 16, 12 / 16))),
+    "features that many probes change nothing of": (lambda: Cut(slice(8, 16), slice(4, 12)), ((8 / 16, 1), (4 / 16, 12 / 16))),
+    "a border, by each convolution": (Bare, ((10 / 64, 54 / 64),) * 2),
+}
+"""What is left out, and over what part of the height and the width the cells lie that are left."""
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("left_out", PARTS)
+@pytest.mark.parametrize("seed", range(2))
+def test_cells_behind_a_cut_lie_over_the_part_that_is_left(left_out: str, seed: int) -> None:
+    """The trunk sees all of the picture, so that no early map tells it: a map over all of it was up to two cells out of place."""
+    make, wanted = PARTS[left_out]
+    torch.manual_seed(seed)
+    backend = opened(make())
+    (aligned,) = backend.aligned.values()
+    (view,) = aligned.site.views
+    for found, span in zip((view.rows, view.columns), wanted, strict=True):
+        assert found == pytest.approx(span, abs=0.09)
+    assert aligned.note.startswith("its cells lie over ")
+    assert "what each depends on" in aligned.note
+
+
+class Trimmed(Moved):
+    """A few features at the borders are cut off before the last convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = conv(3, 16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        return self.score(self.third(self.second(self.first(x))[:, :, 2:15, 2:]))
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("seed", range(2))
+def test_a_cell_or_two_that_are_cut_off_are_no_part_of_the_map(seed: int) -> None:
+    """Probes that change the inside alone tell it to a part of a cell; a map over all of the picture was two cells out of place.
+
+    Strides put cells 3 of 64 pixels away from the middles of what they depend on.
+    """
+    torch.manual_seed(seed)
+    (aligned,) = opened(Trimmed()).aligned.values()
+    (view,) = aligned.site.views
+    for found, span in zip((view.rows, view.columns), ((2 / 16, 15 / 16), (2 / 16, 1)), strict=True):
+        assert found == pytest.approx([share - 1.5 / 64 for share in span], abs=0.02)
+    assert "what each depends on" in aligned.note
+
+
+class Pooled(Moved):
+    """Convolutions with borders, and pooling: probes change most what is a cell away, and nothing is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv(3, 16, 1), nn.MaxPool2d(2), conv(16, 16, 1), nn.MaxPool2d(2), conv(16, 16, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        return self.score(self.body(x))
+
+
+def test_cells_behind_no_cut_lie_over_all_of_the_picture() -> None:
+    """Though probes alone may not tell it."""
+    torch.manual_seed(0)
+    (aligned,) = opened(Pooled()).aligned.values()
+    assert (aligned.distance or 0) > OFF
+    assert aligned.site.views == ()
