@@ -34,7 +34,7 @@ from torch import Tensor
 from benchmarks.speed.conditions import Spread, alternate, conditions, ratios
 from benchmarks.speed.engine import Ours, Run, pictures_of, resnet50
 from benchmarks.speed.served import archives
-from camserve.capture.backend import precision_context
+from camserve.capture.precision import precision_context
 from camserve.core.config import PRECISIONS, Config
 from camserve.explain.ranking import Task
 from camserve.pictures import render

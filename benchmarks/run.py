@@ -1,7 +1,7 @@
 """Speed: the engine against its own forward pass and other libraries, live servers against the stock handler's, scaling, memory.
 
-    apt-get install wrk && pip install -e '.[test,benchmark]'
-    python benchmarks/run.py                                    # all of it: about an hour on two cores that do nothing else
+    apt-get install wrk && pip install -e '.[test,benchmark,openvino]'
+    python benchmarks/run.py                                    # all of it: two to three hours on two cores that do nothing else
     python benchmarks/run.py --quick                            # two minutes: whether everything runs; writes nothing that lasts
     python benchmarks/run.py --only live --models resnet50      # one part, or one part of one model
 
@@ -30,14 +30,14 @@ from rich.markdown import Markdown
 from benchmarks.speed.report import tables
 from benchmarks.speed.served import archives
 
-PARTS = ("engine", "forward", "runtimes", "live", "hosts", "profile", "scaling", "memory")
+PARTS = ("engine", "forward", "runtimes", "loading", "live", "hosts", "profile", "scaling", "memory")
 Found = dict[str, Any]
 
 
 def parts(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Callable[[], Found]]:
     """What is to be measured, by the names under which it is kept."""
     from benchmarks.speed import engine, forward, live, memory, scaling  # noqa: PLC0415 only now is it known that all is installed
-    from benchmarks.speed.served import hosts  # noqa: PLC0415
+    from benchmarks.speed.served import hosts, loading  # noqa: PLC0415
 
     if options.processor:
         torch.set_num_threads(1)
@@ -50,9 +50,12 @@ def parts(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
         batch = 2 if quick else engine.BATCH
         found[f"runtimes-{model}"] = partial(forward.in_runtimes, model, rounds, say, batch, options.processor)
     for model in options.models:
-        found[f"live-{model}"] = partial(live.measure, model, rounds, seconds, say)
+        found[f"loading-{model}"] = partial(loading.measure, model, min(rounds, 5), say, options.processor)
+    for model in options.models:
+        found[f"live-{model}"] = partial(live.measure, model, rounds, seconds, say, options.store)
     for model in options.models[:1]:
-        found[f"hosts-{model}"] = partial(hosts.measure, model, rounds, seconds, say)
+        name = f"hosts-{model}" if options.runtime is None else f"hosts-{model}-{options.runtime}"
+        found[name] = partial(hosts.measure, model, rounds, seconds, say, options.runtime)
     for model in options.models:
         found[f"profile-{model}"] = partial(live.profile, model, 2 * seconds, say)
     found["scaling-engine"] = lambda: scaling.engine(min(rounds, 5), say, quick, options.processor)
@@ -70,7 +73,11 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=list(archives.MODELS), choices=archives.MODELS, help="served ones (all)")
     parser.add_argument("--rounds", type=int, default=10, help="rounds after the warm-up (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="of a slice of load (%(default)s)")
-    help_ = "engine, runtimes, scaling-engine: count the processor's seconds, in one thread, where others keep the cores busy"
+    help_ = "live: takes archives from this folder, and leaves there what it packages (a temporary one)"
+    parser.add_argument("--store", type=Path, help=help_)
+    help_ = "hosts: package for this runtime, and leave out Ray, whose environment has none (torch, and all hosts)"
+    parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), help=help_)
+    help_ = "engine, runtimes, loading, scaling-engine: count the processor's seconds, in one thread, on a busy machine"
     parser.add_argument("--processor", action="store_true", help=help_)
     parser.add_argument("--quick", action="store_true", help="one round, short slices, one served model")
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables again")

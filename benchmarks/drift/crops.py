@@ -23,6 +23,7 @@ if __name__ == "__main__" and any(find_spec(name) is None for name in ("numpy", 
 
 import argparse
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 
@@ -77,22 +78,29 @@ def crop(name: str, random: np.random.Generator, shift: float = 0.0, fixed: bool
     across = x * whole.width + side * (random.normal(0, place) + shift)
     down = y * whole.height + side * random.normal(0, place)
     mirrored = random.random() < 0.5
-    turned = whole.rotate(random.normal(0, slant), Image.Resampling.BILINEAR, center=(across, down))
+    angle = random.normal(0, slant)
     box = tuple(round(each) for each in (across - side / 2, down - side / 2, across + side / 2, down + side / 2))
-    picture = _within(turned, box).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    picture = _turned(whole, angle, (across, down), box).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     if mirrored and not shift and not fixed:
         picture = ImageOps.mirror(picture)
     picture = ImageEnhance.Brightness(picture).enhance(random.uniform(0.85, 1.15))
     return ImageEnhance.Color(picture).enhance(random.uniform(0.8, 1.2))
 
 
-def _within(whole: Image.Image, box: tuple[int, ...]) -> Image.Image:
-    """The crop; what lies beyond the photograph repeats its border."""
+def _turned(whole: Image.Image, angle: float, center: tuple[float, float], box: tuple[int, ...]) -> Image.Image:
+    """The crop of the photograph, turned by so many degrees as `Image.rotate` does; what lies beyond it repeats its border.
+
+    Only what is seen is computed: most of a photograph is not.
+    """
     left, top, right, bottom = box
-    pixels = np.asarray(whole)
-    rows = np.clip(np.arange(top, bottom), 0, whole.height - 1)
-    columns = np.clip(np.arange(left, right), 0, whole.width - 1)
-    return Image.fromarray(pixels[rows][:, columns])
+    inside = (max(left, 0), max(top, 0), min(right, whole.width), min(bottom, whole.height))
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    x, y = (inside[0] - center[0], inside[1] - center[1])
+    rows = (cosine, -sine, x * cosine - y * sine + center[0], sine, cosine, x * sine + y * cosine + center[1])
+    size = (inside[2] - inside[0], inside[3] - inside[1])
+    pixels = np.asarray(whole.transform(size, Image.Transform.AFFINE, rows, Image.Resampling.BILINEAR))
+    beyond = ((inside[1] - top, bottom - inside[3]), (inside[0] - left, right - inside[2]), (0, 0))
+    return Image.fromarray(np.pad(pixels, beyond, mode="edge"))
 
 
 def blur(radius: float) -> Spoil:

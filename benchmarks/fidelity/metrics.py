@@ -1,6 +1,8 @@
 """Whether a check's figures are those of Quantus: the same cells hidden, the same fill, the same scores.
 
-    python benchmarks/fidelity/metrics.py     # needs: pip install '.[test]' quantus==0.6.0, in an environment of its own
+    python benchmarks/fidelity/metrics.py
+
+It needs an environment of its own: pip install '.[test]' scikit-image quantus==0.6.0
 
 Quantus' `PixelFlipping` hides a map's pixels step by step, the brightest first; with a cell's pixels a step it hides cells, as
 `explain/faithfulness` does. Its own fill "mean" is the mean of all channels of what is left of the picture after each step;
@@ -24,8 +26,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.fidelity import games
-from benchmarks.fidelity.scenes import SHIPPED, SIDE, Classifier, picture, prepared
-from camserve.core.messages import SHARES
+from benchmarks.fidelity.scenes import FURTHER, SHIPPED, SIDE, Classifier, picture, prepared
+from camserve.core.messages.checks import SHARES
 from camserve.explain.faithfulness import judge, perturb
 from camserve.explain.methods import scale_maps
 
@@ -68,7 +70,7 @@ def main() -> None:
     classifier = Classifier()
     print("| picture | hidden, our fill | hidden, Quantus' fill | area under all steps | ours, of five points |")
     print("| --- | --- | --- | --- | --- |")
-    for label, target in SHIPPED.items():
+    for label, target in {**SHIPPED, **FURTHER}.items():
         seen = classifier.seen(picture(label))
         heatmap = scale_maps(games.method("gradcam++")(seen, target)[None])[0][0]
         tensor = prepared([picture(label)])

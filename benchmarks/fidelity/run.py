@@ -29,7 +29,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.fidelity import games, peers, sharper
+from benchmarks.fidelity import games, peers
 from benchmarks.fidelity.games import Candidate
 from benchmarks.fidelity.scenes import FURTHER, SHIPPED, SIDE, Classifier, mosaic, picture
 from benchmarks.speed.conditions import processor
@@ -46,13 +46,13 @@ LOG = Console(stderr=True)
 
 
 def candidates() -> dict[str, Candidate]:
-    """The methods, what else could be called contrast, and what could be sharper."""
+    """The methods, and what else could be called contrast."""
     found = {f"`{name}`": games.method(name) for name in METHODS}
     for count in (3, 10):
         found[f"`contrast` with {count} rivals"] = games.finer(1, count)
     found["`contrast`, gamma 0.6"] = games.finer(0.6, 5)
     found["Grad-CAM++ less the mean of 5 rivals' maps"] = games.less_contrasts(5)
-    return {**found, **sharper.candidates()}
+    return found
 
 
 def spread(values: Sequence[float]) -> str:
@@ -158,7 +158,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(conditions(arguments))
-    classifier, made = Classifier(further=sharper.STAGES[:-1]), candidates()
+    classifier, made = Classifier(), candidates()
     baselines: dict[str, Sequence[Candidate]] = {
         "a blob in the middle": [games.centre],
         "a random map": [games.noise(seed) for seed in range(MAPS)],

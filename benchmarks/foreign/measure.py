@@ -103,7 +103,7 @@ def _least(model: nn.Module, network: Network) -> float:
     classifier = open_model(model, pictures)
     survey = survey_model(classifier, pictures)
     infos = [info for info in survey.maps if not info.passes_through]
-    trial, faults = BypassTrial(classifier, pictures), find_faults(classifier, pictures, infos, survey.outputs)
+    trial, faults = BypassTrial(classifier, pictures, survey.maps), find_faults(classifier, pictures, infos, survey.outputs)
     shares = [trial.measure(info) for info in infos if info.name not in faults]
     return min(share for share in shares if share is not None)
 

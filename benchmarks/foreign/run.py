@@ -49,7 +49,7 @@ def table(found: Sequence[Found]) -> str:
     return "\n".join(rows)
 
 
-def shorten(text: str, most: int = 40) -> str:
+def shorten(text: str, most: int = 24) -> str:
     """Cut a text that would make the table too wide; results/foreign.json has it whole."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 

@@ -17,6 +17,7 @@ from camserve.capture.choose.bypass import BypassTrial
 from camserve.capture.choose.layer import SINGLE, choose_layer, find_faults
 from camserve.capture.models.kinds import survey_model
 from camserve.capture.survey.layers import LayerInfo, Site, Survey
+from camserve.core.errors import ConfigError
 from camserve.explain.methods import METHODS
 
 NAMES = ("gradcam++", "gradcam", "hirescam", "layercam")
@@ -75,7 +76,7 @@ def measure(model: nn.Module, scenes: Scenes, pairs: Scenes) -> Measured:
     pictures = synthesize_pictures((SIDE, SIDE))
     classifier = open_model(model, pictures)
     survey = survey_model(classifier, pictures)
-    trial = BypassTrial(classifier, pictures)
+    trial = BypassTrial(classifier, pictures, survey.maps)
     default = choose_layer(classifier, pictures, survey, trial)[0]
     infos = [info for info in survey.maps if not info.passes_through or info.name == default]
     faults = find_faults(classifier, pictures, infos, survey.outputs)
@@ -96,8 +97,11 @@ def _align(classifier: Classifier, survey: Survey, default: str, infos: Sequence
     """Return where the layers' cells lie: tokens lie at each as at the default layer."""
     token = next((info for info in infos if info.site.layout.others), None)
     name = default if survey.info(default).site.layout.others or token is None else token.name
-    found = align_layers(classifier, survey, [name], synthesize_pictures((SIDE, SIDE))[:1])[name].site.layout
     sites = {info.name: info.site for info in infos}
+    try:
+        found = align_layers(classifier, survey, [name], synthesize_pictures((SIDE, SIDE))[:1])[name].site.layout
+    except ConfigError:  # no trial tells it, as over a trained ResNet; the networks here have their other tokens first
+        return sites
     for layer, site in sites.items():
         if site.layout.others == found.others and site.layout.order == found.order:
             sites[layer] = replace(site, layout=replace(found, channels=site.layout.channels))

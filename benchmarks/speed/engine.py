@@ -14,13 +14,15 @@ import torchvision
 from torch import Tensor, nn
 
 from benchmarks.speed.conditions import Spread, alternate, conditions, ratios, seconds_of
-from camserve.capture.backend import Backend, open_backend, precision_context
+from camserve.capture.backend import Backend, open_backend
 from camserve.capture.base import CaptureSettings
-from camserve.capture.models.eager import EagerCapture, freeze
+from camserve.capture.models.eager import EagerCapture
+from camserve.capture.models.frozen import freeze
+from camserve.capture.precision import precision_context
+from camserve.capture.tuning.glibc import keep_freed_memory
 from camserve.core.config import Config
 from camserve.explain.explainer import Explainer
 from camserve.explain.ranking import Task
-from camserve.pipeline.glibc import keep_freed_memory
 
 LAYER = "layer4"
 SIZE = (224, 224)

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from benchmarks.speed.conditions import Spread, alternate, conditions, ratios, seconds_of
 from benchmarks.speed.engine import BATCH, CPU, SIZE, Run, pictures_of, plain
 from camserve.capture.backend import Backend, open_backend
-from camserve.capture.models.eager import freeze
+from camserve.capture.models.frozen import freeze
 from camserve.capture.runtimes.engines import ENGINES, is_installed, open_engine
 from camserve.capture.runtimes.graph import export_graph
 from camserve.capture.runtimes.outputs import Outputs
+from camserve.capture.tuning.glibc import keep_freed_memory
 from camserve.capture.tuning.memory_format import choose_memory_format
 from camserve.core.config import Config
 from camserve.explain.explainer import Explainer
 from camserve.explain.methods import METHODS, scale_maps
 from camserve.explain.ranking import Task
-from camserve.pipeline.glibc import keep_freed_memory
 
 MODELS = ("resnet18", "resnet50")
 

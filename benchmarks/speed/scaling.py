@@ -12,7 +12,7 @@ from benchmarks.speed.engine import Ours, Run, pictures_of, resnet50
 from benchmarks.speed.live import CONFIG, CONNECTIONS, served
 from benchmarks.speed.served import archives
 from benchmarks.speed.served.load import load, wrk_version
-from camserve.pipeline.glibc import keep_freed_memory
+from camserve.capture.tuning.glibc import keep_freed_memory
 from camserve.tools.serving.configuration.cores import count_cores
 from camserve.tools.serving.server import Server
 

@@ -14,8 +14,7 @@ from benchmarks.survival.traffic import REFUSED, RIGHT, Traffic, tally
 from camserve.tools.serving.server import Server
 
 MOST, PROMPT, LONGEST = 0.99, 5.0, 30.0
-"""The share of refusals that must come within so many seconds, and the seconds of the longest: limits for hanging. Three
-workers of tests share two cores."""
+"""The share of refusals that must come within so many seconds, and the seconds of the longest: limits for hanging."""
 LONGER, GRACE = 5.0, 5.0
 """How much longer than by its queue an accepted request may take: so many times, and so many seconds on top."""
 SLOWER, TRIES = 0.5, 4
@@ -43,9 +42,10 @@ def overloaded(traffic: Traffic, *, seconds: float, times: float, queue: int, ba
         f"answered in {_spread(took)}, refused in {_spread(told)}; afterwards all {len(traffic.asks)} kinds alone in "
         f"{settled:.1f} s, and {after:.0f}/s",
     ).allow(REFUSED)  # fmt: skip
-    row.complaints += again + too_late(took, (queue + batch) / capacity) + not_refused(told)
-    row.complaints += too_few("came", offered, FEWER, times * capacity)
-    row.complaints += too_few("are answered afterwards", after, SLOWER, capacity)
+    row.complaints += again + not_refused(told)
+    row.late += too_late(took, (queue + batch) / capacity) + refused_late(told)
+    row.late += too_few("came", offered, FEWER, times * capacity)
+    row.late += too_few("are answered afterwards", after, SLOWER, capacity)
     return row
 
 
@@ -58,10 +58,13 @@ def too_late(took: Sequence[float], wait: float) -> list[str]:
 
 
 def not_refused(told: Sequence[float]) -> list[str]:
-    """Whether nothing was refused, refusals came late, or one hung."""
-    if not told:
-        return ["nothing was refused: this was no overload"]
-    most, longest = float(np.quantile(told, MOST)), max(told)
+    """Whether nothing was refused."""
+    return [] if told else ["nothing was refused: this was no overload"]
+
+
+def refused_late(told: Sequence[float]) -> list[str]:
+    """Whether refusals came late, or one hung."""
+    most, longest = (float(np.quantile(told, MOST)), max(told)) if told else (0.0, 0.0)
     found = [f"{MOST * 100:g} % of the refusals took up to {most:.1f} s, not {PROMPT:g}"] if most > PROMPT else []
     return found + ([f"a refusal took {longest:.0f} s"] if longest > LONGEST else [])
 
@@ -97,6 +100,7 @@ def crammed(server: Server, traffic: Traffic, *, seconds: float, clients: int, q
         f"{clients} clients, {size:g} MB each, queue of {queue}, batches of {batch}, heap of {heap} MiB", outcomes,
         f"Java took up to {largest / 2**20:.0f} MiB; refused in {_spread(told)}",
     ).allow(REFUSED)  # fmt: skip
+    row.late += refused_late(told)
     row.complaints += not_refused(told) + all_again(traffic)
     row.complaints += [] if server.pids[:1] == [java.pid] and java.is_running() else ["Java ended"]
     return row

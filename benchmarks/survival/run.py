@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -313,7 +314,7 @@ def table(rows: Sequence[Row]) -> Table:
     for row in rows:
         verdicts = tally(row.outcomes)
         counts = (str(verdicts[each] or 0) for each in (RIGHT, WRONG, REFUSED, FAILED, LOST))
-        besides = "\n".join([row.figures, *(f"FAILED {each}" for each in row.complaints)]).strip()
+        besides = "\n".join([row.figures, *(f"FAILED {each}" for each in row.complaints + row.late)]).strip()
         made.add_row(row.fault, row.conditions, str(len(row.outcomes)), *counts, besides)
     return made
 
@@ -339,11 +340,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 begun = time.monotonic()
                 with progress.status(name):
                     rows.append(FAULTS[name](trial))
-                progress.print(f"{name}: {time.monotonic() - begun:.0f} s", *rows[-1].complaints, sep="\n  ", markup=False)
+                progress.print(
+                    f"{name}: {time.monotonic() - begun:.0f} s", *rows[-1].complaints, *rows[-1].late, sep="\n  ", markup=False
+                )
+                if rows[-1].complaints:
+                    progress.print(*find_tracebacks(store.parent), sep="\n", markup=False)
     console.print(table(rows), markup=False)
-    bad = sum(bool(row.complaints) for row in rows)
-    print("nothing was lost that should not be" if not bad else f"{bad} faults did damage that they should not")
+    bad = sum(bool(row.complaints or row.late) for row in rows)
+    print("nothing was lost that should not be" if not bad else f"{bad} faults did damage that they should not, or took too long")
     return 1 if bad else 0
+
+
+def find_tracebacks(folder: Path, most: int = 3) -> list[str]:
+    """The last tracebacks in the logs of the servers that `stopping.Started` started."""
+    logs = "\n".join(log.read_text("utf-8", "replace") for log in sorted(folder.glob("*.log")))
+    pattern = r"^.*Traceback \(most recent call last\):\n(?:.*\n)*?(?:\[\S+\] )?[\w.]*(?:Error|Exception)\b.*"
+    return re.findall(pattern, logs, re.MULTILINE)[-most:]
 
 
 def conditions(options: argparse.Namespace) -> str:

@@ -25,11 +25,11 @@ HANG = 120.0
 """Seconds without an answer after which a request counts as lost."""
 
 RIGHT, WRONG, REFUSED, FAILED, LOST = "right", "wrong", "refused", "failed", "lost"
-"""Verdicts: the answer that it gets alone; a 200 or an error that differs from it; the 503 of a full queue; another
-5xx; no answer at all."""
+"""Verdicts: the answer that it gets alone; a 200 or an error that differs from it; the 503 of a full queue or of a server that
+stops; another 5xx; no answer at all."""
 
-FULL = ("ServiceUnavailable", "QueueFull")
-"""The error's type, by host."""
+REFUSALS = ("ServiceUnavailable", "QueueFull", "Stopping")
+"""The errors' types, by host."""
 
 
 class Served(Protocol):
@@ -227,7 +227,7 @@ class Traffic:
         """The verdict of an answer to one of the requests, by those learnt until now, and why it is not a right one."""
         if answer.status >= 500:
             told = _told(answer)
-            return (REFUSED if answer.status == 503 and told.startswith(FULL) else FAILED), told
+            return (REFUSED if answer.status == 503 and told.startswith(REFUSALS) else FAILED), told
         why = ""
         for known in self._known[number]:
             try:

@@ -59,9 +59,12 @@ class Post:
 
     def told(self) -> list[str]:
         """The alerts of drift that came, by name and statistic."""
-        return sorted(
-            {f"{each['labels']['alertname']} {each['labels']['stat']}" for each in self.alerts if "stat" in each["labels"]}
-        )
+        return sorted({self.name(each) for each in self.alerts if "stat" in each["labels"]})
+
+    @staticmethod
+    def name(alert: dict[str, Any]) -> str:
+        """The name of an alert of drift, and its statistic."""
+        return f"{alert['labels']['alertname']} {alert['labels']['stat']}"
 
     @property
     def url(self) -> str:

@@ -53,6 +53,7 @@ PARTS = (
     ("The engine, without a server", ("engine",)),
     ("The forward pass alone", ("forward",)),
     ("Runtimes", ("runtimes",)),
+    ("Loading a worker", ("loading",)),
     ("A live server", ("live",)),
     ("TorchServe, the ASGI host and Ray", ("hosts",)),
     ("Where a picture's time goes", ("profile",)),

@@ -15,7 +15,7 @@ from camserve.tools.commands import package
 
 ROOT = Path(__file__).resolve().parents[3]
 DEMO = "efficientnet_lite0"
-MODELS = ("resnet18", "resnet50", DEMO)
+MODELS = ("resnet18", "resnet50", DEMO, "efficientnet_b0", "mobilenet_v3_large", "convnext_tiny", "vit_b_16")
 
 STOCK = '''
 from torchvision import transforms
@@ -26,15 +26,18 @@ class Stock(ImageClassifier):
     """The stock handler with the archive's preprocessing."""
 
     image_processing = transforms.Compose([
-        transforms.Resize({resize}), transforms.CenterCrop({crop}), transforms.ToTensor(), transforms.Normalize({mean}, {std}),
+        transforms.Resize({resize}, transforms.InterpolationMode("{interpolation}")), transforms.CenterCrop({crop}),
+        transforms.ToTensor(), transforms.Normalize({mean}, {std}),
     ])
 '''
 
 
 def ours(store: Path, model: str, name: str | None = None, *flags: str) -> str:
-    """Packages the model as `name`, with the tool's own defaults but for `flags`; returns the name."""
+    """Packages the model as `name`, with the tool's defaults but for `flags`, where `store` has none yet; returns the name."""
     source = ["--demo"] if model == DEMO else ["--torchvision", model, "--random-weights"]
     name = name or model
+    if (store / f"{name}.mar").is_file():
+        return name
     if package.main([*source, "--name", name, "--export-path", str(store), *flags]):
         raise SystemExit(f"{model} could not be packaged")
     return name
@@ -60,6 +63,13 @@ def variant(store: Path, model: str, name: str, **changed: Any) -> str:
     return name
 
 
+def in_runtime(store: Path, model: str, runtime: str) -> str:
+    """The archive `model` again, to be run in another runtime: the graph that it holds is for all that read one."""
+    name = f"{model}_{runtime}"
+    _rewritten(store, model, name, lambda given: {**given, "explain": {**given["explain"], "runtime": runtime}})
+    return name
+
+
 def _rewritten(
     store: Path, model: str, name: str, settings: Callable[[dict[str, Any]], dict[str, Any]], stock_handler: bool = False
 ) -> None:
@@ -78,15 +88,15 @@ def _rewritten(
                 new.writestr(entry, yaml.safe_dump(settings(config)))
             elif entry == "MAR-INF/MANIFEST.json":
                 new.writestr(entry, json.dumps(manifest))
-            elif not (stock_handler and entry.startswith(("camserve/", "gradcam_handler"))):
+            elif not (stock_handler and entry.startswith(("camserve", "gradcam_handler"))):
                 new.writestr(entry, old.read(entry))
 
 
 def _stock_source(explain: Mapping[str, Any]) -> str | None:
     """A subclass with the archive's preprocessing; None where it is the stock handler's own."""
-    given = {key: explain[key] for key in ("resize", "crop", "mean", "std") if key in explain}
-    usual = {"resize": 256, "crop": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    values = usual | given
+    usual: dict[str, Any] = {"resize": 256, "crop": 224, "interpolation": "bilinear"}
+    usual |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    values = {key: explain.get(key, value) for key, value in usual.items()}
     return None if values == usual else STOCK.format(**values)
 
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,15 +82,24 @@ def hosted(host: str, store: Path, model: str) -> Iterator[Hosted]:
         server.stop()
 
 
-def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """All hosts with one archive, in turns; the others are idle meanwhile."""
+def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None], runtime: str | None = None) -> dict[str, Any]:
+    """All hosts with one archive, in turns; the others are idle meanwhile.
+
+    Args:
+        model: which, see `archives.MODELS`.
+        rounds: how many.
+        seconds: of load on each host in a round.
+        say: is told how far it is.
+        runtime: what the archive is packaged for, and then without Ray; None: torch.
+    """
+    hosts = HOSTS if runtime is None else ("torchserve", "asgi")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         store = Path(folder)
         say(f"{model}: packaging")
-        archives.ours(store, model)
+        archives.ours(store, model, None, *(() if runtime is None else ("--runtime", runtime)))
         picture = archives.photograph(store)
-        say(f"{model}: starting {len(HOSTS)} servers")
-        servers = {host: stack.enter_context(hosted(host, store, model)) for host in HOSTS}
+        say(f"{model}: starting {len(hosts)} servers")
+        servers = {host: stack.enter_context(hosted(host, store, model)) for host in hosts}
         cost: dict[str, list[tuple[float, float]]] = {}
         work: dict[str, Callable[[], float]] = {}
         for host, server in servers.items():
@@ -102,12 +111,12 @@ def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None])
                 )
         found = alternate(work, rounds, lambda text: say(f"{model}, {text}"))
         memory = {host: server.memory() for host, server in servers.items()}
-        batches = {host: servers[host].batches() for host in HOSTS[1:]}
+        batches = {host: servers[host].batches() for host in hosts[1:]}
     told = conditions(
         model=f"{model}, {'ImageNet' if model == archives.DEMO else 'random'} weights",
         picture="photograph, JPEG, 640 x 480",
         load=f"{wrk_version()}, one thread, {CONNECTIONS} connections, {seconds:g} s a slice, {rounds} rounds",
-        server="one worker each, as packaged and by config.properties; monitoring on",
+        server=f"one worker each, as packaged{f' for {runtime}' if runtime else ''} and by config.properties; monitoring on",
         java=java_version(),
     )
     rates = {name: Spread.of(values).__dict__ for name, values in found.items()}
@@ -117,7 +126,7 @@ def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None])
     for host, formed in batches.items():
         mean = sum(size * count for size, count in formed.items()) / sum(formed.values())
         rates[f"{host}: requests in a batch, mean"] = Spread.of([mean]).__dict__
-    return {"conditions": told, "rows": _rows(found, cost, memory), "rates": rates}
+    return {"conditions": told, "rows": _rows(hosts, found, cost, memory), "rates": rates}
 
 
 def _slice(server: Hosted, model: str, picture: Path, seconds: float, *, share: float, cost: list[tuple[float, float]]) -> float:
@@ -130,10 +139,10 @@ def _slice(server: Hosted, model: str, picture: Path, seconds: float, *, share: 
 
 
 def _rows(
-    found: dict[str, list[float]], cost: dict[str, list[tuple[float, float]]], memory: dict[str, float]
+    hosts: Sequence[str], found: dict[str, list[float]], cost: dict[str, list[tuple[float, float]]], memory: dict[str, float]
 ) -> list[dict[str, Any]]:
     rows = []
-    for host in HOSTS[1:]:
+    for host in hosts[1:]:
         name = NAMES[host]
         for words in ("predictions", "explanations"):
             ours, theirs = f"{host}, {words}", f"torchserve, {words}"

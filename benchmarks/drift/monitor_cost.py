@@ -1,7 +1,7 @@
 """What monitoring costs: batches with it and without it, in turns, inside one process.
 
-    python benchmarks/speed/monitor_cost.py [--rounds 60] [--threads 1]
-    python benchmarks/speed/monitor_cost.py --evidence    # what evidence costs, beside monitoring alone
+    python benchmarks/drift/monitor_cost.py [--rounds 60] [--threads 1]
+    python benchmarks/drift/monitor_cost.py --evidence    # what evidence costs, beside monitoring alone
 
 The model is tuned as the handler does. Prints, for models with the closed form and without it, and batches of 1 and 8, the mean
 milliseconds of a batch of predictions without monitoring and with it, the difference in percent with its 95 % interval
@@ -33,6 +33,7 @@ from torch import nn
 
 from benchmarks.drift import crops
 from benchmarks.speed.conditions import processor
+from camserve.capture.tuning.glibc import keep_freed_memory
 from camserve.core.config import Config
 from camserve.core.config.watching import Monitoring
 from camserve.core.messages import Call
@@ -43,7 +44,6 @@ from camserve.monitoring.exporter import Exporter
 from camserve.monitoring.monitor import CHUNK, Monitor
 from camserve.monitoring.reference import Provenance
 from camserve.monitoring.statistics import Scale
-from camserve.pipeline.glibc import keep_freed_memory
 from camserve.pipeline.model import Model
 from camserve.pipeline.pipeline import Pipeline
 from camserve.tools.watching.baseline import Collector, build_reference
