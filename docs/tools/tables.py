@@ -31,7 +31,7 @@ from camserve.tools.packaging.flags.keys import RECORDED  # noqa: E402
 
 MORE = {
     "layers": "Without it the layer is found by running the model; `--layer NAME`, repeatable, is the same flag.",
-    "method": "`finercam` is another name of `contrast`.",
+    "method": "`finercam` is another name of `contrast`. `refinecam` takes two `layers` or more.",
     "channels": "Grey pictures of 16 bits are fed in full depth.",
     "resize": "`fit` says what an integer means for a picture of another shape.",
     "fit": "`pad` resizes the longer side and pads the rest (a letterbox; timm's `border`).",
@@ -42,9 +42,12 @@ MORE = {
     "output": "See [Scores](../understand/scores.md#several-outputs).",
     "random_weights": "`--random-weights` writes it, and the page and the doctor say so.",
     "exif": "TIFF's own orientation is always applied, as in the stock handler.",
+    "fast_jpeg": "Scores change a little: "
+    "[Photographs of many megapixels](../how-to/programs.md#photographs-of-many-megapixels).",
     "formats": "`avif` (Pillow 11.3), `heic` (extra `heic`) and `dicom` (extra `dicom`; uncompressed, one frame, by its "
     "window) only where they are listed.",
     "max_checks": "0: none.",
+    "checks": "At most `max_checks` of a batch: with more targets or pictures, raise it. See [checks](../understand/check.md).",
     "max_work": "Reading, decoding and drawing count, the smallest requests first.",
     "max_seconds": "What is left then gets a 503.",
     "channels_last": "`true` and null may also arrange convolutions' weights for oneDNN, which takes their memory again "
@@ -64,6 +67,8 @@ MORE_OF_OPTIONS = {
     "is matched exactly, then whatever its case.",
     "top_k": "1, unless the archive's `threshold` decides.",
     "method": "See [the methods compared](../understand/methods.md).",
+    "layer": "Several are a list, or in text names with commas between; their order says nothing, and without `method` they are "
+    "for [`refinecam`](../understand/methods.md#several-layers-together).",
     "format": "By default what `Accept` prefers.",
     "inside": "Pixels are those of the answer's `image`; where the archive has `exif: true`, of the upright picture. What could "
     "be read in two ways is refused. In a form, a mask is a file: `-F inside=@mask.png`.",
