@@ -13,7 +13,7 @@ import psutil
 import requests
 from tests.support.build import encoded
 
-from benchmarks.survival.traffic import FAILED, RIGHT, Ask, Outcome, Served, Traffic, wait_until
+from benchmarks.survival.traffic import FAILED, LOST, RIGHT, Ask, Outcome, Served, Traffic, wait_until
 from camserve.tools.serving.health import drain
 from camserve.tools.serving.health.management import Management
 
@@ -66,8 +66,14 @@ def all_again(traffic: Traffic) -> list[str]:
     return [f"afterwards: {each.verdict}: {each.status} {each.words}" for each in again if each.verdict != RIGHT]
 
 
-def killed(server: Served, traffic: Traffic, *, kills: int, every: float, clients: int, batch: int, count: int) -> Row:
-    """A worker, of `count`, gets SIGKILL every so many seconds: only the batch that it had may fail, and it comes back."""
+def killed(
+    server: Served, traffic: Traffic, *, kills: int, every: float, clients: int, batch: int, count: int, forgets: bool
+) -> Row:
+    """A worker, of `count`, gets SIGKILL every so many seconds: only the batch that it had may fail, and it comes back.
+
+    A host that `forgets` may leave that batch without an answer: TorchServe does, where it was still waiting `maxBatchDelay` for
+    more requests (its `WorkerThread` clears what it had gathered).
+    """
     faults: list[tuple[float, float]] = []
     begun = time.monotonic()
     with traffic.running(clients):
@@ -85,7 +91,7 @@ def killed(server: Served, traffic: Traffic, *, kills: int, every: float, client
     row = Row(
         "a worker is killed", f"SIGKILL every {every:g} s, {count} workers, batches of {batch}, {clients} clients", outcomes,
         f"{kills} kills, noticed within {noticed:.1f} s; all workers ready {back:.0f} s after the last",
-    ).allow(FAILED)  # fmt: skip
+    ).allow(FAILED, *[LOST] * forgets)  # fmt: skip
     row.complaints += _beyond(outcomes, faults, batch) + all_again(traffic)
     return row
 
@@ -251,7 +257,7 @@ def _back(server: Served, count: int, moment: float) -> float:
 
 def _beyond(outcomes: Iterable[Outcome], faults: Sequence[tuple[float, float]], batch: int) -> list[str]:
     """Failures that no fault excuses: of requests that were not in progress, or more than one batch for each."""
-    failed = [each for each in outcomes if each.verdict == FAILED]
+    failed = [each for each in outcomes if each.verdict in (FAILED, LOST)]
     strange = [each for each in failed if not any(each.begun <= end and begin <= each.ended for begin, end in faults)]
     found = [f"failed without a fault: {each.status} {each.words}" for each in strange[:5]]
     return found + ([f"{len(failed)} failed of {len(faults)} batches of {batch}"] if len(failed) > len(faults) * batch else [])

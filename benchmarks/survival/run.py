@@ -88,8 +88,9 @@ class Trial(ExitStack):
         size = self.size
         with self._served("killed", minWorkers=2, maxWorkers=2, batchSize=archives.BATCH) as (server, traffic):
             return hardships.killed(
-                server, traffic, kills=size.kills, every=size.every, clients=size.clients, batch=archives.BATCH, count=2
-            )
+                server, traffic, kills=size.kills, every=size.every, clients=size.clients, batch=archives.BATCH, count=2,
+                forgets=self.host == "torchserve",
+            )  # fmt: skip
 
     def overloaded(self) -> Row:
         """More requests than can be answered."""

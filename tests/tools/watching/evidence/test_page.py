@@ -137,7 +137,7 @@ def test_everything_can_be_done_without_a_mouse(look: Look, kept: Path, serve_pa
     expect(page.locator("#marked")).to_have_text(re.compile(r"^marked wrong: the watermark \(nobody was named"))
     page.keyboard.press("Escape")
     expect(page.locator("#picture")).to_be_hidden()
-    assert page.evaluate("document.activeElement.dataset.id") in (opened, marked)
+    page.wait_for_function("ids => ids.includes(document.activeElement.dataset.id)", arg=[opened, marked])  # once it has closed
     expect(page.locator(f"#groups .shot.wrong[data-id='{marked}']")).to_have_count(1)
 
 
