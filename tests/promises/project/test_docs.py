@@ -121,6 +121,19 @@ def test_the_speeds_are_those_that_were_measured() -> None:
         assert measured[name]["conditions"]["date"] in README
 
 
+def test_the_rates_in_faster_runtimes_are_those_that_were_measured() -> None:
+    """In README, of one day and one machine."""
+    text = " ".join(README.split())
+    for name, title in {
+        "mobilenet_v3_large": "MobileNetV3-Large", "efficientnet_b0": "EfficientNet-B0", "resnet50-onnxruntime": "ResNet-50"
+    }.items():  # fmt: skip
+        measured = results(f"live-{name}")
+        (ratio,) = [row["median"] for row in measured["rows"] if row["what"].startswith("our predictions/s over the stock")]
+        assert f"{ratio:.2f} ({title})" in text
+        assert f"on {measured['conditions']['date']}." in text
+        assert "AVX512" in measured["conditions"]["torch's threads"]
+
+
 def test_the_ratios_are_those_that_were_measured() -> None:
     """Of the engine, against its own forward pass and another library."""
     medians = {row["what"]: row["median"] for row in results("engine")["rows"] if row["format"] == "contiguous"}
