@@ -12,10 +12,12 @@ import torch
 from tests.support.comparison.closeness import assert_close, exact
 from tests.support.models import heads, nets
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from camserve.capture import Backend, open_backend
+from camserve.capture.runtimes import choose
 from camserve.capture.runtimes.engines import ENGINES, is_installed, open_engine
-from camserve.capture.runtimes.graph import export_graph
+from camserve.capture.runtimes.graph import export_graph, split_graph
 from camserve.capture.runtimes.outputs import Outputs
 from camserve.core.config import Config
 from camserve.explain import methods
@@ -159,25 +161,100 @@ def test_a_layer_may_have_any_name(runtime: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", INSTALLED)
-@pytest.mark.parametrize(("width", "cut"), [(512, True), (2, False)])
-def test_a_large_head_is_run_once(runtime: str, width: int, cut: bool) -> None:
+def test_a_head_is_run_once(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By torch, which differentiates it; scores, logits and gradients of a whole batch are the model's own all the same."""
     torch.manual_seed(0)
     layers = OrderedDict([("conv", nn.Conv2d(3, 6, 4, 4)), ("act", nn.ReLU()), ("pool", nn.AdaptiveAvgPool2d(2))])
-    behind = [("flat", nn.Flatten()), ("one", nn.Linear(24, width)), ("bend", nn.Tanh()), ("two", nn.Linear(width, nets.CLASSES))]
+    behind = [("flat", nn.Flatten()), ("one", nn.Linear(24, 12)), ("bend", nn.Tanh()), ("two", nn.Linear(12, nets.CLASSES))]
     net = nn.Sequential(OrderedDict([*layers.items(), *behind])).eval()
     made, plain = (opened(net, each, "act") for each in (runtime, "torch"))
     pictures, rows, targets = nets.pictures(5), torch.arange(5), torch.tensor([3, 0, 2, 1, 4])
 
-    found, wanted = (each.capture.forward(pictures, ["act"]) for each in (made, plain))
+    capture: Any = made.capture
+    with monkeypatch.context() as patch:
+        patch.setattr(capture.engine, "run", lambda *_: pytest.fail("the whole model was run"))
+        found, wanted = (each.capture.forward(pictures, ["act"]) for each in (made, plain))
 
-    assert (getattr(made.capture, "part", None) is not None) is (cut and runtime == "openvino")
     assert made.runtime.layers == ("act",)
     assert close(found.values, wanted.values)
     assert close(found.logits, wanted.logits)
     assert not found.values.requires_grad
     assert close(found.activation("act"), wanted.activation("act"))
     assert close(found.gradients("act", rows, targets), wanted.gradients("act", rows, targets))
+    assert close(made.capture.forward(pictures, ()).values, wanted.values)
+
+
+class Around(nn.Module):
+    """What goes around the layer `act` is needed behind it: a module's output, or what no module gives."""
+
+    def __init__(self, share: float = 1.0) -> None:
+        super().__init__()
+        self.share = share
+        self.stem = nn.Conv2d(3, 6, 4, 4)
+        self.act = nn.ReLU()
+        self.behind = nn.Sequential(
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 512), nn.Tanh(), nn.Linear(512, nets.CLASSES)
+        )
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Scores `[N, K]`."""
+        around = self.stem(pictures) if self.share == 1 else self.stem(pictures) * self.share
+        scores: Tensor = self.behind(self.act(around) * around.sigmoid() + around)
+        return scores
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+def test_what_goes_around_the_layer_comes_from_the_graph_before_it(runtime: str) -> None:
+    """The head takes it too; a second layer that is asked for with it comes from the same graph."""
+    torch.manual_seed(0)
+    net = Around().eval()
+    made, plain = (opened(net, each, "act", "stem") for each in (runtime, "torch"))
+    pictures, rows, targets = nets.pictures(4, seed=1), torch.arange(4), torch.tensor([3, 0, 2, 1])
+    capture: Any = made.capture
+    assert [side.name for side in capture.heads["act"].sides] == ["stem (before, call 1)"]
+    capture.engine.run = lambda *_: pytest.fail("the whole model was run")
+    for layers in (["act"], ["stem"], ["act", "stem"]):
+        found, wanted = (each.capture.forward(pictures, layers) for each in (made, plain))
+        assert close(found.values, wanted.values)
+        for layer in layers:
+            assert close(found.gradients(layer, rows, targets), wanted.gradients(layer, rows, targets))
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+@pytest.mark.parametrize("way", ["split for another layer", "not split"])
+def test_what_no_graph_before_the_layers_gives_comes_from_the_whole(
+    runtime: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where an archive's graph was split for other layers, or where more than modules' outputs goes around them."""
+    if way != "not split":
+        monkeypatch.setattr(choose, "split_graph", lambda graph, _names: split_graph(graph, ["stem"]))
+    torch.manual_seed(0)
+    net = Around(0.5 if way == "not split" else 1).eval()
+    made, plain = (opened(net, each, "act", "stem") for each in (runtime, "torch"))
+    capture: Any = made.capture
+    assert (made.runtime.name, made.runtime.layers) == (runtime, ("act", "stem"))
+    assert (capture.engine.part is None) is (way == "not split")
+    pictures, rows, targets = nets.pictures(2), torch.arange(2), torch.tensor([3, 0])
+    for layers in (["act"], ["stem"], ["act", "stem"]):
+        found, wanted = (each.capture.forward(pictures, layers) for each in (made, plain))
+        assert close(found.values, wanted.values)
+        for layer in layers:
+            assert close(found.activation(layer), wanted.activation(layer))
+            assert close(found.gradients(layer, rows, targets), wanted.gradients(layer, rows, targets))
+
+
+@pytest.mark.parametrize("runtime", INSTALLED)
+def test_constants_may_be_needed_on_both_sides_of_the_layer(runtime: str) -> None:
+    """As those by which torchvision's vision transformer reshapes in each of its blocks."""
+    torch.manual_seed(0)
+    net = VisionTransformer(nets.SIDE, nets.SIDE // 4, 2, 2, 16, 16, num_classes=nets.CLASSES).eval()
+    layer = "encoder.layers.encoder_layer_1.ln_1"
+    made, plain = (opened(net, each, layer) for each in (runtime, "torch"))
+    capture: Any = made.capture
+    assert capture.engine.part is not None
+    pictures, rows, targets = nets.pictures(3), torch.arange(3), torch.tensor([3, 0, 2])
+    found, wanted = (each.capture.forward(pictures, [layer]) for each in (made, plain))
+    assert close(found.gradients(layer, rows, targets), wanted.gradients(layer, rows, targets))
     assert close(made.capture.forward(pictures, ()).values, wanted.values)
 
 

@@ -18,7 +18,16 @@ from camserve.capture.models.programs.graphs.reading import Input
 from camserve.capture.runtimes.agreement import Tolerance, comparable, find_faults
 from camserve.capture.runtimes.capture import RuntimeCapture
 from camserve.capture.runtimes.choose import Runtime, measure
-from camserve.capture.runtimes.engines import Engine, Given, OnnxRuntimeEngine, OpenVinoEngine, is_installed, version_of
+from camserve.capture.runtimes.engines import (
+    Engine,
+    Given,
+    OnnxRuntimeSession,
+    OpenVinoSession,
+    Part,
+    SessionEngine,
+    is_installed,
+    version_of,
+)
 from camserve.capture.runtimes.outputs import AT
 from camserve.capture.survey.layers import Site
 from camserve.core.errors import ConfigError
@@ -54,10 +63,12 @@ class GraphEngine:
     Attributes:
         engine: runs the graph.
         given: what the graph takes.
+        part: none.
     """
 
     engine: Engine
     given: Input
+    part: Part | None = None  # the runtime's own scores are what is answered
 
     @property
     def names(self) -> frozenset[str]:
@@ -195,8 +206,8 @@ def _open_engine(runtime: str, graph: bytes, device: torch.device) -> Engine:
         raise RuntimeError(f"{runtime} is not installed here (pip install 'camserve[{runtime}]')")
     threads = torch.get_num_threads()
     if runtime == "openvino":
-        return OpenVinoEngine(graph, threads)
-    return OnnxRuntimeEngine(graph, threads, choose_providers(device, tensorrt=runtime == "tensorrt"))
+        return SessionEngine(OpenVinoSession(graph, threads))
+    return SessionEngine(OnnxRuntimeSession(graph, threads, choose_providers(device, tensorrt=runtime == "tensorrt")))
 
 
 def choose_providers(device: torch.device, *, tensorrt: bool = False) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from camserve.capture.base import Capture, Captured, CaptureSettings, Values
 from camserve.capture.models.passes import Pass
-from camserve.capture.runtimes.engines import Engine, Part
+from camserve.capture.runtimes.engines import Engine
 from camserve.capture.survey.layers import Site
 from camserve.capture.survey.outputs import read_scores
 from camserve.capture.survey.reader import Scores
@@ -101,8 +101,6 @@ class RuntimeCapture:
         heads: of those whose gradients have no closed form.
         settings: how the model is run.
         shape: `[C, H, W]` of the pictures that the engine takes; None: of any size.
-        part: computes layers without what is behind them, which a head then computes, with the scores; None: the engine runs
-            whole.
     """
 
     inner: Capture
@@ -111,7 +109,6 @@ class RuntimeCapture:
     heads: Mapping[str, RunsHead]
     settings: CaptureSettings
     shape: tuple[int, ...] | None
-    part: Part | None = None
 
     @property
     def sites(self) -> Collection[str]:
@@ -128,8 +125,9 @@ class RuntimeCapture:
         names = [key for site in asked.values() for key in site.keys.values()]
         names += [side.name for head in heads.values() for side in head.sides]
         names, scale, reader = list(dict.fromkeys(names)), self.settings.scale_of(pictures), self.settings.reader
-        if self.part is not None and heads and heads.keys() == asked.keys():
-            outputs = self.part(pictures, names)
+        part = self.engine.part
+        if part is not None and heads and heads.keys() == asked.keys() and part.names.issuperset(names):
+            outputs = part.run(pictures, names)  # the head, which is differentiated anyway, gives the scores
             runs = _prepare(heads, asked, pictures, outputs)
             first = next(iter(runs))
             ran = {first: runs[first]()}

@@ -21,12 +21,11 @@ from camserve.capture.runtimes.engines import (
     PACKAGES,
     CompiledEngine,
     Engine,
-    OpenVinoEngine,
     is_installed,
     open_engine,
     version_of,
 )
-from camserve.capture.runtimes.graph import export_graph
+from camserve.capture.runtimes.graph import BEHIND, export_graph, split_graph
 from camserve.capture.runtimes.head import Head
 from camserve.capture.runtimes.outputs import Outputs, Place, decides_by_values, find_path
 from camserve.capture.runtimes.packages import PACKAGE, PackagedEngine, compile_package
@@ -83,7 +82,8 @@ class Trunk:
         sites: its layers, the default first.
         settings: how it is run.
         pictures: `[N, C, H, W]`, N at least 3, to try it on.
-        graph: the file of the graph; where it does not exist it is written, if one is needed. None: the graph is kept in memory.
+        graph: the file of the graph; where it does not exist it is written, if one is needed, with what belongs beside it. None:
+            all of it is kept in memory.
         compiler: what compiles a module.
         draw: makes the maps that are compared.
     """
@@ -129,15 +129,20 @@ class Trunk:
         return Outputs(self.model, self.places, path)
 
     @cached_property
-    def written(self) -> bytes | Path:
-        """The graph: what packaging has written, or what is written now."""
-        if self.graph is not None and self.graph.is_file():
-            return self.graph
+    def written(self) -> tuple[bytes | Path, bytes | Path | None]:
+        """The graph, and perhaps that of what is behind the layers: what packaging has written, or what is written now."""
+        beside = None if self.graph is None else self.graph.with_name(BEHIND)
+        if self.graph is not None and beside is not None and self.graph.is_file():
+            return self.graph, beside if beside.is_file() else None
         graph = export_graph(self.outputs, list(self.places), self.pictures)
-        if self.graph is None:
-            return graph
-        self.graph.write_bytes(graph)
-        return self.graph
+        heads = {name for layer in self.heads for name in self._names(layer)}
+        first, behind = (split_graph(graph, heads) if heads else None) or (graph, None)
+        if self.graph is None or beside is None:
+            return first, behind
+        if behind is not None:
+            beside.write_bytes(behind)
+        self.graph.write_bytes(first)
+        return self.graph, None if behind is None else beside
 
     @cached_property
     def package(self) -> Path:
@@ -182,17 +187,14 @@ class Trunk:
             return CompiledEngine(self.outputs, list(self.places), self.compiler)
         if runtime == "aot":
             return PackagedEngine(self.package, list(self.places))
-        threads = torch.get_num_threads()
-        if runtime == "openvino":
-            return OpenVinoEngine(self.written, threads, {name for layer in self.heads for name in self._names(layer)})
-        return open_engine(runtime, self.written, threads)
+        graph, behind = self.written
+        return open_engine(runtime, graph, torch.get_num_threads(), behind)
 
     def _capture(self, engine: Engine) -> RuntimeCapture:
         given = {layer: site for layer, site in self.sites.items() if self._is_given(layer, engine)}
         for layer in self.sites.keys() - given.keys():
             logger.info("camserve: layer %s is explained in torch: the runtime's graph does not give what it takes", layer)
-        part = engine.part if isinstance(engine, OpenVinoEngine) else None
-        return RuntimeCapture(self.capture, engine, given, self.heads, self.settings, tuple(self.pictures.shape[1:]), part)
+        return RuntimeCapture(self.capture, engine, given, self.heads, self.settings, tuple(self.pictures.shape[1:]))
 
     def _names(self, layer: str) -> set[str]:
         """Return the names of a layer's outputs, and of those that its head takes beside them."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -23,12 +21,45 @@ ENGINES = ("onnxruntime", "openvino")
 PACKAGES = MappingProxyType({"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "onnxruntime"})
 """The package of each runtime; TensorRT is a part of some builds of ONNX Runtime."""
 
-CUT = 0.6
-"""A model whose layers are explained by autograd is compiled a second time without what is behind them, where the part before
-them holds at most this share of the weights: then torch alone computes what is behind, and not the runtime too."""
-
 Given = tuple[Tensor, dict[str, Tensor]]
 """A model's own values, and the outputs that were asked for by their names, as the model lays them out."""
+
+
+class Session(Protocol):
+    """A graph that a runtime has opened; safe to use from several threads at once."""
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """The names of what the graph takes."""
+        ...
+
+    @property
+    def outputs(self) -> Collection[str]:
+        """The names of what it gives."""
+        ...
+
+    def run(self, given: Sequence[Tensor], outputs: Sequence[str]) -> list[Tensor]:
+        """Run over its inputs, in their order, float32; what is not asked for is not copied."""
+        ...
+
+
+class Part:
+    """What is before some layers: gives their outputs, and no scores.
+
+    Args:
+        session: of that graph.
+
+    Attributes:
+        names: of the outputs.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.names = find_names(session.outputs)
+
+    def run(self, pictures: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Run over pictures `[N, C, H, W]`, float32."""
+        return dict(zip(names, self._session.run([pictures], [AT + name for name in names]), strict=True))
 
 
 class Engine(Protocol):
@@ -39,13 +70,14 @@ class Engine(Protocol):
         """The names of the outputs that `run` can give beside the scores."""
         ...
 
+    @property
+    def part(self) -> Part | None:
+        """Computes layers without what is behind them, which a head then computes, with the scores; None: there is none."""
+        ...
+
     def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
         """Run over pictures `[N, C, H, W]`, float32; what is not asked for is not copied."""
         ...
-
-
-Part = Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
-"""Runs over pictures `[N, C, H, W]`, float32, only what the outputs of these names need; gives no scores."""
 
 
 def is_installed(runtime: str) -> bool:
@@ -64,13 +96,17 @@ def version_of(runtime: str) -> str:
     return package
 
 
-def open_engine(runtime: str, graph: bytes | Path, threads: int) -> Engine:
+def open_engine(runtime: str, graph: bytes | Path, threads: int, behind: bytes | Path | None = None) -> Engine:
     """Open a graph with one of `ENGINES`.
+
+    Args:
+        behind: the graph that goes on from that to the scores (`graph.split_graph`); None: it is whole.
 
     Raises:
         Exception: whatever the engine raises for a graph that it does not take.
     """
-    return OPENERS[runtime](graph, threads)
+    opener = OPENERS[runtime]
+    return SessionEngine(opener(graph, threads), None if behind is None else opener(behind, threads))
 
 
 def find_names(outputs: Iterable[str]) -> frozenset[str]:
@@ -78,7 +114,35 @@ def find_names(outputs: Iterable[str]) -> frozenset[str]:
     return frozenset(name.removeprefix(AT) for name in outputs if name.startswith(AT))
 
 
-class OnnxRuntimeEngine:
+class SessionEngine:
+    """A model with its further outputs, in a runtime.
+
+    Args:
+        graph: all of it, or what is before the layers.
+        behind: what goes on from there, which takes outputs of the first.
+    """
+
+    def __init__(self, graph: Session, behind: Session | None = None) -> None:
+        self._graph = graph
+        self._behind = behind
+        self.names = find_names([*graph.outputs, *(behind.outputs if behind is not None else ())])
+        self.part = None if behind is None else Part(graph)
+
+    def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
+        """Run over pictures."""
+        asked = [SCORES, *(AT + name for name in names)]
+        if self._behind is None:
+            scores, *outputs = self._graph.run([pictures], asked)
+            return scores, dict(zip(names, outputs, strict=True))
+        first = [name for name in dict.fromkeys([*asked, *self._behind.inputs]) if name in self._graph.outputs]
+        found = dict(zip(first, self._graph.run([pictures], first), strict=True))
+        rest = [name for name in asked if name not in found]
+        given = [found[name] for name in self._behind.inputs]
+        found |= dict(zip(rest, self._behind.run(given, rest), strict=True))
+        return found[SCORES], {name: found[AT + name] for name in names}
+
+
+class OnnxRuntimeSession:
     """A graph in ONNX Runtime, on the CPU unless other providers are named."""
 
     def __init__(self, graph: bytes | Path, threads: int, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
@@ -91,77 +155,50 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 3  # errors; they are raised too
         given: Any = str(graph) if isinstance(graph, Path) else graph
         self._session = onnxruntime.InferenceSession(given, options, providers=list(providers))
-        self._input = self._session.get_inputs()[0].name
-        self.names = find_names(each.name for each in self._session.get_outputs())
+        self.inputs = [each.name for each in self._session.get_inputs()]
+        self.outputs = [each.name for each in self._session.get_outputs()]
 
-    def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
-        """Run over pictures; outputs that nobody asked for stay where they are."""
-        asked = [SCORES, *(AT + name for name in names)]
-        scores, *outputs = self._session.run(asked, {self._input: pictures.contiguous().numpy()})
-        return torch.from_numpy(scores), {name: torch.from_numpy(each) for name, each in zip(names, outputs, strict=True)}
+    def run(self, given: Sequence[Tensor], outputs: Sequence[str]) -> list[Tensor]:
+        """Run; outputs that nobody asked for stay where they are."""
+        found = self._session.run(list(outputs), dict(zip(self.inputs, map(_as_array, given), strict=True)))
+        return [torch.from_numpy(each) for each in found]
 
 
-class _OpenVinoModel:
-    """A compiled model of OpenVINO's, on the CPU, in float32: by itself it would choose bfloat16 where the processor has it."""
+class OpenVinoSession:
+    """A graph in OpenVINO, on the CPU, in float32: by itself it would choose bfloat16 where the processor has it."""
 
-    def __init__(self, core: Any, model: Any, threads: int) -> None:
+    def __init__(self, graph: bytes | Path, threads: int) -> None:
+        import openvino  # noqa: PLC0415 an extra, and it takes time
+
+        core = openvino.Core()
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # the workers of one machine would all take its first cores
         }
+        model = core.read_model(str(graph) if isinstance(graph, Path) else graph)
         self._compiled = core.compile_model(model, "CPU", settings)
-        self.places = {name: place for place, each in enumerate(self._compiled.outputs) for name in each.names}
+        self.inputs = [each.any_name for each in self._compiled.inputs]
+        self._places = {name: place for place, each in enumerate(self._compiled.outputs) for name in each.names}
         self._local = threading.local()
 
-    def run(self, pictures: Tensor, outputs: Iterable[str]) -> list[Tensor]:
-        """Run over pictures; each thread has a request of its own, which holds its last results."""
+    @property
+    def outputs(self) -> Collection[str]:
+        """The names of the graph's outputs."""
+        return self._places
+
+    def run(self, given: Sequence[Tensor], outputs: Sequence[str]) -> list[Tensor]:
+        """Run; each thread has a request of its own, which holds its last results."""
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
-        request.infer({0: pictures.contiguous().numpy()}, share_inputs=True, share_outputs=True)
-        return [torch.from_numpy(request.get_output_tensor(self.places[name]).data.copy()) for name in outputs]
+        request.infer(dict(enumerate(map(_as_array, given))), share_inputs=True, share_outputs=True)
+        return [torch.from_numpy(request.get_output_tensor(self._places[name]).data.copy()) for name in outputs]
 
 
-class OpenVinoEngine:
-    """A graph in OpenVINO.
-
-    Args:
-        behind: the outputs that are differentiated with respect to.
-
-    Attributes:
-        part: runs what is before those, where that is worth the memory.
-    """
-
-    def __init__(self, graph: bytes | Path, threads: int, behind: Collection[str] = ()) -> None:
-        import openvino  # noqa: PLC0415 an extra, and it takes time
-
-        core = openvino.Core()
-        model = core.read_model(str(graph) if isinstance(graph, Path) else graph)
-        self._whole = _OpenVinoModel(core, model, threads)
-        self.names = find_names(self._whole.places)
-        wanted = {AT + name for name in behind}
-        found = [result for result, output in zip(model.get_results(), model.outputs, strict=True) if wanted & output.names]
-        self.part: Part | None = None
-        if found and len(found) == len(wanted):
-            before = openvino.Model(found, model.get_parameters(), "before")
-            if _count_weights(before) <= CUT * _count_weights(model):
-                self.part = partial(_run_part, _OpenVinoModel(core, before, threads))
-
-    def run(self, pictures: Tensor, names: Sequence[str]) -> Given:
-        """Run over pictures."""
-        scores, *outputs = self._whole.run(pictures, [SCORES, *(AT + each for each in names)])
-        return scores, dict(zip(names, outputs, strict=True))
-
-
-def _run_part(model: _OpenVinoModel, pictures: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    return dict(zip(names, model.run(pictures, [AT + name for name in names]), strict=True))
-
-
-def _count_weights(model: Any) -> int:
-    """Count the numbers in a model's constants."""
-    return sum(math.prod(each.shape) for each in model.get_ordered_ops() if each.get_type_name() == "Constant")
+def _as_array(values: Tensor) -> Any:
+    return values.contiguous().numpy()
 
 
 class CompiledEngine:
@@ -172,6 +209,8 @@ class CompiledEngine:
         names: of these.
         compiler: makes a faster module of a module: `torch.compile`, or what has compiled the model that was loaded.
     """
+
+    part: Part | None = None
 
     def __init__(self, module: Outputs, names: Sequence[str], compiler: Callable[[Any], Any]) -> None:
         import torch._dynamo  # noqa: PLC0415 takes seconds, and no other runtime needs it
@@ -191,6 +230,6 @@ class CompiledEngine:
         return scores, {name: given[name] for name in names}
 
 
-OPENERS: MappingProxyType[str, Callable[[bytes | Path, int], Engine]] = MappingProxyType(
-    {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}
+OPENERS: MappingProxyType[str, Callable[[bytes | Path, int], Session]] = MappingProxyType(
+    {"onnxruntime": OnnxRuntimeSession, "openvino": OpenVinoSession}
 )

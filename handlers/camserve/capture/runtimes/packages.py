@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from camserve.capture.models.programs.operators import register_operators
-from camserve.capture.runtimes.engines import Given
+from camserve.capture.runtimes.engines import Given, Part
+from camserve.capture.runtimes.graph import BEHIND, GRAPH
 from camserve.capture.runtimes.outputs import Outputs
 
 PACKAGE = "camserve-runtime.pt2"
@@ -22,6 +23,9 @@ PACKAGE = "camserve-runtime.pt2"
 
 MADE_FOR = "camserve-runtime.json"
 """The name of the file that says which processor and which torch a package was made for."""
+
+FILES = (GRAPH, BEHIND, PACKAGE, MADE_FOR)
+"""The names of all files that an archive may hold for a runtime."""
 
 
 def compile_package(module: Outputs, pictures: Tensor, path: Path) -> None:
@@ -60,6 +64,8 @@ class PackagedEngine:
     Raises:
         RuntimeError: it was made for another processor or another torch; it is not even opened then.
     """
+
+    part: Part | None = None
 
     def __init__(self, package: Path, names: Sequence[str]) -> None:
         made_for, here = _read_machine(package.with_name(MADE_FOR)), _describe_machine()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from tests.support.build import noise
@@ -14,8 +16,8 @@ from tests.support.models.tiny import package_model, write_model
 from tests.support.processes.fork_server import ForkServer
 
 from camserve import Model
-from camserve.capture.runtimes import choose
-from camserve.capture.runtimes.graph import GRAPH
+from camserve.capture.runtimes import choose, engines
+from camserve.capture.runtimes.graph import BEHIND, GRAPH
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.contents import runtime as chosen
 
@@ -71,6 +73,37 @@ def test_packaged_again_it_has_a_graph_of_its_own(
     plain, _ = package_model([*arguments, "--runtime", "torch", "--force"])
     with zipfile.ZipFile(plain) as opened:
         assert GRAPH not in opened.namelist()
+
+
+def test_a_graph_that_is_split_lies_in_the_archive(
+    tmp_path: Path, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker explains with what is before the layer, predicts with both, and gives the same scores both ways."""
+    fork_server.replace_fresh(monkeypatch)
+    start = "self.bend = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))"
+    arguments = write_model(tmp_path, start=start, step="return self.bend(self.features(x).mean((2, 3)))")
+    made: dict[str, Any] = {}
+    exec((tmp_path / "tiny.py").read_text(), made)
+    torch.save(made["Tiny"]().state_dict(), tmp_path / "tiny.pth")
+    archive, told = package_model([*arguments, "--runtime", "onnxruntime"])
+    with zipfile.ZipFile(archive) as opened:
+        assert {name for name in opened.namelist() if name.endswith(".onnx")} == {GRAPH, BEHIND}
+        assert f"its graph ({sum(opened.getinfo(name).file_size for name in (GRAPH, BEHIND)) / 1e6:.1f} MB)" in told
+    monkeypatch.setattr(choose, "export_graph", lambda *_: pytest.fail("written again"))
+    model = Model.from_archive(archive)
+    runs: list[str] = []
+    for kind in (engines.SessionEngine, engines.Part):
+
+        def run(*given: Any, kind: Any = kind, own: Any = kind.run) -> Any:
+            runs.append(kind.__name__)
+            return own(*given)
+
+        monkeypatch.setattr(kind, "run", run)
+    picture = Image.fromarray(noise(80, 64, 3))
+    (explained,), (predicted,) = model.explain([picture], top_k=3), model.predict([picture])
+    assert runs == ["Part", "SessionEngine"]
+    alone = {score.label: score.probability for score in predicted}
+    assert {each.label: each.probability for each in explained.targets} == pytest.approx(alone, abs=1e-5)
 
 
 def test_auto_records_what_is_fastest(tmp_path: Path, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from camserve.capture.models.programs.graphs.module import GraphModule
-from camserve.capture.runtimes.graph import GRAPH
-from camserve.capture.runtimes.packages import MADE_FOR, PACKAGE
+from camserve.capture.runtimes.packages import FILES
 from camserve.tools.archive.archive import Archive
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.adoption.their_handler import OURS, AdoptedHandler, adopt_handler
@@ -108,7 +107,7 @@ def _find_file(archive: Archive, key: str) -> Path | None:
 def _copy_files(archive: Archive, stage: Path) -> None:
     """Copies what a handler may need: all but the model, and what packaging writes; files that flags gave stay."""
     model = archive.manifest["model"]
-    left = {*OWN_FOLDERS, f"{OURS}.py", LABELS, GRAPH, PACKAGE, MADE_FOR}
+    left = {*OWN_FOLDERS, f"{OURS}.py", LABELS, *FILES}
     left |= {str(model.get(key)) for key in ("modelFile", "serializedFile", "configFile")}
     for path in sorted(archive.directory.iterdir()):
         if path.name in left or (stage / path.name).exists():

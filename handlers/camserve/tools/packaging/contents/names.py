@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from camserve.capture.runtimes.graph import GRAPH
-from camserve.capture.runtimes.packages import MADE_FOR, PACKAGE
+from camserve.capture.runtimes.packages import FILES
 from camserve.tools.archive.fresh.modules import server_modules
 from camserve.tools.console import ToolError
 
@@ -14,7 +13,7 @@ WEIGHTS = "weights.pth"
 PROGRAM = "model.pt"
 CONFIG = "model-config.yaml"
 LABELS = "index_to_name.json"
-OWN = ("camserve", "gradcam_handler.py", "licenses", "MAR-INF", WEIGHTS, PROGRAM, CONFIG, LABELS, GRAPH, PACKAGE, MADE_FOR)
+OWN = ("camserve", "gradcam_handler.py", "licenses", "MAR-INF", WEIGHTS, PROGRAM, CONFIG, LABELS, *FILES)
 """Names in an archive's root that packaging itself writes."""
 
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc")

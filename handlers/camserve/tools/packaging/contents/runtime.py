@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from camserve.capture.backend import Backend, open_backend
 from camserve.capture.runtimes.agreement import find_faults
 from camserve.capture.runtimes.capture import RuntimeCapture
 from camserve.capture.runtimes.engines import ENGINES, is_installed
-from camserve.capture.runtimes.graph import GRAPH
-from camserve.capture.runtimes.packages import MADE_FOR, PACKAGE
+from camserve.capture.runtimes.graph import BEHIND, GRAPH
+from camserve.capture.runtimes.packages import FILES, PACKAGE
 from camserve.capture.survey.layout import synthesize_pictures
 from camserve.core.config import Config
 from camserve.core.text import join_names
@@ -63,15 +63,19 @@ def choose_runtime(
     )
     fault = made.runtime.why or _compare(made, config, size)
     if fault and config.runtime != "auto":
-        for file in (graph, graph.with_name(PACKAGE), graph.with_name(MADE_FOR)):
-            file.unlink(missing_ok=True)
+        _remove(stage, FILES)
         if asked:
             raise ToolError(f"--runtime {config.runtime} cannot be had: {fault}; --runtime torch does without")
         return Chosen("torch", (f"Warning: the archive's runtime is lost, torch runs instead: {fault}",))
     name = "torch" if fault and made.runtime.name != "torch" and not made.runtime.why else made.runtime.name
     if name not in ENGINES:
-        graph.unlink(missing_ok=True)
+        _remove(stage, (GRAPH, BEHIND))
     return Chosen(name, (_describe(name, made.runtime.seconds, fault, graph), *_describe_layers(made, name)))
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
 
 
 def record_graph(config: Config, backend: Backend, size: tuple[int, int], *, asked: bool) -> Chosen:
@@ -130,7 +134,8 @@ def _describe(name: str, seconds: Mapping[str, float], fault: str, graph: Path) 
     elif fault:
         told += f": {fault}"
     if name in ENGINES:
-        told += f"; its graph ({graph.stat().st_size / 1e6:.1f} MB) lies in the archive; a worker without {name} runs torch"
+        size = sum(file.stat().st_size for file in (graph, graph.with_name(BEHIND)) if file.is_file()) / 1e6
+        told += f"; its graph ({size:.1f} MB) lies in the archive; a worker without {name} runs torch"
     if name == "aot":
         size = graph.with_name(PACKAGE).stat().st_size / 1e6
         told += (
