@@ -34,7 +34,8 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 import camserve
-from camserve.hosts.ray.application import FRONT, build
+from camserve.hosts.ray import FRONT
+from camserve.hosts.ray.application import build
 from camserve.hosts.ray.model import APPLICATION
 
 CLIENTS = 8

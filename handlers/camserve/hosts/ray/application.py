@@ -17,6 +17,7 @@ from camserve.core.errors import ConfigError
 from camserve.hosts.asgi.app import ASKED, MAX_HELD, App
 from camserve.hosts.asgi.client import Client
 from camserve.hosts.hosted import Hosted
+from camserve.hosts.ray import FRONT
 from camserve.hosts.ray.lines import Lines
 from camserve.hosts.ray.metrics import Counted, ReplicaRegistry
 from camserve.hosts.ray.model import VERSION, Remote, Watch
@@ -24,8 +25,6 @@ from camserve.hosts.ray.replica import Deployed, Replica
 from camserve.hosts.ray.unpacked import find_digest, unpack_once
 from camserve.hosts.worker import HostError
 
-FRONT = "@front"
-"""The name of the deployment that speaks HTTP; no model can have it."""
 AT_ONCE = 4096
 """Requests that one front holds; what waits for a model beyond its `jobQueueSize` is refused."""
 MAX_REQUEST_SIZE = 32 * 2**20

@@ -17,7 +17,7 @@ from ray.serve.exceptions import RayServeException
 
 from camserve.hosts.asgi.client import Client
 from camserve.hosts.asgi.management import Management
-from camserve.hosts.ray.application import FRONT
+from camserve.hosts.ray import FRONT
 from camserve.hosts.ray.metrics import Collection
 from camserve.hosts.ray.model import APPLICATION, PATIENCE, Remote, Watch
 from camserve.hosts.ray.replica import Deployed, State

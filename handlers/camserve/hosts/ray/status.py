@@ -10,7 +10,8 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from camserve.hosts.ray.application import FRONT, build, read_all
+from camserve.hosts.ray import FRONT
+from camserve.hosts.ray.application import build, read_all
 from camserve.hosts.ray.model import APPLICATION
 
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")

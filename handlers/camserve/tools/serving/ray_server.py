@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import yaml
 
 from camserve.core.errors import ArchiveError, ConfigError
 from camserve.core.text import show
+from camserve.hosts.ray import FRONT
 from camserve.tools.serving.base import Sinks
 from camserve.tools.serving.configuration.addresses import Addresses
 from camserve.tools.serving.configuration.cores import count_cores
@@ -93,11 +95,12 @@ class RayServer(OwnServer):
             def compose(folder: Path) -> dict[str, str]:
                 return compose_variables(folder, ports, haproxy=proxied) | evidence
 
-            start = start_ray(self._count_cores(), compose, gpus=settings.gpus)
+            deployments = self._complete()
+            start = start_ray(self._count_cores(deployments), compose, gpus=settings.gpus)
             self.ray_address = stack.enter_context(start)
             stack.enter_context(logged(lambda line: self._take(line, sinks)))
             stack.callback(self._end)
-            self._deploy(settings, certificate, key)
+            self._deploy(settings, deployments, certificate, key)
             self._watch = lambda: self._start_beside(management, sinks)
             yield
 
@@ -173,11 +176,13 @@ class RayServer(OwnServer):
             return select(self._store, self._names)
         return [replace(read_archive(path), file=str(path.resolve())) for path in self._files]
 
-    def _count_cores(self) -> int:
-        """Counts what replicas reserve, and as much again: in an update the new ones stand beside the old ones."""
-        return 2 * max(count_cores(), sum(each.workers or 1 for each in self._archives)) + 2
+    def _count_cores(self, deployments: Mapping[str, Any]) -> int:
+        """Count what the models' replicas reserve, and as much again: in an update the new ones stand beside the old ones."""
+        models = (deployments[each.name] for each in self._archives)
+        reserved = sum(_count_most(each) * _read_cores(each) for each in models)
+        return 2 * max(count_cores(), math.ceil(reserved)) + 2
 
-    def _deploy(self, settings: HostSettings, certificate: str | None, key: str | None) -> None:
+    def _deploy(self, settings: HostSettings, deployments: Mapping[str, Any], certificate: str | None, key: str | None) -> None:
         """Start Serve where the configuration says, and hand it the archives."""
         from ray import serve  # noqa: PLC0415 an extra brings it
 
@@ -187,7 +192,7 @@ class RayServer(OwnServer):
         _, host, port = self._addresses.http[0]
         arguments: dict[str, Any] = {
             "archives": [f"{each.name}={self._store / each.file}" for each in self._archives],
-            "models": self._complete(),
+            "models": deployments,
             "max_request_size": settings.max_request_size,
             "max_held": settings.max_held,
             "cors": dict(settings.cors),
@@ -203,7 +208,7 @@ class RayServer(OwnServer):
         http = {"host": host, "port": port, "keep_alive_timeout_s": KEEP_ALIVE}
         if certificate:
             http |= {"ssl_certfile": certificate, "ssl_keyfile": key}
-        wanted = {name: each.get("num_replicas") for name, each in arguments["models"].items()}
+        wanted = {name: each.get("num_replicas") for name, each in deployments.items()}
         counts = {name: count if isinstance(count, int) else 1 for name, count in wanted.items()}  # the others change
         self._deployed = [replace(each, hosted=replace(each.hosted, workers=counts[each.hosted.name])) for each in deployed]
         serve.start(proxy_location="HeadOnly", http_options=http)
@@ -213,20 +218,19 @@ class RayServer(OwnServer):
 
     def _complete(self) -> dict[str, Any]:
         """Give each model the replicas that its archive asks for, and each replica its share of the cores."""
-        from camserve.hosts.ray.application import FRONT  # noqa: PLC0415 an extra brings Ray
-
         workers = {
             each.name: each.workers or read_number(self._settings, "default_workers_per_model", 1) for each in self._archives
         }
-        cores = max(1, count_cores() // max(1, sum(workers.values())))
-        threads = int(os.environ.get("OMP_NUM_THREADS") or cores)
         complete = {}
         for name, count in workers.items():
             given = dict(self._deployments.get(name, self._deployments.get("*", {})) or {})
             if "autoscaling_config" not in given:
                 given.setdefault("num_replicas", count)
-            given["ray_actor_options"] = {"num_cpus": threads, **given.get("ray_actor_options", {})}
             complete[name] = given
+        share = max(1, count_cores() // max(1, sum(map(_count_most, complete.values()))))
+        threads = int(os.environ.get("OMP_NUM_THREADS") or share)
+        for given in complete.values():
+            given["ray_actor_options"] = {"num_cpus": threads, **given.get("ray_actor_options", {})}
         complete |= {FRONT: self._deployments[FRONT]} if FRONT in self._deployments else {}
         unknown = sorted(set(self._deployments) - set(workers) - {"*", FRONT})
         if unknown:
@@ -261,6 +265,19 @@ class RayServer(OwnServer):
         if self._beside is not None:
             self._beside.stop()
         serve.shutdown()
+
+
+def _count_most(options: Mapping[str, Any]) -> int:
+    """Count the replicas that a model may have; 1 where Serve's own choice is asked for."""
+    scaling = options.get("autoscaling_config")
+    wanted = scaling.get("max_replicas") if isinstance(scaling, Mapping) else options.get("num_replicas")
+    return wanted if isinstance(wanted, int) else 1
+
+
+def _read_cores(options: Mapping[str, Any]) -> float:
+    """Read how many cores each replica reserves; 1 for what Ray will refuse."""
+    wanted = options["ray_actor_options"].get("num_cpus")
+    return wanted if isinstance(wanted, (int, float)) else 1
 
 
 def read_deployments(path: Path) -> dict[str, Any]:
