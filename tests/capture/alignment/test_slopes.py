@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from tests.support.models import nets
@@ -11,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from camserve.capture import open_backend
-from camserve.capture.alignment.slopes import Slope, Slopes
 from camserve.capture.backend import Backend
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
@@ -182,45 +179,3 @@ def test_what_nothing_tells_is_said() -> None:
     assert made.doubts == {"third": aligned.note}
     assert "no trial shows where its cells lie" in aligned.note
     assert f"Warning: layer third: {aligned.note}" in describe_layers(made)
-
-
-def lying(start: float, slope: float, count: int = 16, noise: float = 0.0, *, evident: bool = True) -> list[Slope]:
-    """Cells along a diagonal, and what each depends on along a line, up to some noise."""
-    shares = [(each + 0.5) / count for each in range(count)]
-    places = [start + slope * share + noise * (-1) ** place for place, share in enumerate(shares)]
-    return [Slope(0, 0, evident, (place, place), (share, share)) for place, share in zip(places, shares, strict=True)]
-
-
-@pytest.mark.parametrize(
-    ("cells", "count", "part"),
-    [
-        (lying(0.25, 0.5), 8, (0.25, 0.75)),
-        (lying(0.0, 0.6), 8, (0.0, 0.6)),
-        ([*lying(0.25, 0.5), *lying(0.9, -0.8, evident=False)], 8, (0.25, 0.75)),
-        (lying(0.25, 0.5, noise=0.05), 8, (0.25, 0.75)),
-        (lying(0.1, 0.8), 32, None),
-        (lying(0.15, 0.7), 8, None),
-        (lying(0.25, 0.5, count=11), 8, None),
-        (lying(0.25, 0.5, evident=False), 8, None),
-        (lying(0.25, 0.5, noise=0.1), 8, None),
-        (lying(0.45, 0.1), 8, None),
-        (lying(1, -1), 8, None),
-    ],
-    ids=[
-        *("around the middle", "from one side", "what is not evident is left out", "nearly on a line"),
-        *("most of the picture", "hardly a cell away", "few cells", "nothing evident", "on no line", "one place", "reversed"),
-    ],
-)
-def test_cells_lie_over_a_part_where_much_speaks_for_it(cells: list[Slope], count: int, part: tuple[float, float] | None) -> None:
-    """Of a grid of so many rows and columns; where little does they are left over all of the picture."""
-    found = Slopes(tuple(cells), 0.1).find_parts((count, count))
-    wanted: Any = part and (pytest.approx(part, abs=0.02),) * 2
-    assert found == wanted
-
-
-def test_one_axis_alone_may_be_cut() -> None:
-    """Rows over a part, columns over all."""
-    cells = [Slope(0, 0, True, (0.3 + 0.4 * row, row), (row, row)) for row in (each.cell[0] for each in lying(0, 1))]
-    found = Slopes(tuple(cells), 0.1).find_parts((8, 8))
-    wanted: Any = pytest.approx((0.3, 0.7), abs=0.01), pytest.approx((0, 1), abs=0.01)
-    assert found == wanted

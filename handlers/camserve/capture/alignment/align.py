@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from camserve.capture.alignment.probes import Probes, find_changes, make_probes
-from camserve.capture.alignment.sight import WHOLE, Sight, find_part, find_unseen, is_local, is_off
+from camserve.capture.alignment.sight import WHOLE, find_part, find_unseen, is_local, is_off
 from camserve.capture.alignment.slopes import find_slopes
-from camserve.capture.alignment.trial import FINER, MIDDLES, Placed, Seen, Trial
-from camserve.capture.alignment.words import DIFFUSE, SHUFFLED, UNSEEN, describe_part
+from camserve.capture.alignment.steps import Traced, trace_layer
+from camserve.capture.alignment.trial import FINER, MIDDLES, OUT_OF_PLACE, Placed, Seen, Trial
+from camserve.capture.alignment.words import BY_STEPS, DIFFUSE, SHUFFLED, UNSEEN, WAVERING, describe_part, without_doubt
 from camserve.capture.base import Classifier
 from camserve.capture.precision import disable_tf32
 from camserve.capture.survey.layers import LayerInfo, Site, Survey, View
@@ -24,11 +26,6 @@ COUNTS = (6, 16, 48)
 MUCH_FINER = 16
 """An early map of a layer's own part has so many times its cells, at least: with four times as many, as the first convolution of
 a ResNet's last stage, what each probe changes reaches over most of the picture already."""
-
-OFF = 0.9
-"""Where probes change most what is so many cells away, the median, cells that seem to lie over all of the picture may not."""
-
-BY_SLOPES = "as what each depends on shows: the model cuts its features, or its convolutions leave a border out"
 
 EARLIER = 8
 """How many earlier layers with as many tokens are looked at, where a layer's own peaks settle nothing."""
@@ -58,7 +55,7 @@ class Aligned:
             return cls(Site(info.name, info.calls, last.layout), last.distance, last.note, last.told)
         if not info.views:
             view = View(info.calls, last.layout, last.rows, last.columns)
-            if BY_SLOPES in last.note:
+            if BY_STEPS in last.note:
                 return cls(Site(info.name, info.calls, last.layout, (view,)), None, f"its cells lie over {last.note}", last.told)
             note = f"it sees a part of the picture, and its map lies {last.note}; --resize and --crop would spare it the rest"
             return cls(Site(info.name, info.calls, last.layout, (view,)), last.distance, note, last.told)
@@ -113,6 +110,7 @@ def align_layers(
         info = survey.info(layer)
         by_grid.setdefault(info.site.layout.grid, []).append(info)
     found: dict[str, Aligned] = {}
+    traced = {layer: _trace(model, survey, survey.info(layer), pictures) for layer in layers}
     for grid, infos in by_grid.items():
         for count in COUNTS:
             left = [info for info in infos if info.name not in found]
@@ -126,49 +124,68 @@ def align_layers(
                 shown = find_changes(model, {each.name: each.site.layout for each in others}, probes)
             for info in left:
                 known = tokens[info.name], _pick_first(first[info.name], shown.changes), Seen(*shown, probes.places)
-                trials = [Trial(info, call, *known) for call in info.views or (info.calls,)]
+                trials = [Trial(info, call, *known, traced=traced[info.name][0]) for call in info.views or (info.calls,)]
                 placed = [trial.decide(given=given, last=count >= COUNTS[1], most=count == COUNTS[-1]) for trial in trials]
                 whole = [each for each in placed if each]
                 if len(whole) == len(placed):
                     calls = zip(info.views or (info.calls,), whole, strict=True)
-                    confirmed = [_confirm(model, info, *each, pictures) for each in calls]
-                    if not info.views:
-                        confirmed = [_look_inside(model, info, confirmed[0], shown.changes[info.name], probes)]
+                    confirmed = [_confirm(model, survey, info, *each, pictures=pictures) for each in calls]
+                    if not info.views and not traced[info.name][0]:
+                        inside = _look_inside(model, info, confirmed[0], shown.changes[info.name], probes)
+                        confirmed = [_doubt(inside) if traced[info.name][1] else inside]
                     found[info.name] = Aligned.of(info, confirmed)
     return found
 
 
-def _confirm(model: Classifier, info: LayerInfo, call: int, placed: Placed, pictures: Tensor) -> Placed:
-    """Ask the slopes of a call's cells where probes do not show clearly where these lie.
+def _trace(model: Classifier, survey: Survey, info: LayerInfo, pictures: Tensor) -> tuple[Traced | None, bool]:
+    """Follow the steps from a map to the picture; return where they lead, and whether that is elsewhere in another picture."""
+    if info.calls > 1 or info.site.layout.order in TOKENS:
+        return None, False
+    traced = trace_layer(model, survey, info.name, pictures[:1])
+    if traced is None or traced.off <= OUT_OF_PLACE or _agrees(model, survey, info, traced, pictures):
+        return traced, False
+    return None, True
+
+
+def _agrees(model: Classifier, survey: Survey, info: LayerInfo, traced: Traced, pictures: Tensor) -> bool:
+    """Return whether the steps lead to the same place in other pictures: what a model reads from them may move its cells."""
+    others = torch.split(torch.cat([pictures[1:], pictures.flip(2, 3)]), 1)
+    found = (trace_layer(model, survey, info.name, other) for other in others)
+    return all(each is not None and traced.agrees(each, info.site.layout.grid) for each in found)
+
+
+def _confirm(model: Classifier, survey: Survey, info: LayerInfo, call: int, placed: Placed, *, pictures: Tensor) -> Placed:
+    """Ask the slopes of a call's cells where probes do not show clearly where these lie, and the steps where these do not tell.
 
     Args:
-        placed: where probes, or an early map, place them.
+        placed: where probes, steps, or an early map place them.
         pictures: `[N, C, H, W]`.
 
     Raises:
         ConfigError: they lie elsewhere.
     """
-    whole = placed.rows == placed.columns == WHOLE and not info.views and placed.layout.order not in TOKENS
-    off = whole and (placed.misses or (placed.distance or 0) > OFF)
-    if placed.clear and not off:
+    if placed.clear or (placed.traced and placed.traced.off > OUT_OF_PLACE):
         return placed
     slopes = find_slopes(model, info.name, View(call, placed.layout, placed.rows, placed.columns), pictures)
-    parts = slopes.find_parts(placed.layout.grid) if slopes and off else None
-    if parts:
-        words = f"{describe_part(Sight(*parts))}, {BY_SLOPES}", "" if placed.note in (DIFFUSE, UNSEEN) else placed.note
-        return replace(placed, rows=parts[0], columns=parts[1], distance=None, told=True, note="; ".join(filter(None, words)))
-    if placed.clear:
-        return placed
     verdict = slopes.verdict if slopes else "unknown"
     if verdict == "elsewhere":
         raise ConfigError(f"layer {info.name} cannot be explained: {SHUFFLED}")
     if slopes and verdict == "there":
-        note = "" if placed.note in (DIFFUSE, UNSEEN) else placed.note
-        return replace(placed, note=note, told=True, distance=slopes.distance if placed.distance is None else placed.distance)
+        distance = slopes.distance if placed.distance is None else placed.distance
+        return replace(placed, note=without_doubt(placed.note), told=True, distance=distance)
     if placed.told and (placed.distance is not None or not slopes):  # an early map tells it, and nothing speaks against it
         return placed
+    if placed.traced and _agrees(model, survey, info, placed.traced, pictures):
+        return replace(placed, note=without_doubt(placed.note), told=True)
     note = placed.note if placed.note in (DIFFUSE, UNSEEN) else "; ".join(filter(None, (placed.note, DIFFUSE)))
     return replace(placed, note=note, told=False)
+
+
+def _doubt(placed: Placed) -> Placed:
+    """Doubt a map over all of the picture whose steps lead elsewhere, but not to one place in all pictures."""
+    if not placed.rows == placed.columns == WHOLE:
+        return placed
+    return replace(placed, told=False, note="; ".join(filter(None, (without_doubt(placed.note), WAVERING))))
 
 
 def _look_inside(model: Classifier, info: LayerInfo, placed: Placed, calls: Sequence[Tensor | None], probes: Probes) -> Placed:
@@ -189,7 +206,7 @@ def _look_inside(model: Classifier, info: LayerInfo, placed: Placed, calls: Sequ
     part = None if changes is None else find_part(layout.turn.apply(changes[:, None])[:, 0], more.places)
     if part is None:
         return placed
-    note = "; ".join(filter(None, (f"{describe_part(part)}, {BY_SLOPES}", placed.note)))
+    note = "; ".join(filter(None, (f"{describe_part(part)}, {BY_STEPS}", placed.note)))
     return replace(placed, rows=part.rows, columns=part.columns, distance=None, note=note)
 
 

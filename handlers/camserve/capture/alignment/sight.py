@@ -126,11 +126,12 @@ def is_elsewhere(changes: Tensor, places: Sequence[Place]) -> bool:
 
     Args:
         changes: of one call of a layer, `[K, h, w]`, as it would lie in the picture.
-        places: of the K probes.
+        places: of the K probes, in shares of what it lies over. Those beside that change its edge, and tell nothing.
     """
     weights = changes.double().square()
     total = weights.sum((1, 2))
-    kept = (total > QUIET**2 * total.max()).nonzero().flatten().tolist()
+    beside = torch.tensor([not all(0 <= share <= 1 for share in place) for place in places])
+    kept = ((total > QUIET**2 * total.max()) & ~beside.to(total.device)).nonzero().flatten().tolist()
     if len(kept) < FEWEST:
         return False
     for axis, cells in enumerate(changes.shape[1:]):

@@ -17,16 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from camserve.capture.alignment.places import CHANCE, Place, chance_to_reach, find_chance, find_reach
+from camserve.capture.alignment.places import CHANCE, chance_to_reach, find_chance, find_reach
 from camserve.capture.alignment.probes import spread_cells
-from camserve.capture.alignment.sight import fit_line
 from camserve.capture.base import Classifier
 from camserve.capture.models.passes import copy_saved_tensors, pad_batch, straighten_norms
 from camserve.capture.precision import disable_tf32
 from camserve.capture.survey.layers import MODEL_ERRORS, View
-
-Span = tuple[float, float]
-"""From where to where, in shares of an axis of the picture."""
 
 Verdict = Literal["there", "elsewhere", "unknown"]
 """The cells lie where they are taken to lie; or elsewhere; or no slope tells."""
@@ -53,17 +49,6 @@ chance, or this share; and where that is this share of all that the cell depends
 FEWEST = 4
 """Least number of cells with a slope that tell anything."""
 
-MANY = 12
-"""Least number of evident cells that tell over which part of the picture a layer's cells lie."""
-
-STRAIGHT = 0.6
-"""How far from the line through them these lie, the median in cells, at most."""
-
-LEAST_PART, MOST_PART, AWAY_AT_EDGE = 0.2, 0.72, 1.5
-"""Cells lie over a part of the picture where that is no less and no more than these shares of an axis, and its edge lies so many
-cells from the picture's. The borders of convolutions pull cells at the edges inwards: where nothing is left out, the share is
-0.75 and more, and they are 1.4 cells away at most."""
-
 ROWS = 5
 """Least number of rows, and of columns: on fewer a cell of a deep network depends on all of the picture, and no place tells."""
 
@@ -76,15 +61,11 @@ class Slope:
         distance: how far that place is from the cell, in cells, along the axis where it is farthest.
         far: the same, in what is still about there (`find_reach`).
         evident: whether it depends on this place rather than on many.
-        place: that place, in shares of the picture's height and width.
-        cell: where the cell is taken to lie, likewise.
     """
 
     distance: float
     far: float
     evident: bool
-    place: Place
-    cell: Place
 
 
 @dataclass(frozen=True)
@@ -110,25 +91,6 @@ class Slopes:
     def distance(self) -> float:
         """The median distance, in cells."""
         return statistics.median(each.distance for each in self.cells)
-
-    def find_parts(self, grid: tuple[int, int]) -> tuple[Span, Span] | None:
-        """Find where a grid of (rows, columns), taken to lie over all of the picture, evidently lies over a part of it.
-
-        Returns:
-            From where to where, in shares of the height, and of the width; None where it may well lie over all.
-        """
-        cells = [each for each in self.cells if each.evident]
-        if len(cells) < MANY:
-            return None
-        parts, less = [], False
-        for axis, count in enumerate(grid):
-            start, slope, rest = fit_line([each.cell[axis] for each in cells], [each.place[axis] for each in cells])
-            if rest * count > STRAIGHT or slope < LEAST_PART:
-                return None
-            off = max(abs(start), abs(start + slope - 1)) * count
-            less |= slope <= MOST_PART and off > AWAY_AT_EDGE
-            parts.append((start, start + slope))
-        return (parts[0], parts[1]) if less else None
 
 
 def find_slopes(model: Classifier, layer: str, view: View, pictures: Tensor) -> Slopes | None:
@@ -187,16 +149,9 @@ def _square_slope(output: Tensor, given: Tensor, seed: Tensor) -> Tensor:
 def _mix(view: View, output: Tensor, cells: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
     """Yield, for each cell, what mixes its channels by chance: one that is zero would hide it."""
     generator, layout = torch.Generator().manual_seed(6), view.layout
-    for row, column in cells:
-        token = layout.extra + row * layout.width + column
-        where = {
-            "nchw": (0, slice(None), row, column),
-            "nhwc": (0, row, column),
-            "tokens": (0, token),
-            "sequence": (token, 0),
-        }[layout.order]
+    for cell in cells:
         seed = torch.zeros_like(output)
-        seed[where] = torch.randn(layout.channels, generator=generator).to(seed)
+        seed[layout.index(cell)] = torch.randn(layout.channels, generator=generator).to(seed)
         yield seed
 
 
@@ -216,7 +171,7 @@ def _compare(view: View, cells: Sequence[tuple[int, int]], energies: Tensor) -> 
             place, evident = _locate(more, fine)
             away = [abs(found - share) * count for found, share, count in zip(place, _place(view, cell), wanted, strict=True)]
             far = [each / find_reach(count) for each, count in zip(away, view.layout.grid, strict=True)]
-            yield Slope(max(away), max(far), evident, place, _place(view, cell))
+            yield Slope(max(away), max(far), evident)
 
 
 def _locate(excess: Tensor, fine: int) -> tuple[tuple[float, float], bool]:

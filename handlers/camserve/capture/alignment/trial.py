@@ -20,7 +20,19 @@ from camserve.capture.alignment.sight import (
     is_local,
     is_moving,
 )
-from camserve.capture.alignment.words import DIFFUSE, HIDES, SHUFFLED, UNSEEN, UNTOLD, ask_for_grid, describe_order, describe_part
+from camserve.capture.alignment.steps import Traced
+from camserve.capture.alignment.words import (
+    BY_STEPS,
+    DIFFUSE,
+    HIDES,
+    SHUFFLED,
+    UNSEEN,
+    UNTOLD,
+    ask_for_grid,
+    describe_order,
+    describe_part,
+    without_doubt,
+)
 from camserve.capture.survey.layers import LayerInfo
 from camserve.capture.survey.layout import TOKENS, UPRIGHT, Layout
 from camserve.core.errors import ConfigError
@@ -67,7 +79,7 @@ class Placed:
         rows, columns: what part of the picture they cover, in shares of the height and the width.
         told: whether a trial, or the configuration, tells it.
         clear: whether nearly every probe changes most what lies about where it is, or the configuration tells it.
-        misses: whether it misses probes that an early map sees.
+        traced: where the steps from map to map lay its cells, where they tell it.
     """
 
     layout: Layout
@@ -77,7 +89,7 @@ class Placed:
     columns: tuple[float, float] = WHOLE
     told: bool = True
     clear: bool = False
-    misses: bool = False
+    traced: Traced | None = None
 
 
 class Trial:
@@ -89,6 +101,7 @@ class Trial:
         alike: layers before it with as many tokens, the nearest first.
         first: an early map; one of many more cells tells what part of the picture the layer sees, any other whether it sees all.
         seen: what probes change of all of these.
+        traced: where the steps from map to map lay its cells, where they are seen.
     """
 
     def __init__(
@@ -98,6 +111,8 @@ class Trial:
         alike: Sequence[LayerInfo],
         first: LayerInfo | None,
         seen: Seen,
+        *,
+        traced: Traced | None = None,
     ) -> None:
         self._info = info
         self._call = call
@@ -105,6 +120,7 @@ class Trial:
         self._alike = alike
         self._first = first
         self._changes, self._silent, self._places = seen
+        self._traced = traced
 
     def decide(self, *, given: bool, last: bool, most: bool) -> Placed | None:
         """Decide where the call's cells lie, unless its own changes lie elsewhere; None: more probes may tell.
@@ -123,8 +139,7 @@ class Trial:
         placed = self._decide(evidence, last=last, most=most)
         if placed is None:
             return None
-        early, own = self._count_missed()
-        placed = replace(placed, misses=own > early)
+        placed = self._follow(placed)
         grids = self._lay_out(placed.layout)
         if grids is None or not is_elsewhere(grids, Sight(placed.rows, placed.columns).inside(self._places)):
             return self._mark_clear(placed, evidence, local=grids is not None and is_local(grids))
@@ -138,6 +153,8 @@ class Trial:
         sight = None if sight and self._is_narrow(sight) else sight
         lost = own - early > len(self._places) * (LOST + self._silent[self._info.name][self._call - 1])
         if (hidden and not sight) or lost:  # what sees more tells nothing of what this one sees
+            if most and self._traced:
+                return Placed(self._layout, None)
             if most:
                 raise self._error(HIDES.format(max(early, own), len(self._places)))
             return None
@@ -147,6 +164,17 @@ class Trial:
         if self._layout.order in TOKENS:
             return self._decide_tokens(evidence, parted, last)
         return self._decide_map(evidence, sight, parted, last)
+
+    def _follow(self, placed: Placed) -> Placed:
+        """Return a map that is taken to lie over all of the picture laid where the steps lead, if that is elsewhere."""
+        whole = placed.rows == placed.columns == WHOLE and placed.layout.turn == UPRIGHT
+        if not self._traced or not whole:
+            return placed
+        if self._traced.off <= OUT_OF_PLACE:
+            return replace(placed, traced=self._traced)
+        part = Sight(self._traced.rows, self._traced.columns)
+        note = "; ".join(filter(None, (f"{describe_part(part)}, {BY_STEPS}", without_doubt(placed.note))))
+        return Placed(placed.layout, None, note, part.rows, part.columns, traced=self._traced)
 
     def _count_missed(self) -> tuple[int, int]:
         """Return how many probes the early map misses, and how many the layer."""

@@ -9,6 +9,10 @@ DIFFUSE = (
     "no trial shows where its cells lie, as each depends on all of the picture, or on several places; they are taken as they come"
 )
 UNSEEN = "no patch of the picture changes it by itself, so no trial shows where its cells lie; they are taken as they come"
+WAVERING = (
+    "no trial shows where its cells lie: what each depends on seems to lie over a part of the picture, and over another one in "
+    "each picture; they are taken as they come"
+)
 SHUFFLED = (
     "its cells lie in another order than any that is known (in windows, or shuffled), or elsewhere in each picture (where the "
     "model warps it); take a layer before or behind, whose order is the picture's"
@@ -21,6 +25,7 @@ UNTOLD = (
     "it runs {} times, each time on another view of the picture, and no trial tells what call {} sees; take the views out of the "
     "model's forward"
 )
+BY_STEPS = "as what each depends on shows: the model cuts its features, or its convolutions leave a border out"
 TRIED = "as a trial with a changed patch shows"
 
 
@@ -39,6 +44,13 @@ def describe_part(sight: Sight) -> str:
         for (low, high), word in ((sight.rows, "height"), (sight.columns, "width"))
     ]
     return " and ".join(spans)
+
+
+def without_doubt(note: str) -> str:
+    """Return a note without what it says of cells that no trial places."""
+    for doubt in (DIFFUSE, UNSEEN):
+        note = note.removesuffix(doubt).removesuffix("; ")
+    return note
 
 
 def describe_order(read: Layout, found: Layout) -> str:

@@ -128,6 +128,17 @@ class Layout:
             "sequence": (tokens, batch, self.channels),
         }[self.order]
 
+    def index(self, cell: tuple[int, int]) -> tuple[int | slice, ...]:
+        """Return where the channels of the first picture's cell, (row, column) as it lies in memory, are in a layer's output."""
+        row, column = cell
+        token = self.extra + row * self.width + column
+        return {
+            "nchw": (0, slice(None), row, column),
+            "nhwc": (0, row, column),
+            "tokens": (0, token),
+            "sequence": (token, 0),
+        }[self.order]
+
     def mix(self, cells: Tensor, others: Tensor) -> Tensor:
         """Return a layer's output with the cells of one and the tokens beside them of another; both of the shape of `shape`."""
         if self.order not in TOKENS:

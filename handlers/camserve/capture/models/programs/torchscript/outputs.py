@@ -171,6 +171,16 @@ def insert_copy(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
     return value, [graph.insert("aten::clone", [value])]
 
 
+def keep_first(copy: Insert, replace: Insert) -> Insert:
+    """Return an insert that keeps the value as it is now, and then replaces it."""
+
+    def insert(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
+        _, kept = copy(graph, value)
+        return replace(graph, value)[0], kept
+
+    return insert
+
+
 def insert_value(graph: Graph, value: Value) -> tuple[Value, list[Value]]:
     """Output the value as floats, twice: there is no leaf."""
     return value, [graph.insert("aten::dequantize", [value])] * 2

@@ -240,16 +240,17 @@ class ScriptClassifier:
         """Run the program; return the scores, and the output of every call of these layers."""
         inputs = {self._calls_of(layer)[call]: values for (layer, call), values in (replaced or {}).items()}
         places = {layer: self._calls_of(layer) for layer in layers}
-        kept = [place for each in places.values() for place in each if place not in inputs]
         inserts = {place: self._insert_input(place) for place in inputs}
-        quantized = self.quantized_places
-        inserts |= {place: outputs.insert_quantized_copy if place in quantized else outputs.insert_copy for place in kept}
+        for place in (place for each in places.values() for place in each):
+            copy = outputs.insert_quantized_copy if place in self.quantized_places else outputs.insert_copy
+            inserts[place] = outputs.keep_first(copy, inserts[place]) if place in inputs else copy
+        kept = [place for place in inserts if any(place in each for each in places.values())]
         function = outputs.add_outputs(self.program, inserts, self.endings)
         values = [self.cast_input(each).clone() for each in inputs.values()]
         with torch.set_grad_enabled(pictures.requires_grad), _show_norms(pictures):
             answer = function(*self._given(pictures), *values)
         answer, *further = answer if kept or self.endings else (answer,)
-        found = {**inputs, **dict(zip(kept, further, strict=False))}
+        found = dict(zip(kept, further, strict=False))
         scores = self.read(answer, len(pictures), further[len(kept) :]).logits
         return scores, {layer: [found[place] for place in each] for layer, each in places.items()}
 
