@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 from tests.support.build import noise
-from tests.support.models.tiny import package_model, write_model
+from tests.support.models.tiny import LABELS, SMALL, Tiny, package_model, write_model
 from tests.support.processes.fork_server import ForkServer
 
 from camserve import Model
@@ -118,6 +119,21 @@ def test_auto_records_what_is_fastest(tmp_path: Path, fork_server: ForkServer, m
         assert f"Runtime: {wanted}, the fastest here" in told
         with zipfile.ZipFile(archive) as opened:
             assert (GRAPH in opened.namelist()) is (wanted != "torch")
+
+
+def test_a_program_runs_in_torch_and_packaging_says_what_to_do(
+    tmp_path: Path, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TorchScript is offered no runtime: `auto` names torch and the way to one, and whoever asks for one is refused."""
+    fork_server.replace_fresh(monkeypatch)
+    torch.jit.save(torch.jit.trace(Tiny().eval(), torch.zeros(1, 3, 64, 64)), tmp_path / "net.pt")
+    (tmp_path / "labels.json").write_text(json.dumps(LABELS))
+    flags = ["--torchscript", str(tmp_path / "net.pt"), "--labels", str(tmp_path / "labels.json"), "--name", "net", *SMALL]
+    archive, told = package_model([*flags, "--export-path", str(tmp_path), "--runtime", "auto"])
+    assert "Runtime: torch: a model of the kind torchscript runs in torch alone; written as an ONNX graph" in told
+    assert settings_of(archive)["runtime"] == "torch"
+    with pytest.raises(ToolError, match=r"--runtime onnxruntime cannot be had: .* packaged with --onnx"):
+        package_model([*flags, "--export-path", str(tmp_path), "--runtime", "onnxruntime", "--force"])
 
 
 def test_what_was_asked_for_and_cannot_be_had_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

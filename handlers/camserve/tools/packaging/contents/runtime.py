@@ -132,7 +132,7 @@ def _describe(name: str, seconds: Mapping[str, float], fault: str, graph: Path) 
         processor = torch.backends.cpu.get_cpu_capability()
         told += f", the fastest here ({processor}) with equal answers ({', '.join(shares)} of torch's time), is recorded"
     elif fault:
-        told += f": {fault}"
+        told += f": {fault.removeprefix('auto: ')}"  # what cannot be tried at all is said of what was asked for
     if name in ENGINES:
         size = sum(file.stat().st_size for file in (graph, graph.with_name(BEHIND)) if file.is_file()) / 1e6
         told += f"; its graph ({size:.1f} MB) lies in the archive; a worker without {name} runs torch"
