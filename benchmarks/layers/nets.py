@@ -241,7 +241,13 @@ class Mixer(nn.Module):
 
 
 def _swin() -> nn.Module:
-    return SwinTransformer([2, 2], 24, [2, 2], [2, 4], [4, 4], num_classes=CLASSES, stochastic_depth_prob=0.0)
+    """Make a Swin whose linear layers start as those of the other networks: torchvision's start is for much wider ones."""
+    swin = SwinTransformer([2, 2], 24, [2, 2], [2, 4], [4, 4], num_classes=CLASSES, stochastic_depth_prob=0.0)
+    for part in swin.modules():
+        if isinstance(part, nn.Linear):
+            part.reset_parameters()
+    swin.features[0][0] = nn.Sequential(_conv(3, 16, 2), nn.Conv2d(16, 24, 3, padding=1))
+    return swin
 
 
 FAMILIES: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
