@@ -20,10 +20,12 @@ pytestmark = pytest.mark.numeric
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
-QUICK = [*sorted({*SMALLEST} - {"maxvit_t"}), "shallow_maxvit"]
-QUICK += ["efficientnet_v2_s", "mobilenet_v2", "regnet_x_400mf", "resnet50", "swin_v2_t"]
-"""The smallest of each family, and those that it does not stand for: other blocks, other norms. MaxViT takes no small pictures, but
-for a shallow one. The others are slow: deeper and wider ones run the same code more often."""
+LARGE = {"convnext_tiny", "maxvit_t", "swin_t", "vgg11", "vit_b_16", "wide_resnet50_2"}
+QUICK = [*sorted({*SMALLEST} - LARGE), "shallow_convnext", "shallow_maxvit", "shallow_swin", "shallow_swin_v2", "shallow_vit"]
+QUICK += ["efficientnet_v2_s", "mobilenet_v2", "regnet_x_400mf", "resnet50"]
+"""The smallest of each family, and those that it does not stand for: other blocks, other norms. For the `LARGE` ones stand shallow ones
+of the same blocks, AlexNet for a VGG (convolutions, a pool of fixed size, three linear layers), and a ResNet-50 for a wide one. The
+others are slow: deeper and wider ones run the same code more often."""
 
 TABLE = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in QUICK)]
 

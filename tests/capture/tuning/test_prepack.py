@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from tests.support.comparison.closeness import assert_close, exact, unscaled
-from tests.support.models import nets
+from tests.support.models import architectures, nets
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -196,13 +195,13 @@ def test_a_tuned_model_explains_as_the_model_does(monkeypatch: pytest.MonkeyPatc
     """Scores and maps, with a head of convolutions behind the layer too; alone and in a batch."""
     monkeypatch.setattr("camserve.capture.tuning.memory_format.PREPACKED_GAIN", 1000)
     torch.manual_seed(0)
-    model = torchvision.models.resnet18().eval()
+    model = architectures.SHALLOW["shallow_resnet"]().eval()
     pictures = synthesize_pictures((64, 64), 3)
     plain = open_backend(copy.deepcopy(model), Config(layers=layers, channels_last=False), (64, 64), CPU)
     errors = {layer: 2 * exact(model, layer, pictures[0], 3).map_error for layer in layers}
     tuned = open_backend(model, Config(layers=layers), (64, 64), CPU, tune=True)
     assert tuned.memory_format == "prepacked"
-    assert len(packed(model)) == 20
+    assert len(packed(model)) == 12
     for count in (3, 1):
         wants = [Task(layer, "gradcam++", (3, 5)) for layer in layers for _ in range(count)]
         given = list(pictures[:count]) * len(layers)

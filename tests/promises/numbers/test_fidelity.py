@@ -30,6 +30,12 @@ def classifier() -> Classifier:
     return Classifier()
 
 
+@functools.cache
+def of_all_stages() -> Classifier:
+    """The same, captured at each stage."""
+    return Classifier(classifier().network, further=candidates.STAGES[:-1])
+
+
 @pytest.fixture(scope="module")
 def pointed() -> dict[str, list[tuple[float, bool]]]:
     """For each method and each class of each mosaic: the map's share in the right quarter, and whether its peak is there."""
@@ -114,7 +120,7 @@ def test_the_measures_by_hand() -> None:
 def test_several_layers_in_one_by_hand(candidate: Callable[[str], games.Candidate], of: str) -> None:
     """LayerCAM's maps over their maxima at the finest size: the largest behind a tanh of all but the last, or the product."""
     pixels, target = picture("coffee"), SHIPPED["coffee"]
-    seen = Classifier(classifier().network, further=candidates.STAGES[:-1]).seen(pixels)
+    seen = of_all_stages().seen(pixels)
     drawn = []
     for layer in candidates.STAGES:
         activation, gradient = (

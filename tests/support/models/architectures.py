@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models import convnext, maxvit, mobilenetv3, regnet, resnet, shufflenetv2, swin_transformer
+from torchvision.models import convnext, maxvit, mobilenetv3, regnet, resnet, shufflenetv2, swin_transformer, vision_transformer
 
 from camserve.capture import synthesize_pictures
 from camserve.core.config import Config
@@ -45,6 +45,9 @@ def shallow_mobilenet() -> nn.Module:
     return mobilenetv3.MobileNetV3(settings, last_channel=64, num_classes=CLASSES)
 
 
+SWIN: dict[str, Any] = {"patch_size": [4, 4], "embed_dim": 24, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]}
+SWIN |= {"window_size": [7, 7], "num_classes": CLASSES}
+
 SHALLOW: dict[str, Callable[[], nn.Module]] = {
     "shallow_convnext": lambda: convnext.ConvNeXt(
         [convnext.CNBlockConfig(width, wider, 1) for width, wider in ((24, 48), (48, 96), (96, 192), (192, None))],
@@ -66,8 +69,12 @@ SHALLOW: dict[str, Callable[[], nn.Module]] = {
     ),
     "shallow_resnet": lambda: resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=CLASSES),
     "shallow_shufflenet_v2": lambda: shufflenetv2.ShuffleNetV2([2, 2, 2], [24, 48, 96, 192, 256], num_classes=CLASSES),
-    "shallow_swin": lambda: swin_transformer.SwinTransformer(
-        [4, 4], embed_dim=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8], window_size=[7, 7], num_classes=CLASSES
+    "shallow_swin": lambda: swin_transformer.SwinTransformer(**SWIN),
+    "shallow_swin_v2": lambda: swin_transformer.SwinTransformer(
+        **SWIN, block=swin_transformer.SwinTransformerBlockV2, downsample_layer=swin_transformer.PatchMergingV2
+    ),
+    "shallow_vit": lambda: vision_transformer.VisionTransformer(
+        image_size=64, patch_size=16, num_layers=3, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=CLASSES
     ),
 }
 """torchvision's own blocks of a family, each kind of them once or twice: deeper ones run the same code more often."""
