@@ -27,6 +27,7 @@ QUICK = (
 """By parts of tests' names: those in which results of different kernels meet. scripts/test_processors.sh runs all."""
 
 
+@pytest.mark.slow  # what it guards is other processors' rounding, which few changes touch
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other kernels are a matter of x86 processors")
 def test_the_numbers_hold_with_the_kernels_of_another_processor(pytestconfig: pytest.Config) -> None:
     """In a process of its own: torch chooses its kernels once."""
