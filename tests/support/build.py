@@ -82,7 +82,8 @@ def archive(
     """
     (directory / "MAR-INF").mkdir(parents=True)
     model = {"modelName": directory.name, "modelVersion": version, "modelFile": "model.py", "serializedFile": "weights.pth"}
-    model |= {"handler": "image_classifier" if handler == "stock" else "handler.py", "configFile": "model-config.yaml"}
+    names = {None: "gradcam_handler.py", "stock": "image_classifier"}
+    model |= {"handler": names.get(handler, "handler.py"), "configFile": "model-config.yaml"}
     (directory / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"runtime": "python", "model": model}))
     source = MODEL.replace("CLASSES", str(classes)).replace("FAULT", fault or "pass")
     (directory / "model.py").write_text(source)
@@ -90,7 +91,7 @@ def archive(
     config = {"minWorkers": 1, **(settings or {}), "explain": PLAIN if explain is None else explain}
     (directory / "model-config.yaml").write_text(yaml.safe_dump(config))
     if handler is None:
-        shutil.copy(HANDLERS / "gradcam_handler.py", directory / "handler.py")
+        shutil.copy(HANDLERS / "gradcam_handler.py", directory)
     elif handler != "stock":
         (directory / "handler.py").write_text(handler)
     if labels is not None:

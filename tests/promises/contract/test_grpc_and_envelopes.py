@@ -125,5 +125,6 @@ def test_a_handler_in_an_envelope_does_not_load(tmp_path: Path, monkeypatch: pyt
     metrics = MetricsCacheYamlImpl(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
     metrics.initialize_cache()
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    loader = ModelLoaderFactory.get_model_loader()
     with pytest.raises(ConfigError, match=f"service_envelope={envelope}: remove it from TorchServe's configuration"):
-        ModelLoaderFactory.get_model_loader().load("tiny", str(folder), "handler.py", None, 1, envelope, metrics_cache=metrics)
+        loader.load("tiny", str(folder), "gradcam_handler.py", None, 1, envelope, metrics_cache=metrics)

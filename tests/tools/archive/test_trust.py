@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.support.build import HANDLERS, PLAIN, archive, encoded, noise
+from tests.support.build import PLAIN, archive, encoded, noise
 
 from camserve.core.errors import ArchiveError
 from camserve.pipeline.archive import read_archive
@@ -39,9 +39,7 @@ def ours(tmp_path: Path) -> Path:
     folder = archive(tmp_path / "ours")
     (folder / "model.py").rename(folder / "torchvision_resnet18.py")
     (folder / "torchvision_resnet18.py").write_text(GENERATED)
-    (folder / "handler.py").unlink()
-    shutil.copy(HANDLERS / "gradcam_handler.py", folder)
-    change(folder, modelFile="torchvision_resnet18.py", handler="gradcam_handler.py")
+    change(folder, modelFile="torchvision_resnet18.py")
     return folder
 
 
