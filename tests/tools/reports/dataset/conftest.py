@@ -5,22 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support import build as small
 
+if TYPE_CHECKING:
+    from tests.support.processes.parallel import SharedFolder  # a plugin, which pytest imports itself
+
 ROOT = Path(__file__).resolve().parents[4]
 PACKAGES = next((ROOT / ".venv-ray").glob("lib/python3.*/site-packages"), None)
 LABELS = {"0": "ant", "1": "bee", "2": "cat"}
-
-FAULTS = """
-        import os, pathlib
-        black, white = (x.amax((1, 2, 3)) == 0).any(), (x.amin((1, 2, 3)) == 1).any()
-        fails, ends = pathlib.Path("FOLDER", "raise"), pathlib.Path("FOLDER", "exit")
-        if black and fails.exists(): raise RuntimeError("asked to")
-        if white and ends.exists(): ends.unlink(); os._exit(1)"""
-"""Lines of a model that fails on black pictures while there is a file that says so, and once ends its process on a white one."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,25 +29,22 @@ def packages() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder: while it holds a file `raise`, the model fails on black pictures; with `exit`, its process ends once."""
-    return tmp_path_factory.mktemp("faults")
-
-
-@pytest.fixture(scope="session")
-def mar(tmp_path_factory: pytest.TempPathFactory, faults: Path) -> Path:
+def mar(shared_folder: SharedFolder) -> Path:
     """An archive of the tests' small model."""
-    lines = FAULTS.replace("FOLDER", str(faults)).strip()
-    return small.mar(tmp_path_factory.mktemp("store"), "small", settings={"batchSize": 8}, labels=LABELS, fault=lines)
+    with shared_folder("small") as store:
+        made = store / "small.mar"
+        return made if made.exists() else small.mar(store, "small", settings={"batchSize": 8}, labels=LABELS)
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(shared_folder: SharedFolder) -> Path:
     """130 pictures in two folders, one of them black, one broken and one empty."""
-    folder = tmp_path_factory.mktemp("pictures")
-    small.pictures_in(folder, black=77)
-    (folder / "200.jpg").write_bytes(b"\xff\xd8\xff broken")
-    (folder / "201.png").write_bytes(b"")
+    with shared_folder("pictures") as folder:
+        if not folder.exists():
+            folder.mkdir()
+            small.pictures_in(folder, black=77)
+            (folder / "200.jpg").write_bytes(b"\xff\xd8\xff broken")
+            (folder / "201.png").write_bytes(b"")
     return folder
 
 
@@ -79,11 +71,12 @@ def run(mar: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def explained(run: Run, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def explained(run: Run, pictures: Path, shared_folder: SharedFolder) -> Path:
     """The pictures' rows."""
-    output = tmp_path_factory.mktemp("explained")
-    outcome = run(pictures, output)
-    assert (outcome.tally.explained, outcome.tally.failed, outcome.before) == (130, 2, 0)
+    with shared_folder("explained") as output:
+        if not output.exists():
+            outcome = run(pictures, output)
+            assert (outcome.tally.explained, outcome.tally.failed, outcome.before) == (130, 2, 0)
     return output
 
 

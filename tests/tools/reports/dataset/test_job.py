@@ -19,6 +19,14 @@ from camserve.tools.console import ToolError
 
 Fault = Callable[[pytest.MonkeyPatch], None]
 
+FAULTS = """
+        import os, pathlib
+        black, white = (x.amax((1, 2, 3)) == 0).any(), (x.amin((1, 2, 3)) == 1).any()
+        fails, ends = pathlib.Path("FOLDER", "raise"), pathlib.Path("FOLDER", "exit")
+        if black and fails.exists(): raise RuntimeError("asked to")
+        if white and ends.exists(): ends.unlink(); os._exit(1)"""
+"""Lines of a model that fails on black pictures while there is a file that says so, and once ends its process on a white one."""
+
 
 def die(*_: object, **__: object) -> None:
     """Ends this process as `kill -9` does."""
@@ -140,15 +148,16 @@ def test_two_runs_do_not_write_into_one_folder(run: Run, pictures: Path, explain
         run(pictures, explained)
 
 
-def test_errors_of_ours_are_tried_again_and_nothing_else_is(
-    run: Run, faults: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_of_ours_are_tried_again_and_nothing_else_is(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ends costs its batch nothing, for each is asked for again alone; what still fails is a row until the next run."""
     from camserve.tools.reports.dataset import results
 
     monkeypatch.setattr(results, "JOINED", 1)
-    folder, output = tmp_path / "pictures", tmp_path / "output"
+    folder, output, faults = (tmp_path / name for name in ("pictures", "output", "faults"))
     folder.mkdir()
+    faults.mkdir()
+    lines = FAULTS.replace("FOLDER", str(faults)).strip()
+    mar = small.mar(tmp_path / "store", "small", settings={"batchSize": 8}, labels=LABELS, fault=lines)
     for seed in range(36):
         pixels = {20: 0 * small.noise(80, 64), 5: 0 * small.noise(80, 64) + 255}.get(seed, small.noise(80, 64, seed))
         (folder / f"{seed:02}.png").write_bytes(small.encoded(pixels))
@@ -157,7 +166,7 @@ def test_errors_of_ours_are_tried_again_and_nothing_else_is(
     (faults / "raise").touch()
     (faults / "exit").touch()
 
-    outcome = run(folder, output, most=100_000)
+    outcome = run(folder, output, archive=mar, most=100_000)
 
     wrong = {"20.png": (500, "InternalError"), "30.png": (400, "UnsupportedFormat"), "large.png": (413, "RequestTooLarge")}
     assert {Path(row["path"]).name: (row["status"], row["error"]) for row in rows_of(output) if row["status"] != 200} == wrong
@@ -166,14 +175,14 @@ def test_errors_of_ours_are_tried_again_and_nothing_else_is(
     kept = (output / "part-00000.parquet").read_bytes()
     (faults / "raise").unlink()
 
-    outcome = run(folder, output, most=100_000)
+    outcome = run(folder, output, archive=mar, most=100_000)
 
     assert (outcome.before, outcome.tally.explained, outcome.tally.failed) == (36, 1, 0)
     rows = rows_of(output)
     assert [Path(row["path"]).name for row in rows if row["status"] != 200] == ["30.png", "large.png"]
     assert len({row["path"] for row in rows}) == len(rows) == 37
     assert (output / "part-00000.parquet").read_bytes() == kept
-    assert run(folder, output, most=100_000).before == 37
+    assert run(folder, output, archive=mar, most=100_000).before == 37
 
 
 def test_what_cannot_be_asked_is_refused_before_any_picture(run: Run, mar: Path, pictures: Path, tmp_path: Path) -> None:

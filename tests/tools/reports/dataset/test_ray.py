@@ -40,7 +40,7 @@ def wait(done: Callable[[], bool], printed: Path) -> None:
     end = time.monotonic() + PATIENCE
     while not done():
         assert time.monotonic() < end, printed.read_text()
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def runs(process: psutil.Process) -> bool:
