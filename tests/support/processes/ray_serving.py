@@ -19,6 +19,9 @@ from tests.support.processes.waiting import HANG
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = ROOT / ".venv-ray" / "bin" / "python"
 
+EAGER = {"RAY_worker_niceness": "0"}
+"""Ray's workers are as nice as others: behind tests that compute they would wait for minutes."""
+
 
 class RayProcess(ExternalServer):
     """A running server; `process` is the command's, `descendants` are Ray's and the workers'."""
@@ -63,7 +66,7 @@ def _cmdline(process: psutil.Process) -> list[str]:
 
 def compose_environment() -> dict[str, str]:
     """This process's environment, without a home that could be written to, and with one thread a worker."""
-    return {**os.environ, "HOME": "/nonexistent", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "HOME": "/nonexistent", "OMP_NUM_THREADS": "1", **EAGER}
 
 
 @contextmanager

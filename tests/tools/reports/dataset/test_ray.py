@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.support import build as small
+from tests.support.processes.ray_serving import EAGER
 from tests.tools.reports.dataset.conftest import LABELS, ROOT, rows_of
 
 PYTHON = ROOT / ".venv-ray" / "bin" / "python"
@@ -25,7 +26,7 @@ def started(mar: Path, pictures: Path, output: Path) -> Iterator[subprocess.Pope
     """The tool, as a user starts it from a clone; it is ended on leaving."""
     command = [str(PYTHON), "-W", "ignore", str(ROOT / "scripts" / "explain_dataset.py"), "--archive", str(mar), "--trust"]
     command += ["--input", str(pictures), "--output", str(output), "--chunk", "8", "--workers", "1"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")} | EAGER
     with (output.parent / "printed").open("a") as printed:
         process = subprocess.Popen(command, env=environment, stdout=printed, stderr=subprocess.STDOUT, text=True)
     try:
