@@ -62,6 +62,7 @@ WAITING = (
 COMPUTING = (
     "tests/promises/contract/test_packaged_architectures.py",
     "tests/tools/commands/test_package.py",
+    "tests/promises/numbers/test_fidelity.py",
     "tests/capture/test_architectures.py",
     "tests/tools/packaging/adoption/test_old_archive.py",
 )
