@@ -17,6 +17,7 @@ from tests.support.processes.worker import load_monitored
 
 from camserve.core.config.switch import KEEP, KEEP_AT
 from camserve.core.errors import ConfigError
+from camserve.explain.sampling import Budget
 from camserve.monitoring.evidence.reading import find_entries, list_entries, read_records
 from camserve.monitoring.evidence.records import Record
 from camserve.monitoring.evidence.stores import Folder
@@ -43,9 +44,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, store: Folder) -> Iterator[Any]:
-    """The small classifier, which keeps what it is asked."""
+    """The small classifier, which keeps what it is asked, whatever that costs."""
     folder = tmp_path_factory.mktemp("one") / "bright"
     made = load_monitored(archive(folder, {**PLAIN, "evidence": {"to": store.to, "picture": "whole", **EVERY}}))
+    handler_of(made).face.observer._keeper._writer._budget = Budget()
     yield made
     handler_of(made).face.observer.close()
 
