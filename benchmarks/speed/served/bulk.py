@@ -83,6 +83,7 @@ def run_loop(archive: Path, paths: list[Path]) -> dict[str, float]:
     with open_archive(archive) as opened:
         hosted = open_hosted(opened.directory)
         worker = start_worker(job, hosted)
+        model = psutil.Process(worker.pid)
         started, spent = 0.0, 0.0
         for start in range(0, len(paths), hosted.batch_size):
             answers, _ = worker.measure(
@@ -91,8 +92,8 @@ def run_loop(archive: Path, paths: list[Path]) -> dict[str, float]:
             for _, _, _, body in answers:
                 json.loads(body)
             if not start:
-                started, spent = time.perf_counter(), _cpu(worker.pid) + time.process_time()
-        seconds, cpu = time.perf_counter() - started, _cpu(worker.pid) + time.process_time() - spent
+                started, spent = time.perf_counter(), _cpu(model) + time.process_time()
+        seconds, cpu = time.perf_counter() - started, _cpu(model) + time.process_time() - spent
         worker.end(2)
     counted = len(paths) - hosted.batch_size
     return {"rate": counted / seconds, "cpu": cpu / counted}
@@ -106,8 +107,9 @@ def run_job(archive: Path, pictures: Path, rows: Path, count: int) -> dict[str, 
         while job.poll() is None:
             done = len(list(rows.glob("_chunks/*.parquet"))) * chunk
             if done and (not marks or done > marks[-1][2]) and done <= count:
-                spent = sum(_cpu(each.pid) for kind in ("actor", "model") for each in _processes(job, kind))
-                marks.append((time.perf_counter(), spent, done))
+                spent = [[_cpu(each) for each in _processes(job, kind)] for kind in ("actor", "model")]
+                if all(map(all, spent)) and all(spent):  # one that has ended would take what it spent with it
+                    marks.append((time.perf_counter(), sum(map(sum, spent)), done))
             time.sleep(0.02)
     (began, first, one), (ended, last, other) = marks[0], marks[-1]
     return {"rate": (other - one) / (ended - began), "cpu": (last - first) / (other - one)}
@@ -171,8 +173,12 @@ def _resident(process: psutil.Process) -> float:
         return 0.0
 
 
-def _cpu(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
+def _cpu(process: psutil.Process) -> float:
+    """Seconds of the processor so far; 0 of one that has ended."""
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
     return float(times.user + times.system)
 
 
