@@ -132,6 +132,11 @@ CASES: dict[str, tuple[Callable[[], Sequence[nn.Module]], int, tuple[Span, Span]
         SIDE,
         ((15.5 / 64, 47.5 / 64),) * 2,
     ),
+    "a wide kernel without a border": (
+        lambda: [conv(3, 4), conv(WIDTH, side=7, border=0), conv(WIDTH, border=0)],
+        SIDE,
+        ((14.5 / 64, 46.5 / 64),) * 2,
+    ),
     "wider borders than kernels": (
         lambda: [conv(3, 4), conv(WIDTH, 2, border=3), conv(WIDTH)],
         SIDE,
