@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from tests.support.processes.waiting import HANG, Gate, wait_until
 from camserve.hosts.metrics import Registry
 from camserve.tools.commands import doctor
 from camserve.tools.serving.asgi_server import AsgiServer
+from camserve.tools.serving.own_server import bind
 from camserve.tools.serving.process.errors import ServeError
 
 
@@ -52,6 +54,24 @@ def error(answer: requests.Response) -> tuple[int, str]:
     assert set(told) == {"code", "type", "message"}
     assert told["code"] == answer.status_code
     return answer.status_code, told["type"]
+
+
+def test_an_answers_body_does_not_wait_for_its_heads_acknowledgement() -> None:
+    told: list[int] = []
+
+    def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        told.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async def serve() -> None:
+        async with await asyncio.start_server(greet, sock=bind("127.0.0.1", 0)) as server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+    asyncio.run(asyncio.wait_for(serve(), HANG))
+    assert told == [1]
 
 
 def pid_of(server: AsgiServer, model: str) -> int:
