@@ -1,4 +1,4 @@
-"""One archive on TorchServe, on the ASGI host and on Ray: answers a second, processor time a request, memory, batches formed."""
+"""One archive on TorchServe, on the ASGI host and on Ray: rates, latency, processor time a request, memory, batches formed."""
 
 from __future__ import annotations
 
@@ -103,6 +103,9 @@ def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None],
         cost: dict[str, list[tuple[float, float]]] = {}
         work: dict[str, Callable[[], float]] = {}
         for host, server in servers.items():
+            work[f"lone prediction on {host}"] = lambda server=server: load(  # type: ignore[misc]
+                server.url, model, picture, seconds=seconds, connections=1
+            ).p50
             for words, share in (("predictions", 0.0), ("explanations", 1.0)):
                 name = f"{host}, {words}"
                 cost[name] = []
@@ -150,5 +153,7 @@ def _rows(
             used = ratios(*([spent for spent, _ in cost[each][1:]] for each in (ours, theirs)))
             if host == "asgi":
                 rows.append((f"{name}'s processor time a request over TorchServe's, {words}", used, 0.9, "most"))
+        waits = ratios(*(found[f"lone prediction on {each}"] for each in (host, "torchserve")))
+        rows.append((f"{name}'s latency of a lone prediction over TorchServe's", waits, 1.0, "most"))
     rows.append(("ASGI's memory over TorchServe's", [memory["asgi"] / memory["torchserve"]], 0.75, "most"))
     return [{"what": what, "goal": goal, "side": side, **Spread.of(values).__dict__} for what, values, goal, side in rows]
