@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,7 @@ def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None],
         cost: dict[str, list[tuple[float, float]]] = {}
         work: dict[str, Callable[[], float]] = {}
         for host, server in servers.items():
-            work[f"lone prediction on {host}"] = lambda server=server: load(  # type: ignore[misc]
-                server.url, model, picture, seconds=seconds, connections=1
-            ).p50
+            work[f"lone prediction on {host}"] = partial(_wait, server, model, picture, seconds)
             for words, share in (("predictions", 0.0), ("explanations", 1.0)):
                 name = f"{host}, {words}"
                 cost[name] = []
@@ -130,6 +129,11 @@ def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None],
         mean = sum(size * count for size, count in formed.items()) / sum(formed.values())
         rates[f"{host}: requests in a batch, mean"] = Spread.of([mean]).__dict__
     return {"conditions": told, "rows": _rows(hosts, found, cost, memory), "rates": rates}
+
+
+def _wait(server: Hosted, model: str, picture: Path, seconds: float) -> float:
+    """Seconds that a lone client waits for a prediction, the median."""
+    return load(server.url, model, picture, seconds=seconds, connections=1).p50
 
 
 def _slice(server: Hosted, model: str, picture: Path, seconds: float, *, share: float, cost: list[tuple[float, float]]) -> float:
