@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ts.torch_handler.image_classifier import ImageClassifier
 
 from camserve.capture import is_exported, load_exported, load_graph
 from camserve.capture.tuning.glibc import collect_rarely, keep_freed_memory
+from camserve.capture.tuning.imports import without_captum
 from camserve.core.config import Config
 from camserve.core.config.switch import overrule_evidence
 from camserve.core.errors import ConfigError
@@ -35,6 +35,9 @@ from camserve.pipeline.model import Model
 from camserve.pipeline.prepare import Hooks
 from camserve.protocol.accept import HOSTS, allow_hosts
 from camserve.protocol.body import SparingJson
+
+with without_captum():  # our explanations need none
+    from ts.torch_handler.image_classifier import ImageClassifier
 
 logger = logging.getLogger(__name__)
 
