@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.hosts.ray.test_on_ray import ask, replicas_of, wait_for_more, workers_of
-from tests.support.processes.ray_serving import RayProcess, ray_serving
-from tests.support.processes.serving import CONFIG, write_archive
+from tests.support.processes.ray_serving import ray_serving
+from tests.support.processes.serving import CONFIG, repeating, write_archive
 from tests.support.processes.waiting import HANG, wait_until
 
 SCALING = {
@@ -26,26 +22,6 @@ SCALING = {
 }
 
 
-@contextmanager
-def asking(server: RayProcess, count: int) -> Iterator[list[object]]:
-    """Lets so many ask without a pause, none of them a second time, and collects the answers' statuses."""
-    got: list[object] = []
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.is_set():
-            got.append(ask(server, "small").status_code)
-
-    with ThreadPoolExecutor(count) as pool:
-        each = [pool.submit(work) for _ in range(count)]
-        try:
-            yield got
-        finally:
-            stop.set()
-        for done in each:
-            done.result()
-
-
 @pytest.mark.live
 @pytest.mark.slow
 def test_replicas_follow_the_load_and_no_answer_is_lost(tmp_path: Path) -> None:
@@ -56,10 +32,14 @@ def test_replicas_follow_the_load_and_no_answer_is_lost(tmp_path: Path) -> None:
     replicas.write_text(yaml.safe_dump({"small": {"autoscaling_config": SCALING}}))
     arguments = ("--model-store", str(store), "--config", str(CONFIG), "--replicas", str(replicas), "--drain", str(round(HANG)))
     with ray_serving(tmp_path / "logs", *arguments) as server:
-        with asking(server, 8) as many:
+
+        def once() -> int:
+            return ask(server, "small").status_code
+
+        with repeating([once] * 8) as many:
             wait_until(lambda: len(workers_of(server, "small")) == 2, "a second replica serves")
             wait_for_more(many, 40)
-        with asking(server, 1) as few:
+        with repeating([once]) as few:
             wait_until(lambda: len(replicas_of(server, "small")) == 1, "one of them ends")
             wait_for_more(few, 10)
         assert set(many) == set(few) == {200}

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -21,7 +21,7 @@ import pytest
 import requests
 from tests.hosts.test_contract_on_asgi import *
 from tests.support.processes.ray_serving import RayProcess
-from tests.support.processes.serving import read_batch_sizes, write_archive
+from tests.support.processes.serving import read_batch_sizes, repeating, write_archive
 from tests.support.processes.waiting import HANG, Gate, wait_until
 
 import camserve
@@ -68,26 +68,17 @@ def wait_for_more(got: list[object], count: int) -> None:
 
 @contextmanager
 def clients(server: RayProcess, model: str, count: int) -> Iterator[list[object]]:
-    """Lets the shipped client ask without a pause, `count` times at once, and collects what each gets."""
-    got: list[object] = []
-    stop = threading.Event()
+    """Lets `count` of the shipped client ask without a pause, and collects what they get."""
 
-    def work() -> None:
-        with camserve.Client(server.url, timeout=HANG) as client:
-            while not stop.is_set():
-                try:
-                    got.append(client.predict(b"x", model=model)["version"])
-                except camserve.CamserveError as failed:
-                    got.append(failed)
-
-    with ThreadPoolExecutor(count) as pool:
-        asking = [pool.submit(work) for _ in range(count)]
+    def ask_once(client: camserve.Client) -> object:
         try:
-            yield got
-        finally:
-            stop.set()
-        for each in asking:
-            each.result()
+            return client.predict(b"x", model=model)["version"]
+        except camserve.CamserveError as failed:
+            return failed
+
+    with ExitStack() as stack:
+        asking = [stack.enter_context(camserve.Client(server.url, timeout=HANG)) for _ in range(count)]
+        yield stack.enter_context(repeating([partial(ask_once, client) for client in asking]))
 
 
 def counted(server: RayProcess, name: str, model: str) -> float:
@@ -169,7 +160,7 @@ def test_an_update_takes_the_place_of_the_old_version_and_loses_nothing(live: Ra
     folder = tmp_path / "store"
     folder.mkdir()
     write_archive(folder, "eight", seconds=0.1, batch=8, version="2.0", gate=str(gate.path))
-    write_archive(folder, "two", seconds=-1, version="2.0")
+    write_archive(folder, "one", seconds=-1, version="2.0")
     with clients(live, "eight", 4) as got:
         updated = live.run(str(folder / "eight.mar"))
         assert updated.returncode == 0, updated.stderr
@@ -178,10 +169,10 @@ def test_an_update_takes_the_place_of_the_old_version_and_loses_nothing(live: Ra
     assert set(got) == {"1.0", "2.0"}
     assert error(ask(live, "eight/1.0")) == (404, "ModelVersionNotFoundException")
     assert ask(live, "eight/2.0").status_code == 200
-    refused = live.run(str(folder / "two.mar"))
+    refused = live.run(str(folder / "one.mar"))
     assert refused.returncode == 1
-    assert "the model two does not load: ValueError: seconds: -1 is negative; what ran before goes on" in refused.stderr
-    assert ask(live, "two").json()["version"] == "1.0"
+    assert "the model one does not load: ValueError: seconds: -1 is negative; what ran before goes on" in refused.stderr
+    assert ask(live, "one").json()["version"] == "1.0"
 
 
 def test_what_listens(live: RayProcess) -> None:

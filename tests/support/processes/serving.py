@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -82,8 +83,9 @@ def write_archive(
 
 
 def write_held(store: Path, gate: Gate) -> None:
-    """Packs two models that a gate holds, with all the time that they need: `eight` takes so many at once, `one` has a short queue."""
-    write_archive(store, "eight", batch=8, gate=str(gate.path), responseTimeout=round(HANG))
+    """Packs two models that a gate holds, with all the time that they need: `eight` takes so many at once, and long enough that clients
+    who ask without a pause leave others a core; `one` has a short queue."""
+    write_archive(store, "eight", seconds=0.05, batch=8, gate=str(gate.path), responseTimeout=round(HANG))
     write_archive(store, "one", jobQueueSize=2, gate=str(gate.path), responseTimeout=round(HANG))
 
 
@@ -180,6 +182,26 @@ def ask(pool: ThreadPoolExecutor, url: str, model: str, times: int = 1) -> list[
 
     wait_until(arrived, "the requests arrived")
     return sent
+
+
+@contextlib.contextmanager
+def repeating(calls: Sequence[Callable[[], object]]) -> Iterator[list[object]]:
+    """Makes each of these calls again and again, without a pause and beside the others, and collects what they return."""
+    got: list[object] = []
+    stop = threading.Event()
+
+    def repeat(call: Callable[[], object]) -> None:
+        while not stop.is_set():
+            got.append(call())
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        repeated = [pool.submit(repeat, call) for call in calls]
+        try:
+            yield got
+        finally:
+            stop.set()
+        for each in repeated:
+            each.result()
 
 
 def connections_can_be_refused() -> bool:
