@@ -69,7 +69,7 @@ def demo(shared_folder: SharedFolder) -> Path:
 @pytest.fixture(scope="session")
 def demo_store(demo: Path, fork_server: ForkServer, shared_folder: SharedFolder) -> Path:
     """A model store with the demo's classifier, a ResNet-18 of random weights that may be explained at two layers and is given
-    pictures of another size, and a small model with hostile labels."""
+    pictures of another size, and a small model with hostile labels; all take several requests at once."""
     resnet = [
         "--torchvision",
         "resnet18",
@@ -88,7 +88,7 @@ def demo_store(demo: Path, fork_server: ForkServer, shared_folder: SharedFolder)
             fork_server.replace_fresh(patch)
             assert package.main([*resnet, "--export-path", str(store)]) == 0
             shutil.copy(demo, store)
-            build.mar(store, "hostile", labels=build.HOSTILE)
+            build.mar(store, "hostile", labels=build.HOSTILE, settings={"batchSize": 8, "maxBatchDelay": 5})
     return store
 
 

@@ -305,10 +305,10 @@ class Ask:
 
 
 def asks() -> list[Ask]:
-    """Both modes and models, several sizes, targets, methods and formats, and bad requests."""
-    form = {"X-Explain-Target": "[281, 285]", "X-Explain-Method": "contrast"}
+    """Both modes, a model of 1000 classes and one of three, several sizes, targets, methods and formats, and bad requests."""
     kinds: list[Ask] = []
-    for model in MODELS:
+    for model, targets in ((DEMO, "[281, 285]"), ("hostile", "[0, 2]")):
+        form = {"X-Explain-Target": targets, "X-Explain-Method": "contrast"}
         kinds += [
             Ask(f"predictions/{model}", CAT),
             Ask(f"predictions/{model}", COFFEE),
