@@ -111,7 +111,7 @@ def test_a_picture_cropped_inside_has_its_map_where_the_crop_is(kind: str, part:
     model = {"map": Even, "tokens": lambda: Ordered(before=1), "coarse": Coarse}[kind]()
     size = (96, 96)
     made = opened(Viewing(model, [cropped(*part)]), size)
-    assert "it sees a part of the picture" in made.aligned[made.layers[0]].note
+    assert "its cells lie over" in made.aligned[made.layers[0]].note
     assert measured(made, size, part).distance * (part[2] - part[0]) <= MAX_DISTANCE  # in cells as large as the layer's own
 
 

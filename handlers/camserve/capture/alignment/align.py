@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from camserve.capture.alignment.probes import Probes, find_changes, make_probes
 from camserve.capture.alignment.sight import WHOLE, find_part, find_unseen, is_local, is_off
 from camserve.capture.alignment.slopes import find_slopes
-from camserve.capture.alignment.steps import Traced, trace_layer
-from camserve.capture.alignment.trial import FINER, MIDDLES, OUT_OF_PLACE, Placed, Seen, Trial
-from camserve.capture.alignment.words import BY_STEPS, DIFFUSE, SHUFFLED, UNSEEN, WAVERING, describe_part, without_doubt
+from camserve.capture.alignment.steps import Trace
+from camserve.capture.alignment.trial import FINER, MIDDLES, Placed, Seen, Trial
+from camserve.capture.alignment.words import DIFFUSE, PARTLY, SHUFFLED, UNSEEN, WAVERING, describe_part, without_doubt
 from camserve.capture.base import Classifier
 from camserve.capture.precision import disable_tf32
 from camserve.capture.survey.layers import LayerInfo, Site, Survey, View
@@ -55,9 +54,7 @@ class Aligned:
             return cls(Site(info.name, info.calls, last.layout), last.distance, last.note, last.told)
         if not info.views:
             view = View(info.calls, last.layout, last.rows, last.columns)
-            if BY_STEPS in last.note:
-                return cls(Site(info.name, info.calls, last.layout, (view,)), None, f"its cells lie over {last.note}", last.told)
-            note = f"it sees a part of the picture, and its map lies {last.note}; --resize and --crop would spare it the rest"
+            note = f"its cells lie {last.note}; {PARTLY}"
             return cls(Site(info.name, info.calls, last.layout, (view,)), last.distance, note, last.told)
         views = tuple(View(call, each.layout, each.rows, each.columns) for call, each in zip(info.views, placed, strict=True))
         distances = [each.distance for each in placed if each.distance is not None]
@@ -110,7 +107,7 @@ def align_layers(
         info = survey.info(layer)
         by_grid.setdefault(info.site.layout.grid, []).append(info)
     found: dict[str, Aligned] = {}
-    traced = {layer: _trace(model, survey, survey.info(layer), pictures) for layer in layers}
+    traces = {layer: Trace(model, survey, layer, pictures) for layer in layers}
     for grid, infos in by_grid.items():
         for count in COUNTS:
             left = [info for info in infos if info.name not in found]
@@ -124,37 +121,21 @@ def align_layers(
                 shown = find_changes(model, {each.name: each.site.layout for each in others}, probes)
             for info in left:
                 known = tokens[info.name], _pick_first(first[info.name], shown.changes), Seen(*shown, probes.places)
-                trials = [Trial(info, call, *known, traced=traced[info.name][0]) for call in info.views or (info.calls,)]
+                trials = [Trial(info, call, *known, trace=traces[info.name]) for call in info.views or (info.calls,)]
                 placed = [trial.decide(given=given, last=count >= COUNTS[1], most=count == COUNTS[-1]) for trial in trials]
                 whole = [each for each in placed if each]
                 if len(whole) == len(placed):
                     calls = zip(info.views or (info.calls,), whole, strict=True)
-                    confirmed = [_confirm(model, survey, info, *each, pictures=pictures) for each in calls]
-                    if not info.views and not traced[info.name][0]:
-                        inside = _look_inside(model, info, confirmed[0], shown.changes[info.name], probes)
-                        confirmed = [_doubt(inside) if traced[info.name][1] else inside]
+                    confirmed = [_confirm(model, info, *each, trace=traces[info.name], pictures=pictures) for each in calls]
+                    if not info.views:
+                        changes = shown.changes[info.name]
+                        inside = _look_inside(model, info, confirmed[0], traces[info.name], calls=changes, probes=probes)
+                        confirmed = [inside]
                     found[info.name] = Aligned.of(info, confirmed)
     return found
 
 
-def _trace(model: Classifier, survey: Survey, info: LayerInfo, pictures: Tensor) -> tuple[Traced | None, bool]:
-    """Follow the steps from a map to the picture; return where they lead, and whether that is elsewhere in another picture."""
-    if info.calls > 1 or info.site.layout.order in TOKENS:
-        return None, False
-    traced = trace_layer(model, survey, info.name, pictures[:1])
-    if traced is None or traced.off <= OUT_OF_PLACE or _agrees(model, survey, info, traced, pictures):
-        return traced, False
-    return None, True
-
-
-def _agrees(model: Classifier, survey: Survey, info: LayerInfo, traced: Traced, pictures: Tensor) -> bool:
-    """Return whether the steps lead to the same place in other pictures: what a model reads from them may move its cells."""
-    others = torch.split(torch.cat([pictures[1:], pictures.flip(2, 3)]), 1)
-    found = (trace_layer(model, survey, info.name, other) for other in others)
-    return all(each is not None and traced.agrees(each, info.site.layout.grid) for each in found)
-
-
-def _confirm(model: Classifier, survey: Survey, info: LayerInfo, call: int, placed: Placed, *, pictures: Tensor) -> Placed:
+def _confirm(model: Classifier, info: LayerInfo, call: int, placed: Placed, *, trace: Trace, pictures: Tensor) -> Placed:
     """Ask the slopes of a call's cells where probes do not show clearly where these lie, and the steps where these do not tell.
 
     Args:
@@ -164,7 +145,7 @@ def _confirm(model: Classifier, survey: Survey, info: LayerInfo, call: int, plac
     Raises:
         ConfigError: they lie elsewhere.
     """
-    if placed.clear or (placed.traced and placed.traced.off > OUT_OF_PLACE):
+    if placed.clear or placed.by_steps:
         return placed
     slopes = find_slopes(model, info.name, View(call, placed.layout, placed.rows, placed.columns), pictures)
     verdict = slopes.verdict if slopes else "unknown"
@@ -175,7 +156,7 @@ def _confirm(model: Classifier, survey: Survey, info: LayerInfo, call: int, plac
         return replace(placed, note=without_doubt(placed.note), told=True, distance=distance)
     if placed.told and (placed.distance is not None or not slopes):  # an early map tells it, and nothing speaks against it
         return placed
-    if placed.traced and _agrees(model, survey, info, placed.traced, pictures):
+    if _is_whole(placed) and placed.layout.order not in TOKENS and trace.plain and trace.steady:
         return replace(placed, note=without_doubt(placed.note), told=True)
     note = placed.note if placed.note in (DIFFUSE, UNSEEN) else "; ".join(filter(None, (placed.note, DIFFUSE)))
     return replace(placed, note=note, told=False)
@@ -183,22 +164,26 @@ def _confirm(model: Classifier, survey: Survey, info: LayerInfo, call: int, plac
 
 def _doubt(placed: Placed) -> Placed:
     """Doubt a map over all of the picture whose steps lead elsewhere, but not to one place in all pictures."""
-    if not placed.rows == placed.columns == WHOLE:
-        return placed
     return replace(placed, told=False, note="; ".join(filter(None, (without_doubt(placed.note), WAVERING))))
 
 
-def _look_inside(model: Classifier, info: LayerInfo, placed: Placed, calls: Sequence[Tensor | None], probes: Probes) -> Placed:
+def _look_inside(
+    model: Classifier, info: LayerInfo, placed: Placed, trace: Trace, *, calls: Sequence[Tensor | None], probes: Probes
+) -> Placed:
     """Lay a map, taken to lie over all of the picture, over the part that probes show which change the inside of it alone.
 
     Args:
         placed: where it is taken to lie.
+        trace: where the steps lead. Where they lead to all of the picture, it lies there.
         calls: what `probes` change of each of its calls, `[K, h, w]` as it lies in memory.
     """
     layout = placed.layout
+    if trace.plain or placed.by_steps or not _is_whole(placed) or layout.order in TOKENS:
+        return placed
+    if trace.at:
+        return _doubt(placed)
     changes = calls[info.calls - 1] if info.calls <= len(calls) else None
-    whole = placed.rows == placed.columns == WHOLE and placed.told and layout.order not in TOKENS
-    if not whole or changes is None or not is_off(layout.turn.apply(changes[:, None])[:, 0], probes.places):
+    if not placed.told or changes is None or not is_off(layout.turn.apply(changes[:, None])[:, 0], probes.places):
         return placed
     with disable_tf32():
         more = make_probes(probes.pictures[: probes.plain], _halve(layout.grid), COUNTS[-1])
@@ -206,8 +191,12 @@ def _look_inside(model: Classifier, info: LayerInfo, placed: Placed, calls: Sequ
     part = None if changes is None else find_part(layout.turn.apply(changes[:, None])[:, 0], more.places)
     if part is None:
         return placed
-    note = "; ".join(filter(None, (f"{describe_part(part)}, {BY_STEPS}", placed.note)))
+    note = "; ".join(filter(None, (f"over {describe_part(part)}", placed.note)))
     return replace(placed, rows=part.rows, columns=part.columns, distance=None, note=note)
+
+
+def _is_whole(placed: Placed) -> bool:
+    return placed.rows == placed.columns == WHOLE
 
 
 def _halve(grid: tuple[int, int]) -> tuple[int, int]:

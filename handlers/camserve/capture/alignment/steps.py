@@ -9,96 +9,128 @@ leaves before it, and the steps are put together, as the arithmetic of receptive
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from typing import NamedTuple
+from functools import cached_property, partial
+from itertools import accumulate, product
 
 import torch
 from torch import Tensor
 
+from camserve.capture.alignment.lines import Step, find_line
+from camserve.capture.alignment.sight import Sight
 from camserve.capture.base import Classifier
 from camserve.capture.models.passes import copy_saved_tensors, pad_batch, straighten_norms
 from camserve.capture.precision import disable_tf32
 from camserve.capture.survey.layers import MODEL_ERRORS, LayerInfo, Survey
-from camserve.capture.survey.layout import Layout
-
-Span = tuple[float, float]
-"""From where to where, in shares of an axis of the picture."""
+from camserve.capture.survey.layout import TOKENS, UPRIGHT, Layout, Turn
 
 CELLS = 6
 """How many cells of a map are differentiated. Of an axis with fewer all are: small maps need those at both ends."""
 
-FAINT = (1e-5, 1e-3, 1e-2, 1e-1)
-"""A cell looks at what has this share of its largest squared slope. Means over all of a map, in norms and gates, reach everywhere
-by little: of these shares the one counts with which the line is straightest."""
+MIXED = {4: (1, 3, 0, 2), 5: (1, 4, 2, 0, 3), 6: (2, 4, 1, 5, 0, 3)}
+"""Orders of so many that do not go with their places, or hardly."""
+
+DEAD = 0.01
+"""A cell sees nothing whose slopes, or changes, are at most this share of the largest."""
+
+NOISE = 0.1
+"""Standard deviation of a little difference, as a share of a map's own."""
 
 MOST = 2**24
 """Number of values of a picture's maps that get a leaf. They are held about five times, so that this is 320 MB. The largest maps,
 which are the first, go without where there are more: a step through several layers reaches a small part of such."""
 
-STRAIGHT = 0.5
-"""How far from where their line says what cells look at may end, the root of the mean square: in cells, or in steps if those are
-longer."""
-
-ROUNDED = 1 / 12
-"""The variance of ends, which are whole numbers, around where what a cell looks at ends."""
-
 SAME = 0.25
 """How far, in cells, a map's edges may lie apart in two pictures: where a step goes through many layers at once, these differ."""
 
-LEFT = 0.1
-"""Largest share of the variance of these ends that the line may leave."""
-
-SURE = 2
-"""How many standard errors a place may be nearer than it seems."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """Where cells lie along an axis of what is before them: cell `i` lies at `start + step * i`, from the middle of the first.
-
-    Attributes:
-        start, step: in cells of the map before, or in pixels.
-        error: the standard error of the first and the last cell's place, the larger one.
-    """
-
-    start: float = 0.0
-    step: float = 1.0
-    error: float = 0.0
-
-    def after(self, other: Line) -> Line:
-        """Return where the cells lie, in what is before `other`, that lie on this line in cells that lie on `other`."""
-        error = math.hypot(other.step * self.error, other.error)
-        return Line(other.start + other.step * self.start, other.step * self.step, error)
-
-    def span(self, count: int, side: int) -> Span:
-        """Return over what part of an axis of `side` pixels so many cells lie."""
-        return tuple((self.start + self.step * edge + 0.5) / side for edge in (-0.5, count - 0.5))  # type: ignore[return-value]
-
-    def off(self, count: int, side: int) -> float:
-        """Return how far, in cells, one of `count` lies from where it would if they lay over all of the axis; at the least."""
-        ends = ((self.start + self.step * cell + 0.5) / side * count - cell - 0.5 for cell in (0, count - 1))
-        return max(map(abs, ends)) - SURE * self.error / side * count
+OUT_OF_PLACE = 0.6
+"""How far, in cells, a layer's cells may lie from where a map over all of the picture would show them."""
 
 
 @dataclass(frozen=True)
 class Traced:
-    """Where a layer's cells lie: over what part of the picture, and how far, in cells, from where they would over all of it."""
+    """Where a layer's cells lie.
 
-    rows: Span
-    columns: Span
+    Attributes:
+        sight: over what part of the picture, and how they are turned.
+        off: how far, in cells, from where they would, so turned, over all of it.
+        grid: rows and columns, as in the picture.
+    """
+
+    sight: Sight
     off: float
+    grid: tuple[int, int]
 
-    def agrees(self, other: Traced, grid: tuple[int, int]) -> bool:
+    @classmethod
+    def of(cls, step: Step, cells: tuple[int, int], size: tuple[int, int]) -> Traced:
+        """Take the step to a picture of `size` from a map of `cells` as it lies in memory; both are (height, width)."""
+        (rows, columns), (high, wide) = ((step[1], step[0]), cells[::-1]) if step.transposed else (step[:2], cells)
+        turn = Turn(step.transposed, rows.step < 0, columns.step < 0)
+        down, across = rows.ordered(high), columns.ordered(wide)
+        off = max(down.off(high, size[0]), across.off(wide, size[1]))
+        return cls(Sight(down.span(high, size[0]), across.span(wide, size[1]), turn), off, (high, wide))
+
+    @property
+    def part(self) -> Sight | None:
+        """The part of the picture; None: a map over all of it is about right."""
+        return self.sight if self.off > OUT_OF_PLACE else None
+
+    def agrees(self, other: Traced) -> bool:
         """Return whether both lie at one place."""
-        pairs = zip((*self.rows, *self.columns), (*other.rows, *other.columns), (grid[0], grid[0], grid[1], grid[1]), strict=True)
-        return all(abs(one - another) * count < SAME for one, another, count in pairs)
+        spans = zip((self.sight.rows, self.sight.columns), (other.sight.rows, other.sight.columns), self.grid, strict=True)
+        apart = (abs(one - another) * count for span, its, count in spans for one, another in zip(span, its, strict=True))
+        return self.sight.turn == other.sight.turn and max(apart) < SAME
 
 
-def trace_layer(model: Classifier, survey: Survey, layer: str, picture: Tensor) -> Traced | None:
+class Trace:
+    """Where the steps from a layer lead, in one picture and in others: what a model reads from them may move its cells.
+
+    Args:
+        layer: its name; no steps are looked for where it runs several times. Tokens lie as the last map before them that has as
+            many cells, if there is one.
+        pictures: `[N, C, H, W]`; each is used upside down too.
+
+    Attributes:
+        at: where they lead in the first picture; None: nowhere.
+    """
+
+    def __init__(self, model: Classifier, survey: Survey, layer: str, pictures: Tensor) -> None:
+        info = _find_map(survey, survey.info(layer))
+        self._find = partial(_trace_layer, model, survey, info.name) if info else None
+        self._pictures = pictures
+        self.at = self._find(pictures[:1]) if self._find else None
+
+    @cached_property
+    def steady(self) -> bool:
+        """Whether they lead to the same place in all pictures."""
+        if not self._find or not self.at:
+            return False
+        others = torch.split(torch.cat([self._pictures[1:], self._pictures.flip(2, 3)]), 1)
+        return all(each is not None and self.at.agrees(each) for each in map(self._find, others))
+
+    @property
+    def plain(self) -> bool:
+        """Whether they lead to all of the picture, upright."""
+        return self.at is not None and self.at.sight.turn == UPRIGHT and not self.at.part
+
+    @property
+    def leads(self) -> bool:
+        """Whether they lead elsewhere, to one place in all pictures."""
+        return not self.plain and self.steady
+
+
+def _find_map(survey: Survey, info: LayerInfo) -> LayerInfo | None:
+    """Return the map whose steps tell where a layer lies; None: there is none."""
+    layout, names = info.site.layout, [each.name for each in survey.maps]
+    if info.calls > 1 or layout.order not in TOKENS:
+        return info if info.calls == 1 else None
+    before = [each for each in survey.maps[: names.index(info.name)] if each.calls == 1 and each.site.layout.order not in TOKENS]
+    return next((each for each in reversed(before) if each.site.layout.grid == layout.grid), None)
+
+
+def _trace_layer(model: Classifier, survey: Survey, layer: str, picture: Tensor) -> Traced | None:
     """Find where a layer's cells lie; None: no steps lead from it to the picture, or one of them looks at all of a map.
 
     Args:
@@ -108,34 +140,31 @@ def trace_layer(model: Classifier, survey: Survey, layer: str, picture: Tensor) 
     for again in (False, True):  # copies only where the model overwrites what is needed
         try:
             graph = _Graph(model, survey, layer, picture, again)
-            lines = _walk(graph, layer)
+            step = _walk(graph, layer)
         except MODEL_ERRORS:
             continue
-        if lines is None:
-            return None
-        sides = list(zip(lines, survey.info(layer).site.layout.grid, picture.shape[2:], strict=True))
-        spans = [line.span(count, side) for line, count, side in sides]
-        return Traced(spans[0], spans[1], max(line.off(count, side) for line, count, side in sides))
+        layout = survey.info(layer).site.layout
+        return step and Traced.of(step, (layout.height, layout.width), (picture.shape[2], picture.shape[3]))
     return None
 
 
-def _walk(graph: _Graph, layer: str) -> tuple[Line, Line] | None:
+def _walk(graph: _Graph, layer: str) -> Step | None:
     """Go back from a layer to the picture, by other ways where one ends; return the steps put together."""
     start = layer, graph.layouts[layer][0]
-    seen, path = {start}, [((Line(), Line()), graph.steps(*start))]
+    seen, path = {start}, [(Step(), graph.steps(*start))]
     while path:
-        (rows, columns), steps = path[-1]
+        so_far, steps = path[-1]
         found = next(steps, None)
         if found is None:
             path.pop()
             continue
-        before, (down, across) = found
-        lines = rows.after(down), columns.after(across)
+        before, step = found
+        whole = so_far.after(step)
         if before[0] == PICTURE:
-            return lines
+            return whole
         if before not in seen:
             seen.add(before)
-            path.append((lines, graph.steps(*before)))
+            path.append((whole, graph.steps(*before)))
     return None
 
 
@@ -151,6 +180,7 @@ class _Graph:
     """
 
     def __init__(self, model: Classifier, survey: Survey, layer: str, picture: Tensor, copies: bool) -> None:
+        self._model = model
         self.layouts = {info.name: _read(info) for info in _pick_layers(survey, layer)}
         names, given = list(self.layouts), pad_batch(picture, model.batch[0]).detach().clone()
         with torch.inference_mode(mode=False), disable_tf32():
@@ -163,25 +193,52 @@ class _Graph:
                 _, outputs = model.run_calls(names, self._leaves[PICTURE], {(name, 0): leaf for name, leaf in leaves.items()})
         self._outputs = {name: calls[0] for name, calls in outputs.items()}
 
-    def steps(self, name: str, layout: Layout) -> Iterator[tuple[tuple[str, Layout], tuple[Line, Line]]]:
-        """Yield the maps, or the picture, of which a map's cells see a few, as they lie, and the steps; the first one first."""
+    def steps(self, name: str, layout: Layout) -> Iterator[tuple[tuple[str, Layout], Step]]:
+        """Yield the maps, or the picture, of which a map's cells see a few, as they lie, and the steps.
+
+        The first one comes first; those on which the map lies transposed come last, as few do.
+        """
         output = self._outputs[name]
         if not output.requires_grad:
             return
         straighten_norms(output)
-        cells = _pick_cells(layout)
-        slopes = [self._differentiate(output[layout.index(cell)]) for cell in cells]
-        for place, before in enumerate(self._leaves):
+        cells, slopes = self._find_slopes(output, name, layout)
+        for transposed, (place, before) in product((False, True), enumerate(self._leaves)):
             if before == name or any(each[place] is None for each in slopes):
                 continue
             for lying in self.layouts[before]:
                 grids = (lying.to_grid(each[place])[0].float() for each in slopes)
                 energies = torch.stack([grid.square().sum(0).nan_to_num(0, 0, 0) for grid in grids])
-                down, across = (
-                    _fit(energies.amax(2 - axis), [cell[axis] for cell in cells], layout.grid[axis]) for axis in (0, 1)
-                )
+                sides = (energies.amax(1), energies.amax(2)) if transposed else (energies.amax(2), energies.amax(1))
+                down, across = (find_line(sides[axis], [cell[axis] for cell in cells], layout.grid[axis]) for axis in (0, 1))
                 if down and across:
-                    yield (before, lying), (down, across)
+                    yield (before, lying), Step(down, across, transposed)
+
+    def _find_slopes(self, output: Tensor, name: str, layout: Layout) -> tuple[list[tuple[int, int]], list[Sequence[Tensor]]]:
+        """Return cells of a map, and their slopes; others than usual where some of those see nothing, as in a padded border."""
+        cells = _pick_cells(range(layout.height), range(layout.width))
+        slopes = [self._differentiate(output[layout.index(cell)]) for cell in cells]
+        seen = [max((float(slope.abs().max()) for slope in each if slope is not None), default=0.0) for each in slopes]
+        if min(seen) > DEAD * max(seen):
+            return cells, slopes
+        changes = layout.to_grid((self._changed[name] - output.detach())[:1])[0].abs().amax(0)
+        alive = changes > DEAD * changes.max()
+        rows, columns = (alive.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
+        cells = _pick_cells(rows, columns) if rows else cells
+        return cells, [self._differentiate(output[layout.index(cell)]) for cell in cells]
+
+    @cached_property
+    def _changed(self) -> dict[str, Tensor]:
+        """What each map is where all of those before it, and the picture, are a little different."""
+        chance = torch.Generator().manual_seed(6)
+        leaves = {name: leaf.detach().float() for name, leaf in self._leaves.items()}
+        given = {
+            name: leaf + NOISE * leaf.std() * torch.randn(leaf.shape, generator=chance).to(leaf) for name, leaf in leaves.items()
+        }
+        with torch.inference_mode(mode=False), disable_tf32():
+            picture = given.pop(PICTURE)
+            _, outputs = self._model.run_calls(list(given), picture, {(name, 0): leaf for name, leaf in given.items()})
+        return {name: calls[0] for name, calls in outputs.items()}
 
     def _differentiate(self, cell: Tensor) -> Sequence[Tensor]:
         """Return the slopes of a mixture of a cell's channels, always the same one, with respect to each leaf that counts."""
@@ -207,81 +264,16 @@ def _read(info: LayerInfo) -> tuple[Layout, ...]:
     return tuple(dict.fromkeys((*known, Layout("nchw", second, third, first), Layout("nhwc", first, second, third))))
 
 
-def _pick_cells(layout: Layout) -> list[tuple[int, int]]:
-    """Pick cells of every row and column, or of `CELLS` of them; off every diagonal, as a grid that is turned is not upright."""
+def _pick_cells(rows: Sequence[int], columns: Sequence[int]) -> list[tuple[int, int]]:
+    """Pick cells of each of these rows and columns, or of `CELLS` of them; of few all.
+
+    Those of later rows lie neither more to the right nor more to the left: else a grid would look as one that is turned.
+    """
     rows, columns = (
-        list(range(side)) if side <= CELLS else [round(each * (side - 1) / (CELLS - 1)) for each in range(CELLS)]
-        for side in (layout.height, layout.width)
+        each if len(each) <= CELLS else [each[round(place * (len(each) - 1) / (CELLS - 1))] for place in range(CELLS)]
+        for each in (rows, columns)
     )
-    middle = len(columns) // 2
-    return [(rows[each % len(rows)], columns[(middle - each) % len(columns)]) for each in range(max(len(rows), len(columns)))]
-
-
-def _fit(most: Tensor, cells: Sequence[int], count: int) -> Line | None:
-    """Find along an axis of `count` cells where these lie; None: what they look at is on no line, or all there is.
-
-    Args:
-        most: the largest squared slope of each cell, along the axis of what it looks at, `[cells, side]`.
-    """
-    lines = (_draw(_look(most > faint * most.amax(1, keepdim=True), cells), count, most.shape[1]) for faint in FAINT)
-    return min(filter(None, lines), key=lambda found: found[1], default=(None,))[0]
-
-
-class _Look(NamedTuple):
-    """At which places along an axis a cell looks: the first, the last, and the largest gap between two, which dilation makes."""
-
-    cell: int
-    first: int
-    last: int
-    gap: int
-
-
-def _look(looks: Tensor, cells: Sequence[int]) -> list[_Look]:
-    """Find at which places each cell looks; `looks` says of each place whether it does, `[cells, side]`."""
-    places = [[place for place, looked in enumerate(seen) if looked] for seen in looks.tolist()]
-    gaps = [max((after - place for place, after in pairwise(each)), default=1) for each in places]
-    return [_Look(cell, each[0], each[-1], gap) for cell, each, gap in zip(cells, places, gaps, strict=True) if each]
-
-
-def _draw(looks: Sequence[_Look], count: int, side: int) -> tuple[Line, float] | None:
-    """Draw the line in the middle between two of one slope, through the first and the last places of cells, where these count.
-
-    At the borders of a map, a cell might look at more, if there were more. Where a kernel is as wide as the map, only the cell at
-    either end tells, and the step is taken from the sizes.
-
-    Returns:
-        The line, and a number that is the larger the less it is to be trusted: of few ends nearly any line is straight. None: the
-        ends lie on no line.
-    """
-    ends = [
-        [(each.cell, each.first) for each in looks if each.first >= each.gap],
-        [(each.cell, each.last) for each in looks if each.last < side - each.gap],
-    ]
-    if not all(ends):
-        return None
-    means = [[statistics.fmean(values) for values in zip(*each, strict=True)] for each in ends]
-    pairs = [(cell - mean[0], place - mean[1]) for each, mean in zip(ends, means, strict=True) for cell, place in each]
-    spread = sum(cell * cell for cell, _ in pairs)
-    step = sum(cell * place for cell, place in pairs) / spread if spread else side / count
-    whole = max(1, round(step))
-    near = abs(step - whole) * (count - 1) < STRAIGHT
-    if not near and (not spread or step <= 0):
-        return None
-    step = whole if near else step
-    low, high = (place - step * cell for cell, place in means)
-    start = round(low + high) / 2 if near else (low + high) / 2  # the middle of a kernel is a cell, or lies between two
-    rest = sum((place - step * cell) ** 2 for cell, place in pairs)
-    off = sum(_miss(each, start + step * each.cell, (high - low) / 2, side) for each in looks)
-    if off > len(looks) * (STRAIGHT * max(1, step)) ** 2 or rest > LEFT * sum(place * place for _, place in pairs):
-        return None
-    middle = statistics.fmean(cell for cell, _ in means)
-    far = max(middle, count - 1 - middle) ** 2 / spread if spread else math.inf
-    lever = sum(1 / len(each) for each in ends) / 4 + far
-    variance = rest / max(1, len(pairs) - 3)
-    return Line(start, step, math.sqrt(variance * lever) if variance else 0.0), (variance + ROUNDED) * lever
-
-
-def _miss(look: _Look, middle: float, reach: float, side: int) -> float:
-    """Return the mean square of how far a cell's first and last places lie from where a kernel around `middle` would end."""
-    ends = ((min(max(middle + sign * reach, 0), side - 1), place) for sign, place in ((-1, look.first), (1, look.last)))
-    return sum(max(0.0, abs(end - place) - look.gap + 1) ** 2 for end, place in ends) / 2
+    order = MIXED.get(max(len(rows), len(columns)))
+    if order is None:
+        return list(product(rows, columns))
+    return [(rows[each % len(rows)], columns[mixed % len(columns)]) for each, mixed in enumerate(order)]

@@ -20,9 +20,8 @@ from camserve.capture.alignment.sight import (
     is_local,
     is_moving,
 )
-from camserve.capture.alignment.steps import Traced
+from camserve.capture.alignment.steps import OUT_OF_PLACE, Trace
 from camserve.capture.alignment.words import (
-    BY_STEPS,
     DIFFUSE,
     HIDES,
     SHUFFLED,
@@ -31,14 +30,10 @@ from camserve.capture.alignment.words import (
     ask_for_grid,
     describe_order,
     describe_part,
-    without_doubt,
 )
 from camserve.capture.survey.layers import LayerInfo
 from camserve.capture.survey.layout import TOKENS, UPRIGHT, Layout
 from camserve.core.errors import ConfigError
-
-OUT_OF_PLACE = 0.6
-"""How far, in cells, the cells of a layer that sees a part of the picture only may lie from where a map would show them."""
 
 ALL = 0.2
 """One of several views that leaves out less, in cells, sees all of the picture: convolutions without a border leave some out."""
@@ -79,7 +74,7 @@ class Placed:
         rows, columns: what part of the picture they cover, in shares of the height and the width.
         told: whether a trial, or the configuration, tells it.
         clear: whether nearly every probe changes most what lies about where it is, or the configuration tells it.
-        traced: where the steps from map to map lay its cells, where they tell it.
+        by_steps: whether the steps from map to map lay them so, in all pictures.
     """
 
     layout: Layout
@@ -89,7 +84,7 @@ class Placed:
     columns: tuple[float, float] = WHOLE
     told: bool = True
     clear: bool = False
-    traced: Traced | None = None
+    by_steps: bool = False
 
 
 class Trial:
@@ -101,7 +96,7 @@ class Trial:
         alike: layers before it with as many tokens, the nearest first.
         first: an early map; one of many more cells tells what part of the picture the layer sees, any other whether it sees all.
         seen: what probes change of all of these.
-        traced: where the steps from map to map lay its cells, where they are seen.
+        trace: where the steps from map to map lay its cells.
     """
 
     def __init__(
@@ -112,7 +107,7 @@ class Trial:
         first: LayerInfo | None,
         seen: Seen,
         *,
-        traced: Traced | None = None,
+        trace: Trace,
     ) -> None:
         self._info = info
         self._call = call
@@ -120,7 +115,7 @@ class Trial:
         self._alike = alike
         self._first = first
         self._changes, self._silent, self._places = seen
-        self._traced = traced
+        self._trace = trace
 
     def decide(self, *, given: bool, last: bool, most: bool) -> Placed | None:
         """Decide where the call's cells lie, unless its own changes lie elsewhere; None: more probes may tell.
@@ -136,10 +131,10 @@ class Trial:
         evidence = self._evidence(self._info)
         if given and self._layout.order in TOKENS:
             return Placed(self._layout, evidence.median(self._layout) if evidence else None, clear=True)
-        placed = self._decide(evidence, last=last, most=most)
+        followed = self._trace.leads and self._layout.order not in TOKENS
+        placed = self._follow(SHUFFLED) if followed else self._decide(evidence, last=last, most=most)
         if placed is None:
             return None
-        placed = self._follow(placed)
         grids = self._lay_out(placed.layout)
         if grids is None or not is_elsewhere(grids, Sight(placed.rows, placed.columns).inside(self._places)):
             return self._mark_clear(placed, evidence, local=grids is not None and is_local(grids))
@@ -148,33 +143,33 @@ class Trial:
         return None
 
     def _decide(self, evidence: Evidence | None, *, last: bool, most: bool) -> Placed | None:
+        if self._trace.at and self._trace.leads:
+            return self._decide_tokens(evidence, self._trace.at.part, last)
         early, own = self._count_missed()
         sight, hidden = self._find_sight(), early > len(self._places) * HIDDEN
         sight = None if sight and self._is_narrow(sight) else sight
         lost = own - early > len(self._places) * (LOST + self._silent[self._info.name][self._call - 1])
         if (hidden and not sight) or lost:  # what sees more tells nothing of what this one sees
-            if most and self._traced:
-                return Placed(self._layout, None)
-            if most:
-                raise self._error(HIDES.format(max(early, own), len(self._places)))
-            return None
+            return self._follow(HIDES.format(max(early, own), len(self._places))) if most else None
         parted = sight if sight and (hidden or sight.offset(self._layout.grid) > self._tolerance) else None
+        tokens = self._layout.order in TOKENS
+        if parted and self._trace.steady:
+            return self._decide_tokens(evidence, None, last) if tokens else self._follow(SHUFFLED)
         if parted and not most:
             return None
-        if self._layout.order in TOKENS:
+        if tokens:
             return self._decide_tokens(evidence, parted, last)
         return self._decide_map(evidence, sight, parted, last)
 
-    def _follow(self, placed: Placed) -> Placed:
-        """Return a map that is taken to lie over all of the picture laid where the steps lead, if that is elsewhere."""
-        whole = placed.rows == placed.columns == WHOLE and placed.layout.turn == UPRIGHT
-        if not self._traced or not whole:
-            return placed
-        if self._traced.off <= OUT_OF_PLACE:
-            return replace(placed, traced=self._traced)
-        part = Sight(self._traced.rows, self._traced.columns)
-        note = "; ".join(filter(None, (f"{describe_part(part)}, {BY_STEPS}", without_doubt(placed.note))))
-        return Placed(placed.layout, None, note, part.rows, part.columns, traced=self._traced)
+    def _follow(self, otherwise: str) -> Placed:
+        """Return the map laid where the steps lead; `otherwise`: why it is refused where they lead to no place, or to several."""
+        traced = self._trace.at
+        if not traced or not self._trace.steady or self._layout.order in TOKENS:
+            raise self._error(otherwise)
+        layout = replace(self._layout, turn=traced.sight.turn)
+        if traced.part:
+            return replace(self._place(layout, traced.part), by_steps=True)
+        return Placed(layout, None, describe_order(self._layout, layout), by_steps=True)
 
     def _count_missed(self) -> tuple[int, int]:
         """Return how many probes the early map misses, and how many the layer."""
@@ -263,6 +258,8 @@ class Trial:
             return self._place(layout, parted)
         early = self._of(self._first) if self._first and self._first.cells >= FINER * self._info.cells else None
         evident = early is not None and (is_local(early) or is_moving(early))
+        if layout.turn != UPRIGHT and self._trace.steady:
+            return self._follow(SHUFFLED)
         if sight or (not evident and (settled or (near and not self._info.views))):
             return Placed(layout, distance if near else None, describe_order(self._layout, layout))
         if not last:
@@ -270,7 +267,7 @@ class Trial:
         if self._info.views:
             raise self._error(UNTOLD.format(len(self._info.views), self._call))
         if (evidence and evidence.sharp) or early is not None:  # where not even an early map's changes lie on lines
-            raise self._error(SHUFFLED)
+            return self._follow(SHUFFLED)
         return Placed(layout, distance, DIFFUSE if evidence else UNSEEN, told=False)
 
     @property

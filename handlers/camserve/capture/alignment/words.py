@@ -25,7 +25,7 @@ UNTOLD = (
     "it runs {} times, each time on another view of the picture, and no trial tells what call {} sees; take the views out of the "
     "model's forward"
 )
-BY_STEPS = "as what each depends on shows: the model cuts its features, or its convolutions leave a border out"
+PARTLY = "the model crops, cuts or pads inside, or its convolutions leave a border out"
 TRIED = "as a trial with a changed patch shows"
 
 
@@ -39,11 +39,10 @@ def ask_for_grid(layout: Layout) -> str:
 
 def describe_part(sight: Sight) -> str:
     """Say in words what part of the picture is seen."""
-    spans = [
-        f"{max(0, low):.0%} to {min(1, high):.0%} of its {word}"
+    return " and ".join(
+        f"{round(low, 2) + 0:.0%} to {round(high, 2) + 0:.0%} of its {word}"
         for (low, high), word in ((sight.rows, "height"), (sight.columns, "width"))
-    ]
-    return " and ".join(spans)
+    )
 
 
 def without_doubt(note: str) -> str:
