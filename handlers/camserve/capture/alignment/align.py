@@ -102,15 +102,12 @@ def align_layers(
     Raises:
         ConfigError: a layer's cells lie where no layout has them, or nothing tells which of its tokens are cells.
     """
-    by_grid: dict[tuple[int, int], list[LayerInfo]] = {}
-    for layer in layers:
-        info = survey.info(layer)
-        by_grid.setdefault(info.site.layout.grid, []).append(info)
+    infos = [survey.info(layer) for layer in layers]
+    traces = {info.name: [Trace(model, survey, info, call, pictures) for call in _calls(info)] for info in infos}
     found: dict[str, Aligned] = {}
-    traces = {layer: Trace(model, survey, layer, pictures) for layer in layers}
-    for grid, infos in by_grid.items():
+    for grid in dict.fromkeys(info.site.layout.grid for info in infos):
         for count in COUNTS:
-            left = [info for info in infos if info.name not in found]
+            left = [info for info in infos if info.name not in found and info.site.layout.grid == grid]
             if not left:
                 break
             tokens = {info.name: _list_alike(survey, info) for info in left}
@@ -121,21 +118,26 @@ def align_layers(
                 shown = find_changes(model, {each.name: each.site.layout for each in others}, probes)
             for info in left:
                 known = tokens[info.name], _pick_first(first[info.name], shown.changes), Seen(*shown, probes.places)
-                trials = [Trial(info, call, *known, trace=traces[info.name]) for call in info.views or (info.calls,)]
+                calls = list(zip(_calls(info), traces[info.name], strict=True))
+                trials = [Trial(info, call, *known, trace=trace) for call, trace in calls]
                 placed = [trial.decide(given=given, last=count >= COUNTS[1], most=count == COUNTS[-1]) for trial in trials]
                 whole = [each for each in placed if each]
                 if len(whole) == len(placed):
-                    calls = zip(info.views or (info.calls,), whole, strict=True)
-                    confirmed = [_confirm(model, info, *each, trace=traces[info.name], pictures=pictures) for each in calls]
+                    pairs = zip(calls, whole, strict=True)
+                    confirmed = [_confirm(model, info, *call, each, pictures=pictures) for call, each in pairs]
                     if not info.views:
                         changes = shown.changes[info.name]
-                        inside = _look_inside(model, info, confirmed[0], traces[info.name], calls=changes, probes=probes)
-                        confirmed = [inside]
+                        confirmed = [_look_inside(model, info, calls[0][1], confirmed[0], calls=changes, probes=probes)]
                     found[info.name] = Aligned.of(info, confirmed)
     return found
 
 
-def _confirm(model: Classifier, info: LayerInfo, call: int, placed: Placed, *, trace: Trace, pictures: Tensor) -> Placed:
+def _calls(info: LayerInfo) -> tuple[int, ...]:
+    """Return the numbers of a layer's calls that count."""
+    return info.views or (info.calls,)
+
+
+def _confirm(model: Classifier, info: LayerInfo, call: int, trace: Trace, placed: Placed, *, pictures: Tensor) -> Placed:
     """Ask the slopes of a call's cells where probes do not show clearly where these lie, and the steps where these do not tell.
 
     Args:
@@ -168,13 +170,13 @@ def _doubt(placed: Placed) -> Placed:
 
 
 def _look_inside(
-    model: Classifier, info: LayerInfo, placed: Placed, trace: Trace, *, calls: Sequence[Tensor | None], probes: Probes
+    model: Classifier, info: LayerInfo, trace: Trace, placed: Placed, *, calls: Sequence[Tensor | None], probes: Probes
 ) -> Placed:
     """Lay a map, taken to lie over all of the picture, over the part that probes show which change the inside of it alone.
 
     Args:
-        placed: where it is taken to lie.
         trace: where the steps lead. Where they lead to all of the picture, it lies there.
+        placed: where it is taken to lie.
         calls: what `probes` change of each of its calls, `[K, h, w]` as it lies in memory.
     """
     layout = placed.layout

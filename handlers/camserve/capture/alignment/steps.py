@@ -85,20 +85,20 @@ class Traced:
 
 
 class Trace:
-    """Where the steps from a layer lead, in one picture and in others: what a model reads from them may move its cells.
+    """Where the steps from a call of a layer lead, in one picture and in others: what a model reads from them may move its cells.
 
     Args:
-        layer: its name; no steps are looked for where it runs several times. Tokens lie as the last map before them that has as
-            many cells, if there is one.
+        info: the layer. Tokens lie as the last map before them that has as many cells and calls, if there is one.
+        call: its number, from 1.
         pictures: `[N, C, H, W]`; each is used upside down too.
 
     Attributes:
         at: where they lead in the first picture; None: nowhere.
     """
 
-    def __init__(self, model: Classifier, survey: Survey, layer: str, pictures: Tensor) -> None:
-        info = _find_map(survey, survey.info(layer))
-        self._find = partial(_trace_layer, model, survey, info.name) if info else None
+    def __init__(self, model: Classifier, survey: Survey, info: LayerInfo, call: int, pictures: Tensor) -> None:
+        traced = _find_map(survey, info)
+        self._find = partial(_trace_call, model, survey, traced, call - 1) if traced else None
         self._pictures = pictures
         self.at = self._find(pictures[:1]) if self._find else None
 
@@ -124,33 +124,34 @@ class Trace:
 def _find_map(survey: Survey, info: LayerInfo) -> LayerInfo | None:
     """Return the map whose steps tell where a layer lies; None: there is none."""
     layout, names = info.site.layout, [each.name for each in survey.maps]
-    if info.calls > 1 or layout.order not in TOKENS:
-        return info if info.calls == 1 else None
-    before = [each for each in survey.maps[: names.index(info.name)] if each.calls == 1 and each.site.layout.order not in TOKENS]
-    return next((each for each in reversed(before) if each.site.layout.grid == layout.grid), None)
+    if layout.order not in TOKENS:
+        return info
+    before = [each for each in survey.maps[: names.index(info.name)] if each.calls == info.calls]
+    maps = (each for each in reversed(before) if each.site.layout.order not in TOKENS)
+    return next((each for each in maps if each.site.layout.grid == layout.grid), None)
 
 
-def _trace_layer(model: Classifier, survey: Survey, layer: str, picture: Tensor) -> Traced | None:
-    """Find where a layer's cells lie; None: no steps lead from it to the picture, or one of them looks at all of a map.
+def _trace_call(model: Classifier, survey: Survey, info: LayerInfo, call: int, picture: Tensor) -> Traced | None:
+    """Find where a map's cells lie; None: no steps lead from it to the picture, or one of them looks at all of a map.
 
     Args:
-        layer: the name of one that runs once.
+        call: its number, from 0.
         picture: `[1, C, H, W]`.
     """
     for again in (False, True):  # copies only where the model overwrites what is needed
         try:
-            graph = _Graph(model, survey, layer, picture, again)
-            step = _walk(graph, layer)
+            graph = _Graph(model, survey, info, picture, again)
+            step = _walk(graph, (info.name, call))
         except MODEL_ERRORS:
             continue
-        layout = survey.info(layer).site.layout
+        layout = graph.layouts[info.name, call][0]
         return step and Traced.of(step, (layout.height, layout.width), (picture.shape[2], picture.shape[3]))
     return None
 
 
-def _walk(graph: _Graph, layer: str) -> Step | None:
-    """Go back from a layer to the picture, by other ways where one ends; return the steps put together."""
-    start = layer, graph.layouts[layer][0]
+def _walk(graph: _Graph, last: Key) -> Step | None:
+    """Go back from a map to the picture, by other ways where one ends; return the steps put together."""
+    start = last, graph.layouts[last][0]
     seen, path = {start}, [(Step(), graph.steps(*start))]
     while path:
         so_far, steps = path[-1]
@@ -168,8 +169,11 @@ def _walk(graph: _Graph, layer: str) -> Step | None:
     return None
 
 
-PICTURE = ""
-"""The name of the picture, where no layer is before."""
+Key = tuple[str, int]
+"""The name of a layer, and the number of a call, from 0."""
+
+PICTURE: Key = "", 0
+"""The picture, where no layer is before."""
 
 
 class _Graph:
@@ -179,21 +183,23 @@ class _Graph:
         MODEL_ERRORS: the model does not run so.
     """
 
-    def __init__(self, model: Classifier, survey: Survey, layer: str, picture: Tensor, copies: bool) -> None:
-        self._model = model
-        self.layouts = {info.name: _read(info) for info in _pick_layers(survey, layer)}
-        names, given = list(self.layouts), pad_batch(picture, model.batch[0]).detach().clone()
+    def __init__(self, model: Classifier, survey: Survey, last: LayerInfo, picture: Tensor, copies: bool) -> None:
+        self._model, layers = model, _pick_layers(survey, last)
+        names, given = [info.name for info in layers], pad_batch(picture, model.batch[0]).detach().clone()
         with torch.inference_mode(mode=False), disable_tf32():
             _, values = model.run_calls(names, given)
+            calls = [(info, call, values[info.name][call]) for info in layers for call in range(info.calls)]
+            self.layouts = {(info.name, call): _read(info, call, kept.shape) for info, call, kept in calls}
             self.layouts[PICTURE] = (Layout("nchw", given.shape[2], given.shape[3], given.shape[1]),)
             with torch.enable_grad(), copy_saved_tensors() if copies else nullcontext():
                 zero = torch.zeros((), requires_grad=True)  # a sum is no leaf by itself, so that the model may write into it
-                leaves = {name: (kept := values.pop(name)[0]) + zero.to(kept) for name in names}
+                leaves = {(info.name, call): kept + zero.to(kept) for info, call, kept in calls}
+                del values, calls
                 self._leaves = {PICTURE: given + zero.to(given), **leaves}
-                _, outputs = model.run_calls(names, self._leaves[PICTURE], {(name, 0): leaf for name, leaf in leaves.items()})
-        self._outputs = {name: calls[0] for name, calls in outputs.items()}
+                _, outputs = model.run_calls(names, self._leaves[PICTURE], leaves)
+        self._outputs = {key: outputs[key[0]][key[1]] for key in leaves}
 
-    def steps(self, name: str, layout: Layout) -> Iterator[tuple[tuple[str, Layout], Step]]:
+    def steps(self, name: Key, layout: Layout) -> Iterator[tuple[tuple[Key, Layout], Step]]:
         """Yield the maps, or the picture, of which a map's cells see a few, as they lie, and the steps.
 
         The first one comes first; those on which the map lies transposed come last, as few do.
@@ -214,7 +220,7 @@ class _Graph:
                 if down and across:
                     yield (before, lying), Step(down, across, transposed)
 
-    def _find_slopes(self, output: Tensor, name: str, layout: Layout) -> tuple[list[tuple[int, int]], list[Sequence[Tensor]]]:
+    def _find_slopes(self, output: Tensor, name: Key, layout: Layout) -> tuple[list[tuple[int, int]], list[Sequence[Tensor]]]:
         """Return cells of a map, and their slopes; others than usual where some of those see nothing, as in a padded border."""
         cells = _pick_cells(range(layout.height), range(layout.width))
         slopes = [self._differentiate(output[layout.index(cell)]) for cell in cells]
@@ -228,17 +234,16 @@ class _Graph:
         return cells, [self._differentiate(output[layout.index(cell)]) for cell in cells]
 
     @cached_property
-    def _changed(self) -> dict[str, Tensor]:
+    def _changed(self) -> dict[Key, Tensor]:
         """What each map is where all of those before it, and the picture, are a little different."""
         chance = torch.Generator().manual_seed(6)
-        leaves = {name: leaf.detach().float() for name, leaf in self._leaves.items()}
-        given = {
-            name: leaf + NOISE * leaf.std() * torch.randn(leaf.shape, generator=chance).to(leaf) for name, leaf in leaves.items()
-        }
+        given = {key: leaf.detach() for key, leaf in self._leaves.items()}
+        for key, leaf in given.items():
+            given[key] = leaf + NOISE * leaf.std(correction=0) * torch.randn(leaf.shape, generator=chance).to(leaf)
         with torch.inference_mode(mode=False), disable_tf32():
             picture = given.pop(PICTURE)
-            _, outputs = self._model.run_calls(list(given), picture, {(name, 0): leaf for name, leaf in given.items()})
-        return {name: calls[0] for name, calls in outputs.items()}
+            _, outputs = self._model.run_calls({name for name, _ in given}, picture, given)
+        return {key: outputs[key[0]][key[1]] for key in given}
 
     def _differentiate(self, cell: Tensor) -> Sequence[Tensor]:
         """Return the slopes of a mixture of a cell's channels, always the same one, with respect to each leaf that counts."""
@@ -246,21 +251,22 @@ class _Graph:
         return torch.autograd.grad((cell * mixture).sum(), list(self._leaves.values()), retain_graph=True, allow_unused=True)
 
 
-def _pick_layers(survey: Survey, last: str) -> list[LayerInfo]:
-    """Pick, of the layers up to the last one that run once, those of the fewest values that are `MOST` together."""
-    layers = [info for info in survey.layers if info.calls == 1 and _read(info)]
-    layers = layers[: next(place for place, info in enumerate(layers) if info.name == last) + 1]
-    sizes = sorted((math.prod(info.shape[1:]), -place) for place, info in enumerate(layers))
+def _pick_layers(survey: Survey, last: LayerInfo) -> list[LayerInfo]:
+    """Pick, of the layers up to the last one that run once or as often, those of the fewest values that are `MOST` together."""
+    layers = [info for info in survey.layers if info.calls in (1, last.calls) and _read(info, info.calls - 1, info.shape)]
+    layers = layers[: next(place for place, info in enumerate(layers) if info.name == last.name) + 1]
+    sizes = sorted((info.calls * math.prod(info.shape[1:]), -place) for place, info in enumerate(layers))
     kept = {-place for (_, place), total in zip(sizes, accumulate(size for size, _ in sizes), strict=True) if total <= MOST}
-    return [info for place, info in enumerate(layers) if place in kept or info.name == last]
+    return [info for place, info in enumerate(layers) if place in kept or info.name == last.name]
 
 
-def _read(info: LayerInfo) -> tuple[Layout, ...]:
-    """Return how a layer's output may lie: as it was read, or as a map of other proportions than the picture's would."""
-    known = (info.layout,) if info.layout else ()
-    if len(info.shape) != 4:
+def _read(info: LayerInfo, call: int, shape: Sequence[int]) -> tuple[Layout, ...]:
+    """Return how the output of a call may lie: as it was read, or as a map of other proportions than the picture's would."""
+    layout = info.layouts[call] if info.layouts else info.layout
+    known = (layout,) if layout else ()
+    if len(shape) != 4:
         return known
-    _, first, second, third = info.shape
+    _, first, second, third = shape
     return tuple(dict.fromkeys((*known, Layout("nchw", second, third, first), Layout("nhwc", first, second, third))))
 
 
