@@ -29,7 +29,7 @@ NEAR = 0.65
 """Cells, by which a map's cell may lie from its place: laid anew are those that are 0.6 off, and 0.05 is for rounding."""
 
 COARSE = 12
-"""Maps of fewer cells are not resized: of those few, ends do not tell a resized map from a padded one."""
+"""Maps of fewer cells are neither resized, as ends of few do not tell that from padding, nor padded to several times their size."""
 
 MANY = 300
 
@@ -184,7 +184,7 @@ class Drawn(nn.Module):
             self._add(
                 lambda x: functional.pad(x, (left, right, top, bottom), mode), (rows.pad(*sides[:2]), columns.pad(*sides[2:]))
             )
-        elif kind == "fill":
+        elif kind == "fill" and self.fewest >= COARSE:
             more = [-axis.count % 32 for axis in self.axes]
             self._add(lambda x: functional.pad(x, (0, more[1], 0, more[0])), (rows.pad(0, more[0]), columns.pad(0, more[1])))
         elif kind == "resize" and self.fewest >= COARSE:

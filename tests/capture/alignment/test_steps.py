@@ -259,7 +259,9 @@ def test_archives_of_every_kind_are_followed(kind: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith(("wider", "twice", "a picture padded at"))])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if not case.startswith(("wider", "twice", "transposed", "a picture padded at"))]
+)
 def test_a_trunk_of_one_function_is_followed_or_doubted(case: str, seed: int) -> None:
     """No hook sees its maps: one step leads to the picture, where that shows about the same in all."""
     make, side, wanted = CASES[case]

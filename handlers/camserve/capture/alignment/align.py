@@ -156,9 +156,10 @@ def _confirm(model: Classifier, info: LayerInfo, call: int, trace: Trace, placed
     if slopes and verdict == "there":
         distance = slopes.distance if placed.distance is None else placed.distance
         return replace(placed, note=without_doubt(placed.note), told=True, distance=distance)
-    if placed.told and (placed.distance is not None or not slopes):  # an early map tells it, and nothing speaks against it
+    tokens = placed.layout.order in TOKENS
+    if placed.told and (tokens or trace.plain) and (placed.distance is not None or not slopes):  # and nothing speaks against it
         return placed
-    if _is_whole(placed) and placed.layout.order not in TOKENS and trace.plain and trace.steady:
+    if _is_whole(placed) and not tokens and trace.plain and trace.steady:
         return replace(placed, note=without_doubt(placed.note), told=True)
     note = placed.note if placed.note in (DIFFUSE, UNSEEN) else "; ".join(filter(None, (placed.note, DIFFUSE)))
     return replace(placed, note=note, told=False)

@@ -31,6 +31,9 @@ ROUNDED = 1 / 12
 LEFT = 0.1
 """Largest share of the variance of these ends that the line may leave."""
 
+WIDE = 2 / 3
+"""Where cells look at more than this share of what is before them, no line shows that they are turned."""
+
 INSIDE = 3
 """Least number of cells that tell where all lie."""
 
@@ -97,18 +100,21 @@ class Step(NamedTuple):
         return Step(self.rows.after(down), self.columns.after(across), self.transposed != other.transposed)
 
 
-def find_line(most: Tensor, cells: Sequence[int], count: int) -> Line | None:
+def find_line(most: Tensor, cells: Sequence[int], count: int, *, turned: bool = False) -> Line | None:
     """Find along an axis of `count` cells where these lie; None: what they look at is on no line, or all there is.
 
     Args:
         most: the largest squared slope of each cell, along the axis of what it looks at, `[cells, side]`.
+        turned: whether it is the other axis. Then, and where the line is reversed, cells must not look at most there is.
     """
     looks = [_look(most > faint * most.amax(1, keepdim=True), cells) for faint in FAINT]
     drawn = [found for found in (_draw(each, count, (0, most.shape[1] - 1)) for each in looks) if found]
     if not any(line.whole for line, _ in drawn):
         inside = [found for each in looks if each for found in _draw_inside(each, count)]
         drawn = [found for found in inside if found[0].whole] or drawn + inside
-    return min(drawn, key=lambda found: found[1], default=(None,))[0]
+    line = min(drawn, key=lambda found: found[1], default=(None,))[0]
+    wide = (turned or (line and line.step < 0)) and _find_share(looks[1], most.shape[1]) > WIDE
+    return None if wide else line
 
 
 class _Look(NamedTuple):
@@ -127,6 +133,11 @@ def _look(looks: Tensor, cells: Sequence[int]) -> list[_Look]:
     return [_Look(cell, each[0], each[-1], gap) for cell, each, gap in zip(cells, places, gaps, strict=True) if each]
 
 
+def _find_share(looks: Sequence[_Look], side: int) -> float:
+    """Return the median share of `side` places from the first to the last at which a cell looks."""
+    return statistics.median(each.last - each.first + 1 for each in looks) / side
+
+
 def _draw_inside(looks: Sequence[_Look], count: int) -> Iterator[tuple[Line, float]]:
     """Draw lines where cells look at a part of what is before them, which has the borders: of a map that is cut, then padded.
 
@@ -135,7 +146,7 @@ def _draw_inside(looks: Sequence[_Look], count: int) -> Iterator[tuple[Line, flo
     """
     bounds = min(each.first for each in looks), max(each.last for each in looks)
     order = sorted({look.cell for look in looks})
-    least = max(INSIDE, len(order) // 2 + 1)
+    least = max(INSIDE, -(-2 * len(order) // 3))
     for first, last in combinations(range(len(order) + 1), 2):
         beyond = order[:first] + order[last:]
         if beyond and last - first < least:
@@ -172,7 +183,7 @@ def _draw(looks: Sequence[_Look], count: int, bounds: Ends) -> tuple[Line, float
     start = round(low + high) / 2 if step.is_integer() else (low + high) / 2  # the middle of a kernel is a cell, or between two
     off = sum(_miss(each, start + step * each.cell, (high - low) / 2, bounds) for each in looks)
     rest, total = _add_squares(rests), _add_squares([place for _, place in each] for each in ends)
-    if off > len(looks) * (STRAIGHT * max(1, abs(step))) ** 2 or rest > LEFT * total:
+    if not step or off > len(looks) * (STRAIGHT * max(1, abs(step))) ** 2 or rest > LEFT * total:
         return None
     middle = statistics.fmean(statistics.fmean(cell for cell, _ in each) for each in ends)
     spread = _add_squares([cell for cell, _ in each] for each in ends)

@@ -88,7 +88,7 @@ class Trace:
     """Where the steps from a call of a layer lead, in one picture and in others: what a model reads from them may move its cells.
 
     Args:
-        info: the layer. Tokens lie as the last map before them that has as many cells and calls, if there is one.
+        info: the layer. Tokens lie as the last map before them that has as many cells, unless patches fill the picture.
         call: its number, from 1.
         pictures: `[N, C, H, W]`; each is used upside down too.
 
@@ -97,18 +97,24 @@ class Trace:
     """
 
     def __init__(self, model: Classifier, survey: Survey, info: LayerInfo, call: int, pictures: Tensor) -> None:
-        traced = _find_map(survey, info)
+        traced = _find_map(survey, info, (pictures.shape[2], pictures.shape[3]))
         self._find = partial(_trace_call, model, survey, traced, call - 1) if traced else None
-        self._pictures = pictures
+        self._pictures, self._agree = pictures, None if traced else False
         self.at = self._find(pictures[:1]) if self._find else None
 
-    @cached_property
+    def transpose(self) -> None:
+        """Look for steps in which rows become columns, where no others lead anywhere; few models have them."""
+        if self._find and not self.at and "transposed" not in self._find.keywords:
+            self._find = partial(self._find, transposed=True)
+            self.at = self._find(self._pictures[:1])
+
+    @property
     def steady(self) -> bool:
         """Whether they lead to the same place in all pictures."""
-        if not self._find or not self.at:
-            return False
-        others = torch.split(torch.cat([self._pictures[1:], self._pictures.flip(2, 3)]), 1)
-        return all(each is not None and self.at.agrees(each) for each in map(self._find, others))
+        if self.at and self._find and self._agree is None:
+            others = torch.split(torch.cat([self._pictures[1:], self._pictures.flip(2, 3)]), 1)
+            self._agree = all(each is not None and self.at.agrees(each) for each in map(self._find, others))
+        return bool(self._agree)
 
     @property
     def plain(self) -> bool:
@@ -121,27 +127,32 @@ class Trace:
         return not self.plain and self.steady
 
 
-def _find_map(survey: Survey, info: LayerInfo) -> LayerInfo | None:
+def _find_map(survey: Survey, info: LayerInfo, size: tuple[int, int]) -> LayerInfo | None:
     """Return the map whose steps tell where a layer lies; None: there is none."""
     layout, names = info.site.layout, [each.name for each in survey.maps]
     if layout.order not in TOKENS:
         return info
+    if all(side % cells == 0 for side, cells in zip(size, layout.grid, strict=True)):
+        return None
     before = [each for each in survey.maps[: names.index(info.name)] if each.calls == info.calls]
     maps = (each for each in reversed(before) if each.site.layout.order not in TOKENS)
     return next((each for each in maps if each.site.layout.grid == layout.grid), None)
 
 
-def _trace_call(model: Classifier, survey: Survey, info: LayerInfo, call: int, picture: Tensor) -> Traced | None:
+def _trace_call(
+    model: Classifier, survey: Survey, info: LayerInfo, call: int, picture: Tensor, *, transposed: bool = False
+) -> Traced | None:
     """Find where a map's cells lie; None: no steps lead from it to the picture, or one of them looks at all of a map.
 
     Args:
         call: its number, from 0.
         picture: `[1, C, H, W]`.
+        transposed: whether steps in which rows become columns are looked for too.
     """
     for again in (False, True):  # copies only where the model overwrites what is needed
         try:
             graph = _Graph(model, survey, info, picture, again)
-            step = _walk(graph, (info.name, call))
+            step = _walk(graph, (info.name, call), transposed)
         except MODEL_ERRORS:
             continue
         layout = graph.layouts[info.name, call][0]
@@ -149,10 +160,10 @@ def _trace_call(model: Classifier, survey: Survey, info: LayerInfo, call: int, p
     return None
 
 
-def _walk(graph: _Graph, last: Key) -> Step | None:
+def _walk(graph: _Graph, last: Key, transposed: bool) -> Step | None:
     """Go back from a map to the picture, by other ways where one ends; return the steps put together."""
     start = last, graph.layouts[last][0]
-    seen, path = {start}, [(Step(), graph.steps(*start))]
+    seen, path = {start}, [(Step(), graph.steps(*start, transposed))]
     while path:
         so_far, steps = path[-1]
         found = next(steps, None)
@@ -165,7 +176,7 @@ def _walk(graph: _Graph, last: Key) -> Step | None:
             return whole
         if before not in seen:
             seen.add(before)
-            path.append((whole, graph.steps(*before)))
+            path.append((whole, graph.steps(*before, transposed)))
     return None
 
 
@@ -199,24 +210,25 @@ class _Graph:
                 _, outputs = model.run_calls(names, self._leaves[PICTURE], leaves)
         self._outputs = {key: outputs[key[0]][key[1]] for key in leaves}
 
-    def steps(self, name: Key, layout: Layout) -> Iterator[tuple[tuple[Key, Layout], Step]]:
+    def steps(self, name: Key, layout: Layout, turned: bool) -> Iterator[tuple[tuple[Key, Layout], Step]]:
         """Yield the maps, or the picture, of which a map's cells see a few, as they lie, and the steps.
 
-        The first one comes first; those on which the map lies transposed come last, as few do.
+        The first one comes first; those on which the map lies transposed, if `turned`, come last.
         """
         output = self._outputs[name]
         if not output.requires_grad:
             return
         straighten_norms(output)
         cells, slopes = self._find_slopes(output, name, layout)
-        for transposed, (place, before) in product((False, True), enumerate(self._leaves)):
+        for transposed, (place, before) in product((False, True) if turned else (False,), enumerate(self._leaves)):
             if before == name or any(each[place] is None for each in slopes):
                 continue
             for lying in self.layouts[before]:
                 grids = (lying.to_grid(each[place])[0].float() for each in slopes)
                 energies = torch.stack([grid.square().sum(0).nan_to_num(0, 0, 0) for grid in grids])
                 sides = (energies.amax(1), energies.amax(2)) if transposed else (energies.amax(2), energies.amax(1))
-                down, across = (find_line(sides[axis], [cell[axis] for cell in cells], layout.grid[axis]) for axis in (0, 1))
+                axes = zip(sides, zip(*cells, strict=True), layout.grid, strict=True)
+                down, across = (find_line(*axis, turned=transposed) for axis in axes)
                 if down and across:
                     yield (before, lying), Step(down, across, transposed)
 

@@ -148,6 +148,8 @@ class Trial:
         early, own = self._count_missed()
         sight, hidden = self._find_sight(), early > len(self._places) * HIDDEN
         sight = None if sight and self._is_narrow(sight) else sight
+        if sight and sight.turn.transposed:
+            self._trace.transpose()
         lost = own - early > len(self._places) * (LOST + self._silent[self._info.name][self._call - 1])
         if (hidden and not sight) or lost:  # what sees more tells nothing of what this one sees
             return self._follow(HIDES.format(max(early, own), len(self._places))) if most else None
@@ -258,6 +260,8 @@ class Trial:
             return self._place(layout, parted)
         early = self._of(self._first) if self._first and self._first.cells >= FINER * self._info.cells else None
         evident = early is not None and (is_local(early) or is_moving(early))
+        if layout.turn.transposed:
+            self._trace.transpose()
         if layout.turn != UPRIGHT and self._trace.steady:
             return self._follow(SHUFFLED)
         if sight or (not evident and (settled or (near and not self._info.views))):
