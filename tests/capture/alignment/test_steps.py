@@ -167,19 +167,19 @@ CASES: dict[str, tuple[Callable[[], Sequence[nn.Module]], int, tuple[Span, Span]
         ((-15.5 / 64, 64.5 / 64),) * 2,
     ),
     "features of which most is padded": (
-        lambda: [conv(3, 4), padded((0, 16, 0, 16)), nn.AvgPool2d(2), conv(WIDTH, 2)],
+        lambda: [conv(3, 4), padded((0, 48, 0, 48)), nn.AvgPool2d(2), conv(WIDTH, 2)],
         SIDE,
-        ((-5.5 / 64, 122.5 / 64),) * 2,
+        ((-5.5 / 64, 250.5 / 64),) * 2,
     ),
     "a picture cut, then bordered": (
-        lambda: [Cut(slice(16, None), slice(0, 48)), conv(3, 1, 5), conv(WIDTH, 8)],
+        lambda: [Whole([Cut(slice(16, None), slice(0, 48)), conv(3, 1, 5)]), conv(WIDTH, 8)],
         SIDE,
         ((12.5 / 64, 60.5 / 64), (-3.5 / 64, 44.5 / 64)),
     ),
     "twice as many cells, cut": (
-        lambda: [conv(3, 4), conv(WIDTH, 2), nn.Upsample(scale_factor=2), *cut_behind(), *cut_behind()],
+        lambda: [conv(3, 4), nn.Upsample(scale_factor=2), Cut(slice(8, None), slice(8, None)), conv(WIDTH, 2)],
         SIDE,
-        ((12.5 / 64, 60.5 / 64),) * 2,
+        ((13.5 / 64, 61.5 / 64),) * 2,
     ),
     "turned upside down, cut": (
         lambda: [conv(3, 4), Changed(lambda x: x.flip(2, 3)), conv(WIDTH, 2), *cut_behind()],
@@ -271,6 +271,73 @@ def test_a_trunk_of_one_function_is_followed_or_doubted(case: str, seed: int) ->
         check_part(aligned, wanted, 0.6 / aligned.site.layout.height)
     else:
         assert "over another one in each picture" in aligned.note
+
+
+class Twice(Net):
+    """A trunk that runs on the picture, and on its mirror image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        return super().forward(x) + super().forward(x.flip(3))
+
+
+def test_each_view_is_followed() -> None:
+    """Exactly, the mirrored one too."""
+    make, side, (rows, columns) = CASES["two of eight rows cut"]
+    torch.manual_seed(0)
+    plain, mirrored = placed(opened(Twice(make()), side)).site.views
+    assert plain.rows == mirrored.rows == pytest.approx(rows)
+    assert plain.columns == pytest.approx(columns)
+    assert mirrored.columns == pytest.approx((1 - columns[1], 1 - columns[0]))
+    assert mirrored.layout.turn == Turn(mirrored=True)
+
+
+class Patches(nn.Module):
+    """A small transformer whose patches leave the last rows and columns out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.fc = nn.Conv2d(3, 16, 16, 16), nn.Linear(16, nets.CLASSES)
+        self.blocks = nn.Sequential(nets.Block(16), nets.Block(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        return self.fc(self.blocks(self.patch(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_tokens_lie_as_their_patches() -> None:
+    """Of 95 pixels, the last 15 are no patch: a map over all of the picture would be 0.7 of a cell out of place."""
+    torch.manual_seed(0)
+    check_part(placed(opened(Patches(), 95)), ((0, 80 / 95),) * 2)
+
+
+class Turned(nn.Module):
+    """An early map of many cells, convolutions that look at all there is, around the edges, and what they give upside down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        wide = [nn.Conv2d(WIDTH, WIDTH, 7, padding=3, padding_mode="circular") for _ in range(3)]
+        self.first, self.wide = nn.Sequential(conv(3, 2), conv(WIDTH, 4)), nn.Sequential(nn.MaxPool2d(2), *wide)
+        self.last, self.fc = conv(WIDTH), nn.Linear(WIDTH, nets.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        return self.fc(self.last(self.wide(self.first(x)).flip(2, 3)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_early_map_does_not_tell_where_a_later_one_lies(seed: int) -> None:
+    """Where neither steps nor the layer's own cells do, it is refused or doubted."""
+    torch.manual_seed(seed)
+    model = Turned()
+    try:
+        aligned = open_backend(
+            model.eval(), Config(layers=("last",), channels_last=None), (SIDE, SIDE), torch.device("cpu")
+        ).aligned["last"]
+    except ConfigError as error:
+        assert "in another order than any" in str(error)  # noqa: PT017 either is right
+    else:
+        assert not aligned.told or aligned.site.layout.turn == Turn(False, True, True)
 
 
 class Deep(nn.Module):

@@ -88,7 +88,7 @@ class Trace:
     """Where the steps from a call of a layer lead, in one picture and in others: what a model reads from them may move its cells.
 
     Args:
-        info: the layer. Tokens lie as the last map before them that has as many cells, unless patches fill the picture.
+        info: the layer. Tokens lie as the last map before them that has as many cells and calls, if there is one.
         call: its number, from 1.
         pictures: `[N, C, H, W]`; each is used upside down too.
 
@@ -97,7 +97,7 @@ class Trace:
     """
 
     def __init__(self, model: Classifier, survey: Survey, info: LayerInfo, call: int, pictures: Tensor) -> None:
-        traced = _find_map(survey, info, (pictures.shape[2], pictures.shape[3]))
+        traced = _find_map(survey, info)
         self._find = partial(_trace_call, model, survey, traced, call - 1) if traced else None
         self._pictures, self._agree = pictures, None if traced else False
         self.at = self._find(pictures[:1]) if self._find else None
@@ -127,13 +127,11 @@ class Trace:
         return not self.plain and self.steady
 
 
-def _find_map(survey: Survey, info: LayerInfo, size: tuple[int, int]) -> LayerInfo | None:
+def _find_map(survey: Survey, info: LayerInfo) -> LayerInfo | None:
     """Return the map whose steps tell where a layer lies; None: there is none."""
     layout, names = info.site.layout, [each.name for each in survey.maps]
     if layout.order not in TOKENS:
         return info
-    if all(side % cells == 0 for side, cells in zip(size, layout.grid, strict=True)):
-        return None
     before = [each for each in survey.maps[: names.index(info.name)] if each.calls == info.calls]
     maps = (each for each in reversed(before) if each.site.layout.order not in TOKENS)
     return next((each for each in maps if each.site.layout.grid == layout.grid), None)

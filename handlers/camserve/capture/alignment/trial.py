@@ -131,8 +131,7 @@ class Trial:
         evidence = self._evidence(self._info)
         if given and self._layout.order in TOKENS:
             return Placed(self._layout, evidence.median(self._layout) if evidence else None, clear=True)
-        followed = self._trace.leads and self._layout.order not in TOKENS
-        placed = self._follow(SHUFFLED) if followed else self._decide(evidence, last=last, most=most)
+        placed = self._decide(evidence, last=last, most=most)
         if placed is None:
             return None
         grids = self._lay_out(placed.layout)
@@ -143,8 +142,9 @@ class Trial:
         return None
 
     def _decide(self, evidence: Evidence | None, *, last: bool, most: bool) -> Placed | None:
+        tokens = self._layout.order in TOKENS
         if self._trace.at and self._trace.leads:
-            return self._decide_tokens(evidence, self._trace.at.part, last)
+            return self._decide_tokens(evidence, self._trace.at.part, last) if tokens else self._follow(SHUFFLED)
         early, own = self._count_missed()
         sight, hidden = self._find_sight(), early > len(self._places) * HIDDEN
         sight = None if sight and self._is_narrow(sight) else sight
@@ -154,7 +154,6 @@ class Trial:
         if (hidden and not sight) or lost:  # what sees more tells nothing of what this one sees
             return self._follow(HIDES.format(max(early, own), len(self._places))) if most else None
         parted = sight if sight and (hidden or sight.offset(self._layout.grid) > self._tolerance) else None
-        tokens = self._layout.order in TOKENS
         if parted and self._trace.steady:
             return self._decide_tokens(evidence, None, last) if tokens else self._follow(SHUFFLED)
         if parted and not most:
