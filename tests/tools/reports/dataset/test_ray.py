@@ -68,12 +68,16 @@ def test_a_job_on_ray_goes_on_after_its_driver_was_killed(pictures: Path, explai
         listening = {
             each.laddr.ip for process in children for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN
         }
+        heaps = [
+            process.environ().get("MALLOC_ARENA_MAX") for process in children if "hosts/child" in " ".join(process.cmdline())
+        ]
         job.send_signal(signal.SIGKILL)
         job.wait()
         wait(lambda: not any(map(runs, children)), printed)
     done = len(list(chunks.glob("*.parquet")))
     assert 2 <= done < 17
     assert len(children) > 2
+    assert heaps == ["1"]  # as in the worker of Ray that started it
     assert not list(output.glob("part-*"))
 
     with started(mar, pictures, output) as job:

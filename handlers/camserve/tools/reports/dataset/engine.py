@@ -31,6 +31,8 @@ STORE = 128 * 2**20
 """Bytes of Ray's store for shared values: only numbers of chunks go through it."""
 LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 """Has a Ray that is started here listen on loopback alone, as it does on Windows; on Linux it takes 127.0.0.1 for a slip."""
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
+"""Of a worker of Ray: with glibc's heap for each of its many threads, its memory grew with the data set."""
 BLOCKS = 10_000
 """Most tasks that Ray is given; each takes several chunks where there are more."""
 
@@ -162,6 +164,7 @@ def explain_with_ray(job: Job, numbers: Sequence[int], workers: Workers, count: 
         compute=ActorPoolStrategy(min_size=count, max_size=count),
         num_cpus=None if workers.gpu else workers.cores,
         num_gpus=1 if workers.gpu else None,
+        runtime_env={"env_vars": ONE_HEAP},
     )
     try:
         for row in data.iter_rows():
