@@ -176,16 +176,20 @@ def test_an_update_takes_the_place_of_the_old_version_and_loses_nothing(live: Ra
 
 
 def test_what_listens(live: RayProcess) -> None:
-    """All on loopback, but for HAProxy's figures and replicas' ports for each other, which want the token: SECURITY.md says so."""
+    """All on loopback, but for HAProxy's figures and replicas' ports for each other, which want the token: SECURITY.md says so; and
+    nothing on a port that each Ray's proxy takes beside the others, who then get requests of this server when its front ends."""
     listening: dict[str, set[str]] = {}
+    ports: set[int] = set()
     for process in [psutil.Process(live.process.pid), *live.descendants()]:
         try:
             found = [each.laddr for each in process.net_connections(kind="inet") if each.status == psutil.CONN_LISTEN]
             name = "ours" if process.pid == live.process.pid else process.name()
         except psutil.Error:
             continue
-        for host, _ in found:
+        for host, number in found:
             listening.setdefault(name, set()).add(host)
+            ports.add(number)
+    assert not ports & {8500, 9500}
     assert "127.0.0.1" in listening["ours"]
     for url in (live.url, live.management_url, live.metrics_url):
         host, port = url.removeprefix("http://").split(":")

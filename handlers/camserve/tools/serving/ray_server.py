@@ -85,7 +85,7 @@ class RayServer(OwnServer):
         certificate, key = self._find_certificate()
         with contextlib.ExitStack() as stack:
             management = self._bind_management(stack)
-            free = [bind("127.0.0.1", 0) for _ in range(2)]
+            free = [bind("127.0.0.1", 0) for _ in range(3)]
             ports = [each.getsockname()[1] for each in free]
             for each in free:
                 each.close()

@@ -45,7 +45,8 @@ def compose_variables(folder: Path, ports: Sequence[int], *, haproxy: bool) -> d
 
     Args:
         folder: writable, this user's own.
-        ports: free ones, of HAProxy's metrics and statistics.
+        ports: free ones, of HAProxy's metrics and statistics, and of Ray's proxy, to which HAProxy turns where no front answers.
+            Ray's own numbers are the same for each server: a proxy shares its port with another's, and gets its requests.
         haproxy: let HAProxy take connections in place of Ray's own proxy, which costs a tenth of that.
     """
     source = str(Path(camserve.__file__).resolve().parents[1])
@@ -61,13 +62,14 @@ def compose_variables(folder: Path, ports: Sequence[int], *, haproxy: bool) -> d
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # at a tenth of a second the controller takes 4 % of a core
     }
     if haproxy:
-        metrics, statistics = ports
+        metrics, statistics, fallback = ports
         variables |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "p" / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "p" / "admin.sock"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "p" / "metrics.sock"),
