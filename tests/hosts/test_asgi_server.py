@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 from tests.support.build import mar
-from tests.support.processes.serving import read_batch_sizes, write_archive, write_held
+from tests.support.processes.serving import assert_handed, read_batch_sizes, write_archive, write_held
 from tests.support.processes.waiting import HANG, Gate, wait_until
 
 from camserve.hosts.metrics import Registry
@@ -175,6 +175,7 @@ def test_a_client_that_goes_away_takes_its_request_with_it(server: AsgiServer, g
     [
         ("POST", "predictions/none", (404, "ModelNotFoundException")),
         ("POST", "predictions/one/9.9", (404, "ModelVersionNotFoundException")),
+        ("POST", "v2/models/one/versions/9.9/infer//", (404, "ModelVersionNotFoundException")),
         ("DELETE", "predictions/one", (405, "MethodNotAllowedException")),
         ("GET", "nothing", (404, "ResourceNotFoundException")),
         ("POST", "ping/x", (404, "ResourceNotFoundException")),
@@ -187,6 +188,19 @@ def test_what_is_not_there_is_said_in_the_contracts_shape(
     answer = requests.request(method, f"{server.url}/{path}", headers={"x-request-id": "mine"}, timeout=HANG)
     assert error(answer) == wanted
     assert answer.headers["x-request-id"] == "mine"
+
+
+def test_what_a_handler_of_ones_own_gets(server: AsgiServer) -> None:
+    """The same as on TorchServe, whose tests ask it too."""
+    wait_for_worker(server, "one")
+    assert_handed(server.url, "one")
+
+
+@pytest.mark.parametrize("path", ["predictions/one//", "v1/models/one:predict/", "v2/models/one/infer/"])
+def test_slashes_at_the_end_say_nothing(server: AsgiServer, path: str) -> None:
+    """Of a model's routes, as in TorchServe."""
+    wait_for_worker(server, "one")
+    assert requests.post(f"{server.url}/{path}", data=b"x", timeout=HANG).status_code == 200
 
 
 def test_an_overlong_body_is_a_413_whether_its_length_is_said_or_not(store: Path, tmp_path: Path) -> None:
@@ -212,6 +226,11 @@ def test_health_and_lists(server: AsgiServer) -> None:
     assert get(f"{server.url}/metrics", timeout=HANG).status_code == 404
     assert get(f"{server.url}/models", timeout=HANG).status_code == 404
     assert requests.post(f"{server.management_url}/models", timeout=HANG).status_code == 405
+    described = get(f"{server.management_url}/models/one", timeout=HANG).json()
+    assert get(f"{server.management_url}/models/one/1.0/", timeout=HANG).json() == described
+    assert get(f"{server.management_url}/models/one/all", timeout=HANG).json() == described
+    assert error(get(f"{server.management_url}/models/one/9", timeout=HANG)) == (404, "ModelVersionNotFoundException")
+    assert error(get(f"{server.management_url}/models/none/all", timeout=HANG)) == (404, "ModelNotFoundException")
     assert ask(server, "one").json()["path"] == ""
 
 

@@ -56,6 +56,17 @@ def test_options_in_the_query_are_below_the_body_and_above_headers(live: AsgiSer
     assert (refused.status_code, refused.json()["type"]) == (400, "UnknownOption")
 
 
+@pytest.mark.parametrize(("given", "told"), [("order-4711", True), ("", False), ("two words", False)])
+@pytest.mark.parametrize("path", [f"predictions/{DEMO}", "predictions/none", "ping"])
+def test_an_answer_tells_the_requests_id_once(live: AsgiServer, path: str, given: str, told: bool) -> None:
+    """The client's, and else one that was made. (Ray Serve echoes what can be no id beside it.)"""
+    headers = {"x-request-id": given} if given else {}
+    answer = requests.request("GET" if path == "ping" else "POST", f"{live.url}/{path}", headers=headers, timeout=HANG)
+    ids = [each for each in answer.raw.headers.getlist("x-request-id") if each != "two words"]
+    assert len(ids) == 1
+    assert (ids[0] == given) is told
+
+
 def test_kserves_client_finds_server_and_model_ready(client: dict[str, Any]) -> None:
     """By V1 and by V2."""
     assert client["health"] == {"answer": [True] * 5}

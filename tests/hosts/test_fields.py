@@ -24,6 +24,7 @@ def part(name: str, value: bytes, *, filename: str = "", content_type: str = "")
         (b"\xff\xd8", "image/jpeg", bytearray(b"\xff\xd8")),
         (b'{"a":1}', "application/json", bytearray(b'{"a":1}')),
         (b"abc", "text/plain", "abc"),
+        (b"abc", "text/plain; charset=utf-8", "abc"),
         (b"\xff", "text/plain", bytearray(b"\xff")),
         (b"abc", "", bytearray(b"abc")),
     ],
@@ -33,7 +34,7 @@ def test_a_raw_body_is_the_field_body(body: bytes, content_type: str, value: obj
     fields, types = read_fields(body, content_type)
     assert fields == {"body": value}
     assert type(fields["body"]) is type(value)
-    assert types == {"body": {"content-type": content_type}}
+    assert types == {"body": {"content-type": content_type.partition(";")[0]}}
 
 
 def test_a_forms_files_have_a_type_and_its_values_have_none() -> None:
@@ -55,17 +56,42 @@ def test_large_fields_and_json_parts_are_whole() -> None:
     ("value", "content_type", "most", "parsed"),
     [
         (b'{"a":1}', "application/json", 99, {"a": 1}),
-        (b'{"a":1}', "application/json; charset=utf-8", 99, bytearray(b'{"a":1}')),  # as TorchServe: the exact name
+        (b'{"a":1}', "application/json; charset=utf-8", 99, {"a": 1}),
+        (b'{"a":1}', "Application/JSON", 99, bytearray(b'{"a":1}')),
+        (b'{"a":1}', "application/vnd.a+json", 99, bytearray(b'{"a":1}')),
+        ('{"a":1}'.encode("utf-16"), "application/json", 99, bytearray('{"a":1}'.encode("utf-16"))),
         (b'{"a":1}', "application/json", 6, bytearray(b'{"a":1}')),
         (b"{", "application/json", 99, bytearray(b"{")),
         (b"[" * 100_000, "application/json", 10**6, bytearray(b"[" * 100_000)),
     ],
 )
 def test_the_models_process_parses_json(value: bytes, content_type: str, most: int, parsed: object) -> None:
-    """By its exact type; camserve's handler gets long JSON as it came, and prices it."""
+    """By its exact type, whatever its parameters say, and in UTF-8; camserve's handler gets long JSON as it came, and prices it."""
     fields, types = read_fields(value, content_type)
 
     assert parse_json(fields, types, most) == {"body": parsed}
+
+
+def test_a_prediction_ignores_options_that_come_twice() -> None:
+    """As it ignores all options; pictures it does not ignore. Spaces around a name are none of it."""
+    picture = part("data", b"1")
+    fields, _ = read_fields(picture + part("target", b"1") + part("target ", b"2") + b"--b--", FORM, explains=False)
+    assert fields == {"data": bytearray(b"1"), "target": bytearray(b"2")}
+    with pytest.raises(RequestError, match="'data' twice"):
+        read_fields(picture + part(" data\t", b"2") + b"--b--", FORM, explains=False)
+    with pytest.raises(RequestError, match="'target' twice"):
+        read_fields(b"data=1&target=1&target+=2", "application/x-www-form-urlencoded")
+
+
+def test_a_form_that_is_cut_is_refused_wherever_it_is_cut() -> None:
+    """What is missing may be an option, without which the answer is another: whole is what has its last boundary."""
+    form = part("data", b"1\r\n2", filename="a.jpg") + part("target", b"3") + b"--b--"
+    whole = read_fields(form, FORM)
+    assert whole[0] == {"data": bytearray(b"1\r\n2"), "target": bytearray(b"3")}
+    assert read_fields(form + b"\r\nepilogue", FORM) == whole
+    for length in range(1, len(form)):
+        with pytest.raises(RequestError, match="it ends before its last boundary"):
+            read_fields(form[:length], FORM)
 
 
 def test_an_urlencoded_form() -> None:

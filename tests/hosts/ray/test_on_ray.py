@@ -21,7 +21,7 @@ import pytest
 import requests
 from tests.hosts.test_contract_on_asgi import *
 from tests.support.processes.ray_serving import RayProcess
-from tests.support.processes.serving import read_batch_sizes, repeating, write_archive
+from tests.support.processes.serving import assert_handed, read_batch_sizes, repeating, write_archive
 from tests.support.processes.waiting import HANG, Gate, wait_until
 
 import camserve
@@ -101,6 +101,11 @@ def test_what_waits_is_taken_at_once_so_batches_are_full(live: RayProcess, gate:
         assert {each.result().status_code for each in asked} == {200}
     wait_until(lambda: sum(size * count for size, count in read_batch_sizes(live.metrics_url, "eight").items()) == 12)
     assert read_batch_sizes(live.metrics_url, "eight") == {1: 1, 3: 1, 8: 1}
+
+
+def test_what_a_handler_of_ones_own_gets(live: RayProcess) -> None:
+    """The same as on TorchServe, whose tests ask it too."""
+    assert_handed(live.url, "two")
 
 
 def test_a_full_queue_is_a_503_and_what_takes_too_long_a_504(live: RayProcess, gate: Gate) -> None:

@@ -58,8 +58,23 @@ class Handler:
         time.sleep(self.seconds)
         seen = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TMPDIR", "STRANGER")}
         seen |= {"path": os.environ.get("PYTHONPATH", ""), "version": context.manifest["model"]["modelVersion"]}
-        return [json.dumps(seen)] * len(data)
+        def tell(place, row):
+            handed = {name: type(value).__name__ for name, value in row.items()}
+            return json.dumps({**seen, "handed": handed, "tenant": context.get_request_header(place, "X-Tenant")})
+        return [tell(place, row) for place, row in enumerate(data)]
 """
+
+FORM = b'--b\r\nContent-Disposition: form-data; name="data"\r\n\r\n1\r\n'
+FORM += b'--b\r\nContent-Disposition: form-data; name="a "; filename="a"\r\nContent-Type: application/json; charset=utf-8\r\n\r\n{}\r\n'
+HANDED = (
+    (b'{"a":1}', "application/json; charset=utf-8", {"body": "dict"}),
+    (b'{"a":1}', "Application/JSON", {"body": "bytearray"}),
+    ('{"a":1}'.encode("utf-16"), "application/json", {"body": "bytearray"}),
+    (b"1", "text/plain; charset=utf-8", {"body": "str"}),
+    (FORM + b"--b--", "multipart/form-data; boundary=b", {"data": "bytearray", "a": "dict"}),
+    (b"data=1&a=1&a+=2", "application/x-www-form-urlencoded", {"data": "bytearray", "a": "bytearray"}),
+)
+"""Bodies of predictions, their content types, and what a handler of one's own gets of them, on every host."""
 
 
 def write_archive(
@@ -156,6 +171,14 @@ class Command:
         while any(is_running(process) for process in self.tree) and time.monotonic() < end:
             time.sleep(0.05)
         return [process for process in self.tree if is_running(process)]
+
+
+def assert_handed(url: str, model: str) -> None:
+    """That the handler above gets each of `HANDED` so, and finds a header by the name that the client gave it."""
+    for body, kind, wanted in HANDED:
+        headers = {"Content-Type": kind, "X-Tenant": "a"}
+        answer = requests.post(f"{url}/predictions/{model}", data=body, headers=headers, timeout=HANG).json()
+        assert (answer["handed"], answer["tenant"]) == (wanted, "a"), (kind, answer)
 
 
 def log(command: Command, url: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from tests.support.processes.serving import CONFIG, estrange
+from tests.support.processes.serving import CONFIG, assert_handed, estrange
 from tests.support.processes.waiting import HANG
 from tests.tools.serving.doubles import ScriptedManagement, server_hearing, versions
 
@@ -63,6 +63,12 @@ def test_children_of_a_worker_are_no_workers(quick: Server) -> None:
     """A process that a model forks while it loads has its worker's command line; its end, before the worker was ready, says nothing
     about the model."""
     assert requests.post(f"{quick.url}/predictions/forks", timeout=HANG).status_code == 200
+
+
+@pytest.mark.live
+def test_what_a_handler_of_ones_own_gets(quick: Server) -> None:
+    """The same as on other hosts, whose tests ask it too."""
+    assert_handed(quick.url, "quick")
 
 
 @pytest.mark.live

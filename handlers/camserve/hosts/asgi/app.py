@@ -15,8 +15,8 @@ from camserve.hosts.worker import HostError
 
 NAME, VERSION = r"(?P<name>[^/:]+)", r"(?:/{}(?P<version>[^/:]+))?"
 ASKED = (
-    (re.compile(f"/predictions/{NAME}{VERSION.format('')}/?"), False),
-    (re.compile(f"/explanations/{NAME}{VERSION.format('')}/?"), True),
+    (re.compile(f"/predictions/{NAME}{VERSION.format('')}"), False),
+    (re.compile(f"/explanations/{NAME}{VERSION.format('')}"), True),
     (re.compile(f"/v1/models/{NAME}:predict"), False),
     (re.compile(f"/v1/models/{NAME}:explain"), True),
     (re.compile(f"/v2/models/{NAME}{VERSION.format('versions/')}/infer"), False),
@@ -28,6 +28,15 @@ METHODS = ("POST", "PUT", "GET", "HEAD")
 OURS = ("explain", "describe")
 """Headers that only a host may send."""
 MAX_HELD = 2**30
+
+
+def find_route(path: str) -> tuple[re.Match[str], bool] | None:
+    """Return what a path names of a model, `name` and perhaps `version`, and whether it explains; None: it is no such path.
+
+    As in TorchServe's frontend, slashes at the end say nothing.
+    """
+    matches = ((pattern.fullmatch(path.rstrip("/")), explains) for pattern, explains in ASKED)
+    return next(((match, explains) for match, explains in matches if match), None)
 
 
 class App(Base):
@@ -47,12 +56,11 @@ class App(Base):
 
     async def answer(self, client: Client) -> None:
         """Answer a request of a client."""
-        for pattern, explains in ASKED:
-            match = pattern.fullmatch(client.path)
-            if match:
-                await self._answer_model(client, match["name"], match.groupdict().get("version"), explains)
-                return
-        await self._health.answer(client)
+        route = find_route(client.path)
+        if route is None:
+            await self._health.answer(client)
+        else:
+            await self._answer_model(client, route[0]["name"], route[0].groupdict().get("version"), route[1])
 
     async def _answer_model(self, client: Client, name: str, version: str | None, explains: bool) -> None:
         find(self._models, name, version)
@@ -61,7 +69,8 @@ class App(Base):
             raise HostError(405, "MethodNotAllowedException", message, allowed=", ".join(METHODS))
         try:
             body = await client.read(self._limit, self.room)
-            fields, types = read_fields(body, client.headers.get("content-type", "")) if body else ({}, {})
+            kind = client.headers.get("content-type", "")
+            fields, types = read_fields(body, kind, explains) if body else ({}, {})
             own = {name: value for name, value in client.headers.items() if name not in OURS}
             headers: dict[str, Any] = {**types, **own, "x-request-id": client.id, "explain": str(explains)}
             if explains:

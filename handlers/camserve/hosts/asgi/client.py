@@ -147,7 +147,7 @@ class Client:
 
     async def reply(self, status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Send an answer."""
-        lines = [(b"content-length", str(len(body)).encode()), (b"x-request-id", self.id.encode())]
+        lines = [(b"content-length", str(len(body)).encode())]
         if content_type:
             lines.append((b"content-type", content_type.encode("latin-1")))
         more = {**self.more_headers, **(headers or {})}
@@ -195,12 +195,14 @@ class Base:
     Attributes:
         allowed_hosts: names by which it may be asked beside addresses and localhost; None: any.
         limits: on its connections, where the server keeps them.
+        adds_id: whether the server itself adds the id of each request to its answer, one that it made where none came.
         cors: headers of every answer, by which pages of another site may read it; none: no such page may.
         closing: whether each answer says that its connection is closed, because the server stops.
     """
 
     allowed_hosts: Sequence[str] | None = None
     limits = Limits()
+    adds_id = False
     cors: Mapping[str, str] = MappingProxyType({})
     closing = False
 
@@ -213,6 +215,8 @@ class Base:
             return
         client = Client(scope, receive, send)
         client.more_headers.update(self.cors)
+        if not (self.adds_id and client.headers.get("x-request-id") == client.id):  # an id that is none is added too, beside ours
+            client.more_headers["x-request-id"] = client.id
         if self.closing:
             client.more_headers["connection"] = "close"
         try:

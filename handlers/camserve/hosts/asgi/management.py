@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 
 from camserve.core.text import show
 from camserve.hosts.asgi.changes import Changes
-from camserve.hosts.asgi.client import Base, Client, Model, not_found
+from camserve.hosts.asgi.client import Base, Client, Model, find, not_found
 from camserve.hosts.metrics import Registry
 from camserve.hosts.worker import HostError
 
@@ -39,10 +39,11 @@ class Management(Base):
         if client.method not in ("GET", "HEAD"):
             await client.reply_json(200, {"status": await self._change(client)})
             return
-        match = MODEL.fullmatch(client.path)
-        if client.path == "/metrics":
+        path = client.path.rstrip("/")
+        match = MODEL.fullmatch(path)
+        if path == "/metrics":
             await self._expose(client)
-        elif client.path == "/models":
+        elif path == "/models":
             models = [{"modelName": each.hosted.name, "modelUrl": each.hosted.file} for each in self._models]
             await client.reply_json(200, {"models": models})
         elif match:
@@ -78,10 +79,8 @@ class Management(Base):
         await client.reply(200, "text/plain; version=0.0.4; charset=utf-8", self._registry.expose(names).encode())
 
     async def _describe(self, name: str, version: str | None, query: bytes) -> list[dict[str, Any]]:
-        named = [each for each in self._models if each.hosted.name == name]
-        wanted = [each for each in named if version in ("all", each.hosted.version)] if version else named[:1]
-        if not wanted:
-            raise HostError(404, "ModelNotFoundException", f"Model not found: {name}")
+        found = find(self._models, name, None if version == "all" else version)
+        wanted = [each for each in self._models if each.hosted.name == name] if version == "all" else [found]
         customized = parse_qs(query.decode("latin-1")).get("customized") == ["true"]
         return [await _describe(each, customized) for each in wanted]
 

@@ -38,15 +38,18 @@ LONG_JSON = 1 << 20
 
 OURS = "gradcam_handler"
 STAND_IN = Path(__file__).resolve().parents[1] / "standin"
-UNITS = {"add_time": "ms", "add_size": "MB", "add_percent": "percent", "add_counter": "count", "add_error": "count"}
+
+
+class Headers(dict[str, Any]):
+    """A request's headers, found in any case: TorchServe leaves their names as the client spells them, and handlers ask so."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a value by its name in any case."""
+        return super().get(name, super().get(name.lower(), default))
 
 
 class Metrics:
-    """What a handler reports, as lines on standard output, which the server reads.
-
-    Attributes:
-        cache: the names that the archive's camserve declares, which its handler looks for.
-    """
+    """What a handler reports, as lines on standard output, for the server; `cache`: what the archive's camserve declares."""
 
     def __init__(self, model: str, directory: Path) -> None:
         self.request_ids: Mapping[int, str] = {}
@@ -128,7 +131,7 @@ def parse_json(fields: Mapping[str, Any], headers: Mapping[str, Any], most: int)
         says_json = isinstance(about, Mapping) and about.get("content-type") == "application/json"
         if says_json and isinstance(value, (bytes, bytearray)) and len(value) <= most:
             with contextlib.suppress(ValueError, RecursionError):
-                parsed[name] = json.loads(value)
+                parsed[name] = json.loads(value.decode())  # of bytes it would read UTF-16 too
     return parsed
 
 
@@ -169,7 +172,7 @@ class Service:
         """Answer a batch; what the handler raises fails all of it, as in TorchServe."""
         ids = {index: str(headers.get("x-request-id") or f"request-{index}") for index, (_, headers) in enumerate(batch)}
         self._context.request_ids = self._metrics.request_ids = ids
-        self._context.request_processor = [self._processor(headers) for _, headers in batch]
+        self._context.request_processor = [self._processor(Headers(headers)) for _, headers in batch]
         try:
             bodies = self._handle([parse_json(*asked, self._most_json) for asked in batch], self._context)
         except MemoryError:
@@ -209,11 +212,7 @@ class Service:
 
 
 class Measuring:
-    """Measures every answer, with the archive's own camserve.
-
-    Attributes:
-        works: its handler and its camserve are such that it can.
-    """
+    """Measures every answer, with the archive's own camserve, where that `works`: its handler and its camserve can."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

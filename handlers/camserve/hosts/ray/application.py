@@ -14,7 +14,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
 from camserve.core.errors import ConfigError
-from camserve.hosts.asgi.app import ASKED, MAX_HELD, App
+from camserve.hosts.asgi.app import MAX_HELD, App, find_route
 from camserve.hosts.asgi.client import Client
 from camserve.hosts.hosted import Hosted
 from camserve.hosts.ray import FRONT
@@ -44,6 +44,7 @@ class FrontApp(App):
         busy: how many requests it has.
     """
 
+    adds_id = True  # Serve's middleware
     busy = 0
     closed = False
 
@@ -51,8 +52,8 @@ class FrontApp(App):
         """Answer a request of a client."""
         if self.closed:
             raise HostError(503, "Stopping", "the server is about to stop and takes no more requests; try again later")
-        matches = (pattern.fullmatch(client.path) for pattern, _ in ASKED)
-        VERSION.set(next((match.groupdict().get("version") for match in matches if match), None))
+        route = find_route(client.path)
+        VERSION.set(route[0].groupdict().get("version") if route else None)
         self.busy += 1
         try:
             await super().answer(client)
