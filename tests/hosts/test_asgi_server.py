@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -194,6 +195,55 @@ def test_what_a_handler_of_ones_own_gets(server: AsgiServer) -> None:
     """The same as on TorchServe, whose tests ask it too."""
     wait_for_worker(server, "one")
     assert_handed(server.url, "one")
+
+
+ODD = """
+import json
+class Handler:
+    def initialize(self, context):
+        pass
+    def handle(self, data, context):
+        status, name, value = json.loads(bytes(data[0]["body"]))
+        context.set_response_status(status, "", 0)
+        context.set_response_header(0, name, value)
+        return ["said"]
+"""
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AsgiServer]:
+    """A handler that answers with what status and header it is told."""
+    folder = tmp_path_factory.mktemp("odd")
+    mar(folder, "odd", handler=ODD)
+    with AsgiServer(folder) as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("status", "name", "value", "wanted"),
+    [
+        (418, "X-Own", "a", "a"),
+        (200, "X-Own", " a\t", "a"),
+        (200, "X-Own", "h\xe9 \u732b", "h\xe9 ?"),
+        (200, "Content-Length", "2", None),
+        (200, "Transfer-Encoding", "chunked", None),
+        (600, "X-Own", "a", 500),
+        (100, "X-Own", "a", 500),
+        (200, "X Own", "a", 500),
+        (200, "", "a", 500),
+        (200, "X-Own", "a\r\nX-Other: b", 500),
+    ],
+)
+def test_what_a_handler_sets_is_sent_or_the_answer_is_a_500(
+    odd: AsgiServer, status: int, name: str, value: str, wanted: str | int | None
+) -> None:
+    """Never a connection that ends without an answer, nor one header that becomes two."""
+    answer = requests.post(f"{odd.url}/predictions/odd", data=json.dumps([status, name, value]), timeout=HANG)
+    if wanted == 500:
+        assert error(answer) == (500, "InternalError")
+        return
+    assert (answer.status_code, answer.text) == (status, "said")
+    assert wanted is None or answer.headers[name] == wanted
 
 
 @pytest.mark.parametrize("path", ["predictions/one//", "v1/models/one:predict/", "v2/models/one/infer/"])

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import random
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ from camserve.hosts.worker import Answered, Asked, HostError, no_version
 from camserve.protocol.accept import check_host
 
 logger = logging.getLogger(__name__)
+
+
+NAME, VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[^\0\n\v\f\r]*")
+"""What a header may be (RFC 9110, section 5)."""
+FRAMING = ("content-length", "transfer-encoding")
+"""Headers that say where an answer ends: only the host knows."""
 
 
 @dataclass(frozen=True)
@@ -146,18 +153,34 @@ class Client:
             pass
 
     async def reply(self, status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        """Send an answer."""
+        """Send an answer.
+
+        Raises:
+            ValueError: a handler has set a status or a header that cannot be sent; nothing was.
+        """
+        if not 200 <= status < 600:
+            raise ValueError(f"an answer's status must be from 200 to 599, got {status}")
+        more = {**({"content-type": content_type} if content_type else {}), **self.more_headers, **(headers or {})}
         lines = [(b"content-length", str(len(body)).encode())]
-        if content_type:
-            lines.append((b"content-type", content_type.encode("latin-1")))
-        more = {**self.more_headers, **(headers or {})}
-        lines += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in more.items()]
+        lines += [_write_header(name, value) for name, value in more.items() if name.lower() not in FRAMING]
         await self._send({"type": "http.response.start", "status": status, "headers": lines})
         await self._send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
 
     async def reply_json(self, status: int, value: object, headers: Mapping[str, str] | None = None) -> None:
         """Send an answer in JSON."""
         await self.reply(status, "application/json", write_json(value), headers)
+
+
+def _write_header(name: str, value: str) -> tuple[bytes, bytes]:
+    """Write a header; what Latin-1 lacks becomes `?`, as in TorchServe.
+
+    Raises:
+        ValueError: it is none, and would end the connection in place of an answer.
+    """
+    text = value.strip(" \t")
+    if not NAME.fullmatch(name) or not VALUE.fullmatch(text):
+        raise ValueError(f"an answer's header cannot be sent: {name!r}: {value!r}")
+    return name.lower().encode(), text.encode("latin-1", "replace")
 
 
 def _make_id() -> str:
