@@ -102,7 +102,7 @@ def test_a_full_queue_raises_its_alert_and_times_are_those_of_answers(watched: W
     assert share == pytest.approx(refused / 80, abs=0.15)  # `increase` extrapolates
     took = sum(seconds for status, seconds in answers if status == 200) / (80 - refused)
     mean = watched.value("camserve:latency_seconds:mean10m")  # of what came since the first scrape that saw one
-    assert took / 3 < mean < took * 3
+    assert took / 10 < mean < took * 10  # a wrong unit is a thousand times; clients wait for a busy machine too
     assert 0 < watched.value("camserve:queue_seconds:mean10m") < mean
     assert watched.query('ALERTS{alertname="CamserveDown"}') == []
 
