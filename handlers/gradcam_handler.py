@@ -35,14 +35,12 @@ from camserve.pipeline.model import Model
 from camserve.pipeline.prepare import Hooks
 from camserve.protocol.accept import HOSTS, allow_hosts
 from camserve.protocol.body import SparingJson
+from camserve.protocol.parser import REPEATED, comes_from_management, read_call
 
 with without_captum():  # our explanations need none
     from ts.torch_handler.image_classifier import ImageClassifier
 
 logger = logging.getLogger(__name__)
-
-REPEATED = "camserve repeated"
-"""Where a request's headers hold the names of repeated fields, as a tuple, which no client can send."""
 
 INSTEAD = {
     "model": "change the model in _load_pickled_model() or _load_torchscript_model(), or in the model's file",
@@ -117,7 +115,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         self.context = context
         self.check_unchanged()
         started = time.perf_counter()
-        if len(data) == 1 and not data[0] and self._is_describe() and from_management(context.get_all_request_header(0)):
+        if len(data) == 1 and not data[0] and self._is_describe() and comes_from_management(context.get_all_request_header(0)):
             return [self.describe_handle()]
         bodies = self._answer([self._read_call(row, index) for index, row in enumerate(data)])
         context.metrics.add_time("HandlerTime", round((time.perf_counter() - started) * 1000, 2), None, "ms")
@@ -249,21 +247,6 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         return locked
 
 
-def read_call(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call:
-    """Read a row and its headers; TorchServe keeps each parameter's content type among the headers, as a dict.
-
-    Its own header is `explain`, in this case exactly: a client's `Explain` stands beside it. gRPC has no headers and no call to
-    explain, so there the input `explain` asks for it: `true`, or `false`; anything else is refused as an option.
-    """
-    plain = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
-    if not plain and isinstance(row.get("explain"), (bytes, bytearray)):
-        word = bytes(row["explain"]).strip().lower()
-        rest = {name: value for name, value in row.items() if name != "explain"}
-        return Call(word != b"false", {}, rest if word in (b"true", b"false") else row)
-    repeated = headers.get(REPEATED)
-    return Call(headers.get("explain") == "True", plain, row, repeated if isinstance(repeated, tuple) else ())
-
-
 def refuse_envelope() -> None:
     """Raise `ConfigError` inside of an envelope, which only TorchServe's loader knows of: every request would be a 503."""
     frame = inspect.currentframe()
@@ -309,13 +292,3 @@ def spare_codec() -> None:
     except ImportError:
         return
     otf_message_handler.json = SparingJson()
-
-
-def from_management(headers: Mapping[str, Any]) -> bool:
-    """Return True if a request without a body came to the management address.
-
-    Most inference routes say `explain` of each request; `/invocations` and its like do not, and have no body where a form is
-    empty.
-    """
-    form = any(name.lower() == "content-type" and "form" in str(value).lower() for name, value in headers.items())
-    return "explain" not in headers and not form

@@ -1,10 +1,13 @@
-"""A `Call` becomes a `Request`: which protocol, which images, which options.
+"""A row with its headers becomes a `Call`, a `Call` a `Request`: which protocol, which images, which options.
 
 The host tells neither the URL nor the method, so the protocols are told apart by their bodies: a JSON object with
 `instances` is V1, one with `inputs` is V2 (unless it has `data`), everything else is plain.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from camserve.core.errors import RequestError
 from camserve.core.messages import CONTENT_TYPES, Call, Encoded, Image, Item, Page, Request
@@ -17,12 +20,40 @@ from camserve.protocol.kserve.request import parse_v1, parse_v2
 from camserve.protocol.options import OptionReader, Spelling
 from camserve.protocol.tensors import bad_tensor, is_npy
 
+REPEATED = "camserve repeated"
+"""Where a request's headers hold the names of repeated fields, as a tuple, which no client can send."""
+
 NPY = CONTENT_TYPES["npy"]
 JSON_LENGTH = "inference-header-content-length"
 _FORM_HELP = (
     "the body came as application/x-www-form-urlencoded, as curl's -d and --data-binary send it; "
     "send a picture with -T cat.jpg or -F data=@cat.jpg, and JSON with -H 'content-type: application/json'"
 )
+
+
+def read_call(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call:
+    """Read a row and its headers; TorchServe keeps each parameter's content type among the headers, as a dict.
+
+    Its own header is `explain`, in this case exactly: a client's `Explain` stands beside it. gRPC has no headers and no call to
+    explain, so there the input `explain` asks for it: `true`, or `false`; anything else is refused as an option.
+    """
+    plain = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+    if not plain and isinstance(row.get("explain"), (bytes, bytearray)):
+        word = bytes(row["explain"]).strip().lower()
+        rest = {name: value for name, value in row.items() if name != "explain"}
+        return Call(word != b"false", {}, rest if word in (b"true", b"false") else row)
+    repeated = headers.get(REPEATED)
+    return Call(headers.get("explain") == "True", plain, row, repeated if isinstance(repeated, tuple) else ())
+
+
+def comes_from_management(headers: Mapping[str, Any]) -> bool:
+    """Return True if a request without a body came to the management address.
+
+    Most inference routes say `explain` of each request; `/invocations` and its like do not, and have no body where a form is
+    empty.
+    """
+    form = any(name.lower() == "content-type" and "form" in str(value).lower() for name, value in headers.items())
+    return "explain" not in headers and not form
 
 
 class Parser:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 import torch
-from tests.support.models import nets
+from tests.support.models import heads, nets
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -84,18 +84,6 @@ class Axis:
         return replace(self, count=count, start=self.start + (step - self.step) / 2, step=step)
 
 
-class Part(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, change: Change) -> None:
-        super().__init__()
-        self.change = change
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[N, C, h, w]`, changed."""
-        return self.change(x)
-
-
 class Block(nn.Module):
     """Two convolutions, with a gate over all cells or without, and a shortcut."""
 
@@ -162,7 +150,7 @@ class Drawn(nn.Module):
         grid = axes[0].count, axes[1].count
         if not must and not (min(grid) >= LEAST and max(grid) <= 250 and is_proportional(grid, self.size)):
             return False
-        module = change if isinstance(change, nn.Module) else Part(change)
+        module = change if isinstance(change, nn.Module) else heads.Applied(change)
         if isinstance(change, nn.Module) or self.chance.random() < 1 / 3:
             self.body.append(module)
             change = module
@@ -219,7 +207,7 @@ class Drawn(nn.Module):
         same, mode = (wide // 2 if kind == "same" else 0), "constant" if self.mode == "zeros" else self.mode
         layers = [nn.Conv2d(self.inside, self.width, side, stride, same, dilation, padding_mode=self.mode), self.norm(self.width)]
         if kind == "even":
-            layers.insert(0, Part(lambda x: functional.pad(x, (*borders[1], *borders[0]), mode)))
+            layers.insert(0, heads.Applied(lambda x: functional.pad(x, (*borders[1], *borders[0]), mode)))
         axes = [axis.see(side, stride, ends, dilation) for axis, ends in zip(self.axes, borders, strict=True)]
         if self._add(nn.Sequential(*layers, nn.ReLU()), axes, must=must or self.inside == 3):
             self.inside = self.width

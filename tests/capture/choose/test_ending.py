@@ -17,18 +17,6 @@ Function = Callable[[Tensor], Tensor]
 KINDS = ("eager", "trace", "exported")
 
 
-class Applied(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Of the logits."""
-        return self.function(x)
-
-
 class Compared(heads.Net):
     """The pooled features, compared with a vector of each class."""
 
@@ -44,7 +32,7 @@ class Compared(heads.Net):
 
 def ending(function: Function, classes: int = 5, deep: bool = False) -> heads.Net:
     """A net whose logits go through a function."""
-    return heads.ending(Applied(function))(classes, deep).eval()
+    return heads.ending(heads.Applied(function))(classes, deep).eval()
 
 
 PERCENTAGES: dict[str, tuple[Function, str, bool]] = {

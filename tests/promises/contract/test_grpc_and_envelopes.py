@@ -19,11 +19,11 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.model_loader import ModelLoaderFactory
 
 from camserve.core.errors import ConfigError
+from camserve.protocol.parser import read_call
 from camserve.tools.archive.archive import load_service
 from camserve.tools.commands.serve import Server, main
 from camserve.tools.serving.configuration.addresses import Settings
 from camserve.tools.serving.process.errors import ServeError
-from gradcam_handler import read_call
 
 ROOT = Path(__file__).resolve().parents[3]
 KSERVE = ROOT / ".venv-kserve" / "bin" / "python"

@@ -13,9 +13,10 @@ import requests
 from tests.support.build import archive, encoded, noise
 from tests.support.processes.waiting import HANG
 
+from camserve.protocol.parser import REPEATED, read_call
 from camserve.tools.archive.archive import Row, ask, handler_of, load_service
 from camserve.tools.commands.serve import Server
-from gradcam_handler import REPEATED, keep_repeats, read_call
+from gradcam_handler import keep_repeats
 
 MODEL = "hostile"
 SIZES = {"tiny": (1, 1), "small": (8, 8), "photo": (400, 300)}

@@ -43,6 +43,18 @@ class Net(nn.Module):
         return self.end(self.logits(self.features(x)))
 
 
+class Applied(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the function makes of it."""
+        return self.function(x)
+
+
 class FeaturesFirst(Net):
     """`(features, logits)`."""
 
