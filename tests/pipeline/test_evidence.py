@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,16 @@ def kept(service: Any, store: Folder, rows: list[Row]) -> tuple[list[Response], 
     answers = ask(service, rows)
     monitor._digest()
     writer = monitor._keeper._writer
-    with writer._turns:
-        writer._turns.notify()
-    wait_until(lambda: not writer._queue and monitor._keeper._held == 0)
+    wait_until(lambda: not writer._queue)
+    taken = time.monotonic()
+
+    def has_written() -> bool:
+        """Whether a turn has ended since nothing waited: what it took is in the store."""
+        with writer._turns:
+            writer._turns.notify()
+        return bool(writer._ended > taken)
+
+    wait_until(has_written)
     new = [entry for entry in list_entries(store) if entry.id not in before]
     return answers, sorted(read_records(store, new), key=lambda record: (record.request_id, record.instance))
 

@@ -13,9 +13,10 @@ import pytest
 import requests
 from tests.support.processes.serving import CONFIG, assert_handed, estrange
 from tests.support.processes.waiting import HANG
-from tests.tools.serving.doubles import ScriptedManagement, server_hearing, versions
+from tests.tools.serving.doubles import Running, ScriptedManagement, server_hearing, versions
 
 from camserve.tools.commands.serve import Server
+from camserve.tools.serving import server as server_module
 from camserve.tools.serving.configuration import cores
 from camserve.tools.serving.process.errors import ServeError
 from camserve.tools.serving.process.process import is_running
@@ -87,6 +88,33 @@ def test_a_model_that_loads_for_long_is_waited_for(store: Path) -> None:
     began = time.monotonic()
     server.wait_ready()
     assert time.monotonic() - began > 1
+
+
+class Restarting(Running):
+    """A process of which one worker ends each time that somebody looks; the log says of the first that it began late."""
+
+    late = (
+        "2026-01-01T00:00:00,000 [ERROR] W-9000-quick_1.0 org.pytorch.serve.wlm.WorkerThread - Backend worker startup time out."
+    )
+    lines = (late,)
+
+    def __init__(self) -> None:
+        self.workers = [[psutil.Process()], [], [psutil.Process()], []]
+
+    def children(self, recursive: bool = True) -> set[psutil.Process]:
+        """The next."""
+        return set(self.workers.pop(0) if self.workers else ())
+
+
+def test_a_worker_that_begins_late_is_waited_for(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchServe ends it after two minutes and starts another. The next that ends has no such excuse."""
+    monkeypatch.setattr(server_module, "is_worker", lambda _: True)
+    monkeypatch.setattr(server_module, "REASON_WAIT", 0.1)
+    server = server_hearing(store, ScriptedManagement(versions("UNLOADING")))
+    server._process = Restarting()  # type: ignore[assignment]
+    with pytest.raises(ServeError, match=r'^the model "quick" does not load: its worker ended and gave no reason: '):
+        server.wait_ready()
+    assert not server._process.workers  # type: ignore[attr-defined]
 
 
 def test_silence_is_told_as_it_is(store: Path) -> None:

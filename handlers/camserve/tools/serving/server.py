@@ -69,6 +69,7 @@ class Server(BaseServer):
         self._max_silence, self._max_outage = max_silence, max_outage
         self._outages = OutageDetector(max_outage)
         self._workers: set[psutil.Process] = set()
+        self._late = 0
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -204,6 +205,9 @@ class Server(BaseServer):
         reason = self._wait_reason(names)
         if reason:
             raise ServeError(f"the model {show(reason[0])} does not load: {reason[1]}")
+        if self._late + len(ended) <= len(faults.find_late(self.lines)):
+            self._late += len(ended)  # TorchServe starts them again, and its log says so
+            return
         raise ServeError(f"the model {show(names[0])} does not load: its worker ended and gave no reason: {self._last(4)}")
 
     def _wait_reason(self, names: Sequence[str]) -> tuple[str, str] | None:

@@ -18,6 +18,8 @@ _ENDS = (
 )
 # What TorchServe makes of the cause: the retry under its own handlers' names, and the code it sent before it ended.
 _MISLEADING = re.compile(r"ModuleNotFoundError: No module named 'ts\.torch_handler\.|RuntimeError: 50[07] - ")
+_LATE_THREAD = re.compile(r"W-\d+-(?P<model>.+)_[^_]*")
+_LATE = "Backend worker startup time out"
 _OURS = re.compile(r"^camserve\.(?:core\.)?errors\.ConfigError: ")
 
 
@@ -30,6 +32,16 @@ def find_reason(lines: Iterable[str], model: str) -> str | None:
     exceptions = list(_exceptions(_messages(lines, model)))
     causes = [text for text in exceptions if not _MISLEADING.match(text)] or exceptions
     return _OURS.sub("", causes[-1]) if causes else None
+
+
+def find_late(lines: Iterable[str]) -> list[str]:
+    """Finds the models of whose workers TorchServe ended one since it had not begun within two minutes, an entry each time.
+
+    No setting changes that time, and TorchServe starts another: on a busy machine this says nothing about the model.
+    """
+    parsed = [_parse(line) for line in lines]
+    found = [_LATE_THREAD.fullmatch(thread) for thread, message in parsed if _LATE in message]
+    return [match["model"] for match in found if match]
 
 
 def _messages(lines: Iterable[str], model: str) -> Iterator[str]:
