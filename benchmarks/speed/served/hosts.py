@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from benchmarks.speed.served import archives
 from benchmarks.speed.served.load import load, wrk_version
 
 CONNECTIONS = 16
+STARTS = 3
+"""Of each server."""
 NAMES = {"asgi": "ASGI", "ray": "Ray"}
 LEAST = {"asgi": 1.1, "ray": 0.9}
 """Answers a second, of TorchServe's."""
@@ -61,11 +65,11 @@ class Hosted:
         """MiB, what is shared counted once."""
         return sum(each.memory_full_info().pss for each in self.processes()) / 2**20
 
-    def batches(self) -> dict[int, float]:
+    def batches(self) -> Counter[int]:
         """How many batches of each size were formed; TorchServe does not tell."""
         port = int(self.url.rpartition(":")[2])
         text = requests.get(f"http://127.0.0.1:{port + 2}/metrics", timeout=30).text
-        return {int(size): float(count) for size, count in BATCHES.findall(text)}
+        return Counter({int(size): int(float(count)) for size, count in BATCHES.findall(text)})
 
     def stop(self) -> None:
         """Ends it as a user would."""
@@ -83,81 +87,119 @@ def hosted(host: str, store: Path, model: str) -> Iterator[Hosted]:
         server.stop()
 
 
+@dataclass
+class Found:
+    """What was measured, by host and load: answers a second or seconds a round, milliseconds of processor time a request (of all
+    processes, and of the host's own), MiB a start, and how many batches of each size were formed."""
+
+    rates: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    cost: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    memory: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    batches: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+
+
 def measure(model: str, rounds: int, seconds: float, say: Callable[[str], None], runtime: str | None = None) -> dict[str, Any]:
     """All hosts with one archive, in turns; the others are idle meanwhile.
 
+    They are started anew for each third of the rounds: two starts of one server differ by more than two hosts do.
+
     Args:
         model: which, see `archives.MODELS`.
-        rounds: how many.
+        rounds: how many, of all starts together.
         seconds: of load on each host in a round.
         say: is told how far it is.
         runtime: what the archive is packaged for, and then without Ray; None: torch.
     """
     hosts = HOSTS if runtime is None else ("torchserve", "asgi")
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    found, starts = Found(), min(STARTS, rounds)
+    with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)
         say(f"{model}: packaging")
         archives.ours(store, model, None, *(() if runtime is None else ("--runtime", runtime)))
         picture = archives.photograph(store)
-        say(f"{model}: starting {len(hosts)} servers")
-        servers = {host: stack.enter_context(hosted(host, store, model)) for host in hosts}
-        cost: dict[str, list[tuple[float, float]]] = {}
-        work: dict[str, Callable[[], float]] = {}
-        for host, server in servers.items():
-            work[f"lone prediction on {host}"] = partial(_wait, server, model, picture, seconds)
-            for words, share in (("predictions", 0.0), ("explanations", 1.0)):
-                name = f"{host}, {words}"
-                cost[name] = []
-                work[name] = lambda name=name, server=server, share=share: _slice(  # type: ignore[misc]
-                    server, model, picture, seconds, share=share, cost=cost[name]
-                )
-        found = alternate(work, rounds, lambda text: say(f"{model}, {text}"))
-        memory = {host: server.memory() for host, server in servers.items()}
-        batches = {host: servers[host].batches() for host in hosts[1:]}
+        trial = Trial(hosts, store, model, picture, seconds, say)
+        for start in range(starts):
+            say(f"{model}: start {start + 1} of {starts} of {len(hosts)} servers")
+            trial.add_start(found, len(range(start, rounds, starts)))
     told = conditions(
         model=f"{model}, {'ImageNet' if model == archives.DEMO else 'random'} weights",
         picture="photograph, JPEG, 640 x 480",
-        load=f"{wrk_version()}, one thread, {CONNECTIONS} connections, {seconds:g} s a slice, {rounds} rounds",
+        load=f"{wrk_version()}, one thread, {CONNECTIONS} connections, {seconds:g} s a slice, {rounds} rounds in {starts} starts",
         server=f"one worker each, as packaged{f' for {runtime}' if runtime else ''} and by config.properties; monitoring on",
         java=java_version(),
     )
-    rates = {name: Spread.of(values).__dict__ for name, values in found.items()}
+    rates = {name: Spread.of(values).__dict__ for name, values in found.rates.items()}
     for place, words in enumerate(("processor ms a request", "processor ms a request outside of the worker")):
-        rates |= {f"{name}: {words}": Spread.of([each[place] for each in values[1:]]).__dict__ for name, values in cost.items()}
-    rates |= {f"{host}: memory, MiB": Spread.of([value]).__dict__ for host, value in memory.items()}
-    for host, formed in batches.items():
+        rates |= {f"{name}: {words}": Spread.of([each[place] for each in values]).__dict__ for name, values in found.cost.items()}
+    rates |= {f"{host}: memory, MiB": Spread.of(values).__dict__ for host, values in found.memory.items()}
+    for host, formed in found.batches.items():
         mean = sum(size * count for size, count in formed.items()) / sum(formed.values())
         rates[f"{host}: requests in a batch, mean"] = Spread.of([mean]).__dict__
-    return {"conditions": told, "rows": _rows(hosts, found, cost, memory), "rates": rates}
+    return {"conditions": told, "rows": _rows(hosts, found), "rates": rates}
 
 
-def _wait(server: Hosted, model: str, picture: Path, seconds: float) -> float:
-    """Seconds that a lone client waits for a prediction, the median."""
-    return load(server.url, model, picture, seconds=seconds, connections=1).p50
+@dataclass(frozen=True)
+class Trial:
+    """What is asked of which hosts."""
+
+    hosts: Sequence[str]
+    store: Path
+    model: str
+    picture: Path
+    seconds: float
+    say: Callable[[str], None]
+
+    def add_start(self, found: Found, rounds: int) -> None:
+        """Starts all hosts, and adds what so many rounds give."""
+        with ExitStack() as stack:
+            servers = {host: stack.enter_context(hosted(host, self.store, self.model)) for host in self.hosts}
+            cost: dict[str, list[tuple[float, float]]] = {}
+            work: dict[str, Callable[[], float]] = {}
+            for host, server in servers.items():
+                work[f"lone prediction on {host}"] = partial(self._wait, server)
+                for words, share in (("predictions", 0.0), ("explanations", 1.0)):
+                    name = f"{host}, {words}"
+                    cost[name] = []
+                    batches = None if host == "torchserve" else found.batches[host]
+                    work[name] = partial(self._load, server, share, cost[name], batches)
+            for name, values in alternate(work, rounds, lambda text: self.say(f"{self.model}, {text}")).items():
+                found.rates[name] += values
+            for name, spent in cost.items():
+                found.cost[name] += spent[1:]  # the first is of the warm-up
+            for host, server in servers.items():
+                found.memory[host].append(server.memory())
+
+    def _wait(self, server: Hosted) -> float:
+        """Seconds that a lone client waits for a prediction, the median."""
+        return load(server.url, self.model, self.picture, seconds=self.seconds, connections=1).p50
+
+    def _load(self, server: Hosted, share: float, cost: list[tuple[float, float]], batches: Counter[int] | None) -> float:
+        """Answers a second; adds to `cost` the milliseconds of processor time of a request, and those of the host itself, and to
+        `batches` what was formed."""
+        before = server.used()
+        formed = Counter() if batches is None else server.batches()
+        done = load(server.url, self.model, self.picture, seconds=self.seconds, share=share, connections=CONNECTIONS)
+        spent, own = (1000 * (after - first) / done.requests for after, first in zip(server.used(), before, strict=True))
+        cost.append((spent, own))
+        if batches is not None:
+            batches.update(server.batches() - formed)
+        return done.rate
 
 
-def _slice(server: Hosted, model: str, picture: Path, seconds: float, *, share: float, cost: list[tuple[float, float]]) -> float:
-    """Answers a second; adds to `cost` the milliseconds of processor time that a request took, and those of the host itself."""
-    before = server.used()
-    done = load(server.url, model, picture, seconds=seconds, share=share, connections=CONNECTIONS)
-    spent, own = (1000 * (after - first) / done.requests for after, first in zip(server.used(), before, strict=True))
-    cost.append((spent, own))
-    return done.rate
-
-
-def _rows(
-    hosts: Sequence[str], found: dict[str, list[float]], cost: dict[str, list[tuple[float, float]]], memory: dict[str, float]
-) -> list[dict[str, Any]]:
+def _rows(hosts: Sequence[str], found: Found) -> list[dict[str, Any]]:
     rows = []
     for host in hosts[1:]:
         name = NAMES[host]
         for words in ("predictions", "explanations"):
             ours, theirs = f"{host}, {words}", f"torchserve, {words}"
-            rows.append((f"{name}'s {words}/s over TorchServe's", ratios(found[ours], found[theirs]), LEAST[host], "least"))
-            used = ratios(*([spent for spent, _ in cost[each][1:]] for each in (ours, theirs)))
+            rows.append(
+                (f"{name}'s {words}/s over TorchServe's", ratios(found.rates[ours], found.rates[theirs]), LEAST[host], "least")
+            )
+            used = ratios(*([spent for spent, _ in found.cost[each]] for each in (ours, theirs)))
             if host == "asgi":
                 rows.append((f"{name}'s processor time a request over TorchServe's, {words}", used, 0.9, "most"))
-        waits = ratios(*(found[f"lone prediction on {each}"] for each in (host, "torchserve")))
+        waits = ratios(*(found.rates[f"lone prediction on {each}"] for each in (host, "torchserve")))
         rows.append((f"{name}'s latency of a lone prediction over TorchServe's", waits, 1.0, "most"))
-    rows.append(("ASGI's memory over TorchServe's", [memory["asgi"] / memory["torchserve"]], 0.75, "most"))
+    memory = ratios(found.memory["asgi"], found.memory["torchserve"])
+    rows.append(("ASGI's memory over TorchServe's", memory, 0.75, "most"))
     return [{"what": what, "goal": goal, "side": side, **Spread.of(values).__dict__} for what, values, goal, side in rows]
