@@ -187,7 +187,7 @@ def test_a_model_of_other_channels_than_configured_is_refused_with_the_key() -> 
 
 @pytest.mark.parametrize(("channels", "settings"), [(1, {"scale": 2048.0, "mean": 1024.0}), (1, {}), (3, {})])
 def test_trials_run_on_numbers_of_the_models_own_range(channels: int, settings: dict[str, Any]) -> None:
-    """A model of X-rays is tried with hundreds, others as before."""
+    """A model of X-rays is tried with hundreds, others as before; one picture has an eighth of the contrast."""
     seen: list[float] = []
 
     class Watching(Net):
@@ -196,4 +196,4 @@ def test_trials_run_on_numbers_of_the_models_own_range(channels: int, settings: 
             return super().forward(pictures)
 
     camserve.Model(Watching(channels), **SETTINGS, channels=channels, **settings)
-    assert all(0.5 < each / (0.225 * 2048 if settings else 1) < 1.5 for each in seen)
+    assert all(0.05 < each / (0.225 * 2048 if settings else 1) < 1.5 for each in seen)

@@ -14,11 +14,12 @@ from camserve.capture.alignment.align import Aligned
 from camserve.capture.base import Capture, CaptureSettings, Classifier
 from camserve.capture.choose.bypass import BypassTrial
 from camserve.capture.choose.cam_condition import find_cam_weights
-from camserve.capture.choose.chosen import choose_and_place
+from camserve.capture.choose.chosen import add_doubts, choose_and_place
 from camserve.capture.choose.members import list_members, split_name
-from camserve.capture.choose.scores import read_kind_of_scores
+from camserve.capture.choose.scores import check_rows, read_kind_of_scores
 from camserve.capture.models.eager import EagerClassifier
 from camserve.capture.models.kinds import copy_exactly, open_model, summarize_error, survey_model
+from camserve.capture.models.passes import fit_batch
 from camserve.capture.models.programs.graphs.classifier import GraphClassifier
 from camserve.capture.models.views import JoinedCapture
 from camserve.capture.precision import precision_context
@@ -141,6 +142,7 @@ def open_backend(
     pictures = synthesize_pictures(size, config=config).to(device)
     classifier = open_model(model, pictures)
     notes = read_kind_of_scores(classifier, pictures, config, classes)
+    notes += check_rows(classifier, pictures)
     tried = copy_exactly(classifier, pictures) if type(classifier) is EagerClassifier else classifier
     tell("looking at every layer's output")
     survey = survey_model(tried, pictures, config.token_grid)
@@ -157,6 +159,9 @@ def open_backend(
     capture, runtime = _choose_runtime(model, classifier, config, opened, pictures=pictures, tell=tell)
     joined = {layer: names for layer, names in members.items() if len(names) > 1}
     together = {layer: Aligned.join(layer, [aligned[name] for name in names]) for layer, names in members.items()}
+    doubts = add_doubts(
+        chosen.doubts, together, {layer: trial.find_lost(set(names) - set(weights)) for layer, names in members.items()}
+    )
     beside = {layer: trial.measure_beside(sites[layer]) for layer in chosen.layers if layer in sites}
     return Backend(
         capture=JoinedCapture(capture, joined) if joined else capture,
@@ -171,15 +176,8 @@ def open_backend(
         aligned=together,
         beside={layer: share for layer, share in beside.items() if share is not None},
         runtime=runtime,
-        **chosen._replace(doubts=_add_untold(chosen.doubts, together))._asdict(),
+        **chosen._replace(doubts=doubts)._asdict(),
     )
-
-
-def _add_untold(doubts: Mapping[str, str], aligned: Mapping[str, Aligned]) -> dict[str, str]:
-    """Return the doubts of each layer, and beside them that no trial shows where its cells lie."""
-    untold = {layer: each.note for layer, each in aligned.items() if not each.told}
-    both = {layer: (doubts.get(layer, ""), untold.get(layer, "")) for layer in aligned}
-    return {layer: "; ".join(filter(None, texts)) for layer, texts in both.items() if any(texts)}
 
 
 def _find_weights(classifier: Classifier, pictures: Tensor, sites: Mapping[str, Site], outputs: int) -> dict[str, Tensor]:
@@ -202,6 +200,7 @@ def _arrange(
             raise ConfigError(f"{key} is for eager models; a model of the kind {classifier.kind} keeps its own, leave it out")
         return "contiguous"
     eager: Any = getattr(model, "_orig_mod", model)
+    pictures = fit_batch(pictures, classifier.batch)
     if tune:
         fold_norms(eager, pictures, layers, classifier.reader)
     on_cpu = pictures.device.type == "cpu"  # packaging measures on the CPU; a GPU's worker measures
@@ -266,8 +265,11 @@ def _open_runtime(model: Any, classifier: Classifier, config: Config, opened: Op
     asked = "compile" if compiler is not None else config.runtime
     if asked == "torch" or (asked == "auto" and opened.device.type != "cpu"):
         return opened.capture, Runtime()
+    alone = f"a model of the kind {classifier.kind} runs in torch alone; {AS_GRAPH}"
+    if type(classifier) is EagerClassifier and classifier.batch[1]:
+        alone = "each picture has a pass of its own, and such a model runs in torch alone"
     if type(classifier) is not EagerClassifier or classifier.kind != "eager" or classifier.batch[1]:
-        return opened.capture, refuse_runtime(asked, f"a model of the kind {classifier.kind} runs in torch alone; {AS_GRAPH}")
+        return opened.capture, refuse_runtime(asked, alone)
     if asked == "tensorrt":
         return opened.capture, refuse_runtime(asked, "it runs models that come as an ONNX graph (--onnx) alone")
     dtypes = {str(each.dtype).removeprefix("torch.") for each in classifier.module.parameters()} | {config.precision}

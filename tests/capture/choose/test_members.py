@@ -200,4 +200,4 @@ def test_what_earlier_layers_give_is_run_once_for_all_that_are_tried() -> None:
     model, passes = Ensemble(Ordered(before=1), Ordered(before=2)), []
     model.register_forward_pre_hook(lambda _module, given: passes.append(len(given[0])))
     assert opened(model).layers == ("one.norm + other.norm",)
-    assert len(passes) <= 145
+    assert len(passes) <= 149

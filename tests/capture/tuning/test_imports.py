@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.machinery
+import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,3 +60,45 @@ def test_a_subclass_may_explain_as_the_stock_handler_does(anew: Any, monkeypatch
     handler.ig = sys.modules["ts.torch_handler.vision_handler"].IntegratedGradients(model)
     expected = IntegratedGradients(model).attribute(pictures, target=1, n_steps=15)
     assert torch.equal(torch.tensor(handler.get_insights(pictures, None, 1)), expected.float())
+
+
+COMPILER = """
+import sys
+import gradcam_handler
+import torch
+from torchvision.ops import roi_align
+
+assert not {"torch._dynamo", "torch._dynamo.utils", "sympy"} & set(sys.modules)
+pictures, boxes = torch.arange(64.0).reshape(1, 1, 8, 8), torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])
+pooled = roi_align(pictures, boxes, 2)
+assert "torch._dynamo" not in sys.modules
+torch.use_deterministic_algorithms(True)
+assert torch.equal(roi_align(pictures, boxes, 2), pooled)
+assert torch.equal(torch.compile(lambda given: given + 1, backend="eager")(pictures), pictures + 1)
+assert sys.modules["torch._dynamo"].__file__ and sys.modules["torch._dynamo.utils"].__file__
+"""
+
+
+TAKEN = """
+import sys
+import torch
+from camserve.capture.tuning import imports
+
+sys.modules.update({name: imports._CompilerPlaceholder(name) for name in imports.COMPILER})
+from torch._dynamo.utils import counters
+import torch._dynamo.exc
+assert type(counters).__name__ == "defaultdict" and torch._dynamo.exc.Unsupported
+assert not any(isinstance(each, imports._CompilerPlaceholder) for each in sys.modules.values())
+"""
+
+
+@pytest.mark.parametrize("program", [COMPILER, TAKEN], ids=["operators", "all else"])
+def test_torchvision_brings_no_compiler(program: str) -> None:
+    """Until something of it is used, which then is torch's own: by torchvision's operators and torch.compile, and by releases of
+    torchvision that import more."""
+    root = Path(__file__).resolve().parents[3]
+    environment = {**os.environ, "PYTHONPATH": str(root / "handlers"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

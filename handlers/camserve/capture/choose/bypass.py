@@ -9,13 +9,14 @@ and no map of cells shows that. So it counts against no layer, and is measured b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from camserve.capture.base import Captured, Classifier
+from camserve.capture.choose.cam_condition import measure_lost, spread_targets
 from camserve.capture.models.passes import fit_batch
 from camserve.capture.precision import disable_tf32
 from camserve.capture.survey.layers import MODEL_ERRORS, LayerInfo, Site
@@ -31,9 +32,6 @@ ALIKE = 1e-4
 
 CANCELLED = 1e-2
 """Sums smaller than so many times the sum of their terms' sizes are too near to float32's rounding of these (1e-6) to be read."""
-
-CLASSES = 3
-"""Most classes whose gradients are compared."""
 
 
 def describe_share(share: float) -> str:
@@ -125,8 +123,7 @@ class BypassTrial:
         captured = self._capture(info)
         if captured is None:
             return True
-        ranked = captured.logits[0].argsort(descending=True)
-        targets = ranked[torch.linspace(0, len(ranked) - 1, min(CLASSES, len(ranked))).long()]
+        targets = spread_targets(captured.logits[0])
         row = torch.zeros_like(targets[:1])
         try:
             found = [captured.gradients(info.name, row, target[None]).double().flatten() for target in targets]
@@ -134,6 +131,12 @@ class BypassTrial:
             return True
         directions = [each / each.norm() for each in found if each.norm() > 0]
         return len(directions) < 2 or any(float(directions[0] @ each) < 1 - ALIKE for each in directions[1:])
+
+    def find_lost(self, names: Collection[str]) -> float:
+        """Return how far gradients are at most, for one of these layers, from how the scores follow it; see `measure_lost`."""
+        infos = [info for info in self._maps if info.name in names]
+        passes = [(info, self._capture(info)) for info in infos]
+        return max((measure_lost(self._model, info.site, self._held, each) for info, each in passes if each), default=0.0)
 
     def cancels(self, info: LayerInfo) -> bool:
         """Return whether activation times gradient adds up to hardly anything over the channels, in every cell.

@@ -1,5 +1,6 @@
-"""The CAM condition: behind global average pooling and one linear layer, gradients are rows of that layer's weight.
+"""What gradients behind a layer are, in closed form, and whether those of autograd say how the scores follow.
 
+The CAM condition: behind global average pooling and one linear layer, gradients are rows of that layer's weight.
 Zhou et al. 2016 (arXiv 1512.04150) introduced class activation maps for models of this form. A gradient is known there in
 closed form, without a backward pass.
 """
@@ -9,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from camserve.capture.base import Classifier
+from camserve.capture.base import Captured, Classifier
 from camserve.capture.models.passes import fit_batch
 from camserve.capture.precision import disable_tf32
-from camserve.capture.survey.layers import Site
+from camserve.capture.survey.layers import MODEL_ERRORS, Site
 
 RELATIVE_ERROR = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Relative tolerance between the model's scores and the closed form's, by the type of the weights: both round differently."""
@@ -29,6 +30,19 @@ FULL_PRECISION_ERROR = 1e-4
 
 SCALES = (1.0, 30.0)
 """Scales of the random activations. They have both signs, so that anything nonlinear before the scores shows at one of them."""
+
+CLASSES = 3
+"""Most classes whose gradients are compared."""
+
+STEPS = (0.01, 0.03)
+"""How far a layer's cells are moved to see how the scores follow, in standard deviations of its output. Where the first step
+shows a difference, the second tells whether it is steady, or half precision's rounding."""
+
+MAX_LOST = 0.2
+"""Largest difference between gradients and how the scores follow that is no doubt: ReLUs that open and close make up to 0.08."""
+
+LEAST = 3e-5
+"""Where scores change by less, as a share of their size, rounding hides how they follow."""
 
 
 def find_cam_weights(model: Classifier, site: Site, pictures: Tensor, outputs: int) -> Tensor | None:
@@ -99,3 +113,64 @@ def _agrees(weight: Tensor, pooled: Tensor, scores: Tensor, tolerance: float) ->
     expected = pooled @ weight.double().cpu().T
     scale = expected.abs().max()
     return bool(scale > 0) and bool((scores - expected).abs().max() <= tolerance * scale)
+
+
+def spread_targets(logits: Tensor) -> Tensor:
+    """Return a few classes, from the most to the least probable by `logits` `[K]`."""
+    ranked = logits.argsort(descending=True)
+    return ranked[torch.linspace(0, len(ranked) - 1, min(CLASSES, len(ranked))).long()]
+
+
+def measure_lost(model: Classifier, site: Site, pictures: Tensor, captured: Captured) -> float:
+    """Return how far gradients are from how the scores follow a layer, as a share of the latter; 0 where that is not known.
+
+    They are, where a part of what is behind the layer is detached, runs in `torch.no_grad()`, or has a backward of its own. The
+    layer's cells are moved at random, and what the scores of a few classes change by is compared with what the gradients say.
+
+    Args:
+        pictures: `[N, 3, H, W]`.
+        captured: a pass over them, with this layer.
+    """
+    output = captured.output(site.layer)
+    if not isinstance(output, Tensor) or site.views:
+        return 0.0
+    followed = list[Tensor]()
+    try:
+        for step in STEPS:
+            moved, change = _follow(model, site, pictures, captured, step * float(output.float().std()))
+            if not change.norm() > LEAST * captured.logits.double().norm():
+                return 0.0
+            followed.append(change / step)
+            expected = _expect(site, captured, moved - output)
+            share = float((expected - change).norm() / change.norm())
+            if share <= MAX_LOST:
+                return share
+    except MODEL_ERRORS:
+        return 0.0
+    steady = float((followed[0] - followed[1]).norm() / followed[1].norm()) <= MAX_LOST
+    return share if steady else 0.0
+
+
+def _follow(model: Classifier, site: Site, pictures: Tensor, captured: Captured, size: float) -> tuple[Tensor, Tensor]:
+    """Return a layer's output with its cells moved at random, and what scores of a few classes `[N, k]` then change by."""
+    output = torch.as_tensor(captured.output(site.layer))
+    noise = _draw(output, 1 if site.layout.order == "nchw" else -1)
+    moved = site.layout.mix(output + noise * size, output)
+    with disable_tf32():
+        change = model.run_with(site, pictures, moved).double() - captured.logits.double()
+    return moved, change[:, spread_targets(captured.logits[0])]
+
+
+def _expect(site: Site, captured: Captured, moves: Tensor) -> Tensor:
+    """Return what gradients say that the scores of these classes `[N, k]` change by."""
+    rows, moves = torch.arange(len(captured.logits), device=moves.device), site.layout.to_grid(moves).double()
+    targets = spread_targets(captured.logits[0])
+    slopes = [captured.gradients(site.layer, rows, target.expand(len(rows))).double() for target in targets]
+    return torch.stack([(slope * moves).sum((1, 2, 3)) for slope in slopes], 1)
+
+
+def _draw(output: Tensor, channels: int) -> Tensor:
+    """Return random values of an output's shape. A part is the same in all cells: pooling does not average that out."""
+    chance, shape = torch.Generator().manual_seed(8), [1] * output.ndim
+    shape[channels] = output.shape[channels]
+    return (torch.randn(shape, generator=chance) + torch.randn(output.shape, generator=chance)).to(output)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from camserve.capture.alignment.align import Aligned, align_layers
 from camserve.capture.base import Classifier
 from camserve.capture.choose.bypass import MAX_BYPASS, BypassTrial
+from camserve.capture.choose.cam_condition import MAX_LOST
 from camserve.capture.choose.layer import NO_CELL, choose_layer, find_faults
 from camserve.capture.choose.members import JOIN, Members, list_members
 from camserve.capture.survey.layers import MODEL_ERRORS, Survey
@@ -19,6 +20,11 @@ from camserve.core.errors import ConfigError
 
 PLACED = 3
 """How many layers are tried before one of whose cells no trial tells where they lie."""
+
+LOST = (
+    "gradients do not say how the scores follow it: some of what is behind it is detached, runs in torch.no_grad(), or has a "
+    "backward of its own, and its maps miss that"
+)
 
 
 class Chosen(NamedTuple):
@@ -68,6 +74,18 @@ def choose_and_place(
         return first
     why = f"{found[0].why}; what {first[0].layers[0]} behind it gives are no cells: of pictures of any size there are as many"
     return found[0]._replace(why=why), found[1]
+
+
+def add_doubts(doubts: Mapping[str, str], aligned: Mapping[str, Aligned], lost: Mapping[str, float]) -> dict[str, str]:
+    """Add to the doubts of each layer that no trial shows where its cells lie, and that gradients miss some of what is behind it.
+
+    Args:
+        lost: how far its gradients are from how the scores follow it.
+    """
+    untold = {layer: each.note for layer, each in aligned.items() if not each.told}
+    missed = {layer: f"{LOST} ({share:.0%} apart)" for layer, share in lost.items() if share > MAX_LOST}
+    several = {layer: [each.get(layer, "") for each in (doubts, missed, untold)] for layer in aligned}
+    return {layer: "; ".join(filter(None, texts)) for layer, texts in several.items() if any(texts)}
 
 
 def _choose_layers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from camserve.capture.base import Classifier
 from camserve.capture.choose.ending import find_ending
-from camserve.capture.choose.output import choose_output
+from camserve.capture.choose.output import Choice, choose_output
+from camserve.capture.models.eager import EagerClassifier
 from camserve.capture.models.kinds import describe_failure
 from camserve.capture.models.passes import fit_batch
 from camserve.capture.survey.endings import Ending
@@ -25,6 +27,21 @@ LOG_SOFTMAX = (
 
 SURE = 12.0
 """A logit beyond this has a probability beyond 0.99999, or below 0.00001."""
+
+ROW_ERROR = 1e-3
+"""Tolerance between a picture's scores in two passes, as a share of the largest score; or some steps of half precision."""
+
+CHANGING = (
+    "two passes over the same picture give other scores, {share:.2g} of the largest apart: the model draws at random when it "
+    "predicts (dropout without training=self.training, noise), or keeps something from one call to the next, so that no map of "
+    "one pass explains another. Take that out of its forward; where the draws are wanted, fix them there: "
+    "with torch.random.fork_rng(): torch.manual_seed(0)"
+)
+
+ONE_BY_ONE = (
+    "Warning: pictures in one pass change each other's scores (by statistics of the batch, perhaps), or the model takes one at a "
+    "time, so each has a pass of its own, and gets the scores that it gets alone"
+)
 
 INVERSE = {
     "sigmoid": "their logits, log(p / (1 - p)), as what goes into it cannot be reached",
@@ -43,10 +60,7 @@ def read_kind_of_scores(model: Classifier, pictures: Tensor, config: Config, cla
     Raises:
         ConfigError: nothing tells which output holds them, or the configuration does not fit what a trial shows.
     """
-    try:
-        chosen = choose_output(model, pictures, config.output, classes)
-    except MODEL_ERRORS as error:
-        raise describe_failure(pictures, error) from error
+    chosen = _choose_output(model, pictures, config, classes)
     asked = config.scores if "scores" in config.given else None
     model.reader = OutputReader(path=chosen.path, width=chosen.width)
     notes = [chosen.note] if chosen.note else []
@@ -69,6 +83,62 @@ def read_kind_of_scores(model: Classifier, pictures: Tensor, config: Config, cla
     if model.reader.binary and not ending:
         notes += _warn_of_value(model, pictures)
     return (*notes, *_describe(model.reader, asked))
+
+
+def _choose_output(model: Classifier, pictures: Tensor, config: Config, classes: int | None) -> Choice:
+    """Choose the output, of an eager model that takes one picture and not several with one at a time (`model.batch`)."""
+    try:
+        return choose_output(model, pictures, config.output, classes)
+    except ConfigError:
+        raise
+    except MODEL_ERRORS as error:
+        if type(model) is EagerClassifier and model.batch == (1, None):
+            model.batch = (1, 1)
+            with suppress(*MODEL_ERRORS):
+                return choose_output(model, pictures, config.output, classes)
+        raise describe_failure(pictures, error) from error
+
+
+def check_rows(model: Classifier, pictures: Tensor) -> tuple[str, ...]:
+    """Check that a picture's scores depend on nothing else; return what the user should hear.
+
+    An eager model whose pictures change each other's scores gets one at a time (`model.batch`); the other kinds have seen to
+    that when they were opened. The second picture has little contrast, so that what is common to both is neither's own.
+
+    Args:
+        pictures: `[N, 3, H, W]`, N at least 2.
+
+    Raises:
+        ConfigError: two passes over one picture give other scores.
+    """
+    if model.kind == "exported":
+        return ()
+    given = fit_batch(torch.cat([pictures[:1], pictures[1:2] / 8]), model.batch)
+    together = _read_values(model, given)
+    if type(model) is EagerClassifier and model.batch == (1, None):
+        alone = torch.cat([_read_values(model, each) for each in given[:, None]])
+        if _find_difference(alone, together) <= _tolerance(together):
+            return ()
+        given, together, model.batch = given[:1], alone[:1], (1, 1)
+    share = _find_difference(_read_values(model, given), together)
+    if share > _tolerance(together):
+        raise ConfigError(CHANGING.format(share=share))
+    return (ONE_BY_ONE,) if type(model) is EagerClassifier and model.batch == (1, 1) else ()
+
+
+def _read_values(model: Classifier, pictures: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.reader.read(model.run(pictures), len(pictures)).values
+
+
+def _find_difference(scores: Tensor, others: Tensor) -> float:
+    """Return how far scores are apart, as a share of the largest; 0 where none is finite."""
+    scores, others = scores.double(), others.double()
+    return float(((scores - others).abs().max() / scores.abs().max()).nan_to_num(0.0))
+
+
+def _tolerance(scores: Tensor) -> float:
+    return max(ROW_ERROR, 8 * torch.finfo(scores.dtype).eps)
 
 
 def _warn_of_value(model: Classifier, pictures: Tensor) -> list[str]:

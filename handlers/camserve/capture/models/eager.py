@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from camserve.capture.base import Capture, Captured, CaptureSettings, Values
 from camserve.capture.models import quantized
 from camserve.capture.models.hooks import hook_calls, hook_every_call, hook_parents
-from camserve.capture.models.passes import Pass, SplitCapture, copy_saved_tensors, values_of
+from camserve.capture.models.passes import Pass, SplitCapture, copy_saved_tensors, fit_batch, values_of
 from camserve.capture.precision import cast_input, find_dtype
 from camserve.capture.survey.builder import SurveyBuilder, resolve_orders
 from camserve.capture.survey.endings import Ending, EndingWatch
@@ -179,6 +179,7 @@ class EagerClassifier:
 
     def survey(self, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
         """Run the module over `[N, 3, H, W]` and describe every layer that ran."""
+        pictures = fit_batch(pictures, self.batch)
         builder = SurveyBuilder(len(pictures), (pictures.shape[2], pictures.shape[3]), token_grid)
         scores = self._record(pictures, builder)
         resolve_orders(builder, self._record, pictures)

@@ -181,7 +181,7 @@ def copy_exactly(model: EagerClassifier, pictures: Tensor) -> EagerClassifier:
         return model
     try:
         exact = EagerClassifier(copy.deepcopy(model.module).float())
-        exact.reader = model.reader
+        exact.reader, exact.batch = model.reader, model.batch
         exact.read_logits(pictures)
     except MODEL_ERRORS:
         return model

@@ -70,7 +70,7 @@ def choose_memory_format(
     A format that nobody asked for must be clearly faster, and its results equal but for rounding.
 
     Args:
-        pictures: `[N, 3, H, W]`, N at least 2, to try it on.
+        pictures: `[N, 3, H, W]` to try it on, as many as the model takes at once.
         channels_last: what is asked for; None: whatever is faster.
         recorded: the format that packaging measured, which is taken without measuring; `prepacked` becomes channels_last, with a
             line in the log, where this torch or this processor cannot do it with equal answers.

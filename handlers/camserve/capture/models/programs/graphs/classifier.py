@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from camserve.capture.base import Capture, CaptureSettings
 from camserve.capture.models.eager import EagerCapture, EagerClassifier
 from camserve.capture.models.hooks import hook_every_call
-from camserve.capture.models.passes import SplitCapture, fit_batch
+from camserve.capture.models.passes import SplitCapture
 from camserve.capture.models.programs.graphs.module import GraphModule, PassOn, Step
 from camserve.capture.survey.builder import SurveyBuilder
-from camserve.capture.survey.layers import Site, Survey
+from camserve.capture.survey.layers import Site
 from camserve.capture.survey.layout import extract_tensor
 from camserve.core.errors import ConfigError
 
@@ -70,10 +70,6 @@ class GraphClassifier(EagerClassifier):
         _check_shape(module, pictures)
         _check_ending(module)
         _check_rows(self, pictures)
-
-    def survey(self, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
-        """Run the graph over `[N, C, H, W]` and describe every tensor that it makes."""
-        return super().survey(fit_batch(pictures, self.batch), token_grid)
 
     def _record(self, pictures: Tensor, builder: SurveyBuilder) -> Tensor:
         """Record a run, and return its scores `[N, K]`."""

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
+from camserve.capture.tuning.imports import spare_compiler
 from camserve.core.text import find_nearest, join_names
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.models.checkpoints import StateDict, read_state_dict
 from camserve.tools.packaging.models.files import keep_plain
-from camserve.tools.packaging.models.libraries.vit import find_image_size, find_weights_of_size
 from camserve.tools.packaging.models.source import ModelSource
 from camserve.tools.packaging.models.weights import count_classes, load_into, match_names
+
+spare_compiler()
+import torchvision  # noqa: E402
+
+from camserve.tools.packaging.models.libraries.vit import find_image_size, find_weights_of_size  # noqa: E402
 
 TEMPLATE = '''\
 """torchvision's {arch}, without weights."""

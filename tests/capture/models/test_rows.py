@@ -1,0 +1,135 @@
+"""A picture's scores and map depend on nothing else: not on the others of its pass, nor on what was asked before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tests.support.models import nets
+from torch import Tensor, nn
+from torch.nn import functional
+
+from camserve.capture import open_backend
+from camserve.capture.backend import Backend
+from camserve.core.config import Config
+from camserve.core.errors import ConfigError
+
+SIZE = (nets.SIDE, nets.SIDE)
+Forward = Callable[["Net", Tensor], Tensor]
+
+
+class Net(nn.Module):
+    """Two convolutions, and a forward of one's own."""
+
+    def __init__(self, run: Forward) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU())
+        self.norm = nn.BatchNorm2d(12, track_running_stats=False)
+        self.fc = nn.Linear(12, nets.CLASSES)
+        self.kept = torch.zeros(12)
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        return self.run(self, x)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """`[N, 12]`."""
+        return self.trunk(x).mean((2, 3))
+
+
+def opened(model: object, runtime: str = "torch") -> Backend:
+    """A model as a worker opens it."""
+    return open_backend(model, Config(channels_last=False, runtime=runtime), SIZE, torch.device("cpu"))
+
+
+def scale_by_batch(net: Net, x: Tensor) -> Tensor:
+    """The mistake of a norm over all pictures."""
+    return net.fc(10 * (pooled := net.pooled(x)) / pooled.norm())
+
+
+def draw_the_same(net: Net, x: Tensor) -> Tensor:
+    """Monte Carlo dropout with draws that are fixed, though each row has its own."""
+    pooled = net.pooled(x)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.stack([net.fc(functional.dropout(pooled, 0.3, training=True)) for _ in range(4)]).mean(0)
+
+
+DEPENDENT: dict[str, Forward] = {
+    "statistics of the batch": lambda net, x: net.fc(net.norm(net.trunk(x)).relu().mean((2, 3))),
+    "a norm over all": scale_by_batch,
+    "fixed draws": draw_the_same,
+    "one at a time": lambda net, x: net.fc(net.pooled(x).view(1, 12)),
+    "one row": lambda net, x: net.fc(net.pooled(x)).mean(0),
+}
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_each_picture_gets_what_it_gets_alone(name: str) -> None:
+    """Scores, activations and gradients, in a pass of its own, and the user is told."""
+    net = Net(DEPENDENT[name]).eval()
+    made, given = opened(net), nets.pictures(3)
+    (note,) = made.notes
+    assert note.startswith("Warning: pictures in one pass change each other's scores")
+    together = made.capture.forward(given, made.layers)
+    targets = torch.zeros(1, dtype=torch.long)
+    for place, picture in enumerate(given.split(1)):
+        alone = net(picture).reshape(1, -1)
+        assert torch.allclose(together.logits[place : place + 1], alone, atol=1e-5)
+        if name != "one row":
+            *_, gradient = nets.by_autograd(net, made.layers[0], picture, targets)
+            found = together.gradients(made.layers[0], torch.tensor([place]), targets)
+            assert torch.allclose(found.expand_as(gradient), gradient, atol=1e-5)
+    assert "each picture has a pass of its own" in opened(Net(DEPENDENT[name]).eval(), "onnxruntime").runtime.why
+
+
+def keep_mean(net: Net, x: Tensor) -> Tensor:
+    """A running mean that each pass moves."""
+    pooled = net.pooled(x)
+    net.kept = 0.9 * net.kept + 0.1 * pooled.mean(0)
+    return net.fc(pooled - net.kept)
+
+
+CHANGING: dict[str, Forward] = {
+    "dropout": lambda net, x: net.fc(functional.dropout(net.pooled(x), 0.3)),
+    "noise": lambda net, x: net.fc(net.pooled(x + torch.randn_like(x))),
+    "kept": keep_mean,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("dropout", "eager"), ("dropout", "trace"), ("noise", "eager"), ("noise", "trace"), ("kept", "eager")]
+)
+def test_what_changes_from_call_to_call_is_refused(name: str, kind: str) -> None:
+    """Draws, and what is kept of earlier pictures: no map of one pass explains another. It is said what to do."""
+    with pytest.raises(ConfigError, match=r"^two passes over the same picture give other scores, .*fork_rng"):
+        opened(nets.stored(Net(CHANGING[name]).eval(), kind, nets.pictures(2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_is_no_change(dtype: torch.dtype) -> None:
+    """Kernels add in another order with another number of pictures, and half precision rounds by more."""
+    made = opened(Net(lambda net, x: net.fc(net.pooled(x.to(dtype)))).eval().to(dtype))
+    assert made.notes == ()
+
+
+def test_half_precision_rounds_by_more() -> None:
+    """Another number of pictures may round each score by a step, which is no change."""
+    made = opened(Net(lambda net, x: net.fc(net.pooled(x.bfloat16())) * (1 + (len(x) > 1) / 128)).eval().bfloat16())
+    assert made.notes == ()
+
+
+@pytest.mark.parametrize("tune", [False, True])
+def test_all_trials_keep_to_one_picture(tune: bool) -> None:
+    """Also those of a copy in float32, and of the memory format."""
+    for forward, dtype in (
+        (DEPENDENT["one at a time"], torch.float32),
+        (lambda net, x: net.fc(net.pooled(x.to(net.fc.weight)).view(1, 12)), torch.bfloat16),
+    ):
+        made = open_backend(Net(forward).eval().to(dtype), Config(), SIZE, torch.device("cpu"), tune=tune)
+        assert len(made.notes) == 1
+        assert len(made.capture.forward(nets.pictures(3), ()).logits) == 3
