@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from camserve.capture import open_backend
 from camserve.capture.backend import Backend
+from camserve.capture.models.eager import EagerClassifier
+from camserve.capture.models.kinds import copy_exactly
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 
@@ -121,6 +123,15 @@ def test_half_precision_rounds_by_more() -> None:
     """Another number of pictures may round each score by a step, which is no change."""
     made = opened(Net(lambda net, x: net.fc(net.pooled(x.bfloat16())) * (1 + (len(x) > 1) / 128)).eval().bfloat16())
     assert made.notes == ()
+
+
+def test_a_copy_in_float32_keeps_to_one_picture() -> None:
+    """That trials run on it, and not on the slower model of half precision."""
+    model = EagerClassifier(Net(lambda net, x: net.fc(net.pooled(x.to(net.fc.weight)).view(1, 12))).eval().bfloat16())
+    model.batch = (1, 1)
+    exact = copy_exactly(model, nets.pictures(2))
+    assert exact is not model
+    assert exact.batch == (1, 1)
 
 
 @pytest.mark.parametrize("tune", [False, True])

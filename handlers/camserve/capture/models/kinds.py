@@ -22,6 +22,7 @@ from camserve.capture.base import Classifier
 from camserve.capture.models.calls import find_views
 from camserve.capture.models.eager import EagerClassifier
 from camserve.capture.models.frozen import freeze, run_eagerly
+from camserve.capture.models.passes import fit_batch
 from camserve.capture.models.programs.exported import ExportedClassifier, restore_program
 from camserve.capture.models.programs.graphs.classifier import GraphClassifier
 from camserve.capture.models.programs.graphs.module import GraphModule
@@ -182,7 +183,7 @@ def copy_exactly(model: EagerClassifier, pictures: Tensor) -> EagerClassifier:
     try:
         exact = EagerClassifier(copy.deepcopy(model.module).float())
         exact.reader, exact.batch = model.reader, model.batch
-        exact.read_logits(pictures)
+        exact.read_logits(fit_batch(pictures, exact.batch))
     except MODEL_ERRORS:
         return model
     return exact
