@@ -122,20 +122,18 @@ class Classifier(Protocol):
 
     Attributes:
         reader: how its scores are read; whoever opens the model finds that out.
+        batch: fewest and most pictures that it takes at once; None: there is no limit. Whoever opens the model sees to it that a
+            picture's scores do not depend on the others.
         clips: whether it clips them to a range that a calibration has found, so that their range tells nothing of what made them.
     """
 
     reader: OutputReader
+    batch: tuple[int, int | None]
     clips: bool
 
     @property
     def kind(self) -> str:
         """`eager`, `torchscript`, `exported` or `onnx`."""
-        ...
-
-    @property
-    def batch(self) -> tuple[int, int | None]:
-        """Fewest and most pictures that the model takes at once; None: there is no limit."""
         ...
 
     def run(self, pictures: Tensor) -> object:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from tests.support.models import nets
+from tests.support.models.graphs import write_graph
 from torch import Tensor, nn
 from torch.nn import functional
 
-from camserve.capture import open_backend
+from camserve.capture import load_graph, open_backend
 from camserve.capture.backend import Backend
 from camserve.capture.models.eager import EagerClassifier
 from camserve.capture.models.kinds import copy_exactly
@@ -69,6 +71,16 @@ DEPENDENT: dict[str, Forward] = {
 }
 
 
+@pytest.mark.parametrize("kind", ["trace", "onnx"])
+def test_programs_keep_to_one_picture_too(kind: str, tmp_path: Path) -> None:
+    """Whose second picture shows what is common to both."""
+    pictures, file = nets.pictures(2), tmp_path / "net.onnx"
+    net = Net(lambda net, x: net.fc(net.pooled(x) / x.std())).eval()
+    stored = load_graph(write_graph(net, file, pictures)) if kind == "onnx" else nets.stored(net, "trace", pictures)
+    made, given = opened(stored), nets.pictures(3)
+    assert torch.allclose(made.capture.forward(given, ()).logits, torch.cat([net(each) for each in given.split(1)]), atol=1e-4)
+
+
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", DEPENDENT)
 def test_each_picture_gets_what_it_gets_alone(name: str) -> None:
@@ -117,6 +129,13 @@ def test_rounding_is_no_change(dtype: torch.dtype) -> None:
     """Kernels add in another order with another number of pictures, and half precision rounds by more."""
     made = opened(Net(lambda net, x: net.fc(net.pooled(x.to(dtype)))).eval().to(dtype))
     assert made.notes == ()
+
+
+def test_a_model_that_takes_no_single_picture_is_refused() -> None:
+    """As statistics of one value are none: a lone request would fail."""
+    made = Net(lambda net, x: net.fc(nn.BatchNorm1d(12).train()(net.pooled(x))))
+    with pytest.raises(ConfigError, match=r"does not run on pictures of shape \[1, 3, "):
+        opened(made.eval())
 
 
 def test_half_precision_rounds_by_more() -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from camserve.capture.base import Classifier
 from camserve.capture.choose.ending import find_ending
 from camserve.capture.choose.output import Choice, choose_output
-from camserve.capture.models.eager import EagerClassifier
 from camserve.capture.models.kinds import describe_failure
 from camserve.capture.models.passes import fit_batch
 from camserve.capture.survey.endings import Ending
@@ -60,10 +59,11 @@ def read_kind_of_scores(model: Classifier, pictures: Tensor, config: Config, cla
     Raises:
         ConfigError: nothing tells which output holds them, or the configuration does not fit what a trial shows.
     """
+    most = model.batch[1]
     chosen = _choose_output(model, pictures, config, classes)
     asked = config.scores if "scores" in config.given else None
     model.reader = OutputReader(path=chosen.path, width=chosen.width)
-    notes = [chosen.note] if chosen.note else []
+    notes = ([chosen.note] if chosen.note else []) + ([ONE_BY_ONE] if model.batch[1] != most else [])
     if asked == "none":
         if config.method in ("contrast", REFINECAM):
             raise ConfigError(
@@ -86,13 +86,13 @@ def read_kind_of_scores(model: Classifier, pictures: Tensor, config: Config, cla
 
 
 def _choose_output(model: Classifier, pictures: Tensor, config: Config, classes: int | None) -> Choice:
-    """Choose the output, of an eager model that takes one picture and not several with one at a time (`model.batch`)."""
+    """Choose the output, of a model that takes one picture and not several with one at a time (`model.batch`)."""
     try:
         return choose_output(model, pictures, config.output, classes)
     except ConfigError:
         raise
     except MODEL_ERRORS as error:
-        if type(model) is EagerClassifier and model.batch == (1, None):
+        if model.batch == (1, None):
             model.batch = (1, 1)
             with suppress(*MODEL_ERRORS):
                 return choose_output(model, pictures, config.output, classes)
@@ -102,20 +102,19 @@ def _choose_output(model: Classifier, pictures: Tensor, config: Config, classes:
 def check_rows(model: Classifier, pictures: Tensor) -> tuple[str, ...]:
     """Check that a picture's scores depend on nothing else; return what the user should hear.
 
-    An eager model whose pictures change each other's scores gets one at a time (`model.batch`); the other kinds have seen to
-    that when they were opened. The second picture has little contrast, so that what is common to both is neither's own.
+    A model whose pictures change each other's scores gets one at a time (`model.batch`). The second picture has little contrast,
+    so that what is common to both is neither's own.
 
     Args:
         pictures: `[N, 3, H, W]`, N at least 2.
 
     Raises:
-        ConfigError: two passes over one picture give other scores.
+        ConfigError: two passes over one picture give other scores, or it takes several pictures and not one.
     """
-    if model.kind == "exported":
-        return ()
     given = fit_batch(torch.cat([pictures[:1], pictures[1:2] / 8]), model.batch)
     together = _read_values(model, given)
-    if type(model) is EagerClassifier and model.batch == (1, None):
+    changed = model.batch == (1, None)
+    if changed:
         alone = torch.cat([_read_values(model, each) for each in given[:, None]])
         if _find_difference(alone, together) <= _tolerance(together):
             return ()
@@ -123,12 +122,15 @@ def check_rows(model: Classifier, pictures: Tensor) -> tuple[str, ...]:
     share = _find_difference(_read_values(model, given), together)
     if share > _tolerance(together):
         raise ConfigError(CHANGING.format(share=share))
-    return (ONE_BY_ONE,) if type(model) is EagerClassifier and model.batch == (1, 1) else ()
+    return (ONE_BY_ONE,) if changed else ()
 
 
 def _read_values(model: Classifier, pictures: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model.reader.read(model.run(pictures), len(pictures)).values
+    try:
+        with torch.no_grad():
+            return model.reader.read(model.run(pictures), len(pictures)).values
+    except MODEL_ERRORS as error:
+        raise describe_failure(pictures, error) from error
 
 
 def _find_difference(scores: Tensor, others: Tensor) -> float:

@@ -69,7 +69,6 @@ class GraphClassifier(EagerClassifier):
         self.clips = module.is_quantized
         _check_shape(module, pictures)
         _check_ending(module)
-        _check_rows(self, pictures)
 
     def _record(self, pictures: Tensor, builder: SurveyBuilder) -> Tensor:
         """Record a run, and return its scores `[N, K]`."""
@@ -147,25 +146,3 @@ def _check_ending(module: GraphModule) -> None:
                 "to 1 nor tell what is behind them; quantize it without that (nodes_to_exclude in onnxruntime.quantization), "
                 "or without its last function, which camserve computes itself"
             )
-
-
-def _check_rows(model: GraphClassifier, pictures: Tensor) -> None:
-    """Let a graph whose pictures change each other's scores, or that takes only one, have one at a time."""
-    if model.batch != (1, None):
-        return
-    with torch.no_grad():
-        alone = model.run(pictures[:1])
-        try:
-            both = model.run(pictures[:2])
-        except RuntimeError:
-            model.batch = (1, 1)  # something in it has the number of pictures fixed
-            return
-    for one, two in zip(_list(alone), _list(both), strict=True):
-        if one.is_floating_point() and (
-            one.shape[1:] != two.shape[1:] or not torch.allclose(one[:1], two[:1], rtol=1e-3, atol=1e-4)
-        ):
-            model.batch = (1, 1)
-
-
-def _list(given: Any) -> list[Tensor]:
-    return list(given.values()) if isinstance(given, dict) else [given]
