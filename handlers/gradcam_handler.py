@@ -21,7 +21,7 @@ import torch
 
 from camserve.capture import is_exported, load_exported, load_graph
 from camserve.capture.tuning.glibc import collect_rarely, keep_freed_memory
-from camserve.capture.tuning.imports import spare_compiler, without_captum
+from camserve.capture.tuning.imports import defer_compiler, without_captum
 from camserve.core.config import Config
 from camserve.core.config.switch import overrule_evidence
 from camserve.core.errors import ConfigError
@@ -37,7 +37,7 @@ from camserve.protocol.accept import HOSTS, allow_hosts
 from camserve.protocol.body import SparingJson
 from camserve.protocol.parser import REPEATED, comes_from_management, read_call
 
-spare_compiler()
+defer_compiler()
 with without_captum():  # our explanations need none
     from ts.torch_handler.image_classifier import ImageClassifier
 

@@ -18,7 +18,7 @@ and a `Capture` (`sites`, `forward`, which gives a `Captured`). `base` has these
 
 from camserve.capture.backend import Backend, open_backend
 from camserve.capture.base import Capture, Captured, CaptureSettings, Classifier
-from camserve.capture.choose.cam_condition import find_cam_weights
+from camserve.capture.choose.gradients import find_cam_weights
 from camserve.capture.models.eager import EagerCapture
 from camserve.capture.models.frozen import freeze
 from camserve.capture.models.kinds import open_model

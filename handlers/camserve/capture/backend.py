@@ -13,8 +13,8 @@ from torch import Tensor
 from camserve.capture.alignment.align import Aligned
 from camserve.capture.base import Capture, CaptureSettings, Classifier
 from camserve.capture.choose.bypass import BypassTrial
-from camserve.capture.choose.cam_condition import find_cam_weights
 from camserve.capture.choose.chosen import add_doubts, choose_and_place
+from camserve.capture.choose.gradients import find_cam_weights
 from camserve.capture.choose.members import list_members, split_name
 from camserve.capture.choose.scores import check_rows, read_kind_of_scores
 from camserve.capture.models.eager import EagerClassifier
@@ -141,8 +141,7 @@ def open_backend(
     """
     pictures = synthesize_pictures(size, config=config).to(device)
     classifier = open_model(model, pictures)
-    notes = read_kind_of_scores(classifier, pictures, config, classes)
-    notes += check_rows(classifier, pictures)
+    notes = (*read_kind_of_scores(classifier, pictures, config, classes), *check_rows(classifier, pictures))
     tried = copy_exactly(classifier, pictures) if type(classifier) is EagerClassifier else classifier
     tell("looking at every layer's output")
     survey = survey_model(tried, pictures, config.token_grid)
@@ -159,9 +158,7 @@ def open_backend(
     capture, runtime = _choose_runtime(model, classifier, config, opened, pictures=pictures, tell=tell)
     joined = {layer: names for layer, names in members.items() if len(names) > 1}
     together = {layer: Aligned.join(layer, [aligned[name] for name in names]) for layer, names in members.items()}
-    doubts = add_doubts(
-        chosen.doubts, together, {layer: trial.find_lost(set(names) - set(weights)) for layer, names in members.items()}
-    )
+    chosen = add_doubts(chosen, together, members, trial, closed=weights)
     beside = {layer: trial.measure_beside(sites[layer]) for layer in chosen.layers if layer in sites}
     return Backend(
         capture=JoinedCapture(capture, joined) if joined else capture,
@@ -176,7 +173,7 @@ def open_backend(
         aligned=together,
         beside={layer: share for layer, share in beside.items() if share is not None},
         runtime=runtime,
-        **chosen._replace(doubts=doubts)._asdict(),
+        **chosen._asdict(),
     )
 
 

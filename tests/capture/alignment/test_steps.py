@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from tests.support.models import nets
+from tests.support.models import heads, nets
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -57,21 +57,9 @@ class Cut(nn.Module):
         return x[:, :, rows, columns]
 
 
-class Changed(nn.Module):
-    """What it gets, changed."""
-
-    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.change = change
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[N, C, h, w]` to `[N, C, h', w']`."""
-        return self.change(x)
-
-
-def padded(sides: tuple[int, int, int, int], mode: str = "constant") -> Changed:
+def padded(sides: tuple[int, int, int, int], mode: str = "constant") -> nn.Module:
     """Padded at the left, right, top and bottom."""
-    return Changed(lambda x: functional.pad(x, sides, mode))
+    return heads.Applied(lambda x: functional.pad(x, sides, mode))
 
 
 class Gate(nn.Module):
@@ -182,13 +170,13 @@ CASES: dict[str, tuple[Callable[[], Sequence[nn.Module]], int, tuple[Span, Span]
         ((13.5 / 64, 61.5 / 64),) * 2,
     ),
     "turned upside down, cut": (
-        lambda: [conv(3, 4), Changed(lambda x: x.flip(2, 3)), conv(WIDTH, 2), *cut_behind()],
+        lambda: [conv(3, 4), heads.Applied(lambda x: x.flip(2, 3)), conv(WIDTH, 2), *cut_behind()],
         SIDE,
         ((0.5 / 64, 48.5 / 64),) * 2,
     ),
     "transposed, cut": (
         lambda: [
-            Changed(lambda x: x.transpose(2, 3)),
+            heads.Applied(lambda x: x.transpose(2, 3)),
             conv(3, 4),
             conv(WIDTH, 2),
             Cut(slice(2, None), slice(0, None)),

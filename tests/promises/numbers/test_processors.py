@@ -11,7 +11,7 @@ import pytest
 from tests.support.processes.waiting import HANG
 
 FILES = (
-    "tests/capture/choose/test_cam_condition.py",
+    "tests/capture/choose/test_gradients.py",
     "tests/capture/tuning/test_fold.py",
     "tests/capture/tuning/test_memory_format.py",
     "tests/capture/tuning/test_prepack.py",
@@ -21,7 +21,7 @@ FILES = (
     "tests/promises/numbers/test_closeness.py",
 )
 QUICK = (
-    "(precision_and or a_runtime_answers or closeness or fold or prepacked or cam_condition or keep_something)"
+    "(precision_and or a_runtime_answers or closeness or fold or prepacked or test_gradients or keep_something)"
     " or (tuned_model and closed) or (eager and mobilenet_v3_small)"
 )
 """By parts of tests' names: those in which results of different kernels meet. scripts/test_processors.sh runs all."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from camserve.capture.tuning.imports import spare_compiler
+from camserve.capture.tuning.imports import defer_compiler
 
 SharedFolder = Callable[[str], AbstractContextManager[Path]]
 
@@ -83,7 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Gives each worker one of torch's threads: there are more workers than cores. Threads of other processes that wait for each
     other let go of the cores: spinning, two of them on two busy cores take 17 times the processor time for a MobileNet v2. The
     Java of servers that live for seconds spends none on optimizing itself for hours."""
-    spare_compiler()
+    defer_compiler()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     gc.disable()  # until all tests are collected: nothing of them is garbage
     if hasattr(config, "workerinput"):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from camserve.capture.base import Captured, Classifier
-from camserve.capture.choose.cam_condition import measure_lost, spread_targets
+from camserve.capture.choose.gradients import measure_gradient_error, spread_targets
 from camserve.capture.models.passes import fit_batch
 from camserve.capture.precision import disable_tf32
 from camserve.capture.survey.layers import MODEL_ERRORS, LayerInfo, Site
@@ -132,11 +132,13 @@ class BypassTrial:
         directions = [each / each.norm() for each in found if each.norm() > 0]
         return len(directions) < 2 or any(float(directions[0] @ each) < 1 - ALIKE for each in directions[1:])
 
-    def find_lost(self, names: Collection[str]) -> float:
-        """Return how far gradients are at most, for one of these layers, from how the scores follow it; see `measure_lost`."""
+    def measure_gradient_error(self, names: Collection[str]) -> float:
+        """Return how far gradients are at most, for one of these layers, from how the scores follow it."""
         infos = [info for info in self._maps if info.name in names]
         passes = [(info, self._capture(info)) for info in infos]
-        return max((measure_lost(self._model, info.site, self._held, each) for info, each in passes if each), default=0.0)
+        return max(
+            (measure_gradient_error(self._model, info.site, self._held, each) for info, each in passes if each), default=0.0
+        )
 
     def cancels(self, info: LayerInfo) -> bool:
         """Return whether activation times gradient adds up to hardly anything over the channels, in every cell.

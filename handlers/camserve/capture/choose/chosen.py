@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.nn import functional
 from camserve.capture.alignment.align import Aligned, align_layers
 from camserve.capture.base import Classifier
 from camserve.capture.choose.bypass import MAX_BYPASS, BypassTrial
-from camserve.capture.choose.cam_condition import MAX_LOST
+from camserve.capture.choose.gradients import MAX_GRADIENT_ERROR
 from camserve.capture.choose.layer import NO_CELL, choose_layer, find_faults
 from camserve.capture.choose.members import JOIN, Members, list_members
 from camserve.capture.survey.layers import MODEL_ERRORS, Survey
@@ -21,7 +21,7 @@ from camserve.core.errors import ConfigError
 PLACED = 3
 """How many layers are tried before one of whose cells no trial tells where they lie."""
 
-LOST = (
+GRADIENT_ERROR = (
     "gradients do not say how the scores follow it: some of what is behind it is detached, runs in torch.no_grad(), or has a "
     "backward of its own, and its maps miss that"
 )
@@ -76,16 +76,24 @@ def choose_and_place(
     return found[0]._replace(why=why), found[1]
 
 
-def add_doubts(doubts: Mapping[str, str], aligned: Mapping[str, Aligned], lost: Mapping[str, float]) -> dict[str, str]:
+def add_doubts(
+    chosen: Chosen,
+    aligned: Mapping[str, Aligned],
+    members: Mapping[str, Sequence[str]],
+    trial: BypassTrial,
+    closed: Collection[str],
+) -> Chosen:
     """Add to the doubts of each layer that no trial shows where its cells lie, and that gradients miss some of what is behind it.
 
     Args:
-        lost: how far its gradients are from how the scores follow it.
+        members: the layers that each stands for.
+        closed: layers whose gradients are known in closed form, which a trial of the scores has shown.
     """
     untold = {layer: each.note for layer, each in aligned.items() if not each.told}
-    missed = {layer: f"{LOST} ({share:.0%} apart)" for layer, share in lost.items() if share > MAX_LOST}
-    several = {layer: [each.get(layer, "") for each in (doubts, missed, untold)] for layer in aligned}
-    return {layer: "; ".join(filter(None, texts)) for layer, texts in several.items() if any(texts)}
+    errors = {layer: trial.measure_gradient_error(set(names).difference(closed)) for layer, names in members.items()}
+    wrong = {layer: f"{GRADIENT_ERROR} ({error:.0%} apart)" for layer, error in errors.items() if error > MAX_GRADIENT_ERROR}
+    several = {layer: [each.get(layer, "") for each in (chosen.doubts, wrong, untold)] for layer in aligned}
+    return chosen._replace(doubts={layer: "; ".join(filter(None, texts)) for layer, texts in several.items() if any(texts)})
 
 
 def _choose_layers(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from camserve.capture.base import Captured, Classifier
 from camserve.capture.choose.bypass import MAX_BYPASS, BypassTrial, describe_share
-from camserve.capture.choose.cam_condition import find_cam_weights
+from camserve.capture.choose.gradients import find_cam_weights
 from camserve.capture.models.passes import fit_batch
 from camserve.capture.survey.layers import MODEL_ERRORS, POOL_INPUT, LayerInfo, Survey
 from camserve.capture.survey.readings import UNKNOWN_GRID, UNKNOWN_ORDER

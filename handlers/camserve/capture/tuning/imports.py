@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from importlib.machinery import ModuleSpec
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -50,7 +49,7 @@ def without_captum() -> Iterator[None]:
             del sys.modules[name]
 
 
-def spare_compiler() -> None:
+def defer_compiler() -> None:
     """Let torchvision be imported without torch's compiler, which comes once something of it is used; idempotent.
 
     Where the compiler is imported already, nothing changes.
@@ -63,12 +62,10 @@ class _TorchvisionFinder:
     """Finds torchvision as Python does, and has it executed while placeholders stand for the compiler."""
 
     def find_spec(self, name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None) -> ModuleSpec | None:
-        """Find torchvision, once; leave all else to others."""
+        """Find torchvision; leave all else to others."""
         if name != "torchvision":
             return None
-        with suppress(ValueError):
-            sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        spec = PathFinder.find_spec(name)
         if spec is not None and spec.loader is not None and "torch" in sys.modules and COMPILER[0] not in sys.modules:
             execute = spec.loader.exec_module
 

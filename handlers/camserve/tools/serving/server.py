@@ -205,7 +205,7 @@ class Server(BaseServer):
         reason = self._wait_reason(names)
         if reason:
             raise ServeError(f"the model {show(reason[0])} does not load: {reason[1]}")
-        if self._late + len(ended) <= len(faults.find_late(self.lines)):
+        if self._late + len(ended) <= len(faults.find_late_workers(self.lines)):
             self._late += len(ended)  # TorchServe starts them again, and its log says so
             return
         raise ServeError(f"the model {show(names[0])} does not load: its worker ended and gave no reason: {self._last(4)}")

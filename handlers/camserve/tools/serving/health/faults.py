@@ -34,7 +34,7 @@ def find_reason(lines: Iterable[str], model: str) -> str | None:
     return _OURS.sub("", causes[-1]) if causes else None
 
 
-def find_late(lines: Iterable[str]) -> list[str]:
+def find_late_workers(lines: Iterable[str]) -> list[str]:
     """Finds the models of whose workers TorchServe ended one since it had not begun within two minutes, an entry each time.
 
     No setting changes that time, and TorchServe starts another: on a busy machine this says nothing about the model.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from camserve.capture.tuning.imports import spare_compiler
+from camserve.capture.tuning.imports import defer_compiler
 from camserve.core.text import find_nearest, join_names
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.models.checkpoints import StateDict, read_state_dict
@@ -17,7 +17,7 @@ from camserve.tools.packaging.models.files import keep_plain
 from camserve.tools.packaging.models.source import ModelSource
 from camserve.tools.packaging.models.weights import count_classes, load_into, match_names
 
-spare_compiler()
+defer_compiler()
 import torchvision  # noqa: E402
 
 from camserve.tools.packaging.models.libraries.vit import find_image_size, find_weights_of_size  # noqa: E402

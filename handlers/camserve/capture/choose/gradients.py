@@ -38,7 +38,7 @@ STEPS = (0.01, 0.03)
 """How far a layer's cells are moved to see how the scores follow, in standard deviations of its output. Where the first step
 shows a difference, the second tells whether it is steady, or half precision's rounding."""
 
-MAX_LOST = 0.2
+MAX_GRADIENT_ERROR = 0.2
 """Largest difference between gradients and how the scores follow that is no doubt: ReLUs that open and close make up to 0.08."""
 
 LEAST = 3e-5
@@ -121,7 +121,7 @@ def spread_targets(logits: Tensor) -> Tensor:
     return ranked[torch.linspace(0, len(ranked) - 1, min(CLASSES, len(ranked))).long()]
 
 
-def measure_lost(model: Classifier, site: Site, pictures: Tensor, captured: Captured) -> float:
+def measure_gradient_error(model: Classifier, site: Site, pictures: Tensor, captured: Captured) -> float:
     """Return how far gradients are from how the scores follow a layer, as a share of the latter; 0 where that is not known.
 
     They are, where a part of what is behind the layer is detached, runs in `torch.no_grad()`, or has a backward of its own. The
@@ -143,11 +143,11 @@ def measure_lost(model: Classifier, site: Site, pictures: Tensor, captured: Capt
             followed.append(change / step)
             expected = _expect(site, captured, moved - output)
             share = float((expected - change).norm() / change.norm())
-            if share <= MAX_LOST:
+            if share <= MAX_GRADIENT_ERROR:
                 return share
     except MODEL_ERRORS:
         return 0.0
-    steady = float((followed[0] - followed[1]).norm() / followed[1].norm()) <= MAX_LOST
+    steady = float((followed[0] - followed[1]).norm() / followed[1].norm()) <= MAX_GRADIENT_ERROR
     return share if steady else 0.0
 
 
