@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from camserve.capture import is_exported, load_exported, load_graph
+from camserve.capture import is_exported, load_exported
 from camserve.capture.tuning.glibc import collect_rarely, keep_freed_memory
 from camserve.capture.tuning.imports import defer_compiler, without_captum
 from camserve.core.config import Config
@@ -30,12 +29,13 @@ from camserve.core.version import __version__
 from camserve.monitoring.metrics import undeclared
 from camserve.pictures.bounds.reading import silence_decoders
 from camserve.pictures.preprocess import Preprocess, is_stateless
-from camserve.pipeline.loading import digest_file, find_graph, half_timeout, is_compiled
+from camserve.pipeline.loading import digest_file, find_graph, half_timeout, is_compiled, load_served_graph
 from camserve.pipeline.model import Model
+from camserve.pipeline.opening import tell_backend
 from camserve.pipeline.prepare import Hooks
 from camserve.protocol.accept import HOSTS, allow_hosts
 from camserve.protocol.body import SparingJson
-from camserve.protocol.parser import REPEATED, comes_from_management, read_call
+from camserve.protocol.parser import comes_from_management, keep_repeats, read_call
 
 defer_compiler()
 with without_captum():  # our explanations need none
@@ -69,11 +69,10 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         Raises:
             ConfigError: in one line, what in the archive's configuration is wrong and what is accepted.
         """
-        keep_repeats()
         refuse_envelope()
+        adapt_worker()
         keep_freed_memory()
         collect_rarely()
-        spare_codec()
         silence_decoders()
         self._turn = threading.RLock()  # image_processing may run inside preprocess
         config = self._load(context)
@@ -97,15 +96,7 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         self.set_max_result_classes(min(self.get_max_result_classes(), face.backend.outputs))  # else the stock handler fails
         self._prepared = {"model": self.model, "mapping": self.mapping, "topk": self.topk}
         face.start_monitor(context.system_properties.get("model_dir"), undeclared(context.metrics.cache))
-        logger.info(
-            "camserve %s: layers %s%s, %s%s, ready in %.1f s",
-            __version__,
-            ", ".join(face.backend.layers),
-            f" ({face.backend.why})" if face.backend.why else "",
-            face.backend.memory_format,
-            ", compiled" if face.backend.compiled else f", {name}" if (name := face.backend.runtime.name) != "torch" else "",
-            time.perf_counter() - started,
-        )
+        logger.info("camserve %s: %s, ready in %.1f s", __version__, tell_backend(face.backend), time.perf_counter() - started)
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> Sequence[bytes | dict[str, Any]]:
         """Answer a batch that mixes predictions and explanations: for each row what it would have got alone.
@@ -173,7 +164,8 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         """
         settings = getattr(context, "model_yaml_config", None) or {}
         compiles = is_compiled(settings.get("pt2"))  # before TorchServe takes the switch out
-        graph = self._load_graph(context)  # before anybody else opens it
+        # Before anybody else opens it.
+        graph = load_served_graph(context.manifest["model"], context.system_properties["model_dir"])
         super().initialize(context)
         if graph is not None:
             self.model = graph.to(self.device)
@@ -184,13 +176,6 @@ class GradCAMHandler(ImageClassifier):  # type: ignore[misc]
         config = overrule_evidence(Config.from_mapping(settings.get("explain")), os.environ)
         config = allow_hosts(config, os.environ.get(HOSTS))
         return replace(config, max_seconds=min(config.max_seconds, half_timeout(settings)))
-
-    def _load_graph(self, context: Any) -> torch.nn.Module | None:
-        """Load the archive's model where it is an ONNX graph, for which TorchServe makes a session that shows no layers."""
-        weights = str(context.manifest["model"].get("serializedFile") or "")
-        if not weights.endswith(".onnx") or context.manifest["model"].get("modelFile"):
-            return None
-        return load_graph(Path(context.system_properties["model_dir"]) / weights)
 
     def _load_torchscript_model(self, model_pt_path: str) -> torch.nn.Module:
         """TorchServe takes every `.pt` file without a model's file for TorchScript; it may hold a program of torch.export."""
@@ -260,36 +245,15 @@ def refuse_envelope() -> None:
         frame = frame.f_back
 
 
-def keep_repeats() -> None:
-    """Have TorchServe's worker tell which fields a form gives more than once: of those it hands over the last, without a word.
+def adapt_worker() -> None:
+    """Have TorchServe's worker tell which fields a form repeats, and leave floods of JSON as they came.
 
-    The frontend passes all of them on; they are gone when a handler is called.
+    It parses bodies, and of a repeated field keeps the last without a word, before a handler is called.
     """
     try:
-        from ts.service import Service  # noqa: PLC0415 a host without TorchServe reads forms itself
+        from ts.protocol import otf_message_handler  # noqa: PLC0415 a host without TorchServe reads bodies itself
+        from ts.service import Service  # noqa: PLC0415
     except ImportError:
         return
-    original = Service.retrieve_data_for_inference
-    if getattr(original, "keeps_repeats", False):
-        return
-
-    def retrieve(batch: Sequence[Mapping[str, Any]]) -> Any:
-        found = original(batch)
-        for request, processor in zip(batch, found[0], strict=True):
-            counts = Counter(parameter["name"] for parameter in request["parameters"])
-            repeated = tuple(name for name, count in counts.items() if count > 1)
-            if repeated:
-                processor.get_request_properties()[REPEATED] = repeated
-        return found
-
-    retrieve.keeps_repeats = True  # type: ignore[attr-defined]
-    Service.retrieve_data_for_inference = staticmethod(retrieve)
-
-
-def spare_codec() -> None:
-    """Have TorchServe's codec leave floods of JSON as they came: it parses bodies before a handler is called."""
-    try:
-        from ts.protocol import otf_message_handler  # noqa: PLC0415 a host without TorchServe parses nothing by itself
-    except ImportError:
-        return
+    Service.retrieve_data_for_inference = staticmethod(keep_repeats(Service.retrieve_data_for_inference))
     otf_message_handler.json = SparingJson()

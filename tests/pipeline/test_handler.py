@@ -517,7 +517,8 @@ def test_a_worker_asks_about_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
     asked: list[torch.device] = []
     monkeypatch.setattr(ImageClassifier, "initialize", lambda self, _: setattr(self, "device", torch.device("cuda:1")))
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)
-    GradCAMHandler()._load(SimpleNamespace(model_yaml_config={}, manifest={"model": {}}))
+    context = SimpleNamespace(model_yaml_config={}, manifest={"model": {}}, system_properties={"model_dir": ""})
+    GradCAMHandler()._load(context)
     assert asked == [torch.device("cuda:1")]
 
 

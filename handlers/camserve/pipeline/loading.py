@@ -79,6 +79,17 @@ def load_module(archive: Archive, device: torch.device) -> Any:
     return _compile(module, archive.config.get("pt2"))
 
 
+def load_served_graph(model: Mapping[str, Any], directory: Path | str) -> torch.nn.Module | None:
+    """Load an archive's model where it is an ONNX graph, for which TorchServe makes a session that shows no layers.
+
+    Args:
+        model: the manifest's part of that name.
+        directory: the unpacked archive.
+    """
+    weights = str(model.get("serializedFile") or "")
+    return load_graph(Path(directory) / weights) if weights.endswith(".onnx") and not model.get("modelFile") else None
+
+
 def read_labels(directory: Path) -> dict[str, str] | None:
     """Read `index_to_name.json` in any form that `parse_labels` takes, TorchServe's among them; None where there is none.
 

@@ -69,6 +69,17 @@ def take_method(config: Config, backend: Backend) -> Config:
     return replace(config, method=method)
 
 
+def tell_backend(backend: Backend) -> str:
+    """Say in one line which layers are offered and how the model runs."""
+    why = f" ({backend.why})" if backend.why else ""
+    runs: list[str] = [backend.memory_format]
+    if backend.compiled:
+        runs.append("compiled")
+    elif backend.runtime.name != "torch":
+        runs.append(backend.runtime.name)
+    return f"layers {', '.join(backend.layers)}{why}, {', '.join(runs)}"
+
+
 def log_findings(backend: Backend) -> None:
     """Say in the log what opening the model has found, and what is doubtful of its layers."""
     for note in backend.notes:

@@ -6,7 +6,9 @@ The host tells neither the URL nor the method, so the protocols are told apart b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 from camserve.core.errors import RequestError
@@ -19,6 +21,8 @@ from camserve.protocol.body import HOW_TO_SEND, as_bytes, name_repeated, read_im
 from camserve.protocol.kserve.request import parse_v1, parse_v2
 from camserve.protocol.options import OptionReader, Spelling
 from camserve.protocol.tensors import bad_tensor, is_npy
+
+Retrieve = Callable[[Sequence[Mapping[str, Any]]], Any]
 
 REPEATED = "camserve repeated"
 """Where a request's headers hold the names of repeated fields, as a tuple, which no client can send."""
@@ -44,6 +48,30 @@ def read_call(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call:
         return Call(word != b"false", {}, rest if word in (b"true", b"false") else row)
     repeated = headers.get(REPEATED)
     return Call(headers.get("explain") == "True", plain, row, repeated if isinstance(repeated, tuple) else ())
+
+
+def keep_repeats(retrieve: Retrieve) -> Retrieve:
+    """Have what reads a batch's rows and headers add which fields each form gives more than once, as `REPEATED` of its headers.
+
+    Args:
+        retrieve: TorchServe's `Service.retrieve_data_for_inference`, which hands over the last of them, though the frontend
+            passes all on; or what this function made of it, which is returned.
+    """
+    if getattr(retrieve, "keeps_repeats", False):
+        return retrieve
+
+    @wraps(retrieve)
+    def keeping(batch: Sequence[Mapping[str, Any]]) -> Any:
+        found = retrieve(batch)
+        for request, processor in zip(batch, found[0], strict=True):
+            counts = Counter(parameter["name"] for parameter in request["parameters"])
+            repeated = tuple(name for name, count in counts.items() if count > 1)
+            if repeated:
+                processor.get_request_properties()[REPEATED] = repeated
+        return found
+
+    keeping.keeps_repeats = True  # type: ignore[attr-defined]
+    return keeping
 
 
 def comes_from_management(headers: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from tests.support.processes.waiting import HANG
 from camserve.protocol.parser import REPEATED, read_call
 from camserve.tools.archive.archive import Row, ask, handler_of, load_service
 from camserve.tools.commands.serve import Server
-from gradcam_handler import keep_repeats
+from gradcam_handler import adapt_worker
 
 MODEL = "hostile"
 SIZES = {"tiny": (1, 1), "small": (8, 8), "photo": (400, 300)}
@@ -106,7 +106,7 @@ def test_a_client_cannot_claim_it(tmp_path: Path) -> None:
     """A header or a field of that name means nothing; wrapping twice changes nothing."""
     service = load_service(archive(tmp_path / "tiny"))
     before = type(service).retrieve_data_for_inference
-    keep_repeats()
+    adapt_worker()
     assert type(service).retrieve_data_for_inference is before
     fields: dict[str, Any] = {"data": bytearray(PICTURES["small"])}
     (answer,) = ask(service, [Row(fields, {REPEATED: "data"}, explain=True)])
