@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (engine, scaling):
         monkeypatch.setattr(module, "resnet50", made)
     monkeypatch.setattr(engine, "FORMATS", {"contiguous": False})
+    monkeypatch.setattr(engine, "SIZE", (96, 96))
+    monkeypatch.setattr(engine, "pictures_of", partial(engine.pictures_of, size=(96, 96)))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,12 @@ def opened(model: Any, side: int, **keys: Any) -> Backend:
     return open_backend(load_graph(model) if isinstance(model, Path) else model, config, (side, side), CPU)
 
 
+@cache
+def opened_itself(name: str) -> Backend:
+    """The model itself, which graphs are compared with."""
+    return opened(made(name), MODELS[name][1])
+
+
 def explain(backend: Backend, pictures: Tensor, targets: Tensor, method: str = "gradcam++") -> tuple[Tensor, Tensor]:
     """The model's own values, and the default layer's unscaled maps."""
     layer = backend.layers[0]
@@ -122,7 +129,7 @@ def test_a_graph_is_explained_as_its_model(name: str, tmp_path: Path) -> None:
     """The rule takes the same map; values, gradients of any class, and every method's maps are the model's."""
     model, side = made(name), MODELS[name][1]
     path = graphs.write_graph(model, tmp_path / "net.onnx", nets.pictures(2, side=side))
-    eager, graph = opened(model, side), opened(path, side)
+    eager, graph = opened_itself(name), opened(path, side)
     assert (graph.kind, graph.runtime.name, graph.runtime.why) == ("onnx", "onnxruntime", "")
     assert (graph.reader.kind, graph.reader.ending) == (eager.reader.kind, eager.reader.ending)
     assert bool(graph.closed_form) is bool(eager.closed_form)
@@ -145,7 +152,7 @@ def test_runtimes_that_can_be_asked_for(runtime: str, tmp_path: Path) -> None:
     for name in ("vgg", "attending", "likely"):
         model = made(name)
         path = graphs.write_graph(model, tmp_path / f"{name}.onnx", nets.pictures(2))
-        graph, eager = opened(path, 32, **asked), opened(model, 32)
+        graph, eager = opened(path, 32, **asked), opened_itself(name)
         assert graph.runtime.name == runtime or (runtime == "auto" and graph.runtime.name in ENGINES)
         assert graph.runtime.why == ""
         pictures, targets = nets.pictures(3, seed=2), torch.arange(3)
@@ -169,7 +176,7 @@ def test_maps_are_the_formulas(name: str, tmp_path: Path) -> None:
     """Against the paper's formula, literally, over what autograd gives in float64."""
     model, side = made(name), MODELS[name][1]
     path = graphs.write_graph(model, tmp_path / "net.onnx", nets.pictures(2, side=side))
-    graph, layer = opened(path, side), opened(model, side).layers[0]
+    graph, layer = opened(path, side), opened_itself(name).layers[0]
     (picture,) = nets.pictures(1, seed=4, side=side)
     _, (found,) = explain(graph, picture[None], torch.tensor([2]))
     right = exact(model, layer, picture, 2)
@@ -184,7 +191,7 @@ def test_graphs_of_older_and_newer_versions(opset: int, tmp_path: Path) -> None:
         path = graphs.write_graph(model, tmp_path / f"{name}.onnx", nets.pictures(2, side=side), opset=opset)
         pictures, targets = nets.pictures(2, seed=9, side=side), torch.tensor([1, 4])
         _, maps = explain(opened(path, side), pictures, targets)
-        _, right = explain(opened(model, side), pictures, targets)
+        _, right = explain(opened_itself(name), pictures, targets)
         assert_same(maps, right)
 
 
@@ -193,7 +200,7 @@ def test_a_graph_for_a_fixed_number_of_pictures(count: int, tmp_path: Path) -> N
     """More are given in several passes, fewer are filled up; each gets what it would have got alone."""
     model = made("vgg")
     path = graphs.write_graph(model, tmp_path / "net.onnx", nets.pictures(count), dynamic=False)
-    graph, eager = opened(path, 32), opened(model, 32)
+    graph, eager = opened(path, 32), opened_itself("vgg")
     for given in (1, 2, 5):
         pictures, targets = nets.pictures(given, seed=2), torch.arange(given) % nets.CLASSES
         values, maps = explain(graph, pictures, targets)
