@@ -20,6 +20,7 @@ from camserve.tools.serving.health.management import Management
 LATEST = 3
 """How many times `responseTimeout` may pass until the answer that it ran out: what is asked before waits in the queue first."""
 WHITE = bytes(encoded(np.full((64, 64, 3), 255, np.uint8)))
+RED = bytes(encoded(np.full((64, 64, 3), (255, 0, 0), np.uint8)))
 
 
 @dataclass
@@ -99,7 +100,7 @@ def killed(
 def poisoned(server: Served, traffic: Traffic, *, times: int, every: float, clients: int, batch: int, model: str) -> Row:
     """A picture breaks the CUDA context: the worker ends with the batch that it had, and a new one takes over."""
     row, _ = _set_off(
-        server, traffic, fault="a CUDA context is poisoned", how="the model raises what torch would",
+        server, traffic, WHITE, fault="a CUDA context is poisoned", how="the model raises what torch would",
         times=times, every=every, clients=clients, batch=batch, model=model,
     )  # fmt: skip
     return row
@@ -111,7 +112,7 @@ def hung(
     """A picture with which the forward pass never ends: TorchServe gives the worker up after `patience` seconds, with the batch
     that it had, and a new one takes over, which answers what waited."""
     row, hangs = _set_off(
-        server, traffic, fault="a worker hangs", how=f"the pass never ends, responseTimeout {patience:g} s",
+        server, traffic, RED, fault="a worker hangs", how=f"the pass never ends, responseTimeout {patience:g} s",
         times=times, every=every, clients=clients, batch=batch, model=model,
     )  # fmt: skip
     waited = [
@@ -134,11 +135,12 @@ def hung(
 
 
 def _set_off(
-    server: Served, traffic: Traffic, *, fault: str, how: str, times: int, every: float, clients: int, batch: int, model: str
-) -> tuple[Row, Sequence[Outcome]]:
-    """Sends the white picture that sets a model's fault off, and waits for another worker, again and again; the row, and what
-    came of these pictures."""
-    trigger = Traffic(server.url, [Ask(f"/explanations/{model}", WHITE)])
+    server: Served, traffic: Traffic, picture: bytes, *, fault: str, how: str, times: int, every: float, clients: int, batch: int,
+    model: str,
+) -> tuple[Row, Sequence[Outcome]]:  # fmt: skip
+    """Sends the picture that sets a model's fault off, and waits for another worker, again and again; the row, and what came of
+    these pictures."""
+    trigger = Traffic(server.url, [Ask(f"/explanations/{model}", picture)])
     before = {each.pid for each in workers(server)}
     seen = set(before)
     begun = time.monotonic()

@@ -10,8 +10,7 @@ import numpy as np
 import psutil
 
 from benchmarks.survival.hardships import Row, all_again
-from benchmarks.survival.traffic import REFUSED, RIGHT, Traffic, tally
-from camserve.tools.serving.server import Server
+from benchmarks.survival.traffic import REFUSED, RIGHT, Served, Traffic, tally
 
 MOST, PROMPT, LONGEST = 0.99, 5.0, 30.0
 """The share of refusals that must come within so many seconds, and the seconds of the longest: limits for hanging."""
@@ -84,7 +83,7 @@ def _recovered(traffic: Traffic, clients: int, seconds: float, before: float) ->
     return rate
 
 
-def crammed(server: Server, traffic: Traffic, *, seconds: float, clients: int, queue: int, batch: int, heap: int) -> Row:
+def crammed(server: Served, traffic: Traffic, *, seconds: float, clients: int, queue: int, batch: int, heap: int) -> Row:
     """More large requests than the queue takes, and a heap (MiB) that holds those: they are refused, and Java lives."""
     java = psutil.Process(server.pids[0])
     begun, largest = time.monotonic(), 0

@@ -50,7 +50,8 @@ COMMON = "common"
 @dataclass(frozen=True)
 class Size:
     """How long and how hard: seconds of a fault, clients, kills, seconds between two, rounds of bad clients, requests at once,
-    the queue, seconds of the soak, of its control and between two looks, and places where there is no room for the log."""
+    how many times more of them than can be answered, the queue, seconds of the soak, of its control and between two looks, and
+    places where there is no room for the log."""
 
     seconds: float = 30
     clients: int = 8
@@ -58,6 +59,7 @@ class Size:
     every: float = 5
     rounds: int = 5
     burst: int = 40
+    times: float = 10
     queue: int = 100
     soak: float = 1800
     control: float = 60
@@ -65,7 +67,7 @@ class Size:
     logs: int = 3
 
 
-QUICK = Size(seconds=3, clients=4, kills=2, every=1, rounds=1, queue=20, soak=4, control=4, look=0.2, logs=1)
+QUICK = Size(seconds=3, clients=4, kills=1, every=1, rounds=1, times=4, queue=20, soak=4, control=4, look=0.2, logs=1)
 """The form that the tests run."""
 
 
@@ -98,7 +100,7 @@ class Trial(ExitStack):
         fault = "" if self.demo else archives.SLOW
         with self._served("overloaded", fault, jobQueueSize=size.queue, batchSize=batch) as (_, traffic):
             return overload.overloaded(
-                traffic, seconds=size.seconds, times=10, queue=size.queue, batch=batch, clients=size.clients
+                traffic, seconds=size.seconds, times=size.times, queue=size.queue, batch=batch, clients=size.clients
             )
 
     def crammed(self) -> Row:
@@ -106,9 +108,8 @@ class Trial(ExitStack):
         size, clients = self.size, self.size.queue + archives.BATCH + 12
         heap = advice.required_heap(size.queue) // 2**20
         config = self._configured("crammed", f"job_queue_size={size.queue}", f"vmargs=-Xmx{heap}m")
-        archives.small(self.store, "crammed", archives.SLOW)
-        with Server(self.store, ["crammed"], config=config) as server:
-            traffic = Traffic(server.url, archives.large("crammed"), clients)
+        with self._small("crammed", archives.SLOW, config=config) as (server, _):
+            traffic = Traffic(server.url, archives.large(self._name("crammed")), clients)
             traffic.learn()
             return overload.crammed(
                 server, traffic, seconds=size.seconds, clients=clients, queue=size.queue, batch=archives.BATCH, heap=heap
@@ -134,8 +135,8 @@ class Trial(ExitStack):
         size = self.size
         with self._small("poisoned", archives.POISONED) as (server, traffic):
             return hardships.poisoned(
-                server, traffic, times=size.kills // 2, every=size.every, clients=size.clients, batch=archives.BATCH,
-                model="poisoned",
+                server, traffic, times=-(-size.kills // 2), every=size.every, clients=size.clients, batch=archives.BATCH,
+                model=self._name("poisoned"),
             )  # fmt: skip
 
     def hung(self) -> Row:
@@ -143,19 +144,17 @@ class Trial(ExitStack):
         size = self.size
         with self._small("hung", archives.HUNG, responseTimeout=archives.PATIENCE) as (server, traffic):
             return hardships.hung(
-                server, traffic, times=size.kills // 2, every=size.every, clients=size.clients, batch=archives.BATCH,
-                model="hung", patience=archives.PATIENCE,
+                server, traffic, times=-(-size.kills // 2), every=size.every, clients=size.clients, batch=archives.BATCH,
+                model=self._name("hung"), patience=archives.PATIENCE,
             )  # fmt: skip
 
     def replaced(self) -> Row:
         """A new version under load."""
-        size = self.size
-        later = archives.small(self.store, "replaced", version="2.0", seed=1)
+        size, name = self.size, self._name("replaced")
+        later = archives.small(self.store, name, version="2.0", seed=1)
         config = self._configured("replaced", "enable_model_api=true")
         with self._small("replaced", config=config) as (server, traffic):
-            return hardships.replaced(
-                server, traffic, model="replaced", file=later.name, seconds=size.seconds, clients=size.clients
-            )
+            return hardships.replaced(server, traffic, model=name, file=later.name, seconds=size.seconds, clients=size.clients)
 
     def stopped(self) -> Row:
         """SIGTERM with requests in progress."""
@@ -243,6 +242,10 @@ class Trial(ExitStack):
         config = self.store.parent / f"{name}.properties"
         config.write_text("\n".join([CONFIG.read_text(), *lines, ""]))
         return config
+
+    def _name(self, fault: str) -> str:
+        """The model that a fault is tried with."""
+        return fault
 
     def _common(self) -> tuple[Served, Traffic]:
         if self._shared is None:

@@ -7,17 +7,93 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from benchmarks.survival import archives, soak
 from benchmarks.survival import run as survival
-from benchmarks.survival import soak
 from benchmarks.survival.stopping import Stop
-from benchmarks.survival.traffic import FAILED, REFUSED, RIGHT, Outcome, tally
+from benchmarks.survival.traffic import FAILED, REFUSED, RIGHT, Outcome, Served, Traffic, mixed, tally
 from tests.support.build import HANDLERS, archive
 
+from camserve.tools.serving.configuration import advice
+from camserve.tools.serving.health.management import Management
+from camserve.tools.serving.server import Server
+
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux only: it limits another process's memory, and fills /dev/full")
+
+
+BROKEN, PAIR = "broken", "pair"
+MODELS = {
+    **dict.fromkeys((survival.COMMON, "overloaded", "crammed"), survival.COMMON),
+    **dict.fromkeys(("killed", "replaced"), PAIR),
+    **dict.fromkeys(("poisoned", "hung"), BROKEN),
+}
+"""Faults after which TorchServe runs as before, and the model that each is tried with."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A server, as if it had one model."""
+
+    server: Served
+    model: str
+
+    @property
+    def url(self) -> str:
+        """The server's."""
+        return self.server.url
+
+    @property
+    def management_url(self) -> str:
+        """The server's."""
+        return self.server.management_url
+
+    @property
+    def pids(self) -> list[int]:
+        """The server's, without the workers of its other models."""
+        management = Management(self.management_url)
+        try:
+            models = management.fetch_models() or []
+        finally:
+            management.close()
+        others = {each["pid"] for model in models if model["modelName"] != self.model for each in model["workers"]}
+        return [pid for pid in self.server.pids if pid not in others]
+
+
+class Together(survival.Trial):
+    """One TorchServe for all faults that leave it running, and one model for those that do not disturb each other. A pass takes a
+    while in each of them, so that a worker is seldom without one."""
+
+    def _name(self, fault: str) -> str:
+        return MODELS.get(fault, fault)
+
+    @contextmanager
+    def _served(self, name: str, *_: object, **__: object) -> Iterator[tuple[Served, Traffic]]:
+        server = Part(self._server, self._name(name))
+        traffic = Traffic(server.url, mixed(server.model), clients=64)
+        traffic.learn()
+        yield server, traffic
+
+    _small = _served
+
+    @cached_property
+    def _server(self) -> Server:
+        heap = advice.required_heap(self.size.queue) // 2**20
+        lines = ("enable_model_api=true", f"job_queue_size={self.size.queue}", f"vmargs=-Xmx{heap}m")
+        made: dict[str, tuple[str, dict[str, Any]]] = {
+            survival.COMMON: (archives.SLOW, {}),
+            PAIR: (archives.SLOW, {"minWorkers": 2, "maxWorkers": 2}),
+            BROKEN: (archives.SLOW + archives.POISONED + archives.HUNG, {"responseTimeout": archives.PATIENCE}),
+        }
+        for name, (fault, settings) in made.items():
+            archives.small(self.store, name, fault, settings)
+        return self.enter_context(Server(self.store, [*made], config=self._configured("together", *lines)))
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +101,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[survival.Trial]:
     """All faults, on archives of the small classifier."""
     store = tmp_path_factory.mktemp("survival") / "store"
     store.mkdir()
-    with survival.Trial(store, survival.QUICK) as made:
+    with Together(store, survival.QUICK) as made:
         yield made
 
 
