@@ -40,6 +40,25 @@ WAITING, REFUSED = 2, 9
 """Requests that wait while the worker has one in hand, and those that then come in vain."""
 Result = tuple[str, Sequence[tuple[str, float]]]
 """An expression, and its values by labels."""
+Case = tuple[Mapping[str, str], int, Sequence[Result]]
+"""Series, the minute of a look at them, and what is seen then."""
+Number = tuple[float, str, str]
+"""A value, its colour, and the word that stands for it."""
+NUMBERS: dict[str, tuple[Mapping[str, str], int, Number, Number]] = {
+    "well": ({UP: "1x60"}, 20, (0, "green", ""), (1, "green", "up")),
+    "just down": ({UP: "1x20 0x40"}, 11, (-1, "red", "unknown"), (0, "red", "down")),
+    "down": ({UP: "1x20 0x40"}, 20, (1, "red", ""), (0, "red", "down")),
+    "just lost": ({UP: "1x20 _x40"}, 16, (-1, "red", "unknown"), (0, "red", "down")),
+    "lost": ({UP: "1x20 _x40"}, 20, (1, "red", ""), (0, "red", "down")),
+    "never there": ({}, 20, (1, "red", ""), (0, "red", "down")),
+    "one of two": ({UP: "0x60", UP.replace('"a"', '"b"'): "1x60"}, 20, (1, "red", ""), (0.5, "orange", "")),
+    "refused and slow": ({UP: "1x60", **FULL}, 25, (2, "red", ""), (1, "green", "up")),
+    "another model": (
+        {UP: "1x60", **{name.replace('"m"', '"n"'): values for name, values in FULL.items()}},
+        *(25, (0, "green", ""), (1, "green", "up")),
+    ),
+}
+"""Series, a minute, and the numbers of alerts and of servers that the dashboard shows then."""
 
 needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="needs Prometheus: apt-get install prometheus")
 
@@ -52,26 +71,24 @@ def exprs(title: str) -> list[str]:
     return found
 
 
-def evaluated(folder: Path, series: Mapping[str, str], minute: int, expected: Sequence[Result]) -> str:
+def evaluated(folder: Path, *cases: Case) -> str:
     """What promtool has against these results of expressions, as (labels, value), with the shipped rules; "" for nothing."""
     tests = [
         {
-            "expr": expr,
-            "eval_time": f"{minute}m",
-            "exp_samples": [{"labels": labels, "value": value} for labels, value in samples],
+            "interval": "30s",
+            "input_series": [{"series": name, "values": values} for name, values in series.items()],
+            "promql_expr_test": [
+                {
+                    "expr": expr,
+                    "eval_time": f"{minute}m",
+                    "exp_samples": [{"labels": labels, "value": value} for labels, value in samples],
+                }
+                for expr, samples in expected
+            ],
         }
-        for expr, samples in expected
+        for series, minute, expected in cases
     ]
-    given = [{"series": name, "values": values} for name, values in series.items()]
-    (folder / "test.yml").write_text(
-        yaml.safe_dump(
-            {
-                "rule_files": [str(RULES)],
-                "evaluation_interval": "30s",
-                "tests": [{"interval": "30s", "input_series": given, "promql_expr_test": tests}],
-            }
-        )
-    )
+    (folder / "test.yml").write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "30s", "tests": tests}))
     ran = subprocess.run(["promtool", "test", "rules", folder / "test.yml"], capture_output=True, text=True, check=False)
     return "" if ran.returncode == 0 else ran.stdout + ran.stderr
 
@@ -85,32 +102,20 @@ def shown(title: str, value: float) -> tuple[str, str]:
 
 
 @needs_promtool
-@pytest.mark.parametrize(
-    ("series", "minute", "alerts", "servers"),
-    [
-        pytest.param({UP: "1x60"}, 20, (0, "green", ""), (1, "green", "up"), id="well"),
-        pytest.param({UP: "1x20 0x40"}, 11, (-1, "red", "unknown"), (0, "red", "down"), id="just down"),
-        pytest.param({UP: "1x20 0x40"}, 20, (1, "red", ""), (0, "red", "down"), id="down"),
-        pytest.param({UP: "1x20 _x40"}, 16, (-1, "red", "unknown"), (0, "red", "down"), id="just lost"),
-        pytest.param({UP: "1x20 _x40"}, 20, (1, "red", ""), (0, "red", "down"), id="lost"),
-        pytest.param({}, 20, (1, "red", ""), (0, "red", "down"), id="never there"),
-        pytest.param({UP: "0x60", UP.replace('"a"', '"b"'): "1x60"}, 20, (1, "red", ""), (0.5, "orange", ""), id="one of two"),
-        pytest.param({UP: "1x60", **FULL}, 25, (2, "red", ""), (1, "green", "up"), id="refused and slow"),
-        pytest.param(
-            {UP: "1x60", **{name.replace('"m"', '"n"'): values for name, values in FULL.items()}},
-            *(25, (0, "green", ""), (1, "green", "up")),
-            id="another model",
-        ),
-    ],
-)
-def test_the_dashboard_tells_what_is_down(
-    tmp_path: Path, series: dict[str, str], minute: int, alerts: tuple[float, str, str], servers: tuple[float, str, str]
-) -> None:
-    """The first two numbers: values by promtool, colours and words by the panels' own limits."""
-    for title, expected in {"Alerts": alerts, "Servers": servers}.items():
-        value, *look = expected
-        (expr,) = exprs(title)
-        assert evaluated(tmp_path, series, minute, [(expr, [("{}", value)])]) == "", title
+def test_the_dashboard_tells_what_is_down(tmp_path: Path) -> None:
+    """The first two numbers: values by promtool, which is asked once for all."""
+    (alerts,), (servers,) = exprs("Alerts"), exprs("Servers")
+    cases: list[Case] = []
+    for name, (series, minute, *numbers) in NUMBERS.items():
+        results = [(f"{expr} # {name}", [("{}", number[0])]) for expr, number in zip((alerts, servers), numbers, strict=True)]
+        cases.append((series, minute, results))
+    assert evaluated(tmp_path, *cases) == ""
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_the_dashboards_numbers_have_colours_and_words(case: str) -> None:
+    """By the panels' own limits."""
+    for title, (value, *look) in zip(("Alerts", "Servers"), NUMBERS[case][2:], strict=True):
         assert list(shown(title, value)) == look, title
 
 
@@ -119,8 +124,8 @@ def test_the_dashboard_tells_since_when_a_server_is_down(tmp_path: Path) -> None
     """The last panel has a line for it, though that alert has no model."""
     (expr,) = exprs("Alerts, and since when")
 
-    assert evaluated(tmp_path, {UP: "1x20 0x40"}, 20, [(expr, [('{alertname="CamserveDown", instance="a"}', 1)])]) == ""
-    assert evaluated(tmp_path, {UP: "1x60"}, 20, [(expr, [])]) == ""
+    down: Result = (expr, [('{alertname="CamserveDown", instance="a"}', 1)])
+    assert evaluated(tmp_path, ({UP: "1x20 0x40"}, 20, [down]), ({UP: "1x60"}, 20, [(expr, [])])) == ""
 
 
 @needs_promtool
@@ -135,7 +140,7 @@ def test_the_dashboards_times_are_those_of_answered_requests(tmp_path: Path) -> 
         (f"round({unanswered}, 0.001)", [("{}", 0.5)]),
     ]
 
-    assert evaluated(tmp_path, FULL, 25, expected) == ""
+    assert evaluated(tmp_path, (FULL, 25, expected)) == ""
     assert shown("Unanswered", 0.5) == ("red", "")
 
 
