@@ -37,7 +37,11 @@ SHARING = (
     "tests/tools/reports/test_gallery.py",
     "tests/tools/watching/evidence/test_server.py",
 )
-"""The files whose tests use the fixture `live`: one worker runs them all, so that one server is started."""
+"""The files whose tests use the fixtures `live` and `careless`: one worker runs them all, so that one server is started."""
+
+QUICK = "the server of small handlers"
+ASKING = ("tests/tools/serving/health/test_drain.py", "tests/tools/serving/test_server.py")
+"""The same of the fixture `quick`."""
 
 WAITING = (
     SHARED,
@@ -52,8 +56,7 @@ WAITING = (
     "tests/hosts/test_asgi_server.py",
     "tests/hosts/test_standin.py",
     "tests/hosts/test_limits.py",
-    "tests/tools/serving/health/test_drain.py",
-    "tests/tools/serving/test_server.py",
+    QUICK,
     "tests/hosts/test_monitoring_on_asgi.py",
     "tests/hosts/test_evidence_on_hosts.py",
     "tests/promises/contract/test_slow_explanations.py",
@@ -70,13 +73,14 @@ COMPUTING = (
 )
 """The groups of the others that take longest; one that began last would end last."""
 
+GROUPS = {SHARED: SHARING, QUICK: ASKING}
 FIRST = (*WAITING, *COMPUTING)
 
 
 def group_of(nodeid: str) -> str:
-    """Names the tests that one worker runs in one go: a file's, for its fixtures, or those of all files in `SHARING`."""
+    """Names the tests that one worker runs in one go: a file's, for its fixtures, or those of all files that share a server."""
     file = nodeid.partition("::")[0]
-    return SHARED if file in SHARING else file
+    return next((name for name, files in GROUPS.items() if file in files), file)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -105,9 +109,15 @@ def pytest_collection_finish() -> None:
 
 
 def strays(items: Iterable[pytest.Item]) -> set[str]:
-    """Finds files that use the shared server and are not listed as `SHARING` it."""
-    using = {item.nodeid.partition("::")[0] for item in items if "live" in getattr(item, "fixturenames", ())}
-    return {file for file in using.difference(SHARING) if not file.startswith("tests/hosts/")}  # whose `live` is another server
+    """Finds files that use a shared server and are not listed as sharing it."""
+    using = [(item.nodeid.partition("::")[0], getattr(item, "fixturenames", ())) for item in items]
+    found = {
+        file
+        for fixture, files in (("live", SHARING), ("careless", SHARING), ("quick", ASKING))
+        for file, fixtures in using
+        if fixture in fixtures and file not in files
+    }
+    return {file for file in found if not file.startswith("tests/hosts/")}  # whose `live` is another server
 
 
 def choose_group(queue: Iterable[str], computes: bool) -> str:

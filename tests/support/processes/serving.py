@@ -195,15 +195,16 @@ def ask(pool: ThreadPoolExecutor, url: str, model: str, times: int = 1) -> list[
         except requests.ConnectionError:
             return 0
 
-    sent = [pool.submit(send) for _ in range(times)]
     metrics = url.rpartition(":")
     wanted = f'ts_inference_requests_total{{model_name="{model}"'
 
-    def arrived() -> bool:
+    def arrived() -> float:
         text = requests.get(f"{metrics[0]}:{int(metrics[2]) + 2}/metrics", timeout=HANG).text
-        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(wanted)) >= times
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(wanted))
 
-    wait_until(arrived, "the requests arrived")
+    before = arrived()
+    sent = [pool.submit(send) for _ in range(times)]
+    wait_until(lambda: arrived() >= before + times, "the requests arrived")
     return sent
 
 

@@ -8,11 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import requests
-from tests.support.processes.serving import CONFIG, write_archive
-from tests.support.processes.waiting import HANG
 
-from camserve.tools.commands.serve import Server, main
+from camserve.tools.commands.serve import main
 from camserve.tools.serving.configuration.store import StoredArchive, describe, read_archive, select
 from camserve.tools.serving.process.errors import ServeError
 
@@ -48,24 +45,6 @@ def test_versions_are_told_with_the_default(tmp_path: Path) -> None:
     assert describe(select(tmp_path, [])) == ["cats 1.0 (cats.mar, the default)", "cats 2.0 (cats-2.mar)", "dogs (dogs.mar)"]
     assert describe(select(tmp_path, ["cats-2", "cats"])) == ["cats 2.0 (cats-2.mar, the default)", "cats 1.0 (cats.mar)"]
     assert describe(select(tmp_path, ["new=cats-2", "cats"])) == ["new (cats-2.mar)", "cats (cats.mar)"]
-
-
-@pytest.mark.live
-def test_a_newer_file_in_the_store_waits_to_be_named(tmp_path: Path) -> None:
-    """TorchServe's default is the first that it is given: version 1.0, though `cats-2.mar` sorts before `cats.mar`."""
-    store = tmp_path / "store"
-    store.mkdir()
-    write_archive(store, "cats", version="2.0")
-    (store / "cats.mar").rename(store / "cats-2.mar")
-    write_archive(store, "cats", version="1.0")
-
-    with Server(store, config=CONFIG) as server:
-        (default,) = requests.get(f"{server.management_url}/models/cats", timeout=HANG).json()
-        every = requests.get(f"{server.management_url}/models/cats/all", timeout=HANG).json()
-        answers = [requests.post(f"{server.url}/predictions/cats{version}", data=b"x", timeout=HANG) for version in ("", "/2.0")]
-
-    assert (default["modelVersion"], {each["modelVersion"] for each in every}) == ("1.0", {"1.0", "2.0"})
-    assert [answer.json()["version"] for answer in answers] == ["1.0", "2.0"]
 
 
 def test_unknown_model_names_the_nearest(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,11 +6,9 @@ import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from tests.support.processes.serving import CONFIG, LINUX, ask
+from tests.support.processes.serving import LINUX
 from tests.support.processes.waiting import HANG, wait_until
 from tests.tools.serving.doubles import ScriptedManagement, versions
 
@@ -55,16 +53,6 @@ def test_java_that_has_not_begun_is_waited_for(quick: Server, monkeypatch: pytes
     """A thread of Java's that waits for a processor may hold a request that nobody has counted yet."""
     monkeypatch.setattr(drain, "has_runnable_thread", lambda _java: True)
     assert drained(quick, limit=2) is False
-
-
-@pytest.mark.live
-@LINUX
-def test_batch_that_fills_is_not_cut_off(store: Path, pool: ThreadPoolExecutor) -> None:
-    """A request that Java holds back for its batch to fill, in no queue and in no worker, is answered before the end."""
-    with Server(store, ["batch"], config=CONFIG) as server:
-        (answer,) = ask(pool, server.url, "batch")
-        assert server.stop(drain=HANG)
-        assert answer.result() == 200
 
 
 @LINUX
