@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, Dialog, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Error, Locator, Page, expect, sync_playwright
 
 from camserve.tools.commands.serve import Server
 
@@ -38,15 +39,68 @@ PATIENCE = 180_000
 expect.set_options(timeout=PATIENCE)
 
 
+class Running(ExitStack):
+    """Debian's Chromium while it runs, with a profile of its own that is gone afterwards, and a page that visits share: a new one is
+    a new process, and half a second of processor time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        driver = self.enter_context(sync_playwright())
+        arguments = [*QUIET.split(), f"--disable-features={OFF}"]
+        self.browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        self.callback(self.browser.close)
+        self.page: Page | None = None
+
+    def make_context(self, **options: Any) -> BrowserContext:
+        """A profile of its own."""
+        context = self.browser.new_context(**{"viewport": WIDE, "accept_downloads": True, **options})
+        context.set_default_timeout(PATIENCE)
+        return context
+
+    def take_page(self, viewport: Any = WIDE, color_scheme: Any = "light", reduced_motion: Any = "no-preference") -> Page:
+        """The shared page, as new, with these options of a profile."""
+        if self.page is None or self.page.is_closed():
+            self.page = self.make_context().new_page()
+        self.page.set_viewport_size(viewport)
+        self.page.emulate_media(color_scheme=color_scheme, reduced_motion=reduced_motion)
+        return self.page
+
+    def put_back(self, page: Page) -> None:
+        """Has the shared page forget all that a visit did with it."""
+        page.unroute_all(behavior="ignoreErrors")
+        if page.url != "about:blank":
+            page.evaluate("localStorage.clear()")
+        page.goto("about:blank")
+        page.mouse.move(0, 0)
+
+
+RUNNING: list[Running] = []
+"""The one that runs, or none."""
+
+
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """Debian's Chromium, with a profile of its own that is gone afterwards."""
+def chromium() -> Browser:
+    """A browser that tests in one go share, those of other files too."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt-get install chromium")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*QUIET.split(), f"--disable-features={OFF}"])
-        yield browser
-        browser.close()
+    if not RUNNING:
+        RUNNING.append(Running())
+    return RUNNING[0].browser
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ends the browser before tests of another group: its driver's event loop would be in the way of theirs."""
+    from tests.support.processes.parallel import group_of
+
+    if nextitem is None or group_of(item.nodeid) != group_of(nextitem.nodeid):
+        pytest_sessionfinish()
+
+
+def pytest_sessionfinish() -> None:
+    """Ends the browser."""
+    while RUNNING:
+        RUNNING.pop().close()
 
 
 @dataclass
@@ -61,11 +115,27 @@ class Visit:
 
     def watch(self) -> None:
         """Records requests to other origins, errors, dialogs and messages of the console."""
-        page = self.page
-        page.on("request", self._on_request)
-        page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
-        page.on("dialog", self._on_dialog)
-        page.on("console", lambda message: self.faults.append(f"console: {message.text}"))
+        for event, listener in self._listeners():
+            self.page.on(event, listener)  # type: ignore[call-overload]
+
+    def leave(self) -> None:
+        """Records no more."""
+        for event, listener in self._listeners():
+            self.page.remove_listener(event, listener)
+
+    def _listeners(self) -> list[tuple[str, Callable[[Any], None]]]:
+        return [
+            ("request", self._on_request),
+            ("pageerror", self._on_error),
+            ("dialog", self._on_dialog),
+            ("console", self._on_console),
+        ]
+
+    def _on_error(self, error: Error) -> None:
+        self.faults.append(f"error: {error}")
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        self.faults.append(f"console: {message.text}")
 
     def _on_dialog(self, dialog: Dialog) -> None:
         self.faults.append(f"dialog: {dialog.message}")
@@ -99,22 +169,37 @@ class Visit:
 Visitor = Callable[..., Visit]
 
 
-@pytest.fixture
-def visit(chromium: Browser, live: Server) -> Iterator[Visitor]:
-    """Opens visits; in the end none has seen an error, a dialog, or a request to another origin."""
+@contextmanager
+def visiting(usual: str, **defaults: Any) -> Iterator[Visitor]:
+    """Opens visits, to `usual` by default; in the end none has seen an error, a dialog, or a request to another origin. The first has
+    the shared page, unless it has options that only a profile of its own can have."""
     visits: list[Visit] = []
+    (running,) = RUNNING
 
-    def make(home: str = live.url, **options: Any) -> Visit:
-        context = chromium.new_context(**{"viewport": WIDE, "accept_downloads": True, **options})
-        context.set_default_timeout(PATIENCE)
-        visits.append(Visit(context.new_page(), home))
+    def make(home: str = usual, **options: Any) -> Visit:
+        options = {**defaults, **options}
+        alone = visits or options.keys() - {"viewport", "color_scheme", "reduced_motion"}
+        page = running.make_context(**options).new_page() if alone else running.take_page(**options)
+        visits.append(Visit(page, home))
         visits[-1].watch()
         return visits[-1]
 
     yield make
     for each in visits:
-        each.page.context.close()
+        if each.page == running.page:
+            running.put_back(each.page)
+            each.leave()
+        else:
+            each.page.context.close()
+    for each in visits:
         assert [fault for fault in each.faults if not re.search(each.expected, fault)] == []
+
+
+@pytest.fixture
+def visit(chromium: Browser, live: Server) -> Iterator[Visitor]:  # of the browser that runs
+    """Opens visits to the live server."""
+    with visiting(live.url) as make:
+        yield make
 
 
 def data_file(content: bytes | bytearray, name: str = "picture.png") -> dict[str, Any]:
@@ -167,7 +252,8 @@ def axe(page: Page) -> list[Any]:
     """What axe-core finds wrong with the page as it stands, wide and narrow."""
     if not AXE.is_file():
         pytest.skip("needs axe-core: scripts/test.sh installs it")
-    page.evaluate(AXE.read_text("utf-8"))
+    if page.evaluate("typeof axe") == "undefined":
+        page.evaluate(AXE.read_text("utf-8"))
     found: list[Any] = []
     for viewport in (WIDE, NARROW):
         page.set_viewport_size(viewport)  # type: ignore[arg-type]

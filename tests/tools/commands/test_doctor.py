@@ -41,45 +41,36 @@ def test_a_server_in_order_has_no_mistakes(live: Server, capsys: pytest.CaptureF
     assert "scripts/reference.py --archive" in said
 
 
-@pytest.fixture
-def careless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server that wants tokens and whose metrics go to the log, with models that have the others."""
-    build.mar(tmp_path, "slow", settings={"batchSize": 4, "maxBatchDelay": 900, "responseTimeout": 5})
-    build.mar(tmp_path, "single", settings={"deviceType": "gpu"})
-    build.mar(tmp_path, "stock", handler="stock", settings={"batchSize": 4, "maxBatchDelay": 10})
-    config = tmp_path / "config.properties"
-    config.write_text("metrics_mode=log\n")
-    monkeypatch.chdir(tmp_path)  # where TorchServe writes its key_file.json
-    with Server(tmp_path, config=config, port=0) as server:
-        yield server
-
-
 @pytest.mark.live
-def test_the_classic_mistakes_are_found_with_their_remedies(careless: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_classic_mistakes_are_found_with_their_remedies(
+    careless: tuple[Server, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Tokens that were not known of, metrics that go to the log, a long delay, no batching; each says what to write where."""
+    server, keys = careless
+    monkeypatch.chdir(keys.parent)
     with pytest.raises(ToolError, match=r"wants a token .* --token-file key_file\.json"):
-        list(check_server(of(careless), {}))
-    assert doctor.main(arguments(careless)) == 2
+        list(check_server(of(server), {}))
+    assert doctor.main(arguments(server)) == 2
     Path("other.json").write_text('{"inference": {"key": "other"}, "management": {"key": "other"}}')
     capsys.readouterr()
-    assert doctor.main(arguments(careless, "--token-file", "other.json")) == 2
+    assert doctor.main(arguments(server, "--token-file", "other.json")) == 2
     assert "refuses the token that was given" in capsys.readouterr().err
     Path("one").write_text(doctor._tokens(Path("key_file.json"))["inference"])
-    assert "refuses the token" in one(list(check_server(of(careless), doctor._tokens(Path("one")))), "management address").message
-    assert doctor.main(arguments(careless, "--token-file", "key_file.json")) == 1
+    assert "refuses the token" in one(list(check_server(of(server), doctor._tokens(Path("one")))), "management address").message
+    assert doctor.main(arguments(server, "--token-file", "key_file.json")) == 1
     assert "mend: metrics_mode=prometheus" in capsys.readouterr().out
-    findings = list(check_server(of(careless), doctor._tokens(Path("key_file.json"))))
+    findings = list(check_server(of(server), doctor._tokens(Path("key_file.json"))))
 
     assert (one(findings, "/metrics is empty").level, one(findings, "/metrics is empty").remedy[:23]) == (
         "wrong",
         "metrics_mode=prometheus",
     )
-    assert "maxBatchDelay" in one(findings, "slow 1.0: a lone request waits 900 ms").remedy
-    assert one(findings, "slow 1.0: responseTimeout is 5 s").level == "wrong"
-    assert "--batch-size" in one(findings, "single 1.0: batchSize is 1").remedy
-    assert "nvidia-smi" in one(findings, "single 1.0: asks for a GPU and runs on the CPU").remedy
+    assert "maxBatchDelay" in one(findings, "stock 1.0: a lone request waits 900 ms").remedy
+    assert one(findings, "stock 1.0: responseTimeout is 5 s").level == "wrong"
+    assert "--batch-size" in one(findings, "hostile 1.0: batchSize is 1").remedy
+    assert "nvidia-smi" in one(findings, "hostile 1.0: asks for a GPU and runs on the CPU").remedy
     assert one(findings, "stock 1.0: its handler is not camserve's").level == "wrong"
-    assert one(findings, "single: explains a picture").level == "ok"
+    assert one(findings, "hostile: explains a picture").level == "ok"
 
 
 @pytest.fixture

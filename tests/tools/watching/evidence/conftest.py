@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, tzinfo
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
-from tests.support.browser import PATIENCE, WIDE, Visit
+from tests.support.browser import Visitor, visiting
 from tests.support.monitoring import evidence
 from tests.support.monitoring.evidence import keep, look_at, make_reference, now
 
@@ -59,21 +58,10 @@ def moved(tmp_path_factory: pytest.TempPathFactory, reference: Reference, moment
 
 
 @pytest.fixture
-def look(chromium: Browser) -> Iterator[Callable[..., Visit]]:
-    """Opens visits to any address; in the end none has seen an error, a dialog, or a request to another origin."""
-    visits: list[Visit] = []
-
-    def make(home: str = "file://", **options: Any) -> Visit:
-        context = chromium.new_context(**{"viewport": WIDE, "accept_downloads": True, "reduced_motion": "reduce", **options})
-        context.set_default_timeout(PATIENCE)
-        visits.append(Visit(context.new_page(), home))
-        visits[-1].watch()
-        return visits[-1]
-
-    yield make
-    for each in visits:
-        each.page.context.close()
-        assert [fault for fault in each.faults if not re.search(each.expected, fault)] == []
+def look(chromium: Browser) -> Iterator[Visitor]:  # of the browser that runs
+    """Opens visits to any address."""
+    with visiting("file://", reduced_motion="reduce") as make:
+        yield make
 
 
 @pytest.fixture
