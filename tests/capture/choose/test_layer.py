@@ -226,15 +226,15 @@ def test_a_token_grid_for_a_model_without_tokens_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["eager", "script", "trace"])
 def test_channels_last_are_seen_where_there_are_as_many_as_cells(kind: str) -> None:
-    """Swin's first stage: 48 rows, 48 columns, 48 channels, and a permutation among them."""
+    """Swin's first stage: 16 rows, 16 columns, 16 channels, and a permutation among them."""
     torch.manual_seed(0)
-    model = SwinTransformer([4, 4], 48, [2, 2], [3, 6], [4, 4], num_classes=5).eval()
-    pictures = synthesize_pictures((192, 192))
+    model = SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=5).eval()
+    pictures = synthesize_pictures((64, 64))
     held: Any = nets.stored(model, kind, pictures)
     orders = {info.name: info.layout.order for info in survey(held, pictures).layers if info.layout and "." in info.name}
     assert orders.pop("features.0.0") == "nchw"
     assert {order for name, order in orders.items() if name.startswith("features.")} == {"nhwc"}
-    made = open_backend(held, Config(layers=("features.1",), channels_last=False), (192, 192), CPU)
+    made = open_backend(held, Config(layers=("features.1",), channels_last=False), (64, 64), CPU)
     with torch.no_grad():
         expected = model.features[1](model.features[0](pictures)).permute(0, 3, 1, 2)
     assert torch.allclose(made.capture.forward(pictures, ["features.1"]).activation("features.1"), expected, atol=1e-5)
