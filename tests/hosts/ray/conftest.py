@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.processes.ray_serving import PYTHON, RayProcess, copy_store, ray_serving
-from tests.support.processes.serving import CONFIG, write_archive, write_held
+from tests.support import build
+from tests.support.processes.ray_serving import PYTHON, RayProcess, ray_serving
+from tests.support.processes.serving import CONFIG, write_archive
 from tests.support.processes.waiting import HANG, Gate
 
 SECOND = "resnet18"
-"""The model with which the contract's tests are not repeated here: between a replica and its worker is the ASGI host's own code, and
-that is asked of both models."""
+"""The model with which the contract's tests are not repeated here, so that it is not loaded: between a replica and its worker is the
+ASGI host's own code, and that is asked of both models."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
@@ -30,13 +32,17 @@ def _model_of(item: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def ray_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, gate: Gate) -> Path:
-    """The archives of `demo_store`, and models of a few lines."""
+    """The demo's archive, a small model that may be explained at two layers, and two without torch, each for several tests: a replica
+    takes seconds of a core. The gate holds `four`, whose queue is longer than a replica has places; `two` has two replicas."""
     if not PYTHON.exists():
         pytest.skip("needs .venv-ray, which scripts/test.sh makes")
-    store = copy_store(request.getfixturevalue("demo_store"), tmp_path_factory.mktemp("ray") / "store")
-    write_held(store, gate)
-    write_archive(store, "slow", seconds=3, responseTimeout=1)
-    write_archive(store, "two", seconds=0.2, minWorkers=2, maxWorkers=2)
+    store = tmp_path_factory.mktemp("ray") / "store"
+    store.mkdir()
+    shutil.copy(request.getfixturevalue("demo"), store)
+    explain = {**build.PLAIN, "layers": ["features", "features.0"]}
+    build.mar(store, "hostile", explain=explain, labels=build.HOSTILE, settings={"batchSize": 8, "maxBatchDelay": 5})
+    write_archive(store, "four", seconds=0.05, batch=4, jobQueueSize=8, gate=str(gate.path), responseTimeout=round(HANG))
+    write_archive(store, "two", seconds=0.2, minWorkers=2, maxWorkers=2, responseTimeout=30)
     return store
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.hosts.ray.test_on_ray import ask, replicas_of, wait_for_more, workers_of
-from tests.support.processes.ray_serving import ray_serving
+from tests.support.processes.ray_serving import ask, ray_serving, replicas_of, wait_for_more, workers_of
 from tests.support.processes.serving import CONFIG, repeating, write_archive
 from tests.support.processes.waiting import HANG, wait_until
 

@@ -7,100 +7,119 @@ All in one file, so that one cluster serves them all; the last test ends it.
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import signal
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import requests
+from PIL import Image
 from tests.hosts.test_contract_on_asgi import *
-from tests.support.processes.ray_serving import RayProcess
-from tests.support.processes.serving import assert_handed, read_batch_sizes, repeating, write_archive
+from tests.hosts.test_contract_on_asgi import CAT, DEMO
+from tests.support.comparison.equality import assert_close
+from tests.support.processes.ray_serving import (
+    RayProcess,
+    ask,
+    clients,
+    counted,
+    error,
+    replicas_of,
+    wait_for_more,
+    workers_of,
+)
+from tests.support.processes.serving import assert_handed, read_batch_sizes, write_archive
 from tests.support.processes.waiting import HANG, Gate, wait_until
 
-import camserve
+from camserve.tools.client.sources import list_models
 
 pytestmark = pytest.mark.live
-
-
-def ask(server: RayProcess, model: str) -> requests.Response:
-    """One prediction."""
-    return requests.post(f"{server.url}/predictions/{model}", data=b"x", timeout=HANG)
-
-
-def error(answer: requests.Response) -> tuple[int, str]:
-    """Status and type of an error, which has the contract's shape."""
-    assert answer.headers["content-type"] == "application/json"
-    told = answer.json()
-    assert (list(told), told["code"]) == (["code", "type", "message"], answer.status_code)
-    return answer.status_code, told["type"]
-
-
-def workers_of(server: RayProcess, model: str) -> list[int]:
-    """The process ids of a model's workers, once its replicas tell them: a busy one is left out."""
-    pids: list[int] = []
-
-    def told() -> bool:
-        (described,) = requests.get(f"{server.management_url}/models/{model}", timeout=HANG).json()
-        pids[:] = [int(each["pid"]) for each in described["workers"]]
-        return bool(pids)
-
-    wait_until(told)
-    return pids
-
-
-def replicas_of(server: RayProcess, model: str) -> list[psutil.Process]:
-    """The processes of a model's replicas."""
-    return server.descendants(f"ray::ServeReplica:camserve:{model}")
-
-
-def wait_for_more(got: list[object], count: int) -> None:
-    """Returns once so many more answers have come."""
-    before = len(got)
-    wait_until(lambda: len(got) > before + count)
-
-
-@contextmanager
-def clients(server: RayProcess, model: str, count: int) -> Iterator[list[object]]:
-    """Lets `count` of the shipped client ask without a pause, and collects what they get."""
-
-    def ask_once(client: camserve.Client) -> object:
-        try:
-            return client.predict(b"x", model=model)["version"]
-        except camserve.CamserveError as failed:
-            return failed
-
-    with ExitStack() as stack:
-        asking = [stack.enter_context(camserve.Client(server.url, timeout=HANG)) for _ in range(count)]
-        yield stack.enter_context(repeating([partial(ask_once, client) for client in asking]))
-
-
-def counted(server: RayProcess, name: str, model: str) -> float:
-    """The sum of a model's series whose lines begin so."""
-    lines = requests.get(f"{server.metrics_url}/metrics", timeout=HANG).text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(name) and f'"{model}"' in line)
 
 
 ASKED, FULL = "ts_inference_requests_total{", 'camserve_host_unanswered_total{reason="full"'
 
 
+# ------------------------------------------------------------------ what the contract asks of a second model, asked of a smaller one
+
+for name in (
+    "test_the_server_says_which_models_it_has",
+    "test_describe_is_on_the_management_port",
+    "test_layers_and_targets_are_chosen_for_each_request",
+    "test_several_layers_are_taken_together",
+    "test_v2_tensors_by_hand",
+):
+    del globals()[name]
+
+BODY = {"data": base64.b64encode(CAT).decode(), "layer": "features.0", "target": [2, 0], "overlay": True}
+
+
+def test_the_server_says_all_models_that_it_has(live: RayProcess) -> None:
+    """All of them."""
+    assert set(list_models(live.url, None)) == {DEMO, "hostile", "four", "two"}
+
+
+def test_describe_is_on_rays_management_port(live: RayProcess) -> None:
+    """`customizedMetadata` says what may be asked for."""
+    (found,) = requests.get(f"{live.management_url}/models/hostile?customized=true", timeout=HANG).json()
+    told = found["customizedMetadata"]
+    assert (told["layers"], told["self_test"], told["input_size"]) == (["features", "features.0"], "ok", [64, 64])
+    assert (told["labels"], told["weights"][:7]) == (3, "sha256:")
+
+
+def test_layers_and_targets_are_chosen_of_the_small_model(live: RayProcess) -> None:
+    """A second layer, several targets, and overlays inside the JSON."""
+    answer = requests.post(f"{live.url}/explanations/hostile", json=BODY, timeout=HANG).json()
+    assert answer["layer"] == "features.0"
+    assert [each["target"] for each in answer["explanations"]] == [2, 0]
+    for each in answer["explanations"]:
+        assert np.array(each["heatmap"]).shape == (8, 8)
+        overlay = base64.b64decode(each["overlay"].removeprefix("data:image/png;base64,"))
+        assert Image.open(io.BytesIO(overlay)).size == (451, 300)
+
+
+def test_several_layers_of_the_small_model_are_taken_together(live: RayProcess) -> None:
+    """A list in JSON, or names with commas between in a header."""
+    url, named = f"{live.url}/explanations/hostile", {"X-Explain-Layer": "features,features.0", "X-Explain-Target": "[2, 0]"}
+    one = requests.post(url, data=CAT, headers=named, timeout=HANG).json()
+    told = {**BODY, "layer": ["features.0", "features"], "method": "refinecam", "overlay": False}
+    other = requests.post(url, json=told, timeout=HANG).json()
+    assert (one["layer"], one["method"]) == ("features.0,features", "refinecam")
+    assert_close(one, other)
+
+
+def test_v2_tensors_of_the_small_model(live: RayProcess) -> None:
+    """FP32 `[n, 3, H, W]`, flat and nested: the same predictions; without a picture there is no view."""
+    tensor = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).round(2)
+    asked = {"name": "x", "datatype": "FP32", "shape": [1, 3, 64, 64]}
+    flat, nested = (
+        requests.post(f"{live.url}/v2/models/hostile/explain", json={"inputs": [{**asked, "data": data}]}, timeout=HANG).json()
+        for data in (tensor.ravel().tolist(), tensor.tolist())
+    )
+    assert_close(flat, nested)
+    assert [each["name"] for each in flat["outputs"]] == ["label", "index", "probability", "heatmap", "target", "range"]
+
+
+# ------------------------------------------------------------------ what Ray Serve adds
+
+
 def test_what_waits_is_taken_at_once_so_batches_are_full(live: RayProcess, gate: Gate) -> None:
-    """What comes while the worker is busy goes in batches of 8, none of which waits for more, by the cluster's own metrics."""
-    with ThreadPoolExecutor(12) as pool:  # Serve hands no more than 16 to a replica at once, questions of its own among them
+    """What comes while the worker is busy goes in batches of 4, none of which waits for more, by the cluster's own metrics."""
+    with ThreadPoolExecutor(6) as pool:  # Serve hands no more than 8 to a replica at once, questions of its own among them
         with gate:
-            asked = [pool.submit(ask, live, "eight")]
+            asked = [pool.submit(ask, live, "four")]
             gate.wait_held()
-            asked += [pool.submit(ask, live, "eight") for _ in range(11)]
-            wait_until(lambda: counted(live, ASKED, "eight") == 12)
+            asked += [pool.submit(ask, live, "four") for _ in range(5)]
+            wait_until(lambda: counted(live, ASKED, "four") == 6)
         assert {each.result().status_code for each in asked} == {200}
-    wait_until(lambda: sum(size * count for size, count in read_batch_sizes(live.metrics_url, "eight").items()) == 12)
-    assert read_batch_sizes(live.metrics_url, "eight") == {1: 1, 3: 1, 8: 1}
+    wait_until(lambda: sum(size * count for size, count in read_batch_sizes(live.metrics_url, "four").items()) == 6)
+    assert read_batch_sizes(live.metrics_url, "four") == {1: 2, 4: 1}
 
 
 def test_what_a_handler_of_ones_own_gets(live: RayProcess) -> None:
@@ -108,44 +127,71 @@ def test_what_a_handler_of_ones_own_gets(live: RayProcess) -> None:
     assert_handed(live.url, "two")
 
 
-def test_a_full_queue_is_a_503_and_what_takes_too_long_a_504(live: RayProcess, gate: Gate) -> None:
-    """The limits are the archive's own `jobQueueSize` and `responseTimeout`; the others are answered; all are counted once."""
-    before = [counted(live, name, "one") for name in (ASKED, FULL)]
-    with ThreadPoolExecutor(8) as pool:
+@pytest.fixture(scope="module")
+def too_long(live: RayProcess) -> Iterator[Future[requests.Response]]:
+    """A request whose worker is stopped until it is answered: the tests that are between make use of the time."""
+    wait_until(lambda: len(workers_of(live, "two")) == 2)
+    stopped = [psutil.Process(pid) for pid in workers_of(live, "two")]
+
+    def ask_stopped() -> requests.Response:
+        try:
+            return ask(live, "two")
+        finally:
+            for each in stopped:
+                with suppress(psutil.NoSuchProcess):  # the server has ended it
+                    each.resume()
+
+    for each in stopped:
+        each.suspend()
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(ask_stopped)
+
+
+@pytest.mark.usefixtures("too_long")
+def test_a_full_queue_is_a_503(live: RayProcess, gate: Gate) -> None:
+    """The limit is the archive's own `jobQueueSize`; the others are answered; all are counted once."""
+    before = [counted(live, name, "four") for name in (ASKED, FULL)]
+    with ThreadPoolExecutor(26) as pool:  # 8 places at the replica, and 12 before it
         with gate:
-            asked = [pool.submit(ask, live, "one") for _ in range(8)]
+            asked = [pool.submit(ask, live, "four") for _ in range(26)]
             wait_until(lambda: any(each.done() for each in asked), "one is refused")
-            (described,) = requests.get(f"{live.management_url}/models/one", timeout=HANG).json()
+            (described,) = requests.get(f"{live.management_url}/models/four", timeout=HANG).json()
             assert [each["status"] for each in described["workers"]] == ["READY"]  # too busy to say so itself
         answers = [each.result() for each in asked]
     refused = sum(each.status_code == 503 for each in answers)
-    assert [counted(live, name, "one") - was for name, was in zip((ASKED, FULL), before, strict=True)] == [8, refused]
+    assert [counted(live, name, "four") - was for name, was in zip((ASKED, FULL), before, strict=True)] == [26, refused]
     assert {error(each) for each in answers if each.status_code != 200} == {(503, "QueueFull")}
-    assert sum(each.status_code == 200 for each in answers) >= 3
-    assert error(ask(live, "slow")) == (504, "Timeout")
+    assert sum(each.status_code == 200 for each in answers) >= 12
 
 
+@pytest.mark.usefixtures("too_long")
 def test_a_killed_worker_costs_what_it_had_and_no_more(live: RayProcess, gate: Gate) -> None:
     """A JSON 503, though nothing else has happened; the replica stays, and starts another."""
-    (pid,) = workers_of(live, "one")
+    (pid,) = workers_of(live, "four")
     with ThreadPoolExecutor(1) as pool, gate:
-        asked = pool.submit(ask, live, "one")
+        asked = pool.submit(ask, live, "four")
         gate.wait_held()
         os.kill(pid, signal.SIGKILL)
         assert error(asked.result()) == (503, "WorkerLost")
-    wait_until(lambda: ask(live, "one").status_code == 200)
-    assert workers_of(live, "one") != [pid]
+    wait_until(lambda: ask(live, "four").status_code == 200)
+    assert workers_of(live, "four") != [pid]
 
 
+@pytest.mark.usefixtures("too_long")
 def test_a_killed_replica_costs_what_it_had_as_json(live: RayProcess, gate: Gate) -> None:
     """Though it was the only one; what comes later is answered by the next."""
-    (replica,) = replicas_of(live, "one")
+    (replica,) = replicas_of(live, "four")
     with ThreadPoolExecutor(1) as pool, gate:
-        asked = pool.submit(ask, live, "one")
+        asked = pool.submit(ask, live, "four")
         gate.wait_held()
         replica.kill()
         assert error(asked.result()) == (503, "WorkerLost")
-    wait_until(lambda: ask(live, "one").status_code == 200)
+    wait_until(lambda: ask(live, "four").status_code == 200)
+
+
+def test_what_takes_too_long_is_a_504(too_long: Future[requests.Response]) -> None:
+    """The limit is the archive's own `responseTimeout`."""
+    assert error(too_long.result()) == (504, "Timeout")
 
 
 def test_the_shipped_client_loses_nothing_where_a_replica_or_the_front_is_killed(live: RayProcess) -> None:
@@ -164,20 +210,20 @@ def test_an_update_takes_the_place_of_the_old_version_and_loses_nothing(live: Ra
     """The new replica is there before the old one goes; a broken one never takes its place."""
     folder = tmp_path / "store"
     folder.mkdir()
-    write_archive(folder, "eight", seconds=0.1, batch=8, version="2.0", gate=str(gate.path))
-    write_archive(folder, "one", seconds=-1, version="2.0")
-    with clients(live, "eight", 4) as got:
-        updated = live.run(str(folder / "eight.mar"))
+    write_archive(folder, "four", seconds=0.1, batch=4, version="2.0", gate=str(gate.path), responseTimeout=round(HANG))
+    with clients(live, "four", 4) as got:
+        updated = live.run(str(folder / "four.mar"))
         assert updated.returncode == 0, updated.stderr
         wait_until(lambda: "2.0" in got)
         wait_until(lambda: got[-16:] == ["2.0"] * 16)
     assert set(got) == {"1.0", "2.0"}
-    assert error(ask(live, "eight/1.0")) == (404, "ModelVersionNotFoundException")
-    assert ask(live, "eight/2.0").status_code == 200
-    refused = live.run(str(folder / "one.mar"))
+    assert error(ask(live, "four/1.0")) == (404, "ModelVersionNotFoundException")
+    assert ask(live, "four/2.0").status_code == 200
+    write_archive(tmp_path, "four", seconds=-1, version="3.0")
+    refused = live.run(str(tmp_path / "four.mar"))
     assert refused.returncode == 1
-    assert "the model one does not load: ValueError: seconds: -1 is negative; what ran before goes on" in refused.stderr
-    assert ask(live, "one").json()["version"] == "1.0"
+    assert "the model four does not load: ValueError: seconds: -1 is negative; what ran before goes on" in refused.stderr
+    assert ask(live, "four").json()["version"] == "2.0"
 
 
 def test_what_listens(live: RayProcess) -> None:
@@ -211,10 +257,10 @@ def test_a_stop_answers_what_is_in_flight_and_leaves_nothing(live: RayProcess, g
     """SIGTERM with requests in flight and in the queue: all are answered, newcomers are refused, the status is 0."""
     known = live.descendants()
     with ThreadPoolExecutor(3) as pool:
-        before = counted(live, ASKED, "eight")
+        before = counted(live, ASKED, "four")
         with gate:
-            asked = [pool.submit(ask, live, "eight") for _ in range(3)]
-            wait_until(lambda: counted(live, ASKED, "eight") == before + 3)
+            asked = [pool.submit(ask, live, "four") for _ in range(3)]
+            wait_until(lambda: counted(live, ASKED, "four") == before + 3)
             gate.wait_held()
             live.process.send_signal(signal.SIGTERM)
             wait_until(lambda: "stopping" in live.notes)
@@ -223,4 +269,4 @@ def test_a_stop_answers_what_is_in_flight_and_leaves_nothing(live: RayProcess, g
     _, left = psutil.wait_procs(known, timeout=HANG)
     assert not [each.name() for each in left]
     with pytest.raises(requests.ConnectionError):
-        ask(live, "eight")
+        ask(live, "four")

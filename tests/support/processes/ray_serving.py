@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
+import requests
 from tests.support.processes.external_server import ExternalServer
-from tests.support.processes.waiting import HANG
+from tests.support.processes.serving import repeating
+from tests.support.processes.waiting import HANG, wait_until
+
+import camserve
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = ROOT / ".venv-ray" / "bin" / "python"
 
-EAGER = {"RAY_worker_niceness": "0"}
-"""Ray's workers are as nice as others: behind tests that compute they would wait for minutes."""
+EAGER = {"RAY_worker_niceness": "0", "RAY_memory_monitor_refresh_ms": "0"}
+"""Ray's workers are as nice as others: behind tests that compute they would wait for minutes. And Ray ends none of them where the
+tests beside it fill the machine's memory."""
 
 
 class RayProcess(ExternalServer):
@@ -109,9 +114,59 @@ def end_all(processes: Sequence[psutil.Process]) -> list[str]:
     return names
 
 
-def copy_store(source: Path, target: Path) -> Path:
-    """Copies a store's archives, so that others can stand beside them."""
-    target.mkdir()
-    for archive in source.glob("*.mar"):
-        shutil.copy(archive, target)
-    return target
+def ask(server: RayProcess, model: str) -> requests.Response:
+    """One prediction."""
+    return requests.post(f"{server.url}/predictions/{model}", data=b"x", timeout=HANG)
+
+
+def error(answer: requests.Response) -> tuple[int, str]:
+    """Status and type of an error, which has the contract's shape."""
+    assert answer.headers["content-type"] == "application/json"
+    told = answer.json()
+    assert (list(told), told["code"]) == (["code", "type", "message"], answer.status_code)
+    return answer.status_code, told["type"]
+
+
+def workers_of(server: RayProcess, model: str) -> list[int]:
+    """The process ids of a model's workers, once its replicas tell them: a busy one is left out."""
+    pids: list[int] = []
+
+    def told() -> bool:
+        (described,) = requests.get(f"{server.management_url}/models/{model}", timeout=HANG).json()
+        pids[:] = [int(each["pid"]) for each in described["workers"]]
+        return bool(pids)
+
+    wait_until(told)
+    return pids
+
+
+def replicas_of(server: RayProcess, model: str) -> list[psutil.Process]:
+    """The processes of a model's replicas."""
+    return server.descendants(f"ray::ServeReplica:camserve:{model}")
+
+
+def wait_for_more(got: list[object], count: int) -> None:
+    """Returns once so many more answers have come."""
+    before = len(got)
+    wait_until(lambda: len(got) > before + count)
+
+
+@contextmanager
+def clients(server: RayProcess, model: str, count: int) -> Iterator[list[object]]:
+    """Lets `count` of the shipped client ask without a pause, and collects what they get."""
+
+    def ask_once(client: camserve.Client) -> object:
+        try:
+            return client.predict(b"x", model=model)["version"]
+        except camserve.CamserveError as failed:
+            return failed
+
+    with ExitStack() as stack:
+        asking = [stack.enter_context(camserve.Client(server.url, timeout=HANG)) for _ in range(count)]
+        yield stack.enter_context(repeating([partial(ask_once, client) for client in asking]))
+
+
+def counted(server: RayProcess, name: str, model: str) -> float:
+    """The sum of a model's series whose lines begin so."""
+    lines = requests.get(f"{server.metrics_url}/metrics", timeout=HANG).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name) and f'"{model}"' in line)
