@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.support import build
 from tests.support.build import encoded, noise
 from tests.support.models import nets
 from tests.support.models.graphs import write_graph
+from tests.support.processes.fork_server import ForkedWorkers
 
 from camserve.hosts.child.__main__ import needs_torchserve
 from camserve.hosts.hosted import Hosted
@@ -61,10 +63,38 @@ def handle(data, context):
 """
 
 
-def answers(directory: Path, batch: Sequence[Asked], blocked: Path | None) -> tuple[list[Answered], list[str]]:
-    """What a worker answers, and what it prints, with TorchServe hidden from it or not."""
+@pytest.fixture(scope="module")
+def hidden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What hides TorchServe from a process."""
+    folder = tmp_path_factory.mktemp("blocked")
+    (folder / "sitecustomize.py").write_text(BLOCKER)
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def with_torchserve() -> Iterator[ForkedWorkers]:
+    """Workers that find TorchServe."""
+    with ForkedWorkers() as workers:
+        yield workers
+
+
+@pytest.fixture(scope="module")
+def without_torchserve(hidden: dict[str, str]) -> Iterator[ForkedWorkers]:
+    """Workers that do not."""
+    with ForkedWorkers(hidden) as workers:
+        yield workers
+
+
+def answers(directory: Path, batch: Sequence[Asked], workers: ForkedWorkers) -> tuple[list[Answered], list[str]]:
+    """What a worker answers, and what it prints."""
+    with pytest.MonkeyPatch.context() as patch:
+        workers.replace_workers(patch)
+        return ask(directory, batch, make_environment(1))
+
+
+def ask(directory: Path, batch: Sequence[Asked], environment: Mapping[str, str]) -> tuple[list[Answered], list[str]]:
+    """What a worker of this environment answers, and what it prints."""
     lines: list[str] = []
-    environment = make_environment(1) | ({} if blocked is None else {"PYTHONPATH": str(blocked)})
     worker = Worker(Hosted("m", "1.0", "m.mar", directory, batch_size=8), None, environment, lines.append)
     try:
         worker.wait_ready()
@@ -74,43 +104,41 @@ def answers(directory: Path, batch: Sequence[Asked], blocked: Path | None) -> tu
 
 
 @pytest.mark.parametrize("handler", [OWN, STOCK, OURS, FUNCTIONS], ids=["own steps", "stock", "ours", "functions"])
-def test_a_handler_answers_alike_without_torchserve(tmp_path: Path, handler: str) -> None:
+def test_a_handler_answers_alike_without_torchserve(
+    tmp_path: Path, handler: str, with_torchserve: ForkedWorkers, without_torchserve: ForkedWorkers
+) -> None:
     """The same bytes for predictions, explanations and errors, with TorchServe's modules and with their stand-in."""
     directory = build.archive(
         tmp_path / "m", classes=6, labels={str(index): f"class {index}" for index in range(6)}, handler=handler
     )
-    copy_package(directory)
-    blocked = tmp_path / "blocked"
-    blocked.mkdir()
-    (blocked / "sitecustomize.py").write_text(BLOCKER)
+    shutil.copy(copy_package(directory), directory)
     picture = {"body": encoded(noise())}
     batch: list[Asked] = [(picture, {"explain": "False"}), (picture, {"explain": "False", "x-other": "1"})]
     if handler == OURS:
         batch += [(picture, {"explain": "True", "accept": "image/png"}), ({"body": bytearray(b"no")}, {"explain": "True"})]
 
-    real, _ = answers(directory, batch, None)
-    standing_in, lines = answers(directory, batch, blocked)
+    real, _ = answers(directory, batch, with_torchserve)
+    standing_in, lines = answers(directory, batch, without_torchserve)
 
     assert standing_in == real
     assert {status for status, *_ in real} == ({200, 400} if handler == OURS else {200 + (handler == FUNCTIONS), 200}), real
     assert not any("captum" in line for line in lines)
 
 
-def test_a_worker_imports_nothing_large_that_its_archive_does_not_need(tmp_path: Path) -> None:
+def test_a_worker_imports_nothing_large_that_its_archive_does_not_need(tmp_path: Path, hidden: dict[str, str]) -> None:
     """Neither torchvision nor what it brings, 140 MB in all; the stock handler's transforms are made when they are asked for."""
     told = "import sys; print('imported', [each for each in ('torchvision', 'torch._dynamo', 'sympy') if each in sys.modules])"
     directory = build.archive(tmp_path / "m", classes=6, fault=told)
     copy_package(directory)
-    blocked = tmp_path / "blocked"
-    blocked.mkdir()
-    (blocked / "sitecustomize.py").write_text(BLOCKER)
 
-    _, lines = answers(directory, [({"body": encoded(noise())}, {"explain": "True"})], blocked)
+    _, lines = ask(directory, [({"body": encoded(noise())}, {"explain": "True"})], make_environment(1) | hidden)
 
     assert {line.partition("imported")[2] for line in lines if "imported" in line} == {" []"}
 
 
-def test_a_graph_answers_alike_without_torchserve(tmp_path: Path) -> None:
+def test_a_graph_answers_alike_without_torchserve(
+    tmp_path: Path, with_torchserve: ForkedWorkers, without_torchserve: ForkedWorkers
+) -> None:
     """TorchServe makes a session of an ONNX graph; camserve's handler runs the graph itself, with both."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -123,13 +151,10 @@ def test_a_graph_answers_alike_without_torchserve(tmp_path: Path) -> None:
     read["model"]["serializedFile"] = "net.onnx"
     manifest.write_text(json.dumps(read))
     copy_package(directory)
-    blocked = tmp_path / "blocked"
-    blocked.mkdir()
-    (blocked / "sitecustomize.py").write_text(BLOCKER)
     batch: list[Asked] = [({"body": encoded(noise())}, {"explain": explain}) for explain in ("False", "True")]
 
-    real, _ = answers(directory, batch, None)
-    standing_in, _ = answers(directory, batch, blocked)
+    real, _ = answers(directory, batch, with_torchserve)
+    standing_in, _ = answers(directory, batch, without_torchserve)
 
     assert standing_in == real
     assert [status for status, *_ in real] == [200, 200]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support import build as small
+from tests.support.processes.fork_server import ForkedWorkers
 
 if TYPE_CHECKING:
     from tests.support.processes.parallel import SharedFolder  # a plugin, which pytest imports itself
@@ -52,7 +53,14 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def run(mar: Path) -> Run:
+def forked_workers() -> Iterator[ForkedWorkers]:
+    """The process off which jobs' workers are forked."""
+    with ForkedWorkers() as workers:
+        yield workers
+
+
+@pytest.fixture(scope="session")
+def run(mar: Path, forked_workers: ForkedWorkers) -> Run:
     """Runs a job in processes of this machine: `run(input, output, **what else is asked)`."""
 
     def run(given: str | Path, output: str | Path, **other: Any) -> Any:
@@ -65,7 +73,9 @@ def run(mar: Path) -> Run:
         workers = Workers(1, 1, gpu=False, address=None, ray=False)
         asked: dict[str, Any] = {"archive": mar, "trust": True, "columns": Columns(), "options": {}, "chunk": 16, "batch": None}
         asked |= {"most": 2**20, "statistics": True, "workers": workers, "input": str(given), "output": str(output)}
-        return run_job(Asked(**asked | other), Progress(), lambda _done, _pictures: None)
+        with pytest.MonkeyPatch.context() as patch:
+            forked_workers.replace_workers(patch)
+            return run_job(Asked(**asked | other), Progress(), lambda _done, _pictures: None)
 
     return run
 
