@@ -21,7 +21,8 @@ from camserve.tools.archive.archive import load_service, open_archive
 from camserve.tools.archive.trust import find_code, read_weights, review
 from camserve.tools.commands import compare, explain, inspect_model, package, reference
 from camserve.tools.console import ToolError
-from camserve.tools.packaging.models.libraries.architectures import TEMPLATE, is_generated
+from camserve.tools.packaging.models.libraries import architectures
+from camserve.tools.packaging.models.libraries.generated import TEMPLATE, is_generated
 from camserve.tools.serving.configuration.store import MAX_TEXT
 from camserve.tools.serving.configuration.store import read_archive as read_stored
 from camserve.tools.serving.process.errors import ServeError
@@ -156,6 +157,16 @@ def test_packaging_s_own_text_is_known_to_the_letter() -> None:
         "",
     ):
         assert not is_generated(text)
+
+
+def test_a_review_needs_no_torchvision(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes as long to load as torch does: a job's driver would load it to look at one file."""
+    monkeypatch.delitem(sys.modules, architectures.__name__)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    said: list[str] = []
+    with open_archive(ours) as opened:
+        review(ours, opened, trusted=False, say=said.append)
+    assert len(said) == 1
 
 
 def test_our_handler_runs_in_place_of_an_archive_s_copy(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from camserve.core.text import join_names, show
 from camserve.pipeline.archive import Archive
 from camserve.pipeline.loading import STOCK, digest_file, read_labels
 from camserve.tools.console import ToolError
+from camserve.tools.packaging.models.libraries.generated import is_generated
 
 OURS = Path(__file__).resolve().parents[3] / "gradcam_handler.py"
 """Camserve's handler; importing it would need TorchServe."""
@@ -145,8 +146,6 @@ def _is_ours(path: Path, name: str, role: str) -> bool:
     digest = hashlib.sha256(path.read_bytes()).digest()
     if role == "the handler" and digest == hashlib.sha256(OURS.read_bytes()).digest():
         return True
-    from camserve.tools.packaging.models.libraries.architectures import is_generated  # noqa: PLC0415 brings torch
-
     return role == "the model's file" and is_generated(path.read_text("utf-8", "replace"))
 
 

@@ -56,7 +56,9 @@ def runs(process: psutil.Process) -> bool:
 def test_a_job_on_ray_goes_on_after_its_driver_was_killed(pictures: Path, explained: Path, tmp_path: Path) -> None:
     """Rows are those of a job without Ray, each once; nothing that was started is left; what was explained is not explained again."""
     (tmp_path / "store").mkdir()
-    slow = "import time; time.sleep(0.3 if len(x) == 8 else 0)"  # so that it is killed in the middle
+    waits = tmp_path / "waits"
+    waits.touch()  # so that it is killed in the middle
+    slow = f"import os, time; time.sleep(0.3 if len(x) == 8 and os.path.exists({str(waits)!r}) else 0)"
     mar = small.mar(tmp_path / "store", "small", settings={"batchSize": 8}, labels=LABELS, fault=slow)
     output = tmp_path / "output"
     chunks = output / "_chunks"
@@ -79,6 +81,7 @@ def test_a_job_on_ray_goes_on_after_its_driver_was_killed(pictures: Path, explai
     assert len(children) > 2
     assert heaps == ["1"]  # as in the worker of Ray that started it
     assert not list(output.glob("part-*"))
+    waits.unlink()
 
     with started(mar, pictures, output) as job:
         job.wait(PATIENCE)

@@ -31,6 +31,8 @@ STORE = 128 * 2**20
 """Bytes of Ray's store for shared values: only numbers of chunks go through it."""
 LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 """Has a Ray that is started here listen on loopback alone, as it does on Windows; on Linux it takes 127.0.0.1 for a slip."""
+NO_SPARE = ("RAY_prestart_worker_first_driver", "0")
+"""Has a Ray that is started here start no process for each core in advance: workers, whose environment is their own, use none."""
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 """Of a worker of Ray: with glibc's heap for each of its many threads, its memory grew with the data set."""
 BLOCKS = 10_000
@@ -123,6 +125,7 @@ def cluster(workers: Workers) -> Iterator[int]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if own:
         os.environ.setdefault(*LOOPBACK)
+        os.environ.setdefault(*NO_SPARE)
     import ray  # noqa: PLC0415
 
     started: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from camserve.core.text import find_nearest, join_names
 from camserve.tools.console import ToolError
 from camserve.tools.packaging.models.checkpoints import StateDict, read_state_dict
 from camserve.tools.packaging.models.files import keep_plain
+from camserve.tools.packaging.models.libraries.generated import TEMPLATE, name_class
 from camserve.tools.packaging.models.source import ModelSource
 from camserve.tools.packaging.models.weights import count_classes, load_into, match_names
 
@@ -21,20 +21,6 @@ defer_compiler()
 import torchvision  # noqa: E402
 
 from camserve.tools.packaging.models.libraries.vit import find_image_size, find_weights_of_size  # noqa: E402
-
-TEMPLATE = '''\
-"""torchvision's {arch}, without weights."""
-
-from torchvision.models import get_model
-
-
-class {name}:
-    """Builds the architecture; TorchServe then loads the archive's weights into it."""
-
-    def __new__(cls):
-        """The module."""
-        return get_model("{arch}", weights=None{options})
-'''
 
 
 def load_architecture(
@@ -62,7 +48,7 @@ def load_architecture(
     side = find_image_size(arch, published, state)
     options = _choose_options(arch, state, side, len(categories))
     model_file = workdir / f"torchvision_{arch}.py"
-    model_file.write_text(TEMPLATE.format(arch=arch, name=_class_name(arch), options=_as_arguments(options)))
+    model_file.write_text(TEMPLATE.format(arch=arch, name=name_class(arch), options=_as_arguments(options)))
     torch.manual_seed(0)
     model = torchvision.models.get_model(arch, weights=None, **options)
     if state is not None:
@@ -75,12 +61,6 @@ def load_architecture(
         preprocessing, how = _preprocessing_at(published, preprocessing, side)
         notes = [*notes, f"These weights are for pictures of {side}x{side}: {how}; --resize, --crop, ... say otherwise"]
     return ModelSource(model_file, model.eval(), preprocessing, labels, stored, (), True, tuple(notes))
-
-
-def is_generated(text: str) -> bool:
-    """Tells whether a model's file is one that `load_architecture` writes, to the letter: it runs torchvision's code alone."""
-    call = re.search(r'get_model\("([a-z0-9_]+)", weights=None((?:, [a-z_]+=(?:True|False|None|[0-9]+))*)\)', text)
-    return call is not None and text == TEMPLATE.format(arch=call[1], name=_class_name(call[1]), options=call[2])
 
 
 def _find_published(arch: str) -> Any:
@@ -128,10 +108,6 @@ def _build_default(arch: str, options: Mapping[str, Any]) -> StateDict:
 
 def _as_arguments(options: Mapping[str, Any]) -> str:
     return "".join(f", {name}={value!r}" for name, value in options.items())
-
-
-def _class_name(arch: str) -> str:
-    return "".join(part.capitalize() for part in arch.split("_"))
 
 
 def _download(arch: str, published: Any, progress: bool) -> StateDict:
