@@ -50,6 +50,7 @@ import contextlib, os, runpy, signal, socket, sys, threading
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[1])
 listener.listen()
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(0)), daemon=True).start()
 sys.path[0] = os.path.dirname(sys.argv[2])
 import numpy, torch, torchvision, yaml, PIL.Image
 with contextlib.suppress(ImportError):
@@ -104,13 +105,12 @@ class ForkedWorkers:
         self._address, self._program = (Path(self._folder.name, name) for name in ("socket", "stand_in.py"))
         self._program.write_text(STAND_IN)
         command = [sys.executable, "-W", "ignore", "-c", WORKERS, str(self._address), str(worker.CHILD)]
-        self._process = subprocess.Popen(command, env=self._environment, stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(command, env=self._environment, stdin=subprocess.PIPE)  # which ends with us
         wait_until(lambda: self._address.exists() or self._process.poll() is not None, "the process that workers are forked off")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        self._process.communicate()
         self._folder.cleanup()
 
     def replace_workers(self, patch: pytest.MonkeyPatch) -> None:

@@ -81,11 +81,11 @@ def run(mar: Path, forked_workers: ForkedWorkers) -> Run:
 
 
 @pytest.fixture(scope="session")
-def explained(run: Run, pictures: Path, shared_folder: SharedFolder) -> Path:
+def explained(request: pytest.FixtureRequest, pictures: Path, shared_folder: SharedFolder) -> Path:
     """The pictures' rows."""
     with shared_folder("explained") as output:
         if not output.exists():
-            outcome = run(pictures, output)
+            outcome = request.getfixturevalue("run")(pictures, output)
             assert (outcome.tally.explained, outcome.tally.failed, outcome.before) == (130, 2, 0)
     return output
 
