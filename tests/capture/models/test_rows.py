@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from camserve.capture import load_graph, open_backend
 from camserve.capture.backend import Backend
+from camserve.capture.choose.scores import ROW_ERROR, check_rows
 from camserve.capture.models.eager import EagerClassifier
 from camserve.capture.models.kinds import copy_exactly
 from camserve.core.config import Config
@@ -129,6 +130,23 @@ def test_rounding_is_no_change(dtype: torch.dtype) -> None:
     """Kernels add in another order with another number of pictures, and half precision rounds by more."""
     made = opened(Net(lambda net, x: net.fc(net.pooled(x.to(dtype)))).eval().to(dtype))
     assert made.notes == ()
+
+
+def magnify(_: Net, x: Tensor) -> Tensor:
+    """As much as a hundred layers may magnify the step by which a kernel rounds two pictures otherwise than one."""
+    return torch.sin(2e4 * x[:, :, :2, :2].flatten(1) * (1 + (len(x) > 1) * 2**-23))
+
+
+@pytest.mark.parametrize(("share", "batch"), [(0.0, (1, None)), (0.1, (1, 1))])
+def test_rounding_that_a_model_magnifies_is_no_change(share: float, batch: tuple[int, int | None]) -> None:
+    """ResNet-152 with random weights is off by 3e-4. What pictures change of each other's scores is seen in such a model too."""
+    model = EagerClassifier(Net(lambda net, x: net.fc(magnify(net, x) + share * net.norm(net.trunk(x)).mean((2, 3)))).eval())
+    pictures = nets.pictures(2)
+    with torch.no_grad():
+        alone = torch.cat([model.module(each) for each in pictures[:, None]])
+        assert (model.module(pictures) - alone).abs().max() > 3 * ROW_ERROR * alone.abs().max()
+    notes = check_rows(model, pictures)
+    assert (bool(notes), model.batch) == (share > 0, batch)
 
 
 def test_a_model_that_takes_no_single_picture_is_refused() -> None:
