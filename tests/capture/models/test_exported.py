@@ -103,7 +103,7 @@ def test_a_module_with_two_graphs_is_taken_at_its_last_call(preserve: tuple[str,
 def test_a_program_exported_in_training_mode_is_refused(part: nn.Module) -> None:
     """Its scores change from pass to pass, or with the other pictures; nothing can switch that off any more."""
     model = nets.Rooted(nn.Conv2d(3, 6, 3, 4, 1), part, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)).train()
-    with pytest.raises(ConfigError, match=r"exported in training mode; call model\.eval\(\) before torch\.export\.export"):
+    with pytest.raises(ConfigError, match=r"exported in training mode \(call model\.eval\(\) before torch\.export\.export\)"):
         open_model(export(model, (PICTURES,)), PICTURES)
 
 

@@ -83,6 +83,31 @@ def test_programs_keep_to_one_picture_too(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.numeric
+def scale_pictures(net: Net, x: Tensor) -> Tensor:
+    """By what all of a pass have in common, which is the same of a picture and its negative."""
+    return net.fc(net.pooled(3 * x / x.square().mean().sqrt()))
+
+
+def test_a_program_for_up_to_64_pictures_keeps_to_one_too() -> None:
+    """Each has the scores that it has alone."""
+    net, given = Net(scale_pictures).eval(), nets.pictures(3) * torch.tensor([1.0, 0.2, 3.0]).reshape(3, 1, 1, 1)
+    program = torch.export.export(net, (given,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    made = opened(program)
+    assert made.notes[0].startswith("Warning: pictures in one pass change each other's scores")
+    assert torch.allclose(made.capture.forward(given, made.layers).logits, torch.cat([net(each) for each in given.split(1)]))
+
+
+@pytest.mark.parametrize("forward", [scale_pictures, scale_by_batch])
+@pytest.mark.parametrize("kind", ["exported for 2", "onnx"])
+def test_what_takes_two_that_change_each_other_is_refused(kind: str, forward: Forward, tmp_path: Path) -> None:
+    """It never gives what a picture would get alone."""
+    net, given = Net(forward).eval(), nets.pictures(2)
+    graph = kind == "onnx"
+    model = load_graph(write_graph(net, tmp_path / "net.onnx", given, dynamic=False)) if graph else nets.stored(net, kind, given)
+    with pytest.raises(ConfigError, match=r"takes 2 pictures at once, and these change|scores in another pass, or beside other"):
+        opened(model)
+
+
 @pytest.mark.parametrize("name", DEPENDENT)
 def test_each_picture_gets_what_it_gets_alone(name: str) -> None:
     """Scores, activations and gradients, in a pass of its own, and the user is told."""

@@ -43,6 +43,11 @@ CHANGING = (
     "with torch.random.fork_rng(): torch.manual_seed(0)"
 )
 
+TOGETHER = (
+    "the model takes {count} pictures at once, and these change each other's scores, so that none gets what it gets alone; "
+    "export or trace it for one picture"
+)
+
 ONE_BY_ONE = (
     "Warning: pictures in one pass change each other's scores (by statistics of the batch, perhaps), or the model takes one at a "
     "time, so each has a pass of its own, and gets the scores that it gets alone"
@@ -115,11 +120,13 @@ def check_rows(model: Classifier, pictures: Tensor) -> tuple[str, ...]:
         pictures: `[N, 3, H, W]`, N at least 2.
 
     Raises:
-        ConfigError: two passes over one picture give other scores, or it takes several pictures and not one.
+        ConfigError: two passes over one picture give other scores; or it takes several pictures and not one, or several that
+            change each other's scores.
     """
     given = pair = fit_batch(torch.cat([pictures[:1], pictures[1:2] / 8]), model.batch)
     together = _read_values(model, given)
-    changed = model.batch == (1, None)
+    taken = model.batch
+    changed = taken[0] == 1 != taken[1]
     if changed:
         alone = _read_alone(model, given)
         beside = _find_difference(alone, together)
@@ -130,8 +137,12 @@ def check_rows(model: Classifier, pictures: Tensor) -> tuple[str, ...]:
     if share > _tolerance(together):
         raise ConfigError(CHANGING.format(share=share))
     if changed and beside <= ROUNDING * _find_difference(_read_alone(model, _round(pair)), alone):
-        model.batch = (1, None)
+        model.batch = taken
         return ()
+    if taken[0] > 1:
+        beside = _find_difference(_read_values(model, torch.cat([given[:1], 8 * given[1:]]))[:1], together[:1])
+        if beside > ROW_ERROR:
+            raise ConfigError(TOGETHER.format(count=taken[0]))
     return (ONE_BY_ONE,) if changed else ()
 
 

@@ -113,6 +113,13 @@ def restore_program(program: ExportedProgram, device: torch.device) -> nn.Module
     return module
 
 
+CHANGING = (
+    "the program gives a picture other scores in another pass, or beside other pictures: it was exported in training mode (call "
+    "model.eval() before torch.export.export), or it computes over all pictures of a pass (package the model itself, which then "
+    "gets one picture at a time)"
+)
+
+
 class ExportedClassifier(EagerClassifier):
     """An exported program's module (`Classifier`).
 
@@ -120,7 +127,7 @@ class ExportedClassifier(EagerClassifier):
     or for a range, it is always given as many.
 
     Raises:
-        ConfigError: it was exported in training mode.
+        ConfigError: a picture's scores change with the pass, or with the other pictures, as in training mode.
     """
 
     kind = "exported"
@@ -139,7 +146,7 @@ class ExportedClassifier(EagerClassifier):
             first, again, mixed = (self.reader.read(self.run(each), len(given)).values for each in (given, given, others))
         scale = first.abs().max()
         if (first - again).abs().max() > MODE_ERROR * scale or (first[0] - mixed[0]).abs().max() > MODE_ERROR * scale:
-            raise ConfigError("the program was exported in training mode; call model.eval() before torch.export.export")
+            raise ConfigError(CHANGING)
 
     def survey(self, pictures: Tensor, token_grid: tuple[int, ...] | None = None) -> Survey:
         """Run the program and describe every layer that ran. A layer that runs with two graphs has one name."""
