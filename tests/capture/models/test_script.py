@@ -237,7 +237,7 @@ def test_a_trace_whose_pictures_depend_on_each_other_is_refused() -> None:
             return x + 10 * x.mean(0, keepdim=True)
 
     program = nets.stored(Both().eval(), "trace", nets.pictures(3))
-    with pytest.raises(ConfigError, match=r"^the program takes 3 pictures at once, and the scores of each depend on the others$"):
+    with pytest.raises(ConfigError, match=r"^the model takes 3 pictures at once, and these change each other's scores"):
         open_(program)
 
 
@@ -318,10 +318,10 @@ class Mixing(nn.Module):
 
 
 def test_a_program_that_mixes_pictures_is_fed_one_by_one() -> None:
-    """Nobody's answer depends on who else asked."""
-    classifier = open_model(nets.stored(Mixing().eval(), "script", PICTURES), PICTURES)
-    assert classifier.batch == (1, 1)
-    assert open_model(nets.loaded("pooled", "script"), PICTURES).batch == (1, None)
+    """Nobody's answer depends on who else asked, and the user is told."""
+    (note,) = open_(nets.stored(Mixing().eval(), "script", PICTURES)).notes
+    assert note.startswith("Warning: pictures in one pass change each other's scores")
+    assert open_(nets.loaded("pooled", "script")).notes == ()
 
 
 @pytest.mark.parametrize("kind", ["script", "trace"])

@@ -141,7 +141,7 @@ def check_rows(model: Classifier, pictures: Tensor) -> tuple[str, ...]:
         return ()
     if taken[0] > 1:
         beside = _find_difference(_read_values(model, torch.cat([given[:1], 8 * given[1:]]))[:1], together[:1])
-        if beside > ROW_ERROR:
+        if beside > _tolerance(together):
             raise ConfigError(TOGETHER.format(count=taken[0]))
     return (ONE_BY_ONE,) if changed else ()
 

@@ -21,16 +21,12 @@ from camserve.capture.survey.endings import Ending
 from camserve.capture.survey.layers import MODEL_ERRORS, POOL_INPUT, Site, Survey
 from camserve.capture.survey.reader import FIRST, Scores
 from camserve.capture.survey.readings import Moments
-from camserve.core.errors import ConfigError
 
 HIDDEN = "it runs inside a branch or a loop of the TorchScript program, where its output cannot be taken"
 FROZEN = (
     "the TorchScript archive has no names of layers (torch.jit.freeze and optimize_for_inference drop them); take the archive "
     "as it was before"
 )
-BATCH_ERROR = 1e-3
-"""Tolerance between a picture's scores alone and among others, as a share of the largest; beyond it pictures run one by one."""
-
 LARGEST = 64
 """Most pictures at once that are tried with a program that was traced for a fixed number of them."""
 
@@ -101,7 +97,7 @@ class ScriptClassifier:
     """A TorchScript module, in eval mode and with frozen parameters (`Classifier`).
 
     Raises:
-        ConfigError: this version of torch lacks what rewriting needs, or the scores of a picture depend on the others.
+        ConfigError: this version of torch lacks what rewriting needs.
         RuntimeError, ValueError, torch.jit.Error: it does not run on these pictures, or gives no row of scores for each.
     """
 
@@ -132,17 +128,11 @@ class ScriptClassifier:
 
     def _find_batch(self, pictures: Tensor) -> tuple[int, int | None]:
         """Find, by trial, the fewest and most pictures that it takes at once: a trace may have fixed their number."""
-        first, both = self._try(pictures[:1]), self._try(pictures[:2])
-        if first is not None:
-            second = self._try(pictures[1:2])
-            return (1, None) if second is not None and both is not None and _equal(torch.cat([first, second]), both) else (1, 1)
+        if self._try(pictures[:1]) is not None:
+            return 1, None if self._try(pictures[:2]) is not None else 1
         for count in rewriting.list_integers(self.program, LARGEST):
-            given = pad_batch(pictures, count)[:count]
-            scores, other = self._try(given), self._try(torch.cat([given[:1], -given[1:]]))
-            if scores is not None and other is not None:
-                if _equal(scores[:1], other[:1]):
-                    return count, count
-                raise ConfigError(f"the program takes {count} pictures at once, and the scores of each depend on the others")
+            if self._try(pad_batch(pictures, count)[:count]) is not None:
+                return count, count
         self._scores(pictures[:2])  # it fails, and says why
         raise ValueError(f"the program takes neither one picture alone nor a fixed number of them up to {LARGEST}")
 
@@ -282,10 +272,6 @@ def _makes(ending: Ending, given: Tensor, scores: Tensor) -> bool:
     """Return whether a function of logits `[N, K]` gives the scores."""
     made = given.sigmoid() if ending == "sigmoid" else given.softmax(1)
     return bool(torch.allclose(made, scores.to(made), rtol=1e-5, atol=1e-7))
-
-
-def _equal(scores: Tensor, others: Tensor) -> bool:
-    return bool((scores - others).abs().max() <= BATCH_ERROR * scores.abs().max())
 
 
 def _is_pooled(shape: tuple[int, ...]) -> bool:
