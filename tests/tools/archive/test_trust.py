@@ -21,6 +21,7 @@ from camserve.tools.archive.archive import load_service, open_archive
 from camserve.tools.archive.trust import find_code, read_weights, review
 from camserve.tools.commands import compare, explain, inspect_model, package, reference
 from camserve.tools.console import ToolError
+from camserve.tools.packaging.models import libraries
 from camserve.tools.packaging.models.libraries import architectures
 from camserve.tools.packaging.models.libraries.generated import TEMPLATE, is_generated
 from camserve.tools.serving.configuration.store import MAX_TEXT
@@ -162,6 +163,7 @@ def test_packaging_s_own_text_is_known_to_the_letter() -> None:
 def test_a_review_needs_no_torchvision(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which takes as long to load as torch does: a job's driver would load it to look at one file."""
     monkeypatch.delitem(sys.modules, architectures.__name__)
+    monkeypatch.delattr(libraries, "architectures")
     monkeypatch.setitem(sys.modules, "torchvision", None)
     said: list[str] = []
     with open_archive(ours) as opened:
