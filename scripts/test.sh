@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets everything up, then lints, checks types and runs the tests: scripts/test.sh [pytest's arguments]
-# Without arguments all tests run, in four workers (three wait for servers), and the coverage of handlers/ is measured (before Python 3.12 only with
+# Without arguments all tests run, in three workers (two wait for servers), and the coverage of handlers/ is measured (before Python 3.12 only with
 # CAMSERVE_COVERAGE=1); with arguments, what they say, in one.
 # CAMSERVE_SLOW=1 adds the slow tests. With CI set, a skipped test fails the run, unless it needs a GPU or is slow.
 set -euo pipefail
@@ -47,7 +47,7 @@ echo "ruff format" && $bin/ruff format --check .
 echo "mypy" && $bin/mypy handlers tests scripts benchmarks deploy examples docs
 for job in "${jobs[@]}"; do wait "$job"; done
 if [ $# -eq 0 ]; then
-    set -- -n 4
+    set -- -n 3 # of four, two cores spend a tenth more on the same
     # from Python 3.12 on this costs next to nothing; the older way takes half as long again
     if $bin/python -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then
         export COVERAGE_CORE=sysmon

@@ -1,4 +1,4 @@
-"""The whole suite runs in four workers: each file in one of them, and those that share a server in the same; while three
+"""The whole suite runs in three workers: each file in one of them, and those that share a server in the same; while two
 wait for servers, one computes."""
 
 from __future__ import annotations
