@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from tests.support import build
 from tests.support.processes.external_server import external_server
 from tests.support.processes.fork_server import ForkServer
+from tests.support.processes.serving import Layered
 
 from camserve.tools.commands import package
 from camserve.tools.commands.serve import Server
@@ -90,6 +91,12 @@ def demo_store(demo: Path, fork_server: ForkServer, shared_folder: SharedFolder)
             shutil.copy(demo, store)
             build.mar(store, "hostile", labels=build.HOSTILE, settings={"batchSize": 8, "maxBatchDelay": 5})
     return store
+
+
+@pytest.fixture(scope="session")
+def layered() -> Layered:
+    """Which of the archives of `live` may be explained at two layers."""
+    return Layered()
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from tests.support import build
 from tests.support.processes.ray_serving import PYTHON, RayProcess, ray_serving
-from tests.support.processes.serving import CONFIG, write_archive
+from tests.support.processes.serving import CONFIG, Layered, write_archive
 from tests.support.processes.waiting import HANG, Gate
 
 SECOND = "resnet18"
 """The model with which the contract's tests are not repeated here, so that it is not loaded: between a replica and its worker is the
 ASGI host's own code, and that is asked of both models."""
+SMALL = Layered("hostile", ("features", "features.0"), cells=8, side=64, labels=3, asked=(2, 0), targets=(2, 0))
+"""What is asked about layers, instead."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
@@ -39,11 +41,17 @@ def ray_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     store = tmp_path_factory.mktemp("ray") / "store"
     store.mkdir()
     shutil.copy(request.getfixturevalue("demo"), store)
-    explain = {**build.PLAIN, "layers": ["features", "features.0"]}
-    build.mar(store, "hostile", explain=explain, labels=build.HOSTILE, settings={"batchSize": 8, "maxBatchDelay": 5})
+    explain = {**build.PLAIN, "layers": list(SMALL.layers)}
+    build.mar(store, SMALL.name, explain=explain, labels=build.HOSTILE, settings={"batchSize": 8, "maxBatchDelay": 5})
     write_archive(store, "four", seconds=0.05, batch=4, jobQueueSize=8, gate=str(gate.path), responseTimeout=round(HANG))
     write_archive(store, "two", seconds=0.2, minWorkers=2, maxWorkers=2, responseTimeout=30)
     return store
+
+
+@pytest.fixture(scope="session")
+def layered() -> Layered:
+    """Which of the archives of `live` may be explained at two layers."""
+    return SMALL
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,6 @@ All in one file, so that one cluster serves them all; the last test ends it.
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import signal
 import socket
@@ -17,14 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import requests
-from PIL import Image
 from tests.hosts.test_contract_on_asgi import *
-from tests.hosts.test_contract_on_asgi import CAT, DEMO
-from tests.support.comparison.equality import assert_close
 from tests.support.processes.ray_serving import (
     RayProcess,
     ask,
@@ -38,72 +32,10 @@ from tests.support.processes.ray_serving import (
 from tests.support.processes.serving import assert_handed, read_batch_sizes, write_archive
 from tests.support.processes.waiting import HANG, Gate, wait_until
 
-from camserve.tools.client.sources import list_models
-
 pytestmark = pytest.mark.live
 
 
 ASKED, FULL = "ts_inference_requests_total{", 'camserve_host_unanswered_total{reason="full"'
-
-
-# ------------------------------------------------------------------ what the contract asks of a second model, asked of a smaller one
-
-for name in (
-    "test_the_server_says_which_models_it_has",
-    "test_describe_is_on_the_management_port",
-    "test_layers_and_targets_are_chosen_for_each_request",
-    "test_several_layers_are_taken_together",
-    "test_v2_tensors_by_hand",
-):
-    del globals()[name]
-
-BODY = {"data": base64.b64encode(CAT).decode(), "layer": "features.0", "target": [2, 0], "overlay": True}
-
-
-def test_the_server_says_all_models_that_it_has(live: RayProcess) -> None:
-    """All of them."""
-    assert set(list_models(live.url, None)) == {DEMO, "hostile", "four", "two"}
-
-
-def test_describe_is_on_rays_management_port(live: RayProcess) -> None:
-    """`customizedMetadata` says what may be asked for."""
-    (found,) = requests.get(f"{live.management_url}/models/hostile?customized=true", timeout=HANG).json()
-    told = found["customizedMetadata"]
-    assert (told["layers"], told["self_test"], told["input_size"]) == (["features", "features.0"], "ok", [64, 64])
-    assert (told["labels"], told["weights"][:7]) == (3, "sha256:")
-
-
-def test_layers_and_targets_are_chosen_of_the_small_model(live: RayProcess) -> None:
-    """A second layer, several targets, and overlays inside the JSON."""
-    answer = requests.post(f"{live.url}/explanations/hostile", json=BODY, timeout=HANG).json()
-    assert answer["layer"] == "features.0"
-    assert [each["target"] for each in answer["explanations"]] == [2, 0]
-    for each in answer["explanations"]:
-        assert np.array(each["heatmap"]).shape == (8, 8)
-        overlay = base64.b64decode(each["overlay"].removeprefix("data:image/png;base64,"))
-        assert Image.open(io.BytesIO(overlay)).size == (451, 300)
-
-
-def test_several_layers_of_the_small_model_are_taken_together(live: RayProcess) -> None:
-    """A list in JSON, or names with commas between in a header."""
-    url, named = f"{live.url}/explanations/hostile", {"X-Explain-Layer": "features,features.0", "X-Explain-Target": "[2, 0]"}
-    one = requests.post(url, data=CAT, headers=named, timeout=HANG).json()
-    told = {**BODY, "layer": ["features.0", "features"], "method": "refinecam", "overlay": False}
-    other = requests.post(url, json=told, timeout=HANG).json()
-    assert (one["layer"], one["method"]) == ("features.0,features", "refinecam")
-    assert_close(one, other)
-
-
-def test_v2_tensors_of_the_small_model(live: RayProcess) -> None:
-    """FP32 `[n, 3, H, W]`, flat and nested: the same predictions; without a picture there is no view."""
-    tensor = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).round(2)
-    asked = {"name": "x", "datatype": "FP32", "shape": [1, 3, 64, 64]}
-    flat, nested = (
-        requests.post(f"{live.url}/v2/models/hostile/explain", json={"inputs": [{**asked, "data": data}]}, timeout=HANG).json()
-        for data in (tensor.ravel().tolist(), tensor.tolist())
-    )
-    assert_close(flat, nested)
-    assert [each["name"] for each in flat["outputs"]] == ["label", "index", "probability", "heatmap", "target", "range"]
 
 
 # ------------------------------------------------------------------ what Ray Serve adds

@@ -15,6 +15,7 @@ import pytest
 import requests
 from tests.support.build import encoded, noise
 from tests.support.comparison.equality import assert_close
+from tests.support.processes.serving import Layered
 from tests.support.processes.waiting import HANG
 
 from camserve.tools.commands.serve import Server
@@ -225,17 +226,13 @@ def test_v2_binary_by_hand(live: Server) -> None:
     np.testing.assert_allclose(values[1], alone(live, DEMO, COFFEE)["explanations"][0]["heatmap"], atol=1e-4)
 
 
-def test_v2_tensors_by_hand(live: Server) -> None:
+def test_v2_tensors_by_hand(live: Server, layered: Layered) -> None:
     """FP32 `[n, 3, H, W]`, flat and nested: the same predictions; without a picture there is no view."""
+    tensor = TENSORS[:1, :, : layered.side, : layered.side]
+    asked = {"name": "x", "datatype": "FP32", "shape": tensor.shape}
     flat, nested = (
-        good(
-            post(
-                live,
-                f"v2/models/{RESNET}/explain",
-                {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3, 224, 224], "data": data}]},
-            )
-        )
-        for data in (TENSORS[0].ravel().tolist(), TENSORS[:1].tolist())
+        good(post(live, f"v2/models/{layered.name}/explain", {"inputs": [{**asked, "data": data}]}))
+        for data in (tensor.ravel().tolist(), tensor.tolist())
     )
 
     assert_close(flat, nested)

@@ -19,6 +19,7 @@ import requests
 from PIL import Image
 from tests.support.build import encoded, noise
 from tests.support.comparison.equality import assert_close
+from tests.support.processes.serving import Layered
 from tests.support.processes.waiting import HANG
 
 from camserve.tools.client.sources import list_models
@@ -188,9 +189,9 @@ def test_accept_chooses_the_format(live: Server, model: str, accept: str, conten
         assert (array.dtype, array.ndim) == (np.float32, 3)
 
 
-def test_the_server_says_which_models_it_has(live: Server) -> None:
+def test_the_server_says_which_models_it_has(live: Server, layered: Layered) -> None:
     """To `explain.py`, which takes the only one."""
-    assert set(list_models(live.url, None)) > set(MODELS)
+    assert set(list_models(live.url, None)) >= {DEMO, "hostile", layered.name}
 
 
 def test_a_tensor_of_megabytes_of_json_is_answered_as_the_same_in_an_npy_file(live: Server) -> None:
@@ -217,33 +218,34 @@ def test_nothing_acceptable_is_a_406(live: Server) -> None:
     assert "image/png" in response.json()["message"]
 
 
-def test_layers_and_targets_are_chosen_for_each_request(live: Server) -> None:
+def test_layers_and_targets_are_chosen_for_each_request(live: Server, layered: Layered) -> None:
     """A second layer, several targets by index and label, and overlays inside the JSON."""
-    body = {"data": base64.b64encode(CAT).decode(), "target": [281, "espresso"], "layer": "layer3", "overlay": True}
-    answer = post(live, "explanations/resnet18", json.dumps(body), headers={"content-type": "application/json"}).json()
+    body = {"data": base64.b64encode(CAT).decode(), "target": layered.asked, "layer": layered.layers[1], "overlay": True}
+    answer = post(live, f"explanations/{layered.name}", json.dumps(body), headers={"content-type": "application/json"}).json()
 
-    assert answer["layer"] == "layer3"
-    assert [each["target"] for each in answer["explanations"]] == [281, 967]
+    assert answer["layer"] == layered.layers[1]
+    assert [each["target"] for each in answer["explanations"]] == list(layered.targets)
     for explanation in answer["explanations"]:
-        assert np.array(explanation["heatmap"]).shape == (14, 14)
+        assert np.array(explanation["heatmap"]).shape == (layered.cells, layered.cells)
         overlay = base64.b64decode(explanation["overlay"].removeprefix("data:image/png;base64,"))
         assert Image.open(io.BytesIO(overlay)).size == (451, 300)
 
 
-def test_several_layers_are_taken_together(live: Server) -> None:
+def test_several_layers_are_taken_together(live: Server, layered: Layered) -> None:
     """A list in JSON, or names with commas between in a header: one map, on the finest grid."""
+    last, first = layered.layers
     (one, other) = (
-        post(live, "explanations/resnet18", body, headers=headers).json()
+        post(live, f"explanations/{layered.name}", body, headers=headers).json()
         for body, headers in (
-            (CAT, {"X-Explain-Layer": "layer4,layer3"}),
+            (CAT, {"X-Explain-Layer": f"{last},{first}"}),
             (
-                json.dumps({"data": base64.b64encode(CAT).decode(), "layer": ["layer3", "layer4"], "method": "refinecam"}),
+                json.dumps({"data": base64.b64encode(CAT).decode(), "layer": [first, last], "method": "refinecam"}),
                 {"content-type": "application/json"},
             ),
         )
     )
-    assert (one["layer"], one["method"]) == ("layer3,layer4", "refinecam")
-    assert np.array(one["explanations"][0]["heatmap"]).shape == (14, 14)
+    assert (one["layer"], one["method"]) == (f"{first},{last}", "refinecam")
+    assert np.array(one["explanations"][0]["heatmap"]).shape == (layered.cells, layered.cells)
     assert {**one, "classes": 0} == {**other, "classes": 0}
 
 
@@ -281,14 +283,14 @@ def test_versions_and_put_are_routes_too(live: Server) -> None:
     assert post(live, "explanations/nobody", CAT).status_code == 404
 
 
-def test_describe_is_on_the_management_port(live: Server) -> None:
+def test_describe_is_on_the_management_port(live: Server, layered: Layered) -> None:
     """`customizedMetadata` says what may be asked for."""
-    (found,) = requests.get(f"{live.management_url}/models/resnet18?customized=true", timeout=HANG).json()
+    (found,) = requests.get(f"{live.management_url}/models/{layered.name}?customized=true", timeout=HANG).json()
 
     metadata = found["customizedMetadata"]
-    assert metadata["layers"] == ["layer4", "layer3"]
+    assert metadata["layers"] == list(layered.layers)
     assert metadata["self_test"] == "ok"
-    assert (metadata["labels"], metadata["input_size"]) == (1000, [224, 224])
+    assert (metadata["labels"], metadata["input_size"]) == (layered.labels, [layered.side, layered.side])
     assert metadata["weights"].startswith("sha256:")
 
 

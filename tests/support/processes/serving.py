@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -30,6 +31,20 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 CONFIG = ROOT / "config.properties"
+
+
+@dataclass(frozen=True)
+class Layered:
+    """A served archive that may be explained at two layers: these, the later first, the cells of a side of the earlier one's map,
+    the pixels of a side of the model's input, how many labels it has, and two classes as they are asked for, and as they are told."""
+
+    name: str = "resnet18"
+    layers: tuple[str, str] = ("layer4", "layer3")
+    cells: int = 14
+    side: int = 224
+    labels: int = 1000
+    asked: tuple[int | str, ...] = (281, "espresso")
+    targets: tuple[int, ...] = (281, 967)
 
 
 LINUX = pytest.mark.skipif(
