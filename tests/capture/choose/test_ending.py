@@ -11,6 +11,8 @@ from tests.support.models import heads, nets
 from torch import Tensor, nn
 from torch.nn import functional
 
+from camserve.capture import open_model
+from camserve.capture.choose.ending import Found, find_ending
 from camserve.core.errors import ConfigError
 
 Function = Callable[[Tensor], Tensor]
@@ -134,12 +136,60 @@ def test_outputs_that_are_hardly_logits_are_told(name: str, kind: str) -> None:
     assert message in note
 
 
-LOGITS: dict[str, Callable[[], nn.Module]] = {
+NEVER_BELOW: dict[str, Callable[[], nn.Module]] = {
     "ReLU": lambda: ending(torch.relu),
+    "lengths": lambda: Compared(lambda x, v: (x[:, None] * v).norm(dim=-1)),
+    "squared distances": lambda: Compared(lambda x, v: torch.cdist(x, v) ** 2),
+    "distances of pairs": lambda: Compared(lambda x, v: torch.stack([functional.pairwise_distance(x, each) for each in v], 1)),
+    "angles": lambda: Compared(lambda x, v: torch.arccos(0.99 * _cosine(x, v))),
+    "evidence": lambda: ending(lambda z: functional.softplus(z) + 1),
+}
+
+
+@pytest.mark.parametrize("name", NEVER_BELOW)
+def test_outputs_never_below_0_are_told(name: str) -> None:
+    """Where nothing shows what they are: of distances the farthest class would be served."""
+    net = NEVER_BELOW[name]().eval()
+    (note,) = [each for each in backend(net, layers=[heads.LAYER]).notes if each.startswith("Warning")]
+    assert "ever below 0, whatever its layers give: where they are distances" in note
+
+
+SURE: dict[str, tuple[Function, str, int]] = {
+    "of one, sure of 1": (lambda z: (z + 40).sigmoid(), "sigmoid", 1),
+    "of one, sure of 0": (lambda z: (z - 40).sigmoid(), "sigmoid", 1),
+    "of one, near 1": (lambda z: (z + 12).sigmoid(), "sigmoid", 1),
+    "of one, above 0.9": (lambda z: (z + 4).sigmoid(), "sigmoid", 1),
+    "labels": (lambda z: (z - 40).sigmoid(), "sigmoid", 5),
+    "classes": (lambda z: (z + 40 * torch.eye(5)[3]).softmax(1), "softmax", 5),
+    "of one, by hand": (lambda z: 1 / (1 + torch.exp(-z - 15)), "sigmoid", 1),
+    "classes by hand": (lambda z: (e := (z + 20 * torch.eye(5)[3]).exp()) / e.sum(1, keepdim=True), "softmax", 5),
+}
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize(("name", "kind"), [*((name, "eager") for name in SURE), ("labels", "trace"), ("classes", "exported")])
+def test_whoever_is_sure_on_all_trial_pictures_gives_probabilities(name: str, kind: str) -> None:
+    """The same for all, as trained networks may: they were read as logits, and near 1 as logarithms."""
+    function, ends, classes = SURE[name]
+    net, given = ending(function, classes), heads.pictures()
+    made = backend(nets.stored(net, kind, given), layers=[heads.LAYER])
+    assert made.reader.ending == ends
+    with torch.no_grad():
+        own = net(given)
+    found = made.reader.probabilities(made.capture.forward(given, ()).values)
+    assert torch.equal(found[:, 1:] if classes == 1 else found, own)
+
+
+def test_a_head_of_zeros_gives_logits() -> None:
+    """It gives the same for all, too, and nothing tells what."""
+    given = heads.pictures()
+    assert find_ending(open_model(ending(lambda z: 0 * z), given), given) == Found()
+
+
+LOGITS: dict[str, Callable[[], nn.Module]] = {
     "all negative": lambda: ending(lambda z: z - 50),
     "between 0 and 100": lambda: ending(lambda z: z + 50),
     "scaled cosines": lambda: Compared(lambda x, v: 30 * _cosine(x, v)),
-    "lengths": lambda: Compared(lambda x, v: (x[:, None] * v).norm(dim=-1)),
     "soft cap": lambda: ending(lambda z: 30 * torch.tanh(z / 30)),
     "difference": lambda: Compared(lambda x, v: (x[:, None] - v).mean(-1)),
 }

@@ -67,6 +67,9 @@ DEPENDENT: dict[str, Forward] = {
     "statistics of the batch": lambda net, x: net.fc(net.norm(net.trunk(x)).relu().mean((2, 3))),
     "a norm over all": scale_by_batch,
     "fixed draws": draw_the_same,
+    "inverted where bright": lambda net, x: net.fc(net.pooled(1 - x if x.mean() > 0.5 else x)),
+    "inverted where dark": lambda net, x: net.fc(net.pooled(-x if x.mean() < -0.5 else x)),
+    "raised where nothing is dark": lambda net, x: net.fc(net.pooled(x if x.min() < 0.05 else x - x.min())),
     "one at a time": lambda net, x: net.fc(net.pooled(x).view(1, 12)),
     "one row": lambda net, x: net.fc(net.pooled(x)).mean(0),
 }
@@ -83,12 +86,12 @@ def test_programs_keep_to_one_picture_too(kind: str, tmp_path: Path) -> None:
     assert torch.allclose(made.capture.forward(given, ()).logits, torch.cat([net(each) for each in given.split(1)]), atol=1e-4)
 
 
-@pytest.mark.numeric
 def scale_pictures(net: Net, x: Tensor) -> Tensor:
     """By what all of a pass have in common, which is the same of a picture and its negative."""
     return net.fc(net.pooled(3 * x / x.square().mean().sqrt()))
 
 
+@pytest.mark.numeric
 def test_a_program_for_up_to_64_pictures_keeps_to_one_too() -> None:
     """Each has the scores that it has alone."""
     net, given = Net(scale_pictures).eval(), nets.pictures(3) * torch.tensor([1.0, 0.2, 3.0]).reshape(3, 1, 1, 1)
@@ -113,7 +116,7 @@ def test_what_takes_two_that_change_each_other_is_refused(kind: str, forward: Fo
 def test_each_picture_gets_what_it_gets_alone(name: str) -> None:
     """Scores, activations and gradients, in a pass of its own, and the user is told."""
     net = Net(DEPENDENT[name]).eval()
-    made, given = opened(net), nets.pictures(3)
+    made, given = opened(net), nets.pictures(3) / 4 + torch.tensor([0.0, 2.0, -2.0]).reshape(3, 1, 1, 1)
     (note,) = made.notes
     assert note.startswith("Warning: pictures in one pass change each other's scores")
     together = made.capture.forward(given, made.layers)

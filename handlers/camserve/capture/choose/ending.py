@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from camserve.capture.base import Classifier
 from camserve.capture.choose.watch import VALUES, Made, Watch
 from camserve.capture.models.kinds import survey_model
 from camserve.capture.models.passes import fit_batch
-from camserve.capture.survey.endings import PERCENT, ROUNDED, Ending, Guess, guess_ending
+from camserve.capture.survey.endings import PERCENT, ROUNDED, Ending, Guess, are_flat, guess_ending
 from camserve.capture.survey.layers import MODEL_ERRORS
 from camserve.core.errors import ConfigError
 
@@ -22,6 +23,11 @@ SUMMED = (
 NEGATIVE = (
     "Warning: none of the model's outputs is ever above 0, whatever its layers give: where they are logarithms of probabilities, "
     "their softmax need not be what the model means by probabilities" + VALUES
+)
+POSITIVE = (
+    "Warning: none of the model's outputs is ever below 0, whatever its layers give: where they are distances, of which the "
+    "smallest is the class, the farthest is served as the most probable; where they are evidence or counts, their softmax is not "
+    "what the model means by probabilities; return logits or probabilities from its forward" + VALUES
 )
 PERCENTAGE = "Warning: the model's output is read as a percentage, of two classes" + VALUES
 
@@ -47,7 +53,8 @@ def find_ending(model: Classifier, pictures: Tensor) -> Found:
     """Find the function in which a model ends, by trial, and whether its input can be reached.
 
     Outputs between 0 and 1 may be logits, by chance: those whose function is not seen must stay there when a layer gives anything
-    at all. Those of a softmax add up to 1 on any pictures, or to 100 as percentages.
+    at all. Those of a softmax add up to 1 on any pictures, or to 100 as percentages. A function that saturates on all of these
+    pictures, as of a model that is sure of whatever it sees, is found by what it makes of anything that a layer gives.
 
     Args:
         pictures: `[N, 3, H, W]`.
@@ -68,10 +75,13 @@ def find_ending(model: Classifier, pictures: Tensor) -> Found:
         made = watch.explain(values) if not scores else [each for each in made if each.holds(watch, values)]
         scores.append(values)
         guess = guess_ending(torch.cat(scores)) if sum(map(len, scores)) > 1 else Guess()
-        open_still = made or guess != Guess()
+        flat = sum(map(len, scores)) > 1 and are_flat(torch.cat(scores))
+        open_still = made or flat or guess != Guess()
         if not open_still and (len(scores) > 1 or len(given) > 1):
             return Found()
-    notes = [note for each in made if (note := each.judge())]
+    if flat:
+        guess = _guess_of_flat(model, pictures, scores)
+    notes = [] if any(each.reads for each in made) else [note for each in made if (note := each.judge())]
     return _settle(model, pictures, guess, tuple(notes[:1]))
 
 
@@ -87,28 +97,38 @@ def _run(model: Classifier, pictures: Tensor) -> tuple[Watch, Tensor]:
             return watch, model.reader.read(model.run(pictures), len(pictures)).values
 
 
+def _guess_of_flat(model: Classifier, pictures: Tensor, scores: Sequence[Tensor]) -> Guess:
+    """Guess the last function of a model that gives the same for all pictures, by what it makes of anything, or as it is seen."""
+    anything = _run_with_anything(model, pictures)
+    guess = Guess() if anything is None else guess_ending(torch.cat([*scores, anything]))
+    return guess if guess != Guess() else Guess(_see_ending(model, pictures))
+
+
+def _see_ending(model: Classifier, pictures: Tensor) -> Ending:
+    """Return the function that is seen to give the scores; "" where none is."""
+    try:
+        return model.find_ending(pictures)
+    except MODEL_ERRORS:
+        return ""
+
+
 def _settle(model: Classifier, pictures: Tensor, guess: Guess, notes: tuple[str, ...]) -> Found:
     """Settle what the scores' range leaves open."""
     if guess.ending == "softmax" and guess.scale not in (1.0, PERCENT):
         raise ConfigError(SUMMED.format(guess.scale))
     if not guess.ending:
-        never_above = guess.negative and not notes and _range_of(model, pictures)[1] <= 0
-        return Found(notes=(NEGATIVE,) if never_above else notes)
+        low, high = _range_of(model, pictures) if guess.side and not notes else (-torch.inf, torch.inf)
+        return Found(notes=(NEGATIVE,) if high <= 0 else (POSITIVE,) if low >= 0 else notes)
     kept, model.reader = model.reader, replace(model.reader, scale=guess.scale)
-    try:
-        seen = model.find_ending(pictures)
-    except MODEL_ERRORS:
-        seen = ""
-    finally:
-        model.reader = kept
-    reached = seen == guess.ending
+    reached = _see_ending(model, pictures) == guess.ending
+    model.reader = kept
     if guess.ending == "sigmoid" and not reached:
         if model.clips:
             return Found(notes=notes)
         low, high = _range_of(model, pictures)
         reaches = guess.scale == 1 or high > PERCENT * (1 - ROUNDED)  # logits may end in a ReLU, and be below 100 by chance
         if not (low >= 0 and high <= guess.scale and reaches):
-            return Found(notes=notes)
+            return Found(notes=(POSITIVE,) if low >= 0 and not notes else notes)
     if guess.scale != 1 and model.reader.width == 1:
         notes = (*notes, PERCENTAGE)
     return Found(guess.ending, reached, guess.scale, notes)
@@ -116,18 +136,22 @@ def _settle(model: Classifier, pictures: Tensor, guess: Guess, notes: tuple[str,
 
 def _range_of(model: Classifier, pictures: Tensor) -> tuple[float, float]:
     """Return between what the outputs lie whatever the last layer with a map gives; all numbers where that cannot be tried."""
+    scores = _run_with_anything(model, pictures)
+    return (-torch.inf, torch.inf) if scores is None else (float(scores.min()), float(scores.max()))
+
+
+def _run_with_anything(model: Classifier, pictures: Tensor) -> Tensor | None:
+    """Return the outputs `[N, K]` where the last layer with a map gives anything at all; None where that cannot be tried."""
     generator = torch.Generator().manual_seed(2)
-    anything = -torch.inf, torch.inf
     try:
         maps = survey_model(model, pictures).maps
         if not maps:
-            return anything
+            return None
         shape = maps[-1].site.layout.shape(len(pictures))
         outputs = [
             model.run_with(maps[-1].site, pictures, scale * torch.randn(shape, generator=generator).to(pictures))
             for scale in (1, 1, 100, 100, 1e4)
         ]
     except (*MODEL_ERRORS, ConfigError):
-        return anything
-    scores = torch.cat(outputs)
-    return float(scores.min()), float(scores.max())
+        return None
+    return torch.cat(outputs)

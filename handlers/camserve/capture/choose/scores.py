@@ -36,6 +36,9 @@ ROUNDING = 8
 """How many times what rounding the picture's values changes of its scores is rounding still. Deep networks magnify it (ResNet-152
 with random weights to 1e-4), and kernels round one picture otherwise than two: in seven such networks up to 1.5 times as much."""
 
+BRIGHT = 2
+"""How far the mean of a bright picture, or of a dark one, lies from that of others, in standard deviations."""
+
 CHANGING = (
     "two passes over the same picture give other scores, {share:.2g} of the largest apart: the model draws at random when it "
     "predicts (dropout without training=self.training, noise), or keeps something from one call to the next, so that no map of "
@@ -113,8 +116,8 @@ def _choose_output(model: Classifier, pictures: Tensor, config: Config, classes:
 def check_rows(model: Classifier, pictures: Tensor) -> tuple[str, ...]:
     """Check that a picture's scores depend on nothing else; return what the user should hear.
 
-    A model whose pictures change each other's scores gets one at a time (`model.batch`). The second picture has little contrast,
-    so that what is common to both is neither's own.
+    A model whose pictures change each other's scores gets one at a time (`model.batch`). The others have little contrast, so that
+    what is common to all is nobody's own; one is bright and one is dark, for whoever decides by what all of a pass have.
 
     Args:
         pictures: `[N, 3, H, W]`, N at least 2.
@@ -123,9 +126,14 @@ def check_rows(model: Classifier, pictures: Tensor) -> tuple[str, ...]:
         ConfigError: two passes over one picture give other scores; or it takes several pictures and not one, or several that
             change each other's scores.
     """
-    given = pair = fit_batch(torch.cat([pictures[:1], pictures[1:2] / 8]), model.batch)
-    together = _read_values(model, given)
-    taken = model.batch
+    one, other, apart = pictures[:1], pictures[1:2] / 8, BRIGHT * pictures.std()
+    given = fit_batch(torch.cat([one, other + apart, other - apart]), model.batch)
+    try:
+        together = _read_values(model, given)
+    except ConfigError:  # it may refuse what is so bright, or so dark
+        given = fit_batch(torch.cat([one, other]), model.batch)
+        together = _read_values(model, given)
+    several, taken = given, model.batch
     changed = taken[0] == 1 != taken[1]
     if changed:
         alone = _read_alone(model, given)
@@ -136,7 +144,7 @@ def check_rows(model: Classifier, pictures: Tensor) -> tuple[str, ...]:
     share = _find_difference(_read_values(model, given), together)
     if share > _tolerance(together):
         raise ConfigError(CHANGING.format(share=share))
-    if changed and beside <= ROUNDING * _find_difference(_read_alone(model, _round(pair)), alone):
+    if changed and beside <= ROUNDING * _find_difference(_read_alone(model, _round(several)), alone):
         model.batch = taken
         return ()
     if taken[0] > 1:
@@ -165,9 +173,10 @@ def _read_values(model: Classifier, pictures: Tensor) -> Tensor:
 
 
 def _find_difference(scores: Tensor, others: Tensor) -> float:
-    """Return how far scores are apart, as a share of the largest; 0 where none is finite."""
-    scores, others = scores.double(), others.double()
-    return float(((scores - others).abs().max() / scores.abs().max()).nan_to_num(0.0))
+    """Return how far finite scores are apart, as a share of the largest; 0 where none is."""
+    finite = torch.isfinite(scores) & torch.isfinite(others)
+    scores, others = scores[finite].double(), others[finite].double()
+    return float(((scores - others).abs().max() / scores.abs().max()).nan_to_num(0.0)) if len(scores) else 0.0
 
 
 def _tolerance(scores: Tensor) -> float:

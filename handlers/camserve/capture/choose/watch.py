@@ -110,7 +110,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = []
         for place, (seen, result) in reversed(list(enumerate(self.seen))):
             for kind in (seen, LOG + seen) if seen in ("sigmoid", "softmax") else (seen,):
-                found += [Made(place, kind, *fit) for fit in _fit(_transform(kind, result), values)]
+                made = _transform(kind, result).flatten()
+                fits = [(1.0, 0.0)] if kind in WHOLES and _alike(made, values.flatten()) else _fit(made, values)
+                found += [Made(place, kind, *fit) for fit in fits]
         return found
 
 
@@ -133,13 +135,25 @@ class Made:
         made = self.slope * _transform(self.kind, result) + self.offset
         return self.kind.endswith(kind) and made.numel() == values.numel() and _alike(made.reshape(values.shape), values)
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is added."""
+        return abs(self.offset) <= ROUNDED * abs(self.slope)
+
+    @property
+    def reads(self) -> bool:
+        """Whether outputs that are so made are read as the probabilities that they are, whatever else they lie on a line with.
+
+        Near 1 a probability does with its logarithm.
+        """
+        return self.kind in WHOLES and self.plain and any(abs(self.slope - each) <= ROUNDED * each for each in WHOLES[self.kind])
+
     def judge(self) -> str:
         """Return what the user should hear; "" for what is read as it is meant.
 
         Raises:
             ConfigError: it cannot be read.
         """
-        plain = abs(self.offset) <= ROUNDED * abs(self.slope)
         if self.kind == "distance":
             if self.slope > 0:
                 raise ConfigError(DISTANCE)
@@ -149,8 +163,8 @@ class Made:
         if self.kind in ("tanh", "cosine") and abs(self.slope) <= NARROW:
             what = "cosines" if self.kind == "cosine" else "a tanh"
             return NARROWED.format(what=what, bound=abs(self.slope) + abs(self.offset))
-        if self.kind in WHOLES and (not plain or all(abs(self.slope - each) > ROUNDED * each for each in WHOLES[self.kind])):
-            offset = "" if plain else f" {'+' if self.offset > 0 else '-'} {abs(self.offset):.4g}"
+        if self.kind in WHOLES and not self.reads:
+            offset = "" if self.plain else f" {'+' if self.offset > 0 else '-'} {abs(self.offset):.4g}"
             kind = self.kind.replace("_", "-")
             raise ConfigError(RANGED.format(slope=self.slope, ending=kind, offset=offset))
         return ""

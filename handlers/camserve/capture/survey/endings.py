@@ -24,6 +24,9 @@ ROUNDED = 1e-3
 PERCENT = 100.0
 """What a model's probabilities are multiplied by where it gives percentages."""
 
+FLAT = 1e-6
+"""Scores whose standard deviation over pictures is no more are the same for all."""
+
 LOWEST, HIGHEST = 1e-38, 1 - 6e-8
 """Between these a probability has a logit in float32; its gradient is 0 beyond."""
 
@@ -69,21 +72,26 @@ class Guess(NamedTuple):
     Attributes:
         ending: the function that may have made them; "" where they look like logits.
         scale: by what its values are multiplied.
-        negative: whether none is above 0, though no log-softmax made them.
+        side: of scores that look like logits: -1 where none is above 0, 1 where none is below, or 0.
     """
 
     ending: Ending = ""
     scale: float = 1.0
-    negative: bool = False
+    side: int = 0
+
+
+def are_flat(scores: Tensor) -> bool:
+    """Return whether scores `[N, K]` say nothing, the same for all pictures: of a head of zeros, or a saturated function."""
+    return bool(torch.isfinite(scores).all()) and float(scores.float().std(0).max()) <= FLAT
 
 
 def guess_ending(scores: Tensor) -> Guess:
     """Guess a model's last function from scores `[N, K]` of several pictures.
 
-    Between 0 and 1, or 0 and 100, they may still be logits, by chance: "sigmoid" is to be tried further, and so is `negative`.
+    Between 0 and 1, or 0 and 100, they may still be logits, by chance: "sigmoid" is to be tried further, and so is `side`.
     """
     scores = scores.float()
-    if not bool(torch.isfinite(scores).all()) or not bool(scores.std(0).max() > 1e-6):  # a head of zeros says nothing
+    if not bool(torch.isfinite(scores).all()) or are_flat(scores):
         return Guess()
     low, high = float(scores.min()), float(scores.max())
     several = scores.shape[1] > 1
@@ -92,10 +100,10 @@ def guess_ending(scores: Tensor) -> Guess:
         whole = float(sums.mean())
         if several and bool((sums - whole).abs().max() < ROUNDED * whole):
             return Guess("softmax", next((each for each in (1.0, PERCENT) if abs(whole - each) < ROUNDED * each), whole))
-        return Guess("sigmoid") if high <= 1 else Guess("sigmoid", PERCENT) if high <= PERCENT else Guess()
+        return Guess("sigmoid") if high <= 1 else Guess("sigmoid", PERCENT) if high <= PERCENT else Guess(side=1)
     if several and high <= 0 and bool(scores.logsumexp(1).abs().max() < ROUNDED):
         return Guess("log_softmax")
-    return Guess(negative=high <= 0)
+    return Guess(side=-1 if high <= 0 else 0)
 
 
 def invert_ending(ending: Ending, scores: Tensor) -> Tensor:
