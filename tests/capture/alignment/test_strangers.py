@@ -70,6 +70,19 @@ class Glancing(Moved):
         return self.score(self.second(self.first(torch.stack(parts))))
 
 
+class Symmetric(Moved):
+    """A map and its mirror image are added up: what is on the left counts as what is on the right."""
+
+    def __init__(self, *axes: int) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 3, H, W]` to `[N, CLASSES]`."""
+        first = self.first(x)
+        return self.score(self.third(self.second(first + first.flip(self.axes) if self.axes else first)))
+
+
 class Mix(nn.Module):
     """What each vector becomes by itself, added to it."""
 
@@ -130,6 +143,22 @@ def test_before_it_is_moved_a_layer_is_explained() -> None:
     """By name."""
     torch.manual_seed(1)
     assert opened(Rolled(), "first").layers == ("first",)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("axes", [(3,), (2,), (2, 3)])
+def test_cells_that_look_at_two_places_are_doubted_or_refused(axes: tuple[int, ...], seed: int) -> None:
+    """By chance the one or the other is the stronger one, and the map was called mirrored."""
+    torch.manual_seed(seed)
+    try:
+        (aligned,) = opened(Symmetric(*axes), "third").aligned.values()
+        said = "" if aligned.told else aligned.note
+    except ConfigError as error:
+        said = str(error)
+    assert any(words in said for words in ("its cells lie in another order", "looks at two places", "on several places"))
+    torch.manual_seed(seed)
+    (plain,) = opened(Symmetric(), "third").aligned.values()
+    assert plain.told
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from camserve.capture.alignment.places import Place, look_twice
 from camserve.capture.alignment.probes import Probes, find_changes, make_probes
-from camserve.capture.alignment.sight import WHOLE, find_part, find_unseen, is_local, is_off
+from camserve.capture.alignment.sight import WHOLE, Sight, find_part, find_unseen, is_local, is_off
 from camserve.capture.alignment.slopes import find_slopes
 from camserve.capture.alignment.steps import Trace
 from camserve.capture.alignment.trial import FINER, MIDDLES, Placed, Seen, Trial
-from camserve.capture.alignment.words import DIFFUSE, PARTLY, SHUFFLED, UNSEEN, WAVERING, describe_part, without_doubt
+from camserve.capture.alignment.words import DIFFUSE, PARTLY, SHUFFLED, TWOFOLD, UNSEEN, WAVERING, describe_part, without_doubt
 from camserve.capture.base import Classifier
 from camserve.capture.precision import disable_tf32
 from camserve.capture.survey.layers import LayerInfo, Site, Survey, View
@@ -128,7 +129,9 @@ def align_layers(
                     if not info.views:
                         changes = shown.changes[info.name]
                         confirmed = [_look_inside(model, info, calls[0][1], confirmed[0], calls=changes, probes=probes)]
-                    found[info.name] = Aligned.of(info, confirmed)
+                    grids = [trial.lay_out(each.layout) for trial, each in zip(trials, confirmed, strict=True)]
+                    doubted = [_doubt_twofold(*each, probes.places) for each in zip(confirmed, grids, strict=True)]
+                    found[info.name] = Aligned.of(info, doubted)
     return found
 
 
@@ -168,6 +171,13 @@ def _confirm(model: Classifier, info: LayerInfo, call: int, trace: Trace, placed
 def _doubt(placed: Placed) -> Placed:
     """Doubt a map over all of the picture whose steps lead elsewhere, but not to one place in all pictures."""
     return replace(placed, told=False, note="; ".join(filter(None, (without_doubt(placed.note), WAVERING))))
+
+
+def _doubt_twofold(placed: Placed, grids: Tensor | None, places: Sequence[Place]) -> Placed:
+    """Doubt a map whose cells look at two places; `grids`: what probes at `places` change of it, `[K, h, w]`."""
+    if grids is None or not placed.told or not look_twice(grids, Sight(placed.rows, placed.columns).inside(places)):
+        return placed
+    return replace(placed, told=False, note=TWOFOLD)
 
 
 def _look_inside(

@@ -49,6 +49,10 @@ CLEAR = (0.8, 1e-2)
 """Where at least this share of the peaks is about where the probes are, by chance with no larger probability than this, it is
 clear where cells lie."""
 
+TWIN = (0.5, 4.0)
+"""Where cells look at two places, a probe changes what lies at its mirror image at least this share of what it changes at its own
+place, and so many times what it changes elsewhere; medians."""
+
 SHARP = 0.5
 """Where one cell has so much of a probe's whole change, its place is evident, wherever it is."""
 
@@ -146,6 +150,37 @@ def _best_two(values: Sequence[float]) -> tuple[int, float]:
     """Return the place of the largest value, the first of equal ones, and the largest of the others; 0 where there are none."""
     best = max(range(len(values)), key=values.__getitem__)
     return best, max((value for place, value in enumerate(values) if place != best), default=0)
+
+
+def look_twice(grids: Tensor, places: Sequence[Place]) -> bool:
+    """Return whether cells look at two places, mirror images of each other, as where a model adds a map and its mirror image.
+
+    Args:
+        grids: what each probe changes of a map, `[K, h, w]`, as it lies in the picture.
+        places: where in the map the probes are.
+    """
+    size = (grids.shape[1], grids.shape[2])
+    for flipped in ((True, False), (False, True), (True, True)):
+        found = []
+        for grid, place in zip(grids, places, strict=True):
+            cell = tuple(min(int(max(share, 0) * count), count - 1) for share, count in zip(place, size, strict=True))
+            twin = tuple(count - 1 - at if flip else at for at, count, flip in zip(cell, size, flipped, strict=True))
+            if max(abs(one - other) for one, other in zip(cell, twin, strict=True)) > 2:
+                found.append(_compare_twins(grid, cell, twin))
+        if len(found) >= FEWEST:
+            share, lead = (statistics.median(each) for each in zip(*found, strict=True))
+            if share >= TWIN[0] and lead >= TWIN[1]:
+                return True
+    return False
+
+
+def _compare_twins(grid: Tensor, cell: tuple[int, ...], twin: tuple[int, ...]) -> tuple[float, float]:
+    """Return the largest change around a twin, as a share of that around a cell, and of the median elsewhere."""
+    own, other = (tuple(slice(max(0, at - 1), at + 2) for at in each) for each in (cell, twin))
+    there, here, rest = float(grid[other].max()), float(grid[own].max()), grid.clone()
+    rest[own] = rest[other] = math.nan
+    elsewhere = float(rest.nanmedian().nan_to_num(math.inf))
+    return there / here if here else 0.0, there / elsewhere if elsewhere else math.inf
 
 
 def place_of(layout: Layout, index: int) -> Place | None:

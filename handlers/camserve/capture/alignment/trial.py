@@ -134,7 +134,7 @@ class Trial:
         placed = self._decide(evidence, last=last, most=most)
         if placed is None:
             return None
-        grids = self._lay_out(placed.layout)
+        grids = self.lay_out(placed.layout)
         if grids is None or not is_elsewhere(grids, Sight(placed.rows, placed.columns).inside(self._places)):
             return self._mark_clear(placed, evidence, local=grids is not None and is_local(grids))
         if last:
@@ -189,7 +189,7 @@ class Trial:
             return placed
         return replace(placed, clear=True, distance=evidence.median(layout) if placed.distance is None else placed.distance)
 
-    def _lay_out(self, layout: Layout) -> Tensor | None:
+    def lay_out(self, layout: Layout) -> Tensor | None:
         """Return the call's own changes `[K, h, w]` as they lie in the picture; None: there are none, or of another size."""
         changes = self._of(self._info)
         if changes is not None and changes.ndim == 2:

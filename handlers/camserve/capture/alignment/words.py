@@ -8,6 +8,7 @@ from camserve.capture.survey.layout import Layout
 DIFFUSE = (
     "no trial shows where its cells lie, as each depends on all of the picture, or on several places; they are taken as they come"
 )
+TWOFOLD = "each of its cells looks at two places of the picture, mirror images of each other, and a map shows it at one of them"
 UNSEEN = "no patch of the picture changes it by itself, so no trial shows where its cells lie; they are taken as they come"
 WAVERING = (
     "no trial shows where its cells lie: what each depends on seems to lie over a part of the picture, and over another one in "
