@@ -10,8 +10,10 @@ from torch import Tensor
 
 from camserve.capture.base import Classifier
 from camserve.capture.models.passes import fit_batch
+from camserve.capture.survey import relations
 from camserve.capture.survey.layers import MODEL_ERRORS
 from camserve.capture.survey.outputs import Entry, Path, as_rows, describe_fault, list_entries, list_shapes
+from camserve.capture.survey.relations import Link, is_sigmoid, is_squashed, says_the_same, sums_up
 from camserve.core.errors import ConfigError
 
 SCORES = ("logits", "scores", "prediction", "predictions", "out", "output", "prob", "probs", "probabilities")
@@ -20,8 +22,16 @@ SCORES = ("logits", "scores", "prediction", "predictions", "out", "output", "pro
 OTHERS = ("aux", "embed", "feat", "hidden", "loss", "mask", "pool", "proj", "attention")
 """Parts of names of what is no class scores."""
 
-SAME = 1e-4
-"""Tolerance between an output and what another one makes of it, as a share of the largest value."""
+RELATED = (
+    "output: {other} is made of {one}, each gives other probabilities, and nothing tells which of them are the class scores: "
+    "the model gives {listed}; say which (--output {one}), by its name or its place, or return only the class scores from its "
+    "forward"
+)
+BEST = (
+    "output: beside {one}, one value a picture, the model gives {other}, whole numbers as an argmax does: {one} may say how sure "
+    "it is of that class, and be no score of a class of its own; return all class scores, [N, classes], from its forward; if "
+    "{one} tells the second of two classes, say so (--output {one})"
+)
 
 
 @dataclass(frozen=True)
@@ -71,12 +81,15 @@ def choose_output(model: Classifier, pictures: Tensor, asked: int | str | None =
         raise ValueError(f"{describe_fault(entries, len(pictures))}{_advise_on(entries)}")
     left: Sequence[_Candidate] = candidates
     why = ""
-    for reason, keep in _rules(model, pictures, classes):
+    graph = _Graph(model, pictures)
+    for reason, keep in _rules(model, graph, classes):
         if len(left) == 1:
             break
         kept = keep(left)
         if kept and len(kept) < len(left):
             left, why = kept, reason
+    graph.refuse_related(left, entries)
+    _refuse_best(graph, left[0], entries)
     doubtful = len(entries) > 1 and left[0].rows.shape[1] != classes and _are_features(left[0], entries)
     if doubtful or (len(left) > 1 and not all(_is_head(model, each) for each in left)):
         raise ConfigError(
@@ -115,28 +128,37 @@ def _take(chosen: _Candidate, entries: Sequence[Entry], why: str = "", heads: Se
 Keep = Callable[[Sequence[_Candidate]], Sequence[_Candidate]]
 
 
-def _rules(model: Classifier, pictures: Tensor, classes: int | None) -> list[tuple[str, Keep]]:
+def _rules(model: Classifier, graph: _Graph, classes: int | None) -> list[tuple[str, Keep]]:
     """Return what may tell the class scores from the rest, the surest first, each with the words for it."""
     return [
-        ("as the others are made of it", _drop_squashed),
+        ("as it is the sigmoid of another: each label by itself", _drop_behind_sigmoid),
+        ("as the others are made of it", _drop_made),
         (f"as it has as many values as there are labels, {classes}", lambda left: _keep_width(left, classes)),
         ("by its name", _keep_named),
         ("by the others' names", _drop_named_otherwise),
-        ("as it is computed from the others", lambda left: _drop_features(model, pictures, left)),
+        ("as the others say the same", _drop_repeated),
+        ("as it is computed from the others", graph.drop_features),
         ("as the others are no head of classes", lambda left: [each for each in left if _is_head(model, each)]),
     ]
 
 
-def _drop_squashed(left: Sequence[_Candidate]) -> Sequence[_Candidate]:
-    """Drop what is the softmax or the sigmoid of another output: the logits tell more."""
-    return [each for each in left if not any(_squashes(other.rows, each.rows) for other in left if other is not each)]
+def _drop_behind_sigmoid(left: Sequence[_Candidate]) -> Sequence[_Candidate]:
+    """Drop the logits of labels each of which has a probability of its own among the outputs: that says how they are read."""
+    return [each for each in left if not _makes(each, left, is_sigmoid) or _makes(each, left, is_squashed)]
 
 
-def _squashes(logits: Tensor, other: Tensor) -> bool:
-    if logits.shape != other.shape or torch.equal(logits, other):
-        return False
-    made = [logits.sigmoid()] + ([logits.softmax(1), logits.log_softmax(1)] if logits.shape[1] > 1 else [])
-    return any(_alike(each, other) for each in made)
+def _drop_made(left: Sequence[_Candidate]) -> Sequence[_Candidate]:
+    """Drop what is the softmax of another output, or sums it up: the logits tell more."""
+    made = (is_squashed, sums_up)
+    return [each for each in left if not any(_makes(other, [each], how) for other in left for how in made if other is not each)]
+
+
+def _drop_repeated(left: Sequence[_Candidate]) -> Sequence[_Candidate]:
+    return [each for place, each in enumerate(left) if not _makes(each, left[:place], says_the_same)]
+
+
+def _makes(one: _Candidate, left: Sequence[_Candidate], how: Callable[[Tensor, Tensor], bool]) -> bool:
+    return any(how(one.rows, other.rows) for other in left)
 
 
 def _keep_width(left: Sequence[_Candidate], classes: int | None) -> Sequence[_Candidate]:
@@ -166,62 +188,94 @@ def _are_features(candidate: _Candidate, entries: Sequence[Entry]) -> bool:
         return True
     maps = [each.tensor.detach() for each in entries if each.tensor.ndim == 4 and each.tensor.is_floating_point()]
     pooled = [made for each in maps for made in (each.mean((2, 3)), each.amax((2, 3)))]
-    return any(each.shape == candidate.rows.shape and _alike(each, candidate.rows) for each in pooled)
+    return any(each.shape == candidate.rows.shape and relations.is_alike(each, candidate.rows) for each in pooled)
 
 
 def _word(candidate: _Candidate) -> str:
     return str(candidate.entry.path[-1]).lower() if candidate.entry.path else ""
 
 
-def _drop_features(model: Classifier, pictures: Tensor, left: Sequence[_Candidate]) -> Sequence[_Candidate]:
-    """Drop what another output is computed from, and rows of length 1, which are embeddings."""
-    above = _find_computed_on(model, pictures, left)
-    return [
-        each
-        for each in left
-        if not _has_length_1(each.rows)
-        and each.entry.path not in above
-        and not any(_feeds(model, each, other) for other in left if other is not each)
-    ]
+class _Graph:
+    """How the outputs are made of each other in one pass with gradients, which is run when it is first asked for."""
+
+    def __init__(self, model: Classifier, pictures: Tensor) -> None:
+        self._model = model
+        self._pictures = pictures
+        self._given: dict[Path, Tensor] | None = None
+
+    def drop_features(self, left: Sequence[_Candidate]) -> Sequence[_Candidate]:
+        """Drop embeddings, which have length 1, features from which weights make another output, and single values of scores."""
+        pairs = [(one, other) for one in left for other in left if one is not other]
+        above = {one.entry.path for one, other in pairs if self._is_above(one, other)}
+        below = {
+            other.entry.path for one, other in pairs if self._is_value(one, other) and self._find_link(one, other) == "fixed"
+        }
+        return [each for each in left if not relations.has_length_1(each.rows) and each.entry.path not in above | below]
+
+    def _is_above(self, one: _Candidate, other: _Candidate) -> bool:
+        """Return whether an output is features of another one; those of one value are no scores themselves."""
+        link = self._find_link(one, other)
+        if link == "fixed":
+            return one.rows.shape[1] != other.rows.shape[1] > 1 and not self.may_be_scores(one)
+        return bool(link) and not self._is_value(one, other)
+
+    def _is_value(self, one: _Candidate, other: _Candidate) -> bool:
+        """Return whether an output is one value beside several that may be class scores."""
+        return other.rows.shape[1] == 1 < one.rows.shape[1] and self.may_be_scores(one)
+
+    def refuse_related(self, left: Sequence[_Candidate], entries: Sequence[Entry]) -> None:
+        """Refuse outputs one of which is made of the other.
+
+        Raises:
+            ConfigError: there are such.
+        """
+        for one in left:
+            for other in left:
+                if self._find_link(one, other) or (one is not other and relations.has_order(one.rows, other.rows)):
+                    listed = list_shapes(list(entries), 12)
+                    raise ConfigError(RELATED.format(one=one.entry.name, other=other.entry.name, listed=listed))
+
+    def _find_link(self, one: _Candidate, other: _Candidate) -> Link:
+        if one is other:
+            return ""
+        ends = self._run()
+        found: Link = ""
+        if one.entry.path in ends and other.entry.path in ends:
+            found = relations.find_link(ends[one.entry.path], ends[other.entry.path])
+        return found or ("weighed" if relations.is_fed(one.rows, other.rows, self._model.weights()) else "")
+
+    def may_be_scores(self, candidate: _Candidate) -> bool:
+        """Return whether weights give an output; where no graph tells, whether some matrix has as many rows."""
+        end = self._run().get(candidate.entry.path)
+        known = None if end is None else relations.is_weighed(end)
+        width = candidate.rows.shape[1]
+        return any(weight.ndim == 2 and len(weight) == width for weight in self._model.weights()) if known is None else known
+
+    def _run(self) -> dict[Path, Tensor]:
+        if self._given is None:
+            with torch.enable_grad():
+                try:
+                    entries = list_entries(self._model.run(self._pictures.clone().requires_grad_()))
+                    self._given = {entry.path: entry.tensor for entry in entries}
+                except MODEL_ERRORS:  # it works in place, or forbids gradients
+                    self._given = {}
+        return self._given
 
 
-def _find_computed_on(model: Classifier, pictures: Tensor, left: Sequence[_Candidate]) -> set[Path]:
-    """Find the outputs with which another one of them can be differentiated, so that the model went on with them."""
-    with torch.enable_grad():
-        try:
-            given = {entry.path: entry.tensor for entry in list_entries(model.run(pictures.clone().requires_grad_()))}
-            ends = {each.entry.path: given[each.entry.path] for each in left}
-            sums = {path: end.double().sum() for path, end in ends.items() if end.requires_grad}
-            return {
-                path
-                for path in sums
-                for other, total in sums.items()
-                if other != path and torch.autograd.grad(total, ends[path], allow_unused=True, retain_graph=True)[0] is not None
-            }
-        except MODEL_ERRORS:  # it works in place, or forbids gradients
-            return set()
+def _refuse_best(graph: _Graph, chosen: _Candidate, entries: Sequence[Entry]) -> None:
+    """Refuse one value a picture beside whole numbers, but for the probability or the logit of which they say that it is high.
 
-
-def _has_length_1(rows: Tensor) -> bool:
-    lengths = rows.float().norm(dim=1)
-    return rows.shape[1] > 1 and bool((lengths - 1).abs().max() < 1e-3) and bool(rows.min() < 0)
-
-
-def _feeds(model: Classifier, one: _Candidate, other: _Candidate) -> bool:
-    """Return whether `other = one @ weight.T + bias` with some matrix of the model's."""
-    shape = (other.rows.shape[1], one.rows.shape[1])
-    features, scores = one.rows.double(), other.rows.double()
-    for weight in model.weights():
-        if tuple(weight.shape) in (shape, (*shape, 1, 1)):
-            rest = scores - features @ weight.detach().flatten(1).double().T
-            if _alike(rest, rest[:1].expand_as(rest), scores.abs().max()) and not _alike(scores, scores[:1].expand_as(scores)):
-                return True
-    return False
-
-
-def _alike(one: Tensor, other: Tensor, scale: Tensor | None = None) -> bool:
-    scale = other.abs().max() if scale is None else scale
-    return bool((one - other).abs().max() <= SAME * scale)
+    Raises:
+        ConfigError: it may be the largest of several scores.
+    """
+    value = chosen.rows.flatten()
+    limit = 0.5 if value.min() >= 0 and value.max() <= 1 else 0.0
+    for entry in entries if chosen.rows.shape[1] == 1 else ():
+        whole = entry.tensor.flatten()
+        if whole.is_floating_point() or whole.is_complex() or len(whole) != len(value):
+            continue
+        if not torch.equal(whole.long(), (value > limit).long()) or not graph.may_be_scores(chosen):
+            raise ConfigError(BEST.format(one=chosen.entry.name, other=f"{entry.name} {list(entry.tensor.shape)}"))
 
 
 def _is_head(model: Classifier, candidate: _Candidate) -> bool:

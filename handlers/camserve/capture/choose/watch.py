@@ -25,6 +25,10 @@ LOG_SIGMOID = (
     "scores: a trial shows that the model ends in the logarithm of a sigmoid, which is read neither as logits nor as "
     "probabilities; return what goes into it, or its sigmoid, from its forward"
 )
+SORTED = (
+    "scores: a trial shows that the model gives its scores in order of size (a topk or a sort), so that the first class would be "
+    "the most probable one in every picture; return all class scores in the classes' own order from its forward" + VALUES
+)
 RANGED = (
     "scores: a trial shows that the model's outputs are {slope:.4g} times a {ending}{offset}, and nothing tells how they are "
     "probabilities; return the {ending} itself, or what goes into it, from its forward" + VALUES
@@ -47,6 +51,8 @@ KINDS = {
     "tanh": "tanh",
     "_cdist_forward": "distance",
     "_euclidean_dist": "distance",
+    "sort": "sorted",
+    "topk": "sorted",
 }
 """What outputs may be made of, by the names of torch's operations."""
 DIFFERENCES = frozenset({"sub", "rsub"})
@@ -158,6 +164,8 @@ class Made:
             if self.slope > 0:
                 raise ConfigError(DISTANCE)
             return CLOSENESS
+        if self.kind == "sorted":
+            raise ConfigError(SORTED)
         if self.kind in ("log_sigmoid", LOG + "sigmoid"):
             raise ConfigError(LOG_SIGMOID)
         if self.kind in ("tanh", "cosine") and abs(self.slope) <= NARROW:
