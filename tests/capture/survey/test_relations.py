@@ -14,6 +14,7 @@ from torch.nn import functional
 from camserve.capture.backend import Backend, open_backend
 from camserve.capture.choose.output import choose_output
 from camserve.capture.models.kinds import open_model
+from camserve.capture.survey import relations
 from camserve.core.config import Config
 from camserve.core.errors import ConfigError
 
@@ -60,8 +61,10 @@ SERVED: dict[str, tuple[Give, str]] = {
     "entropy [N]": (lambda z: (z, z.softmax(1), entropy(z)), "0"),
     "entropy [N, 1] first": (lambda z: (entropy(z)[:, None], z), "1"),
     "entropy without a gradient": (lambda z: (entropy(z.detach()), z), "1"),
-    "entropy in bits": (lambda z: (z, (entropy(z) / torch.tensor(2.0).log()).detach()), "0"),
+    "entropy in bits": (lambda z: ((entropy(z) / torch.tensor(2.0).log()).detach(), z), "1"),
     "entropy of probabilities alone": (lambda z: (entropy(z).detach(), z.softmax(1)), "1"),
+    "entropy as a share of the most": (lambda z: ((entropy(z) / torch.tensor(7.0).log()).detach(), z), "1"),
+    "the sum of squares": (lambda z: (z.softmax(1).square().sum(1).detach(), z), "1"),
     "the largest probability": (lambda z: (z, z.softmax(1), z.softmax(1).amax(1)), "0"),
     "doubt": (lambda z: ((1 - z.softmax(1).amax(1)).detach(), z), "1"),
     "energy": (lambda z: {"class_logits": z, "energy": -z.logsumexp(1)}, "class_logits"),
@@ -171,6 +174,35 @@ def test_features_are_not_the_scores(classes: int, deep: bool) -> None:
     assert made.reader.binary is (classes == 1)
 
 
+class Made(heads.Net):
+    """Features, and what a function without weights makes of them."""
+
+    def __init__(self, make: Give) -> None:
+        super().__init__(4)
+        self.unused = nn.Linear(8, 8)
+        self.make = make
+
+    def forward(self, x: Tensor) -> Any:
+        """`[N, 8]` and what it makes."""
+        features = self.features(x)
+        return features, self.make(features)
+
+
+def test_scores_that_no_weights_make() -> None:
+    """The best of each class's features; in the features' own number, or as one value, nothing tells them from features."""
+    assert opened(Made(lambda f: f.unflatten(1, (4, 2)).amax(2)).eval()).reader.path == (1,)
+    for make in (torch.exp, lambda f: f.std(1)):
+        with pytest.raises(ConfigError, match="1 is made of 0"):
+            opened(Made(make).eval())
+
+
+def test_parts_of_one_tensor_are_not_made_of_each_other() -> None:
+    """Though one operation gives both."""
+    one, other = torch.randn(2, 6, requires_grad=True).tanh().chunk(2, 1)
+    assert relations.find_link(one, other.exp()) == ""
+    assert relations.find_link(other, other.exp()) == "fixed"
+
+
 def test_scores_that_something_is_added_to() -> None:
     """The sum is served, as the model went on with it."""
 
@@ -214,12 +246,28 @@ def test_the_best_score_beside_its_class_is_refused(classes: int | None) -> None
         opened(Net(lambda z: z.softmax(1).max(1)).eval(), classes)
 
 
+def test_the_better_of_two_scores_beside_its_class_is_refused() -> None:
+    """Also where it is the second in all pictures, and its probability above a half, as it would be of a decision."""
+    net = Net(lambda z: z.softmax(1).max(1), classes=2).eval()
+    net.fc.bias.data += torch.tensor([-50.0, 50.0])
+    with pytest.raises(ConfigError, match="beside 0, one value a picture"):
+        opened(net)
+
+
+def test_a_logit_beside_numbers_that_are_no_decision_is_refused() -> None:
+    """Of more than two classes, for instance."""
+    with pytest.raises(ConfigError, match="beside 0, one value a picture"):
+        opened(Net(lambda z: (z, torch.full((len(z),), 4)), classes=1).eval())
+
+
 def test_a_probability_beside_its_own_decision_is_served() -> None:
-    """That is the second of two classes."""
+    """That is the second of two classes, from one logit or from two."""
     net = Net(lambda z: (z.sigmoid(), (z > 0).long()), classes=1).eval()
     made = opened(net)
     assert (made.reader.path, made.outputs) == ((0,), 2)
     torch.testing.assert_close(probabilities(made)[:, 1:], scores(net).sigmoid(), atol=1e-5, rtol=0)
+    net = Net(lambda z: (z.softmax(1)[:, 1], z.argmax(1)), classes=2).eval()
+    torch.testing.assert_close(probabilities(opened(net)), scores(net).softmax(1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("give", "passes"), [(lambda z: (z, entropy(z).detach()), 1), (lambda z: (z, z.std(1)), 2)])
