@@ -81,14 +81,13 @@ def choose_output(model: Classifier, pictures: Tensor, asked: int | str | None =
         raise ValueError(f"{describe_fault(entries, len(pictures))}{_advise_on(entries)}")
     left: Sequence[_Candidate] = candidates
     why = ""
-    graph = _Graph(model, pictures)
+    graph = _Graph(model, pictures, entries)
     for reason, keep in _rules(model, graph, classes):
         if len(left) == 1:
             break
         kept = keep(left)
         if kept and len(kept) < len(left):
             left, why = kept, reason
-    graph.refuse_related(left, entries)
     _refuse_best(graph, left[0], entries)
     doubtful = len(entries) > 1 and left[0].rows.shape[1] != classes and _are_features(left[0], entries)
     if doubtful or (len(left) > 1 and not all(_is_head(model, each) for each in left)):
@@ -138,6 +137,7 @@ def _rules(model: Classifier, graph: _Graph, classes: int | None) -> list[tuple[
         ("by the others' names", _drop_named_otherwise),
         ("as the others say the same", _drop_repeated),
         ("as it is computed from the others", graph.drop_features),
+        ("", graph.refuse_related),  # keeps all, or none
         ("as the others are no head of classes", lambda left: [each for each in left if _is_head(model, each)]),
     ]
 
@@ -198,8 +198,9 @@ def _word(candidate: _Candidate) -> str:
 class _Graph:
     """How the outputs are made of each other in one pass with gradients, which is run when it is first asked for."""
 
-    def __init__(self, model: Classifier, pictures: Tensor) -> None:
+    def __init__(self, model: Classifier, pictures: Tensor, entries: Sequence[Entry]) -> None:
         self._model = model
+        self._entries = entries
         self._pictures = pictures
         self._given: dict[Path, Tensor] | None = None
 
@@ -223,8 +224,8 @@ class _Graph:
         """Return whether an output is one value beside several that may be class scores."""
         return other.rows.shape[1] == 1 < one.rows.shape[1] and self.may_be_scores(one)
 
-    def refuse_related(self, left: Sequence[_Candidate], entries: Sequence[Entry]) -> None:
-        """Refuse outputs one of which is made of the other.
+    def refuse_related(self, left: Sequence[_Candidate]) -> Sequence[_Candidate]:
+        """Refuse outputs one of which is made of the other; return them where there are none such.
 
         Raises:
             ConfigError: there are such.
@@ -232,8 +233,9 @@ class _Graph:
         for one in left:
             for other in left:
                 if self._find_link(one, other) or (one is not other and relations.has_order(one.rows, other.rows)):
-                    listed = list_shapes(list(entries), 12)
+                    listed = list_shapes(list(self._entries), 12)
                     raise ConfigError(RELATED.format(one=one.entry.name, other=other.entry.name, listed=listed))
+        return left
 
     def _find_link(self, one: _Candidate, other: _Candidate) -> Link:
         if one is other:
