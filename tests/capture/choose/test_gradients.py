@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 import torchvision
@@ -205,58 +202,3 @@ def test_trials_are_made_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> N
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-class Guided(torch.autograd.Function):
-    """A ReLU that lets positive gradients through alone, as guided backpropagation leaves it in a model."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        """As any ReLU."""
-        ctx.save_for_backward(x)
-        return x.relu()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Not the slope of what `forward` gives."""
-        (x,) = ctx.saved_tensors
-        return gradient.relu() * (x > 0)
-
-
-LOST: dict[str, Callable[[Headed, Tensor], Tensor]] = {
-    "detached branch": lambda net, x: net.fc(x.amax((2, 3))) + 3 * net.fc(mean(x.detach())),
-    "own backward": lambda net, x: net.other(Guided.apply(net.fc(mean(x)))),
-}
-FOLLOWED: dict[str, Callable[[Headed, Tensor], Tensor]] = {
-    "maximum": lambda net, x: net.fc(x.amax((2, 3))),
-    "norm": lambda net, x: net.fc(net.norm(mean(x))),
-    "two layers": lambda net, x: net.other(net.fc(mean(x)).relu()),
-    "products": lambda net, x: net.fc(mean(x * mean(x)[..., None, None].sigmoid())),
-}
-
-
-def doubts_of(head: Callable[[Headed, Tensor], Tensor], precision: str = "float32") -> str:
-    """What speaks against the trunk in front of this head."""
-    torch.manual_seed(0)
-    model = Headed("linear")
-    model.forward = lambda x: head(model, model.trunk(x))  # type: ignore[method-assign]
-    config = Config(channels_last=False, layers=("trunk",), precision=precision)
-    return open_backend(model.eval(), config, (nets.SIDE, nets.SIDE), CPU).doubts.get("trunk", "")
-
-
-@pytest.mark.parametrize("name", LOST)
-def test_gradients_that_are_not_how_the_scores_follow_are_doubted(name: str) -> None:
-    """A map made of them leaves out what they leave out."""
-    assert doubts_of(LOST[name]).startswith("gradients do not say how the scores follow it")
-
-
-@pytest.mark.parametrize("name", FOLLOWED)
-def test_gradients_that_are_how_the_scores_follow_are_not_doubted(name: str) -> None:
-    """Kinks and curves behind the layer are no fault, nor is half precision's rounding."""
-    assert doubts_of(FOLLOWED[name]) == ""
-
-    def halved(net: Headed, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return FOLLOWED[name](net, x).float()
-
-    assert doubts_of(halved) == ""

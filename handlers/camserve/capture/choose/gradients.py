@@ -7,6 +7,8 @@ closed form, without a backward pass.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -34,12 +36,21 @@ SCALES = (1.0, 30.0)
 CLASSES = 3
 """Most classes whose gradients are compared."""
 
-STEPS = (0.01, 0.03)
-"""How far a layer's cells are moved to see how the scores follow, in standard deviations of its output. Where the first step
-shows a difference, the second tells whether it is steady, or half precision's rounding."""
+SMALL, MIDDLE, LARGE = 0.003, 0.01, 0.3
+"""How far values of a layer's output are moved to see how the scores follow, as a share of each. The smaller a step, the less is
+seen of curves and kinks behind the layer, and the more of half precision's rounding and of the levels of quantized values."""
 
 MAX_GRADIENT_ERROR = 0.2
-"""Largest difference between gradients and how the scores follow that is no doubt: ReLUs that open and close make up to 0.08."""
+"""Largest difference between gradients and how the scores follow that is no doubt: kinks make up to 0.15 at the small step."""
+
+MAX_STAIR_ERROR = 0.5
+"""The same where the scores follow by jumps alone, and differ from step to step."""
+
+MAX_BEND = 0.5
+"""A kink bends the scores by as much as gradients differ from its middle; a bend of a smaller part of that is no kink."""
+
+STAYED = 0.03
+"""Scores that change by less, as a share of what gradients say, stay where they are."""
 
 LEAST = 3e-5
 """Where scores change by less, as a share of their size, rounding hides how they follow."""
@@ -122,10 +133,11 @@ def spread_targets(logits: Tensor) -> Tensor:
 
 
 def measure_gradient_error(model: Classifier, site: Site, pictures: Tensor, captured: Captured) -> float:
-    """Return how far gradients are from how the scores follow a layer, as a share of the latter; 0 where that is not known.
+    """Return how far gradients are from how the scores follow a layer, as a share of the larger; 0 where that is not known.
 
-    They are, where a part of what is behind the layer is detached, runs in `torch.no_grad()`, or has a backward of its own. The
-    layer's cells are moved at random, and what the scores of a few classes change by is compared with what the gradients say.
+    They are, where a part of what is behind the layer is detached, runs in `torch.no_grad()`, or has a backward of its own. Each
+    value of the layer is moved by a share of itself, so that those which a ReLU left at 0 stay there, at its kink. What the
+    scores of a few classes change by is compared with what the gradients say.
 
     Args:
         pictures: `[N, 3, H, W]`.
@@ -134,43 +146,130 @@ def measure_gradient_error(model: Classifier, site: Site, pictures: Tensor, capt
     output = captured.output(site.layer)
     if not isinstance(output, Tensor) or site.views:
         return 0.0
-    followed = list[Tensor]()
     try:
-        for step in STEPS:
-            moved, change = _follow(model, site, pictures, captured, step * float(output.float().std()))
-            if not change.norm() > LEAST * captured.logits.double().norm():
-                return 0.0
-            followed.append(change / step)
-            expected = _expect(site, captured, moved - output)
-            share = float((expected - change).norm() / change.norm())
-            if share <= MAX_GRADIENT_ERROR:
-                return share
+        return _Trial(model, site, pictures, captured, output).measure()
     except MODEL_ERRORS:
         return 0.0
-    steady = float((followed[0] - followed[1]).norm() / followed[1].norm()) <= MAX_GRADIENT_ERROR
-    return share if steady else 0.0
 
 
-def _follow(model: Classifier, site: Site, pictures: Tensor, captured: Captured, size: float) -> tuple[Tensor, Tensor]:
-    """Return a layer's output with its cells moved at random, and what scores of a few classes `[N, k]` then change by."""
-    output = torch.as_tensor(captured.output(site.layer))
-    noise = _draw(output, 1 if site.layout.order == "nchw" else -1)
-    moved = site.layout.mix(output + noise * size, output)
-    with disable_tf32():
-        change = model.run_with(site, pictures, moved).double() - captured.logits.double()
-    return moved, change[:, spread_targets(captured.logits[0])]
+class _Slopes(NamedTuple):
+    """How the scores of a few classes follow a move `[N, k]`, over its size.
+
+    Attributes:
+        measured: as they do.
+        expected: as gradients say.
+        least: what rounding may make up of it.
+    """
+
+    measured: Tensor
+    expected: Tensor
+    least: float
+
+    @property
+    def told(self) -> bool:
+        """Whether this is more than rounding."""
+        return bool(torch.maximum(self.measured.norm(), self.expected.norm()) > self.least)
+
+    @property
+    def error(self) -> float:
+        """How far both are apart, as a share of the larger."""
+        size = torch.maximum(self.measured.norm(), self.expected.norm())
+        return float((self.measured - self.expected).norm() / size)
+
+    def agree(self) -> bool:
+        """Return whether gradients say how the scores follow. Rounding alone hardly makes them so."""
+        return self.error <= MAX_GRADIENT_ERROR
+
+    def stay(self) -> bool:
+        """Return whether some picture's scores stay where they are though gradients say that they change."""
+        sizes = self.expected.norm(dim=1)
+        return bool(((self.measured.norm(dim=1) < STAYED * sizes) & (sizes > self.least)).any())
 
 
-def _expect(site: Site, captured: Captured, moves: Tensor) -> Tensor:
-    """Return what gradients say that the scores of these classes `[N, k]` change by."""
-    rows, moves = torch.arange(len(captured.logits), device=moves.device), site.layout.to_grid(moves).double()
-    targets = spread_targets(captured.logits[0])
-    slopes = [captured.gradients(site.layer, rows, target.expand(len(rows))).double() for target in targets]
-    return torch.stack([(slope * moves).sum((1, 2, 3)) for slope in slopes], 1)
+def _between(one: _Slopes, other: _Slopes) -> _Slopes:
+    return _Slopes((one.measured + other.measured) / 2, (one.expected + other.expected) / 2, one.least)
 
 
-def _draw(output: Tensor, channels: int) -> Tensor:
-    """Return random values of an output's shape. A part is the same in all cells: pooling does not average that out."""
-    chance, shape = torch.Generator().manual_seed(8), [1] * output.ndim
-    shape[channels] = output.shape[channels]
-    return (torch.randn(shape, generator=chance) + torch.randn(output.shape, generator=chance)).to(output)
+class _Trial:
+    """Moves a layer's output, and compares how the scores follow with what the gradients say.
+
+    Args:
+        output: what `captured` gave of the layer.
+    """
+
+    def __init__(self, model: Classifier, site: Site, pictures: Tensor, captured: Captured, output: Tensor) -> None:
+        self._model, self._site, self._pictures = model, site, pictures
+        self._output, self._logits = output, captured.logits.double()
+        self._targets = spread_targets(captured.logits[0])
+        rows = torch.arange(len(self._logits), device=self._logits.device)
+        each = [captured.gradients(site.layer, rows, target.expand(len(rows))) for target in self._targets]
+        self._gradients = torch.stack(each, 1).double()
+
+    def measure(self) -> float:
+        """Return how far they are apart at the best of several steps, or 0 where that may have another cause.
+
+        One step at which they agree is enough: at a smaller one scores may be rounded, at a larger one curved, and a kink has the
+        slope of one side. Where they agree at none, gradients are wrong if the scores follow alike at two steps and without a
+        bend, or stay where they are, be it where one cell alone is moved. Scores that jump otherwise say nothing: where values
+        below a threshold become 0, gradients are right everywhere but at the jumps, and hardly any step is without one.
+        """
+        shares = self._draw()
+        to = self._follow(shares, SMALL)
+        if to.agree() or not (to.measured.any() or to.expected.any()):
+            return 0.0
+        fro = self._follow(shares, -SMALL)
+        near = _between(to, fro)
+        if fro.agree() or near.agree():
+            return 0.0
+        far = self._follow(shares, MIDDLE)
+        wide = _between(self._follow(shares, LARGE), self._follow(shares, -LARGE))
+        if far.agree() or wide.agree():
+            return 0.0
+        error = min((each.error for each in (near, far, wide) if each.told), default=0.0)
+        straight = (to.measured - near.measured).norm() <= MAX_BEND * (near.measured - near.expected).norm()
+        if straight and _is_steady(near, far):
+            return error
+        if error <= MAX_STAIR_ERROR:
+            return 0.0
+        stay = to.stay() or fro.stay() or self._follow(shares * self._choose_largest(), MIDDLE).stay()
+        return error if stay else 0.0
+
+    def _follow(self, shares: Tensor, size: float) -> _Slopes:
+        """Return how the scores follow where each value is moved by `size` times a share of itself."""
+        moved = self._site.layout.mix(self._output + self._output * shares * size, self._output)
+        with disable_tf32():
+            scores = self._model.run_with(self._site, self._pictures, moved).double()
+        moves = self._site.layout.to_grid(moved).double() - self._site.layout.to_grid(self._output).double()
+        expected = (self._gradients * moves[:, None]).sum((2, 3, 4))
+        return _Slopes(
+            (scores - self._logits)[:, self._targets] / size, expected / size, LEAST * float(self._logits.norm()) / abs(size)
+        )
+
+    @property
+    def _channels(self) -> int:
+        return 1 if self._site.layout.order == "nchw" else self._output.ndim - 1
+
+    def _draw(self) -> Tensor:
+        """Return random shares. A part is alike in all cells, a part in all channels.
+
+        Pooling does not average out the one, and the other changes where attention over cells looks.
+        """
+        chance, shape = torch.Generator().manual_seed(8), list(self._output.shape)
+        columns = [size if axis == self._channels else 1 for axis, size in enumerate(shape)]
+        cells = [1 if axis == self._channels else size for axis, size in enumerate(shape)]
+        one, other, own = (torch.randint(2, each, generator=chance) * 2 - 1 for each in (columns, cells, shape))
+        return ((one + other + own) / 3**0.5).to(self._output)
+
+    def _choose_largest(self) -> Tensor:
+        """Return 1 in the largest cell of each picture, 0 in others: the less is moved, the fewer thresholds are crossed."""
+        empty = torch.zeros_like(self._output)
+        sizes = torch.linalg.vector_norm(self._site.layout.mix(self._output, empty).float(), dim=self._channels, keepdim=True)
+        pictures = 1 if self._site.layout.order == "sequence" else 0
+        largest = sizes.amax([axis for axis in range(sizes.ndim) if axis != pictures], keepdim=True)
+        return torch.as_tensor(sizes == largest).to(self._output)
+
+
+def _is_steady(one: _Slopes, other: _Slopes) -> bool:
+    """Return whether the scores follow two moves in the same direction alike."""
+    apart, size = (one.measured - other.measured).norm(), torch.minimum(one.measured.norm(), other.measured.norm())
+    return one.told and other.told and bool(apart <= MAX_GRADIENT_ERROR * size)
