@@ -222,9 +222,9 @@ class _Trial:
         if fro.agree() or near.agree():
             return 0.0
         far = self._follow(shares, MIDDLE)
-        wide = _between(self._follow(shares, LARGE), self._follow(shares, -LARGE))
-        if far.agree() or wide.agree():
+        if far.agree():
             return 0.0
+        wide = _between(self._follow(shares, LARGE), self._follow(shares, -LARGE))
         error = min((each.error for each in (near, far, wide) if each.told), default=0.0)
         straight = (to.measured - near.measured).norm() <= MAX_BEND * (near.measured - near.expected).norm()
         if straight and _is_steady(near, far):
