@@ -46,9 +46,6 @@ MAX_GRADIENT_ERROR = 0.2
 MAX_STAIR_ERROR = 0.5
 """The same where the scores follow by jumps alone, and differ from step to step."""
 
-MAX_BEND = 0.5
-"""A kink bends the scores by as much as gradients differ from its middle; a bend of a smaller part of that is no kink."""
-
 STAYED = 0.03
 """Scores that change by less, as a share of what gradients say, stay where they are."""
 
@@ -226,8 +223,7 @@ class _Trial:
             return 0.0
         wide = _between(self._follow(shares, LARGE), self._follow(shares, -LARGE))
         error = min((each.error for each in (near, far, wide) if each.told), default=0.0)
-        straight = (to.measured - near.measured).norm() <= MAX_BEND * (near.measured - near.expected).norm()
-        if straight and _is_steady(near, far):
+        if _is_steady(near, far):
             return error
         if error <= MAX_STAIR_ERROR:
             return 0.0
@@ -270,6 +266,6 @@ class _Trial:
 
 
 def _is_steady(one: _Slopes, other: _Slopes) -> bool:
-    """Return whether the scores follow two moves in the same direction alike."""
+    """Return whether the scores follow two moves alike: to and fro by one step, and to by another, which differ at a kink."""
     apart, size = (one.measured - other.measured).norm(), torch.minimum(one.measured.norm(), other.measured.norm())
     return one.told and other.told and bool(apart <= MAX_GRADIENT_ERROR * size)
