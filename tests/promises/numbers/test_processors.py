@@ -11,7 +11,7 @@ import pytest
 from tests.support.processes.waiting import HANG
 
 FILES = (
-    "tests/capture/choose/test_gradients.py",
+    "tests/capture/choose/gradients/test_closed_form.py",
     "tests/capture/tuning/test_fold.py",
     "tests/capture/tuning/test_memory_format.py",
     "tests/capture/tuning/test_prepack.py",
