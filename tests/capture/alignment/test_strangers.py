@@ -115,12 +115,12 @@ class Latents(nn.Module):
         return self.fc(latents.mean(1))
 
 
-def opened(model: nn.Module, *layers: str) -> Backend:
+def opened(model: nn.Module, *layers: str, side: int = SIDE) -> Backend:
     """A backend of the net with random weights and statistics; nothing is timed."""
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean, part.running_var = 0.3 * torch.randn(part.num_features), 0.5 + torch.rand(part.num_features)
-    return open_backend(model.eval(), Config(layers=layers, channels_last=None), (SIDE, SIDE), torch.device("cpu"))
+    return open_backend(model.eval(), Config(layers=layers, channels_last=None), (side, side), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -145,19 +145,22 @@ def test_before_it_is_moved_a_layer_is_explained() -> None:
     assert opened(Rolled(), "first").layers == ("first",)
 
 
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("axes", [(3,), (2,), (2, 3)])
-def test_cells_that_look_at_two_places_are_doubted_or_refused(axes: tuple[int, ...], seed: int) -> None:
+SILENT = {((3,), 64): (4, 5, 14), ((2,), 64): (32, 51, 58), ((2, 3), 64): (1, 12, 15), ((2, 3), 128): (0, 2, 12)}
+"""By axes and the pictures' side, seeds with which the other trials placed such a map, and told no doubt."""
+
+
+@pytest.mark.parametrize(("axes", "side", "seed"), [(*key, seed) for key, seeds in SILENT.items() for seed in (*seeds, 99)])
+def test_cells_that_look_at_two_places_are_doubted_or_refused(axes: tuple[int, ...], side: int, seed: int) -> None:
     """By chance the one or the other is the stronger one, and the map was called mirrored."""
     torch.manual_seed(seed)
     try:
-        (aligned,) = opened(Symmetric(*axes), "third").aligned.values()
+        (aligned,) = opened(Symmetric(*axes), "third", side=side).aligned.values()
         said = "" if aligned.told else aligned.note
     except ConfigError as error:
         said = str(error)
     assert any(words in said for words in ("its cells lie in another order", "looks at two places", "on several places"))
     torch.manual_seed(seed)
-    (plain,) = opened(Symmetric(), "third").aligned.values()
+    (plain,) = opened(Symmetric(), "third", side=side).aligned.values()
     assert plain.told
 
 

@@ -140,6 +140,7 @@ NEVER_BELOW: dict[str, Callable[[], nn.Module]] = {
     "ReLU": lambda: ending(torch.relu),
     "lengths": lambda: Compared(lambda x, v: (x[:, None] * v).norm(dim=-1)),
     "squared distances": lambda: Compared(lambda x, v: torch.cdist(x, v) ** 2),
+    "large squared distances": lambda: Compared(lambda x, v: (30 * torch.cdist(x, v)) ** 2),
     "distances of pairs": lambda: Compared(lambda x, v: torch.stack([functional.pairwise_distance(x, each) for each in v], 1)),
     "angles": lambda: Compared(lambda x, v: torch.arccos(0.99 * _cosine(x, v))),
     "evidence": lambda: ending(lambda z: functional.softplus(z) + 1),

@@ -112,6 +112,12 @@ def test_what_takes_two_that_change_each_other_is_refused(kind: str, forward: Fo
         opened(model)
 
 
+def test_where_bright_pictures_are_not_finite_the_others_tell() -> None:
+    """What they say is compared, though of one picture there is nothing to compare."""
+    blown = Net(lambda net, x: net.fc(net.norm(net.trunk(x)).relu().mean((2, 3)) / (x.mean((1, 2, 3))[:, None] < 1)))
+    assert opened(blown.eval()).notes[0].startswith("Warning: pictures in one pass change each other's scores")
+
+
 @pytest.mark.parametrize("name", DEPENDENT)
 def test_each_picture_gets_what_it_gets_alone(name: str) -> None:
     """Scores, activations and gradients, in a pass of its own, and the user is told."""

@@ -24,8 +24,8 @@ OTHERS = ("aux", "embed", "feat", "hidden", "loss", "mask", "pool", "proj", "att
 
 RELATED = (
     "output: {other} is made of {one}, each gives other probabilities, and nothing tells which of them are the class scores: "
-    "the model gives {listed}; say which (--output {one}), by its name or its place, or return only the class scores from its "
-    "forward"
+    "the model gives {listed}; say which (--output {one} or --output {other}), by its name or its place, or return only the "
+    "class scores from its forward"
 )
 BEST = (
     "output: beside {one}, one value a picture, the model gives {other}, whole numbers as an argmax does: {one} may say how sure "
