@@ -13,7 +13,7 @@ from camserve.capture.models.passes import fit_batch
 from camserve.capture.survey import relations
 from camserve.capture.survey.layers import MODEL_ERRORS
 from camserve.capture.survey.outputs import Entry, Path, as_rows, describe_fault, list_entries, list_shapes
-from camserve.capture.survey.relations import Link, is_sigmoid, is_squashed, says_the_same, sums_up
+from camserve.capture.survey.relations import Link, Squash, says_the_same, sums_up
 from camserve.core.errors import ConfigError
 
 SCORES = ("logits", "scores", "prediction", "predictions", "out", "output", "prob", "probs", "probabilities")
@@ -26,6 +26,10 @@ RELATED = (
     "output: {other} is made of {one}, each gives other probabilities, and nothing tells which of them are the class scores: "
     "the model gives {listed}; say which (--output {one} or --output {other}), by its name or its place, or return only the "
     "class scores from its forward"
+)
+EITHER = (
+    "output: {other} is the softmax of {one}, or its sigmoid, which are the same where logits are as large as on all trial "
+    "pictures; --output {other} serves these probabilities"
 )
 BEST = (
     "output: beside {one}, one value a picture, the model gives {other}, whole numbers as an argmax does: {one} may say how sure "
@@ -130,8 +134,8 @@ Keep = Callable[[Sequence[_Candidate]], Sequence[_Candidate]]
 def _rules(model: Classifier, graph: _Graph, classes: int | None) -> list[tuple[str, Keep]]:
     """Return what may tell the class scores from the rest, the surest first, each with the words for it."""
     return [
-        ("as it is the sigmoid of another: each label by itself", _drop_behind_sigmoid),
-        ("as the others are made of it", _drop_made),
+        ("as it is the sigmoid of another: each label by itself", graph.drop_behind_sigmoid),
+        ("as the others are made of it", graph.drop_made),
         (f"as it has as many values as there are labels, {classes}", lambda left: _keep_width(left, classes)),
         ("by its name", _keep_named),
         ("by the others' names", _drop_named_otherwise),
@@ -142,23 +146,8 @@ def _rules(model: Classifier, graph: _Graph, classes: int | None) -> list[tuple[
     ]
 
 
-def _drop_behind_sigmoid(left: Sequence[_Candidate]) -> Sequence[_Candidate]:
-    """Drop the logits of labels each of which has a probability of its own among the outputs: that says how they are read."""
-    return [each for each in left if not _makes(each, left, is_sigmoid) or _makes(each, left, is_squashed)]
-
-
-def _drop_made(left: Sequence[_Candidate]) -> Sequence[_Candidate]:
-    """Drop what is the softmax of another output, or sums it up: the logits tell more."""
-    made = (is_squashed, sums_up)
-    return [each for each in left if not any(_makes(other, [each], how) for other in left for how in made if other is not each)]
-
-
 def _drop_repeated(left: Sequence[_Candidate]) -> Sequence[_Candidate]:
-    return [each for place, each in enumerate(left) if not _makes(each, left[:place], says_the_same)]
-
-
-def _makes(one: _Candidate, left: Sequence[_Candidate], how: Callable[[Tensor, Tensor], bool]) -> bool:
-    return any(how(one.rows, other.rows) for other in left)
+    return [each for place, each in enumerate(left) if not any(says_the_same(each.rows, other.rows) for other in left[:place])]
 
 
 def _keep_width(left: Sequence[_Candidate], classes: int | None) -> Sequence[_Candidate]:
@@ -203,6 +192,25 @@ class _Graph:
         self._entries = entries
         self._pictures = pictures
         self._given: dict[Path, Tensor] | None = None
+
+    def drop_behind_sigmoid(self, left: Sequence[_Candidate]) -> Sequence[_Candidate]:
+        """Drop the logits of labels each of which has a probability of its own among the outputs: that says how they are read."""
+        made = [(each, {self._find_squash(each, other) for other in left}) for each in left]
+        return [each for each, kinds in made if "sigmoid" not in kinds or "softmax" in kinds]
+
+    def drop_made(self, left: Sequence[_Candidate]) -> Sequence[_Candidate]:
+        """Drop what is the softmax of another output, or sums it up: the logits tell more."""
+        pairs = [(one, other) for one in left for other in left if one is not other]
+        made = [other for one, other in pairs if self._find_squash(one, other) == "softmax" or sums_up(one.rows, other.rows)]
+        return [each for each in left if not any(each is other for other in made)]
+
+    def _find_squash(self, one: _Candidate, other: _Candidate) -> Squash:
+        found = relations.find_squash(one.rows, other.rows)
+        if found == "either":
+            found = relations.read_squash(self._run().get(other.entry.path))
+            if not found:
+                raise ConfigError(EITHER.format(one=one.entry.name, other=other.entry.name))
+        return found
 
     def drop_features(self, left: Sequence[_Candidate]) -> Sequence[_Candidate]:
         """Drop embeddings, which have length 1, features from which weights make another output, and single values of scores."""

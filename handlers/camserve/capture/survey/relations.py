@@ -14,6 +14,12 @@ SAME = 1e-4
 ENOUGH = 12
 """So many values of one output in the order of another's are no chance."""
 
+NEAR = 1e-2
+"""The same of each value by itself, however small."""
+
+Squash = Literal["", "sigmoid", "softmax", "either"]
+"""Which probabilities an output may be of another one's logits: of labels, each by itself, of classes, or what is both."""
+
 Link = Literal["", "fixed", "mixed", "weighed"]
 """How one output is made of another: not at all; by a function without weights, of nothing else; so, and of other things too; or
 by the model's weights alone."""
@@ -34,18 +40,34 @@ def is_alike(one: Tensor, other: Tensor, scale: Tensor | None = None) -> bool:
     return bool((one - other).abs().max() <= SAME * scale)
 
 
-def is_squashed(logits: Tensor, other: Tensor) -> bool:
-    """Return whether `other` are the probabilities of classes that have these logits, or their logarithms."""
+def find_squash(logits: Tensor, other: Tensor) -> Squash:
+    """Find whether `other` are the probabilities that these logits make of classes, or their logarithms, or those of labels.
+
+    Large logits make 0 and 1 of both: then those near 0 tell, in shares of themselves.
+    """
     if logits.shape != other.shape or torch.equal(logits, other):
-        return False
+        return ""
+    each, among = logits.sigmoid(), logits.softmax(1)
     if logits.shape[1] == 1:
-        return is_alike(logits.sigmoid(), other)
-    return any(is_alike(each, other) for each in (logits.softmax(1), logits.log_softmax(1)))
+        return "softmax" if is_alike(each, other) else ""
+    if is_alike(logits.log_softmax(1), other):
+        return "softmax"
+    if not (is_alike(each, other) and is_alike(among, other)):
+        return "sigmoid" if is_alike(each, other) else "softmax" if is_alike(among, other) else ""
+    near = [_find_share(made, other) <= NEAR for made in (each, among)]
+    return "either" if near[0] == near[1] else "sigmoid" if near[0] else "softmax"
 
 
-def is_sigmoid(logits: Tensor, other: Tensor) -> bool:
-    """Return whether `other` are the probabilities of labels, each by itself, that have these logits."""
-    return logits.shape == other.shape and logits.shape[1] > 1 and is_alike(logits.sigmoid(), other)
+def read_squash(output: Tensor | None) -> Squash:
+    """Return which of both made an output, by autograd's name for it; "" where that does not say."""
+    name = output.grad_fn.name() if output is not None and output.grad_fn is not None else ""
+    return "sigmoid" if name.startswith("Sigmoid") else "softmax" if name.startswith("Softmax") else ""
+
+
+def _find_share(one: Tensor, other: Tensor) -> float:
+    """Return how far values are apart, at most, as a share of the larger one of each pair."""
+    size = torch.maximum(one.abs(), other.abs()).clamp_min(torch.finfo(other.dtype).tiny)
+    return float(((one - other).abs() / size).max())
 
 
 def says_the_same(one: Tensor, other: Tensor) -> bool:
